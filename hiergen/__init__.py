@@ -1,0 +1,35 @@
+"""hiergen: hierarchical visual tokenizers and generators, coarse first, then the residual detail.
+
+`import hiergen` is light: a name is imported from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0.dev0"
+
+#: Public names and the modules that define them.
+_PUBLIC = {
+    "LevelSpec": "hiergen.pyramid",
+    "TokenPyramid": "hiergen.pyramid",
+    "create": "hiergen.registry",
+    "list_presets": "hiergen.registry",
+    "ResTok": "hiergen.tokenizers.restok",
+    "LevelAR": "hiergen.generators.level_ar",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'hiergen' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_PUBLIC))

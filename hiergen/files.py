@@ -1,0 +1,127 @@
+"""Writing files so that a reader never sees half of one: temporary name, flush to disk, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it and rename it to `path`, on error remove it.
+
+    The temporary name ends in the same suffix, because several writers choose their format by it.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".tmp-{final.stem}-", suffix=final.suffix, dir=final.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files private; a result should have the permissions any new file gets.
+        temporary.chmod(0o666 & ~_umask())
+        flush_file(temporary)
+        os.replace(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush_directory(final.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder; on success flush its files and rename it to `path`, replacing what was there.
+
+    The old folder is renamed away before it is deleted, so `path` never names a half-deleted folder.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{final.name}-", dir=final.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for file in sorted(temporary.rglob("*")):
+            flush_file(file) if file.is_file() else flush_directory(file)
+        flush_directory(temporary)
+        remove_directory(final)
+        os.rename(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    flush_directory(final.parent)
+
+
+def remove_directory(path: str | os.PathLike[str]) -> None:
+    """Delete the folder `path` if it exists: rename first, so that a kill half-way leaves no broken folder of its name."""
+    target = Path(path)
+    if not target.exists():
+        return
+    doomed = Path(tempfile.mkdtemp(prefix=f".del-{target.name}-", dir=target.parent))
+    os.rename(target, doomed / target.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8 to `path`, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON to `path`, atomically. NaN and infinity are refused (they are not JSON)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(folder: str | os.PathLike[str]) -> Path:
+    """Create `folder` if needed and return it as a `Path`.
+
+    Raises:
+        ValueError: If the folder cannot be created or written to, with the reason of the operating system.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".tmp-probe-"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"output folder {str(path)!r} cannot be written to ({error.strerror}); choose another with --out"
+        ) from error
+    return path
+
+
+def flush_file(path: Path) -> None:
+    """Ask the operating system to bring a file's content to disk."""
+    _flush(path, os.O_RDONLY)
+
+
+def flush_directory(path: Path) -> None:
+    """Ask the operating system to bring a folder's list of names to disk (needed for a rename to survive a power cut)."""
+    _flush(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+
+
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    close: Callable[[int], None] = os.close
+    try:
+        os.fsync(descriptor)
+    finally:
+        close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

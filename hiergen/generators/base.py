@@ -1,0 +1,74 @@
+"""What every generator is: a condition -> levels of tokens."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from torch import Tensor
+
+from hiergen.pyramid import LevelSpec, TokenPyramid
+
+#: Called after each generation step with the index of the step and the levels that are complete so far (None before the first).
+StepCallback = Callable[[int, TokenPyramid | None], None]
+
+
+class Generator(ModelMixin, ConfigMixin):
+    """A diffusers model that produces the levels of one tokenizer.
+
+    Subclasses register a keyword-only config of JSON values in `__init__`, among them the tokenizer's level specs
+    (`specs_to_json`), and implement `specs`, `loss` and `generate`. A generator never calls a tokenizer.
+    """
+
+    config_name = "config.json"
+
+    @property
+    @abc.abstractmethod
+    def specs(self) -> tuple[LevelSpec, ...]:
+        """The levels that this generator produces, coarse to fine: those of the tokenizer it was trained for."""
+
+    @abc.abstractmethod
+    def loss(
+        self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Return named scalars: "loss" is what to minimise, the others are for the log."""
+
+    @abc.abstractmethod
+    def generate(
+        self,
+        condition: Tensor,
+        settings: Any = None,
+        *,
+        rng: torch.Generator | None = None,
+        callback: StepCallback | None = None,
+    ) -> TokenPyramid:
+        """Return one pyramid a row of `condition`. `settings` is the dataclass of the generator's family."""
+
+    def check_tokenizer(self, specs: tuple[LevelSpec, ...]) -> None:
+        """Check that a tokenizer's levels are those that this generator was trained for.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        if tuple(specs) != self.specs:
+            raise ValueError(f"the tokenizer's levels are {tuple(specs)}, this generator was trained for {self.specs}")
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Check class labels: int64 `(b,)`, each 0 to `num_classes - 1`.
+
+    Raises:
+        ValueError: If the shape or a label is out of range (a CPU check: call it outside loops).
+        TypeError: If they are not int64.
+    """
+    if labels.dtype != torch.int64:
+        raise TypeError(f"class labels have dtype {labels.dtype}, expected int64")
+    if labels.ndim != 1:
+        raise ValueError(f"class labels have shape {tuple(labels.shape)}, expected (b,)")
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"class labels span {int(labels.min())} to {int(labels.max())}, expected 0 to {num_classes - 1}"
+        )

@@ -1,0 +1,64 @@
+"""Dense and level-masked attention behind one call; PSA is beside it in `pyramid_attention`.
+
+Letters: `b` batch, `h` heads, `q` queries, `n` keys, `k` channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+AttentionBackend = Literal["auto", "reference", "sdpa"]
+
+
+def attention(
+    query: Float[Tensor, "b h q k"],
+    key: Float[Tensor, "b h n k"],
+    value: Float[Tensor, "b h n k"],
+    *,
+    mask: Bool[Tensor, "q n"] | None = None,
+    backend: AttentionBackend = "auto",
+) -> Float[Tensor, "b h q k"]:
+    """Return softmax(query key^T / sqrt(k)) value.
+
+    Args:
+        mask: True where a query may see a key; None for all. A row without any True is not allowed.
+        backend: "sdpa" is PyTorch's fused attention (also what "auto" takes), "reference" the plain formula.
+
+    Raises:
+        ValueError: If `backend` is unknown.
+    """
+    if backend in ("auto", "sdpa"):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    if backend == "reference":
+        return _reference(query, key, value, mask)
+    raise ValueError(f"backend is {backend!r}, expected 'auto', 'reference' or 'sdpa'")
+
+
+def grouped_attention(
+    query: Float[Tensor, "b h n k"],
+    key: Float[Tensor, "b h n k"],
+    value: Float[Tensor, "b h n k"],
+    *,
+    spans: Iterable[tuple[int, int]],
+) -> Float[Tensor, "b h n k"]:
+    """Return block-causal attention without a mask: one call a group, its keys cut at the group's end. Exact.
+
+    Args:
+        spans: `(start, end)` of each group in order (`BlockCausalMask.spans`): queries start:end see keys :end.
+    """
+    call: Callable[..., Tensor] = F.scaled_dot_product_attention
+    return torch.cat([call(query[:, :, a:z], key[:, :, :z], value[:, :, :z]) for a, z in spans], dim=2)
+
+
+def _reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(dim=-1) @ value

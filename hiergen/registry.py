@@ -1,0 +1,78 @@
+"""Presets of every family by name: configurations with the paper they come from.
+
+Names are `<family>-<size>-<tokens>[.<training>]`. A name read from a file never chooses code: model classes come from the table
+of this module.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+from typing import Any, Literal
+
+from hiergen.preset import Preset
+
+Kind = Literal["tokenizer", "generator"]
+
+
+#: Every model class that may be built from a name or a saved config, and the module that holds it.
+MODEL_CLASSES: dict[str, str] = {
+    "ResTok": "hiergen.tokenizers.restok",
+    "LevelAR": "hiergen.generators.level_ar",
+}
+
+#: The modules that hold a literal table `PRESETS: dict[str, Preset]`.
+PRESET_MODULES: dict[Kind, str] = {
+    "tokenizer": "hiergen.tokenizers.presets",
+    "generator": "hiergen.generators.presets",
+}
+
+
+def model_class(name: str) -> type[Any]:
+    """Return a model class of hiergen by its name.
+
+    Raises:
+        ValueError: If the name is not in `MODEL_CLASSES`.
+    """
+    if name not in MODEL_CLASSES:
+        raise ValueError(f"unknown model class {name!r}{_nearest(name, MODEL_CLASSES)}")
+    return getattr(importlib.import_module(MODEL_CLASSES[name]), name)
+
+
+def presets(kind: Kind | None = None) -> dict[str, Preset]:
+    """Return all presets of one kind, or of both, by name."""
+    kinds = [kind] if kind else list(PRESET_MODULES)
+    return {name: preset for k in kinds for name, preset in importlib.import_module(PRESET_MODULES[k]).PRESETS.items()}
+
+
+def list_presets(pattern: str = "*", *, kind: Kind | None = None) -> list[str]:
+    """Return the sorted names of the presets that match a shell pattern, e.g. `"restok*"`."""
+    return sorted(fnmatch.filter(presets(kind), pattern))
+
+
+def get_preset(name: str) -> Preset:
+    """Return a preset by name.
+
+    Raises:
+        ValueError: If there is none of that name, with the nearest names.
+    """
+    table = presets()
+    if name not in table:
+        raise ValueError(f"unknown preset {name!r}{_nearest(name, table)}")
+    return table[name]
+
+
+def create(name: str, **overrides: Any) -> Any:
+    """Return a model with random weights from a preset; `overrides` replace entries of its config.
+
+    Raises:
+        ValueError: If the preset is unknown.
+    """
+    preset = get_preset(name)
+    return model_class(preset.model)(**{**preset.config, **overrides})
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"; did you mean {', '.join(near)}?" if near else f"; known are {', '.join(sorted(known))}"
