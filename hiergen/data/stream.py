@@ -1,0 +1,69 @@
+"""The order of samples as a pure function of (seed, position), so that any run can start at any position.
+
+Position p of the endless stream belongs to epoch p // n; every epoch is its own permutation. Nothing is saved but the position,
+and workers hold no state.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from hiergen.data.images import Dataset, Sample
+from hiergen.seeding import derive_seed
+
+
+class SampleStream(TorchDataset[dict[str, Tensor]]):
+    """Item `step` is the share of process `rank` of the global batch that starts at sample `step * batch_size`.
+
+    The global batch does not depend on the number of processes.
+
+    Raises:
+        ValueError: If the dataset is empty or `batch_size` is not a multiple of `world_size`.
+    """
+
+    def __init__(self, dataset: Dataset, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if len(dataset) == 0:
+            raise ValueError("the dataset holds no samples")
+        if batch_size % world_size:
+            raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {world_size} processes")
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._share = batch_size // world_size
+        self._seed = seed
+        self._rank = rank
+
+    def samples(self, step: int) -> list[Sample]:
+        """Return the (index, epoch) pairs of this process at one step."""
+        start = step * self._batch_size + self._rank * self._share
+        size = len(self._dataset)
+        pairs = [divmod(position, size) for position in range(start, start + self._share)]
+        return [(int(_permutation(self._seed, epoch, size)[offset]), epoch) for epoch, offset in pairs]
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        return self._dataset.batch(self.samples(step), seed=self._seed)
+
+
+def stream_loader(stream: SampleStream, steps: Iterable[int], *, num_workers: int = 0) -> DataLoader[dict[str, Tensor]]:
+    """Return a loader of the given steps, in order, whatever the number of workers."""
+    return DataLoader(
+        stream,
+        batch_size=None,
+        sampler=list(steps) if not isinstance(steps, range) else steps,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        # Without a generator of its own the loader would draw from the global one and shift every later draw of the run.
+        generator=torch.Generator().manual_seed(0),
+        persistent_workers=False,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(derive_seed(seed, "epoch", epoch))).permutation(size)

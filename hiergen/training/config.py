@@ -1,0 +1,84 @@
+"""What a training run is. All horizons and intervals count samples seen, so a run means the same on 1 or 64 processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from hiergen.training.tasks import TaskConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and a schedule.
+
+    Attributes:
+        lr: Peak learning rate.
+        betas: Decay of the moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled; not applied to parameters that `hiergen.training.optim.decays` exempts.
+        warmup_samples: Linear warm-up from 0 over this many samples.
+        schedule: After warm-up: "cosine" to `lr * final_lr_ratio` at the end of the run, or "constant".
+        final_lr_ratio: See `schedule`.
+        clip_norm: Largest norm of each player's gradient; None for no clipping.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    warmup_samples: int = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_lr_ratio: float = 0.1
+    clip_norm: float | None = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        task: What is trained, on what, with which losses.
+        out: Folder of the run: checkpoints, log, and at the end `model/` by `save_pretrained`.
+        samples: Samples to see.
+        batch_size: Samples an optimizer step, over all processes and accumulation steps.
+        accumulation: Parts into which each process cuts its share of a batch.
+        seed: Of everything random.
+        precision: "no" is float32; "bf16" and "fp16" are autocast.
+        num_workers: Processes that load data, per training process.
+        optim: Optimizer of every player.
+        ema_decay: Decay of the averaged weights, ramped as min(decay, (1 + s) / (10 + s)); None for no averaging.
+        checkpoint_every: Samples between checkpoints; there is always one at the end.
+        keep_last: Checkpoints to keep.
+        log_every: Samples between log lines.
+        max_skipped: Stop after this many steps skipped for non-finite gradients.
+        compile: Run the players through `torch.compile`.
+    """
+
+    task: TaskConfig
+    out: str
+    samples: int
+    batch_size: int = 64
+    accumulation: int = 1
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    num_workers: int = 0
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    ema_decay: float | None = 0.9999
+    checkpoint_every: int = 1_000_000
+    keep_last: int = 2
+    log_every: int = 10_000
+    max_skipped: int = 100
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "accumulation", "checkpoint_every", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size is {self.batch_size}, expected a multiple of accumulation {self.accumulation}")
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run: samples over batch size, rounded up."""
+        return -(-self.samples // self.batch_size)

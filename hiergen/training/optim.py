@@ -1,0 +1,58 @@
+"""Parameter groups and the learning rate as a function of samples seen."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from hiergen.training.config import OptimConfig, TrainConfig
+
+#: A parameter whose name contains one of these is not decayed (ResTok's list, spec of arXiv:2601.03955; in timm's spirit).
+NO_DECAY = (
+    "ln",
+    "bias",
+    "latent_tokens",
+    "mask_token",
+    "embedding",
+    "norm",
+    "gamma",
+    "embed",
+    "mask_latent_token",
+    "rope",
+    "freqs_cis",
+)
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether weight decay applies: matrices and convolutions whose name is not in `NO_DECAY`."""
+    return parameter.ndim >= 2 and not any(part in name for part in NO_DECAY)
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters, in two groups: decayed and not."""
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trainable if decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in trainable if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    # Fused, because only the fused step takes `found_inf`: a bad step is skipped on the device, without asking the host.
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    )
+
+
+def learning_rate(config: TrainConfig, samples_seen: int) -> float:
+    """Return the learning rate of the step that starts after `samples_seen` samples."""
+    optim = config.optim
+    if samples_seen < optim.warmup_samples:
+        return optim.lr * (samples_seen + config.batch_size) / (optim.warmup_samples + config.batch_size)
+    if optim.schedule == "constant":
+        return optim.lr
+    span = max(1, config.samples - optim.warmup_samples)
+    progress = min(1.0, (samples_seen - optim.warmup_samples) / span)
+    low = optim.lr * optim.final_lr_ratio
+    return low + (optim.lr - low) * 0.5 * (1 + math.cos(math.pi * progress))
