@@ -92,7 +92,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
-    named = {option.__name__: option for option in options if dataclasses.is_dataclass(option)}
+    named = {
+        option.__name__: option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)
+    }
     if isinstance(value, dict) and named:
         name = value.get("kind")
         if name not in named:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from hiergen.pyramid import LevelSpec, TokenPyramid
@@ -22,8 +23,6 @@ class Generator(ModelMixin, ConfigMixin):
     Subclasses register a keyword-only config of JSON values in `__init__`, among them the tokenizer's level specs
     (`specs_to_json`), and implement `specs`, `loss` and `generate`. A generator never calls a tokenizer.
     """
-
-    config_name = "config.json"
 
     @property
     @abc.abstractmethod

@@ -6,7 +6,8 @@ import abc
 import dataclasses
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from hiergen.pyramid import LevelSpec, TokenPyramid
@@ -35,8 +36,6 @@ class Tokenizer(ModelMixin, ConfigMixin):
     Subclasses register a keyword-only config of JSON values in `__init__` and implement `specs`, `encode`, `decode` and
     `forward`. `specs` lists what a generator must produce, coarse to fine.
     """
-
-    config_name = "config.json"
 
     @property
     @abc.abstractmethod

@@ -29,7 +29,11 @@ SPARE_BYTES = 64 * 2**20
 
 
 def save_checkpoint(
-    folder: Path, samples_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep_last: int
+    folder: Path,
+    samples_seen: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep_last: int,
 ) -> Path:
     """Write one checkpoint and then prune the oldest beyond `keep_last`.
 
@@ -46,7 +50,9 @@ def save_checkpoint(
     needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()) + SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"a checkpoint needs {needed:,} bytes, {str(folder)!r} has {free:,} free; the earlier ones are kept")
+        raise OSError(
+            f"a checkpoint needs {needed:,} bytes, {str(folder)!r} has {free:,} free; the earlier ones are kept"
+        )
     target = folder / f"samples-{samples_seen:012d}"
     with atomic_directory(target) as temporary:
         for stem, group in tensors.items():

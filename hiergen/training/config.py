@@ -76,7 +76,9 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size is {self.batch_size}, expected a multiple of accumulation {self.accumulation}")
+            raise ValueError(
+                f"batch_size is {self.batch_size}, expected a multiple of accumulation {self.accumulation}"
+            )
 
     @property
     def num_steps(self) -> int:
