@@ -1,0 +1,193 @@
+"""A plan: at which pool every query block reads every key block. Made without gradient, an input of the operation.
+
+Letters: `b` batch, `h` query heads, `i` query blocks, `j` key blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from hiergen.kernels.pyramid_attention.pooling import POOLS, padded_length
+
+Span = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanLists:
+    """The plan as the kernels walk it.
+
+    Attributes:
+        ids: Per row the key blocks read at pool 1, then 2, 4, 8, then the skipped ones; ascending inside each pool.
+        counts: Per row eight numbers: blocks at each pool, then how many of those need no mask (no ragged end, wholly
+            before the diagonal). Blocks that need one are the last of their pool, because ids ascend.
+        order: Rows of each head, longest first, so that no long row starts last.
+    """
+
+    ids: Int[Tensor, "b h i j"]
+    counts: Int[Tensor, "b h i 8"]
+    order: Int[Tensor, "b h i"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PyramidPlan:
+    """Pools of all (query block, key block) pairs, with the lengths they were made for.
+
+    Attributes:
+        pools: 0 (skipped), 1, 2, 4 or 8 keys averaged into one.
+        num_queries: Queries, in tokens.
+        num_keys: Keys, in tokens.
+        query_block: Queries of a block, a power of two, at least 16.
+        key_block: Keys of a block, a power of two, at least 16.
+        is_causal: A query sees keys up to its own position; a pooled key is seen once its last member is.
+        key_offset: Keys before the first query (cached prefix, earlier chunks): query t stands at `key_offset + t`.
+        lists: What the kernels walk; `with_lists` fills it.
+    """
+
+    pools: UInt8[Tensor, "b h i j"]
+    num_queries: int
+    num_keys: int
+    query_block: int = 128
+    key_block: int = 128
+    is_causal: bool = False
+    key_offset: int = 0
+    lists: PlanLists | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("query_block", "key_block"):
+            size = getattr(self, name)
+            if size < 16 or size & (size - 1):
+                raise ValueError(f"{name} is {size}, expected a power of two of at least 16")
+        if self.num_queries < 1 or self.num_keys < 1:
+            raise ValueError(f"the plan is for {self.num_queries} queries and {self.num_keys} keys, expected at least one of each")
+        blocks = (-(-self.num_queries // self.query_block), -(-self.num_keys // self.key_block))
+        if self.pools.dim() != 4 or tuple(self.pools.shape[2:]) != blocks:
+            raise ValueError(
+                f"pools has shape {tuple(self.pools.shape)}, expected (batch, heads, {blocks[0]}, {blocks[1]}) for "
+                f"{self.num_queries} queries and {self.num_keys} keys in blocks of {self.query_block} and {self.key_block}"
+            )
+        if self.pools.dtype != torch.uint8:
+            raise ValueError(f"pools is {self.pools.dtype}, expected torch.uint8")
+        if self.key_offset < 0:
+            raise ValueError(f"key_offset is {self.key_offset}, expected the number of keys before the first query")
+
+    @property
+    def padded_keys(self) -> int:
+        """Keys rounded up to whole blocks."""
+        return padded_length(self.num_keys, self.key_block)
+
+    @property
+    def density(self) -> Tensor:
+        """Share of the dense product that the plan computes: mean of 1/pool over the cells it may read, a scalar tensor.
+
+        Of a causal plan only the cells on and below the diagonal count.
+        """
+        weight = torch.where(self.pools > 0, 1.0 / self.pools.clamp(min=1).float(), 0.0)
+        seen = self.visible_blocks()
+        inside = torch.arange(self.pools.shape[3], device=self.pools.device) < seen[:, None]
+        return (weight * inside).sum() / (inside.sum() * self.pools.shape[0] * self.pools.shape[1])
+
+    @property
+    def coverage(self) -> Tensor:
+        """Share of all cells that are read at any pool, a scalar tensor."""
+        return (self.pools > 0).float().mean()
+
+    def visible_blocks(self) -> Int[Tensor, " i"]:
+        """Return how many key blocks each query block may see."""
+        return visible_blocks(self, device=self.pools.device)
+
+    def unmasked_blocks(self) -> Int[Tensor, " i"]:
+        """Return how many leading key blocks every query of a block sees whole."""
+        rows = torch.arange(self.pools.shape[2], device=self.pools.device)
+        whole = torch.full_like(rows, self.num_keys // self.key_block)
+        if self.is_causal:
+            first = self.key_offset + rows * self.query_block
+            whole = torch.minimum(whole, (first + 1) // self.key_block)
+        return whole
+
+    def force_full(self, *, keys: Iterable[Span] = (), queries: Iterable[Span] = ()) -> PyramidPlan:
+        """Return the plan with every block that touches these token spans read at pool 1 (text, sinks).
+
+        Args:
+            keys: `(start, end)` of key tokens that all queries read in full.
+            queries: `(start, end)` of query tokens that read all keys in full.
+
+        Raises:
+            ValueError: If a span does not lie inside the sequence.
+        """
+        pools = self.pools.clone()
+        for start, end in keys:
+            _check_span("keys", start, end, self.num_keys)
+            pools[..., start // self.key_block : -(-end // self.key_block)] = 1
+        for start, end in queries:
+            _check_span("queries", start, end, self.num_queries)
+            pools[..., start // self.query_block : -(-end // self.query_block), :] = 1
+        return dataclasses.replace(self, pools=pools, lists=None)
+
+    def validate(self) -> PyramidPlan:
+        """Return the plan after reading every value of `pools`; waits for the device, so not for inner loops.
+
+        Raises:
+            ValueError: If a value is no pool.
+        """
+        wrong = ~torch.isin(self.pools, torch.tensor([0, *POOLS], dtype=torch.uint8, device=self.pools.device))
+        if wrong.any():
+            raise ValueError(f"pools holds {int(self.pools[wrong][0])}, expected 0 (skip), 1, 2, 4 or 8")
+        return self
+
+    def with_lists(self) -> PyramidPlan:
+        """Return the plan with `lists` filled."""
+        if self.lists is not None:
+            return self
+        return dataclasses.replace(self, lists=build_lists(self))
+
+
+def full_plan(num_queries: int, num_keys: int, *, pool: int = 1, heads: int = 1, batch: int = 1, **kwargs: object) -> PyramidPlan:
+    """Return a plan that reads everything at one pool; pool 1 is dense attention.
+
+    Args:
+        kwargs: Further fields of `PyramidPlan` (blocks, causality).
+    """
+    query_block, key_block = int(str(kwargs.get("query_block", 128))), int(str(kwargs.get("key_block", 128)))
+    shape = (batch, heads, -(-num_queries // query_block), -(-num_keys // key_block))
+    pools = torch.full(shape, pool, dtype=torch.uint8)
+    return PyramidPlan(pools, num_queries, num_keys, **kwargs)  # type: ignore[arg-type]
+
+
+def visible_blocks(plan: PyramidPlan, *, device: torch.device | None = None) -> Int[Tensor, " i"]:
+    """Return how many leading key blocks hold at least one key that some query of the block may see."""
+    num_rows = -(-plan.num_queries // plan.query_block)
+    num_columns = -(-plan.num_keys // plan.key_block)
+    rows = torch.arange(num_rows, device=device)
+    if not plan.is_causal:
+        return torch.full_like(rows, num_columns)
+    last = plan.key_offset + torch.clamp((rows + 1) * plan.query_block, max=plan.num_queries) - 1
+    return (last // plan.key_block + 1).clamp(max=num_columns)
+
+
+def build_lists(plan: PyramidPlan) -> PlanLists:
+    """Return the lists of a plan, by stable sorting in plain PyTorch."""
+    ids, counts = sort_by_pool(plan.pools)
+    columns = torch.arange(plan.pools.shape[3], device=plan.pools.device)
+    whole = columns < plan.unmasked_blocks()[:, None]
+    unmasked = torch.stack([((plan.pools == pool) & whole).sum(-1, dtype=torch.int32) for pool in POOLS], dim=-1)
+    work = (counts * (plan.key_block // torch.tensor(POOLS, device=counts.device))).sum(-1)
+    order = work.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    return PlanLists(ids, torch.cat([counts, unmasked], dim=-1).contiguous(), order)
+
+
+def sort_by_pool(pools: UInt8[Tensor, "b h i j"]) -> tuple[Int[Tensor, "b h i j"], Int[Tensor, "b h i 4"]]:
+    """Return per row the column ids, pool 1 first and skipped last, ascending inside a pool; and the counts of the pools."""
+    # 0 - 1 wraps to 255 in uint8, so that skipped cells sort last.
+    ids = (pools - 1).sort(dim=-1, stable=True).indices.to(torch.int32)
+    counts = torch.stack([(pools == pool).sum(-1, dtype=torch.int32) for pool in POOLS], dim=-1)
+    return ids, counts
+
+
+def _check_span(name: str, start: int, end: int, length: int) -> None:
+    if not 0 <= start < end <= length:
+        raise ValueError(f"{name} holds the span ({start}, {end}), expected 0 <= start < end <= {length}")
