@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -17,12 +19,15 @@ from hiergen.pyramid import LevelSpec, TokenPyramid
 StepCallback = Callable[[int, TokenPyramid | None], None]
 
 
-class Generator(ModelMixin, ConfigMixin):
+class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases define config_name
     """A diffusers model that produces the levels of one tokenizer.
 
     Subclasses register a keyword-only config of JSON values in `__init__`, among them the tokenizer's level specs
     (`specs_to_json`), and implement `specs`, `loss` and `generate`. A generator never calls a tokenizer.
     """
+
+    #: The dataclass of `generate`'s settings.
+    settings_class: ClassVar[type[Any]]
 
     @property
     @abc.abstractmethod
@@ -45,6 +50,21 @@ class Generator(ModelMixin, ConfigMixin):
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
         """Return one pyramid a row of `condition`. `settings` is the dataclass of the generator's family."""
+
+    @classmethod
+    def make_settings(cls, **values: Any) -> Any:
+        """Return the settings of `generate` with some fields set.
+
+        Raises:
+            TypeError: If a field is unknown, with the nearest name.
+        """
+        known = [field.name for field in dataclasses.fields(cls.settings_class)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise TypeError(f"{cls.__name__} has no setting {name!r}; {hint}")
+        return cls.settings_class(**values)
 
     def check_tokenizer(self, specs: tuple[LevelSpec, ...]) -> None:
         """Check that a tokenizer's levels are those that this generator was trained for.
