@@ -1,7 +1,8 @@
-"""The generator presets: one literal table."""
+"""The generator presets: one literal table, merged from the families' tables."""
 
 from __future__ import annotations
 
+from hiergen.generators import presets_level_ar
 from hiergen.preset import Preset
 
-PRESETS: dict[str, Preset] = {}
+PRESETS: dict[str, Preset] = {**presets_level_ar.PRESETS}

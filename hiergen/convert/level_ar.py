@@ -1,0 +1,144 @@
+"""Official weights of ResTok's generators (HAR and its token-by-token variant) <-> `LevelAR`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiergen.generators.level_ar import LevelAR
+from hiergen.generators.presets_level_ar import doubling_specs
+from hiergen.pyramid import specs_to_json
+
+#: LlamaGen's attention heads, which no tensor shape tells, by name and by channels.
+_HEADS = {"B": 12, "L": 16, "XL": 20, "XXL": 24, "XXXL": 40, "1B": 32, "3B": 32, "7B": 32}
+_HEADS_BY_DIM = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2560: 40, 2048: 32, 3200: 32, 4096: 32}
+
+_NAMES = {
+    "cls_embedding.embedding_table.weight": "class_embedding.weight",
+    "tok_embeddings.weight": "token_embedding.weight",
+    "spe_tok_embeddings.special_embeddings.weight": "special_embedding.weight",
+    "norm.weight": "norm.weight",
+    "output.weight": "head.weight",
+}
+_BLOCK_NAMES = {
+    "attention_norm.weight": "attention_norm.weight",
+    "attention.wqkv.weight": "attention.qkv.weight",
+    "attention.wo.weight": "attention.out.weight",
+    "ffn_norm.weight": "ffn_norm.weight",
+    "feed_forward.w1.weight": "ffn.gate.weight",
+    "feed_forward.w3.weight": "ffn.up.weight",
+    "feed_forward.w2.weight": "ffn.down.weight",
+}
+_SPECIAL = "spe_tok_embeddings.special_embeddings.weight"
+
+
+def from_official(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> LevelAR:
+    """Return a `LevelAR` in eval mode that holds official weights.
+
+    Args:
+        state_dict: Flat official tensors; prefixes `_orig_mod.` and `module.` are removed. Sizes come from the shapes.
+        config: The official configuration, nested or flat, for what shapes do not tell: `n_head` or `gpt_model` (else
+            LlamaGen's table, else heads of 64 channels), `num_latent_tokens` (else from the special embeddings, else 128),
+            `ar_token_num` (else 4) and `token_size` (else 8).
+
+    Raises:
+        ValueError: If a tensor is missing, unknown or of the wrong shape, naming it.
+
+    Source:
+        ResTok, arXiv:2601.03955: `llamagen_l_c2i_restok_l_128.r256_in1k`.
+    """
+    tensors = {re.sub(r"^(?:_orig_mod\.|module\.)+", "", name): tensor for name, tensor in state_dict.items()}
+    config = {} if config is None else config
+    settings = _model_settings(tensors, config)
+    with torch.device("meta"):
+        model = LevelAR(**settings)
+    names = _official_names(settings["depth"], has_special=_SPECIAL in tensors)
+    expected = {names[name]: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = sorted(set(expected) - set(tensors))
+    if missing:
+        raise ValueError(f"the state dict lacks {', '.join(missing)}")
+    unknown = sorted(set(tensors) - set(expected))
+    if unknown:
+        raise ValueError(f"the state dict holds tensors that are not of this model: {', '.join(unknown)}")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}")
+    loaded = {name: tensors[names[name]].detach().clone() for name in model.state_dict()}
+    model.load_state_dict(loaded, assign=True)
+    return model.eval()
+
+
+def to_official(model: LevelAR) -> dict[str, Tensor]:
+    """Return the weights of a `LevelAR` under their official names."""
+    names = _official_names(len(model.blocks), has_special=model.special_embedding is not None)
+    return {names[name]: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def _official_names(depth: int, *, has_special: bool) -> dict[str, str]:
+    """Return the official name of each of our tensors."""
+    names = {ours: official for official, ours in _NAMES.items() if has_special or official != _SPECIAL}
+    for layer in range(depth):
+        names |= {f"blocks.{layer}.{ours}": f"layers.{layer}.{official}" for official, ours in _BLOCK_NAMES.items()}
+    return names
+
+
+def _model_settings(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    needed = ("cls_embedding.embedding_table.weight", "tok_embeddings.weight", "layers.0.feed_forward.w1.weight")
+    for name in needed:
+        if name not in tensors:
+            raise ValueError(f"the state dict lacks {name}")
+        if tensors[name].ndim != 2:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected a matrix")
+    vocab_size, dim = tensors["tok_embeddings.weight"].shape
+    layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
+    has_special = _SPECIAL in tensors
+    num_special = len(tensors[_SPECIAL]) if has_special else 0
+    num_tokens = _find(config, "num_latent_tokens")
+    if num_tokens is None:
+        num_tokens = num_special + 1 if has_special else 128
+    num_ar_tokens = _find(config, "ar_token_num")
+    code_dim = _find(config, "token_size")
+    specs = doubling_specs(int(num_tokens), dim=8 if code_dim is None else int(code_dim), vocab_size=vocab_size)
+    return {
+        "level_specs": specs_to_json(specs),
+        "num_classes": len(tensors["cls_embedding.embedding_table.weight"]) - 1,
+        "dim": dim,
+        "depth": max(layers) + 1,
+        "num_heads": _num_heads(dim, config),
+        "ffn_dim": len(tensors["layers.0.feed_forward.w1.weight"]),
+        "layout": "level" if has_special else "token",
+        "num_ar_tokens": 4 if num_ar_tokens is None else int(num_ar_tokens),
+        "num_special_tokens": num_special,
+    }
+
+
+def _num_heads(dim: int, config: Mapping[str, Any]) -> int:
+    num_heads = _find(config, "n_head")
+    if num_heads is not None:
+        return int(num_heads)
+    name = _find(config, "gpt_model")
+    if name is not None:
+        size = str(name).removeprefix("GPT-").upper()
+        if size not in _HEADS:
+            raise ValueError(f"gpt_model is {name!r}, expected one of {', '.join(f'GPT-{known}' for known in _HEADS)}")
+        return _HEADS[size]
+    if dim in _HEADS_BY_DIM:
+        return _HEADS_BY_DIM[dim]
+    if dim % 64:
+        raise ValueError(f"the heads of a model with {dim} channels are not known: give config['n_head']")
+    return dim // 64
+
+
+def _find(config: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key at any depth of a nested config, the outermost first; None if there is none."""
+    if config.get(key) is not None:
+        return config[key]
+    for value in config.values():
+        found = _find(value, key) if isinstance(value, Mapping) else None
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,86 @@
+"""Drawing token ids from logits: temperature, top-k, top-p, and the draw itself.
+
+Letters: `v` vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """How ids are drawn from logits. Applied in this order: temperature, top-k, top-p.
+
+    Attributes:
+        temperature: Divides the logits; 0 is as good as greedy.
+        top_k: Keep the k most probable ids (and ties with the last); 0 keeps all.
+        top_p: Keep the most probable ids up to and including the first at which their sum exceeds p; 1 keeps all.
+        greedy: Take the most probable id, draw nothing.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}, expected 0 or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}, expected 0 (off) or more")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected 0 to 1")
+
+
+def keep_top_k(logits: Float[Tensor, "... v"], k: int) -> Float[Tensor, "... v"]:
+    """Return the logits with all but the `k` largest (and ties with the smallest of them) at minus infinity."""
+    threshold = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < threshold, -math.inf)
+
+
+def keep_top_p(logits: Float[Tensor, "... v"], p: float) -> Float[Tensor, "... v"]:
+    """Return the logits with all ids at minus infinity before which the more probable ones already sum to more than `p`."""
+    ordered, index = logits.sort(dim=-1, descending=True)
+    total = ordered.softmax(dim=-1).cumsum(dim=-1)
+    # An id is judged by the sum *before* it, so the one that crosses the threshold stays, and so does the first.
+    dropped = torch.zeros_like(total, dtype=torch.bool)
+    dropped[..., 1:] = total[..., :-1] > p
+    return logits.masked_fill(dropped.scatter(-1, index, dropped), -math.inf)
+
+
+def draw_ids(
+    logits: Float[Tensor, "*rows v"], settings: DrawSettings, *, rng: torch.Generator | None = None
+) -> Int[Tensor, "*rows"]:
+    """Return one id a row of logits, int64, without waiting for the device.
+
+    All rows are drawn in one call, in row-major order, and equal what `torch.multinomial` draws from the same `rng`.
+
+    Args:
+        logits: Unnormalized log probabilities; filtered and normalized in float32.
+        settings: Temperature, truncation, greedy or not.
+        rng: Where random numbers come from. On another device than the logits (a CPU generator for reproducible seeds), the
+            numbers are drawn there and moved.
+    """
+    logits = logits.float()
+    if settings.greedy:
+        return logits.argmax(dim=-1)
+    logits = logits / max(settings.temperature, 1e-5)
+    if settings.top_k:
+        logits = keep_top_k(logits, settings.top_k)
+    if settings.top_p < 1:
+        logits = keep_top_p(logits, settings.top_p)
+    probabilities = logits.softmax(dim=-1)
+    device = probabilities.device if rng is None else rng.device
+    # The largest of p / Exponential(1) falls on id i with probability p_i: what torch.multinomial does, less its checks of
+    # the input, which make a GPU wait.
+    noise = torch.empty(probabilities.shape, device=device).exponential_(generator=rng)
+    return (probabilities / noise.to(probabilities.device)).argmax(dim=-1)
