@@ -16,6 +16,8 @@ _PUBLIC = {
     "TokenPyramid": "hiergen.pyramid",
     "create": "hiergen.registry",
     "list_presets": "hiergen.registry",
+    "from_pretrained": "hiergen.pipelines.loading",
+    "ClassToImagePipeline": "hiergen.pipelines.image",
     "ResTok": "hiergen.tokenizers.restok",
     "LevelAR": "hiergen.generators.level_ar",
 }

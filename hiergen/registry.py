@@ -22,6 +22,11 @@ MODEL_CLASSES: dict[str, str] = {
     "LevelAR": "hiergen.generators.level_ar",
 }
 
+#: Every pipeline class that may be loaded by name, and the module that holds it.
+PIPELINE_CLASSES: dict[str, str] = {
+    "ClassToImagePipeline": "hiergen.pipelines.image",
+}
+
 #: The modules that hold a literal table `PRESETS: dict[str, Preset]`.
 PRESET_MODULES: dict[Kind, str] = {
     "tokenizer": "hiergen.tokenizers.presets",
@@ -38,6 +43,17 @@ def model_class(name: str) -> type[Any]:
     if name not in MODEL_CLASSES:
         raise ValueError(f"unknown model class {name!r}{_nearest(name, MODEL_CLASSES)}")
     return getattr(importlib.import_module(MODEL_CLASSES[name]), name)
+
+
+def pipeline_class(name: str) -> type[Any]:
+    """Return a pipeline class of hiergen by its name.
+
+    Raises:
+        ValueError: If the name is not in `PIPELINE_CLASSES`.
+    """
+    if name not in PIPELINE_CLASSES:
+        raise ValueError(f"unknown pipeline class {name!r}{_nearest(name, PIPELINE_CLASSES)}")
+    return getattr(importlib.import_module(PIPELINE_CLASSES[name]), name)
 
 
 def presets(kind: Kind | None = None) -> dict[str, Preset]:
