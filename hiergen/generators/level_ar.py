@@ -80,6 +80,7 @@ class LevelAR(Generator):
         ResTok, arXiv:2601.03955 (HAR); the transformer is LlamaGen's, arXiv:2406.06525.
     """
 
+    settings_class = LevelARSettings
     _supports_gradient_checkpointing = True
 
     @register_to_config
