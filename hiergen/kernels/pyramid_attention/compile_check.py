@@ -82,7 +82,7 @@ def compile_kernel(
             signature[name] = "fp32" if name.startswith("scale") else "i32"
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    options = {"num_warps": num_warps, "num_stages": num_stages}
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     return _report(compiled, kernel.__name__, target, num_warps)
 

@@ -49,6 +49,23 @@ def log_count(rows, e, log_counts, num_keys, pooled_limit, padded, valid, HAS_MA
 
 
 @triton.jit
+def pool_start(e, padded):
+    """Return the first packed row of pool 2^e; 0 for pool 1, which is not packed."""
+    return tl.where(e == 0, 0, padded - (padded >> (e - (e > 0).to(tl.int32))))
+
+
+@triton.jit
+def pool_base(e, full, stride, pooled, D: tl.constexpr):
+    """Return where the rows of pool 2^e begin and how far apart they are: the input itself for pool 1, else packed."""
+    base = full
+    step = stride
+    if e > 0:
+        base = pooled
+        step = tl.full([], D, stride.dtype)
+    return base, step
+
+
+@triton.jit
 def forward_kernel(
     Q, K, V, POOLED, LOG_COUNTS, IDS, COUNTS, ORDER, O, LSE,
     q_strides, k_strides, v_strides, o_strides,
@@ -111,25 +128,17 @@ def forward_kernel(
         shift = LOG_KEY_BLOCK - e
         block = tl.load(ids + pick(e, 0, s1, s2, s3) + (flat >> shift))
         rows = (block << shift) + (flat & ((1 << shift) - 1))
-        offset = tl.where(e == 0, 0, padded - (padded >> (e - (e > 0).to(tl.int32))))
-        k_base = k_full
-        v_base = v_full
-        k_stride = k_strides[2]
-        v_stride = v_strides[2]
-        if e > 0:
-            k_base = k_pooled
-            v_base = v_pooled
-            k_stride = D
-            v_stride = D
-        wide = (rows + offset).to(tl.int64)
-        k = tl.load(k_base + wide[None, :] * k_stride + d_range[:, None], mask=d_mask[:, None], other=0.0)
+        k_base, k_step = pool_base(e, k_full, k_strides[2], k_pooled, D)
+        v_base, v_step = pool_base(e, v_full, v_strides[2], v_pooled, D)
+        wide = (rows + pool_start(e, padded)).to(tl.int64)
+        k = tl.load(k_base + wide[None, :] * k_step + d_range[:, None], mask=d_mask[:, None], other=0.0)
         s = tl.dot(q, k, input_precision=PRECISION)
         bias = e.to(tl.float32)
         new = tl.maximum(maximum, tl.max(s, 1) * scale2 + bias)
         p = tl.math.exp2(s * scale2 - (new - bias)[:, None])
         alpha = tl.math.exp2(maximum - new)
         total = total * alpha + tl.sum(p, 1)
-        v = tl.load(v_base + wide[:, None] * v_stride + d_range[None, :], mask=d_mask[None, :], other=0.0)
+        v = tl.load(v_base + wide[:, None] * v_step + d_range[None, :], mask=d_mask[None, :], other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
         maximum = new
 
@@ -146,18 +155,10 @@ def forward_kernel(
         rows = (block << shift) + (flat & ((1 << shift) - 1))
         bias = log_count(rows, e, LOG_COUNTS, num_keys, pooled_limit, padded, listed, HAS_MASK)
         known = bias > float("-inf")
-        offset = tl.where(e == 0, 0, padded - (padded >> (e - (e > 0).to(tl.int32))))
-        k_base = k_full
-        v_base = v_full
-        k_stride = k_strides[2]
-        v_stride = v_strides[2]
-        if e > 0:
-            k_base = k_pooled
-            v_base = v_pooled
-            k_stride = D
-            v_stride = D
-        wide = (rows + offset).to(tl.int64)
-        k = tl.load(k_base + wide[None, :] * k_stride + d_range[:, None], mask=known[None, :] & d_mask[:, None], other=0.0)
+        k_base, k_step = pool_base(e, k_full, k_strides[2], k_pooled, D)
+        v_base, v_step = pool_base(e, v_full, v_strides[2], v_pooled, D)
+        wide = (rows + pool_start(e, padded)).to(tl.int64)
+        k = tl.load(k_base + wide[None, :] * k_step + d_range[:, None], mask=known[None, :] & d_mask[:, None], other=0.0)
         s = tl.dot(q, k, input_precision=PRECISION) * scale2 + bias[None, :]
         if CAUSAL:
             limit = tl.where(e == 0, num_keys, pooled_limit)
@@ -169,7 +170,7 @@ def forward_kernel(
         p = tl.math.exp2(s - safe[:, None])
         alpha = tl.math.exp2(maximum - safe)
         total = total * alpha + tl.sum(p, 1)
-        v = tl.load(v_base + wide[:, None] * v_stride + d_range[None, :], mask=known[:, None] & d_mask[None, :], other=0.0)
+        v = tl.load(v_base + wide[:, None] * v_step + d_range[None, :], mask=known[:, None] & d_mask[None, :], other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
         maximum = new
 
@@ -237,6 +238,6 @@ def forward(
         LOG_KEY_BLOCK=key_block.bit_length() - 1, TILE=launch.tile, STAGES=launch.num_stages,
         CAUSAL=is_causal, HAS_MASK=log_counts is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=launch.num_warps, num_stages=launch.num_stages,
+        num_warps=launch.num_warps, num_stages=launch.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse

@@ -1,0 +1,115 @@
+"""The Triton kernels as PyTorch operators, with shapes for tracing and gradients, so that `torch.compile` sees through.
+
+The operators take the pyramid and the plan's lists as tensors. `triton_attention` makes them from a plan; pooling stays
+outside, differentiable, so that autograd spreads the gradients of pooled keys over the tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hiergen.kernels.pyramid_attention.plan import PyramidPlan, sort_by_pool
+from hiergen.kernels.pyramid_attention.pooling import TailRule, build_pyramid, packed_log_counts
+
+
+@torch.library.custom_op("hiergen::pyramid_attention", mutates_args=())
+def pyramid_attention_op(
+    q: Tensor, k: Tensor, v: Tensor, pooled: Tensor, log_counts: Tensor | None, pools: Tensor,
+    ids: Tensor, counts: Tensor, order: Tensor,
+    query_block: int, key_block: int, is_causal: bool, key_offset: int, pooled_limit: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return output and log-sum-exp; see `triton_forward.forward`. `pools` is for the gradient alone."""
+    from hiergen.kernels.pyramid_attention import triton_forward
+
+    with _on_device(q):
+        return triton_forward.forward(
+            _rows(q), _rows(k), _rows(v), pooled.contiguous(), log_counts, (ids, counts, order),
+            query_block=query_block, key_block=key_block, is_causal=is_causal, key_offset=key_offset,
+            pooled_limit=pooled_limit, scale=scale,
+        )  # fmt: skip
+
+
+@pyramid_attention_op.register_fake
+def _forward_fake(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(_rows(q)), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("hiergen::pyramid_attention_backward", mutates_args=())
+def pyramid_attention_backward_op(
+    q: Tensor, k: Tensor, v: Tensor, pooled: Tensor, log_counts: Tensor | None, pools: Tensor,
+    ids: Tensor, counts: Tensor, order: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor,
+    query_block: int, key_block: int, is_causal: bool, key_offset: int, pooled_limit: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of q, k, v and pooled; see `triton_backward.backward`."""
+    from hiergen.kernels.pyramid_attention import triton_backward
+
+    transposed_ids, transposed_counts = sort_by_pool(pools.transpose(-1, -2).contiguous())
+    with _on_device(q):
+        return triton_backward.backward(
+            _rows(q), _rows(k), _rows(v), pooled.contiguous(), log_counts, (ids, counts, order),
+            (transposed_ids.contiguous(), transposed_counts.contiguous()),
+            _rows(out), lse.contiguous(), _rows(grad_out), grad_lse.contiguous(),
+            query_block=query_block, key_block=key_block, is_causal=is_causal, key_offset=key_offset,
+            pooled_limit=pooled_limit, scale=scale,
+        )  # fmt: skip
+
+
+@pyramid_attention_backward_op.register_fake
+def _backward_fake(q: Tensor, k: Tensor, v: Tensor, pooled: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(_rows(q)), torch.empty_like(_rows(k)), torch.empty_like(_rows(v)), pooled.new_empty(pooled.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:9], *output)
+    ctx.numbers = inputs[9:]
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    gradients = pyramid_attention_backward_op(*saved, grad_out, grad_lse, *ctx.numbers)
+    return *gradients, *(None for _ in range(5 + len(ctx.numbers)))
+
+
+pyramid_attention_op.register_autograd(_backward, setup_context=_save)
+
+
+def triton_attention(
+    q: Float[Tensor, "b h q k"],
+    k: Float[Tensor, "b g n k"],
+    v: Float[Tensor, "b g n k"],
+    plan: PyramidPlan,
+    *,
+    scale: float | None = None,
+    key_mask: Bool[Tensor, "b n"] | None = None,
+    tail: TailRule = "exact",
+) -> tuple[Float[Tensor, "b h q k"], Float[Tensor, "b h q"]]:
+    """Return output and natural log-sum-exp (float32) through the Triton kernels; arguments as `reference_attention`."""
+    plan = plan.with_lists()
+    lists = plan.lists
+    assert lists is not None
+    shape = q.shape[:2]
+    pools, ids, counts, order = (
+        x.expand(*shape, *x.shape[2:]).contiguous() for x in (plan.pools, lists.ids, lists.counts, lists.order)
+    )
+    pooled = torch.stack([build_pyramid(x, plan.key_block, key_mask=key_mask, tail=tail) for x in (k, v)])
+    log_counts = None if key_mask is None else packed_log_counts(plan.num_keys, plan.padded_keys, key_mask=key_mask)
+    limit = plan.padded_keys if tail == "replicate" else plan.num_keys
+    return pyramid_attention_op(
+        q, k, v, pooled, log_counts, pools, ids, counts, order,
+        plan.query_block, plan.key_block, plan.is_causal, plan.key_offset, limit,
+        q.shape[-1] ** -0.5 if scale is None else scale,
+    )  # fmt: skip
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return `x` with channels next to each other, copied only if they are not."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _on_device(x: Tensor) -> torch.cuda.device:
+    """Return a context in which kernels are launched on the device of `x`; it does nothing for the CPU."""
+    return torch.cuda.device(x.device if x.is_cuda else -1)
