@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from hiergen.preset import Preset
@@ -41,7 +42,7 @@ def model_class(name: str) -> type[Any]:
         ValueError: If the name is not in `MODEL_CLASSES`.
     """
     if name not in MODEL_CLASSES:
-        raise ValueError(f"unknown model class {name!r}{_nearest(name, MODEL_CLASSES)}")
+        raise ValueError(f"unknown model class {name!r}{nearest(name, MODEL_CLASSES)}")
     return getattr(importlib.import_module(MODEL_CLASSES[name]), name)
 
 
@@ -52,7 +53,7 @@ def pipeline_class(name: str) -> type[Any]:
         ValueError: If the name is not in `PIPELINE_CLASSES`.
     """
     if name not in PIPELINE_CLASSES:
-        raise ValueError(f"unknown pipeline class {name!r}{_nearest(name, PIPELINE_CLASSES)}")
+        raise ValueError(f"unknown pipeline class {name!r}{nearest(name, PIPELINE_CLASSES)}")
     return getattr(importlib.import_module(PIPELINE_CLASSES[name]), name)
 
 
@@ -75,7 +76,7 @@ def get_preset(name: str) -> Preset:
     """
     table = presets()
     if name not in table:
-        raise ValueError(f"unknown preset {name!r}{_nearest(name, table)}")
+        raise ValueError(f"unknown preset {name!r}{nearest(name, table)}")
     return table[name]
 
 
@@ -89,6 +90,7 @@ def create(name: str, **overrides: Any) -> Any:
     return model_class(preset.model)(**{**preset.config, **overrides})
 
 
-def _nearest(name: str, known: dict[str, Any]) -> str:
+def nearest(name: str, known: Mapping[str, object]) -> str:
+    """Return a hint of the nearest known names, for the end of an error message."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f"; did you mean {', '.join(near)}?" if near else f"; known are {', '.join(sorted(known))}"

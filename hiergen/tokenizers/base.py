@@ -30,7 +30,7 @@ class TokenizerOutput:
     features: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-class Tokenizer(ModelMixin, ConfigMixin):
+class Tokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases define config_name
     """A diffusers model that maps data to levels of tokens and back.
 
     Subclasses register a keyword-only config of JSON values in `__init__` and implement `specs`, `encode`, `decode` and
@@ -41,6 +41,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
     @abc.abstractmethod
     def specs(self) -> tuple[LevelSpec, ...]:
         """All levels, coarse to fine."""
+
+    @property
+    def decodable_levels(self) -> tuple[int, ...]:
+        """Numbers of levels from which `decode` works, ascending; the last is all of them."""
+        return tuple(range(1, len(self.specs) + 1))
 
     @abc.abstractmethod
     def encode(self, data: Tensor, *, rng: torch.Generator | None = None) -> TokenPyramid:

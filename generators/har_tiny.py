@@ -1,0 +1,25 @@
+"""Train har-tiny on the codes of restok-tiny.
+
+First: `python tokenizers/restok_tiny.py` and `hiergen encode --tokenizer runs/restok_tiny/model --out runs/restok_tiny/codes`.
+"""
+
+from hiergen.training.config import OptimConfig, TrainConfig
+from hiergen.training.run import main
+from hiergen.training.tasks import GeneratorTaskConfig
+
+
+def recipe() -> TrainConfig:
+    return TrainConfig(
+        task=GeneratorTaskConfig(preset="har-tiny", codes="runs/restok_tiny/codes"),
+        out="runs/har_tiny",
+        samples=80_000,
+        batch_size=64,
+        optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_samples=4_000, final_lr_ratio=0.05),
+        ema_decay=0.999,
+        log_every=2_000,
+        checkpoint_every=20_000,
+    )
+
+
+if __name__ == "__main__":
+    main(recipe)

@@ -1,0 +1,40 @@
+"""`hiergen bench NAME`: one module of `hiergen.benchmarks` a name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from hiergen.config import parse
+from hiergen.registry import nearest
+
+#: Benchmarks and what they compare.
+BENCHMARKS = {
+    "restok": "ResTok encode and decode, against a plain transcription that rebuilds masks and rotary tables",
+    "har": "HAR sampling with and without cache, against a plain transcription of the official loop",
+}
+
+
+def main(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: hiergen bench NAME [--json FILE] [options]\n")
+        print("\n".join(f"  {name:12}  {text}" for name, text in BENCHMARKS.items()))
+        raise SystemExit(0 if args else 2)
+    name, rest = args[0], list(args[1:])
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}{nearest(name, BENCHMARKS)}")
+    target = None
+    if "--json" in rest:
+        at = rest.index("--json")
+        if at + 1 == len(rest):
+            raise ValueError("--json needs a file name")
+        target = Path(rest[at + 1])
+        del rest[at : at + 2]
+    module = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}")
+    result = module.run(parse(module.Settings(), rest, prog=f"hiergen bench {name}"))
+    if target is not None:
+        from hiergen.files import write_json
+
+        write_json(target, result)
+        print(f"wrote {target}", file=sys.stderr)

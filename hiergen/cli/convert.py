@@ -1,0 +1,104 @@
+"""`hiergen convert FAMILY SRC DST`: official weights to hiergen's layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from hiergen.registry import nearest
+
+#: Families and the module whose `from_official` converts them.
+FAMILIES = {
+    "restok": "hiergen.convert.restok",
+    "har": "hiergen.convert.level_ar",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertSettings:
+    """Convert official weights.
+
+    Attributes:
+        family: Which official code wrote them: restok or har.
+        source: A .safetensors, .bin, .pt or .pth file; pickles are read with `weights_only=True`.
+        target: Folder to write, for `from_pretrained`.
+        config: The official YAML or JSON config, where it is needed; sizes are read from the tensors.
+    """
+
+    family: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[str]
+    target: tyro.conf.Positional[str]
+    config: str | None = None
+
+
+def main(args: list[str]) -> None:
+    settings = tyro.cli(ConvertSettings, args=args, prog="hiergen convert")
+    if settings.family not in FAMILIES:
+        raise ValueError(f"unknown family {settings.family!r}{nearest(settings.family, FAMILIES)}")
+    from hiergen.files import atomic_directory
+
+    state, config = read_weights(settings.source), read_config(settings.config)
+    model = importlib.import_module(FAMILIES[settings.family]).from_official(state, config)
+    with atomic_directory(settings.target) as temporary:
+        model.save_pretrained(temporary)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{type(model).__name__} of {count:,} parameters written to {settings.target}")
+
+
+def read_weights(path: str) -> dict[str, Any]:
+    """Return the tensors of a foreign file by name, on the CPU. Code in a pickle is never run.
+
+    Raises:
+        ValueError: If the file is missing, damaged, of another kind, or holds anything but tensors and plain values.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"weights file {path!r} does not exist")
+    if file.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
+        raise ValueError(
+            f"weights file {path!r} is of kind {file.suffix!r}, expected .safetensors, .bin, .pt, .pth or .ckpt"
+        )
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"weights file {path!r} is damaged: {error}") from error
+    import torch
+
+    try:
+        value = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"weights file {path!r} cannot be read as plain tensors: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"weights file {path!r} holds a {type(value).__name__}, expected a dictionary of tensors")
+    return value
+
+
+def read_config(path: str | None) -> dict[str, Any] | None:
+    """Return a YAML or JSON file as a dictionary; None for None.
+
+    Raises:
+        ValueError: If the file is missing or no mapping.
+    """
+    if path is None:
+        return None
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"config file {path!r} does not exist")
+    try:
+        value = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"config file {path!r} is not YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"config file {path!r} holds a {type(value).__name__}, expected a mapping")
+    return value

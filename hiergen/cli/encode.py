@@ -1,0 +1,55 @@
+"""`hiergen encode`: a dataset as a cache of token pyramids."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+from hiergen.config import parse
+from hiergen.data.images import ImageSet
+from hiergen.data.sources import DataConfig, open_images
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeSettings:
+    """Encode a dataset.
+
+    Attributes:
+        tokenizer: Folder or Hub id of the tokenizer.
+        out: Folder of the cache. A finished cache of the same tokenizer and data is left as it is.
+        data: The images; `data.size` must be the tokenizer's.
+        flips: Also encode the mirror image of each.
+        batch_size: Images a pass.
+        device: Where to run.
+    """
+
+    tokenizer: str = "runs/restok_tiny/model"
+    out: str = "codes"
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    flips: bool = False
+    batch_size: int = 64
+    device: str = "cpu"
+
+
+def main(args: list[str]) -> None:
+    settings = parse(EncodeSettings(), args, prog="hiergen encode")
+    from rich.progress import Progress
+
+    from hiergen.files import check_writable
+    from hiergen.pipelines.encoding import encode_images
+    from hiergen.pipelines.loading import from_pretrained
+
+    check_writable(settings.out)
+    images = cast(ImageSet, open_images(settings.data))
+    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
+    with Progress() as progress:
+        bar = progress.add_task("encode", total=len(images))
+        codes = encode_images(
+            tokenizer,
+            images,
+            settings.out,
+            flips=settings.flips,
+            batch_size=settings.batch_size,
+            progress=lambda done: progress.update(bar, completed=done),
+        )
+    print(f"{len(codes):,} pyramids of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}")

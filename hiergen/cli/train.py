@@ -1,0 +1,41 @@
+"""`hiergen train RECIPE [--field value ...]`: run a recipe; the same command again resumes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from hiergen.training.config import TrainConfig
+from hiergen.training.run import run_recipe
+
+
+def main(args: list[str]) -> None:
+    if not args or args[0].startswith("-"):
+        print("usage: hiergen train RECIPE [--dry-run] [--field value ...]", file=sys.stderr)
+        raise SystemExit(0 if args[:1] in (["-h"], ["--help"]) else 2)
+    path, *overrides = args
+    run_recipe(load_recipe(path), overrides, name=f"hiergen train {path}")
+
+
+def load_recipe(path: str) -> TrainConfig:
+    """Return what the function `recipe` of a Python file returns.
+
+    Raises:
+        ValueError: If the file is missing or defines no `recipe() -> TrainConfig`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"recipe {path!r} does not exist; recipes are Python files such as tokenizers/restok_tiny.py")
+    spec = importlib.util.spec_from_file_location(f"hiergen_recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"recipe {path!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses of a recipe look their module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    recipe = getattr(module, "recipe", None)
+    config = recipe() if callable(recipe) else None
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"recipe {path!r} must define a function recipe() that returns a TrainConfig")
+    return config

@@ -1,0 +1,100 @@
+"""Judges trained on the spot for image sets that no published network knows, such as the embedded digits.
+
+Two of different kinds, on purpose: a small convolutional network, whose features carry the Fréchet distance, and a support
+vector machine on pixels, which judges whether a generated image shows the class that was asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from hiergen.seeding import derive_seed, make_rng
+
+
+class FeatureNetwork(nn.Module):
+    """Three convolutions and two linear layers; features are the 32 channels before the class scores."""
+
+    FEATURES = 32
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(256, self.FEATURES),
+        )
+        self.head = nn.Linear(self.FEATURES, num_classes)
+
+    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Return the features of uint8 images."""
+        return self.trunk(images.float() / 127.5 - 1)
+
+    def scores(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        """Return class scores of uint8 images."""
+        return self.head(F.gelu(self(images)))
+
+
+def train_feature_network(
+    images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, epochs: int = 15, seed: int = 0
+) -> FeatureNetwork:
+    """Return a network trained to tell the classes apart; the same seed gives the same network on the same machine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "feature-network"))
+        network = FeatureNetwork(int(labels.max()) + 1)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+        rng = make_rng(seed, "feature-network-order")
+        for _ in range(epochs):
+            for part in torch.randperm(len(labels), generator=rng).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(network.scores(images[part]), labels[part]).backward()
+                optimizer.step()
+    return network.eval().requires_grad_(False)
+
+
+class LabelClassifier:
+    """A support vector machine on 8x8 pixels: an opinion on class labels that shares nothing with our networks."""
+
+    def __init__(self, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"]) -> None:
+        from sklearn.svm import SVC
+
+        self._machine: Any = SVC(C=10.0, gamma="scale").fit(_small(images), labels.numpy())
+
+    def predict(self, images: UInt8[Tensor, "n 3 h w"]) -> Int64[Tensor, " n"]:
+        """Return the class of each image."""
+        return torch.from_numpy(np.asarray(self._machine.predict(_small(images)), dtype=np.int64))
+
+    def accuracy(self, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"]) -> float:
+        """Return the share of images whose predicted class is the label."""
+        return float((self.predict(images) == labels).double().mean())
+
+
+def nearest_distances(
+    images: UInt8[Tensor, "n c h w"], reference: UInt8[Tensor, "m c h w"], *, leave_one_out: bool = False
+) -> Float[Tensor, " n"]:
+    """Return each image's distance to its nearest reference image: root mean square difference of pixels in [0, 1].
+
+    Args:
+        leave_one_out: The sets are the same one: an image is not its own neighbour.
+    """
+    a, b = (x.float().flatten(1) / 255 for x in (images, reference))
+    distances = torch.cdist(a, b) / a.shape[1] ** 0.5
+    if leave_one_out:
+        distances.fill_diagonal_(torch.inf)
+    return distances.min(dim=1).values
+
+
+def _small(images: Tensor) -> np.ndarray:
+    grey = images.float().mean(dim=1, keepdim=True) / 255
+    return F.adaptive_avg_pool2d(grey, 8).flatten(1).numpy()

@@ -1,0 +1,81 @@
+"""Run a tokenizer over a dataset: a cache of token pyramids, or reconstructions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hiergen.config import fingerprint
+from hiergen.data.codes import CodeSet, write_codes
+from hiergen.data.images import ImageSet
+from hiergen.pyramid import TokenPyramid
+from hiergen.tokenizers.base import Tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """Return 16 hexadecimal digits that change when the tokenizer's config or any of its weights change."""
+    digest = hashlib.sha256()
+    config = {k: v for k, v in tokenizer.config.items() if not k.startswith("_")}
+    digest.update(fingerprint(config).encode())
+    for name, value in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if value.ndim
+            else bytes(str(value.item()), "ascii")
+        )
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def encode_images(
+    tokenizer: Tokenizer,
+    images: ImageSet,
+    folder: str | Path,
+    *,
+    flips: bool = False,
+    batch_size: int = 64,
+    progress: Callable[[int], None] = lambda done: None,
+) -> CodeSet:
+    """Write the token pyramids of a set of images to `folder`, or return the cache that is there.
+
+    Args:
+        tokenizer: In eval mode.
+        images: What to encode.
+        folder: Where to; a cache of another tokenizer or other data is refused.
+        flips: Also encode the mirror images, as a second variant of each sample.
+        batch_size: Images a pass.
+        progress: Called with the number of images done.
+
+    Raises:
+        ValueError: If the folder holds another cache.
+    """
+
+    def encode(start: int, stop: int) -> tuple[list[TokenPyramid], Tensor]:
+        chosen = images.images[start:stop]
+        views = [chosen, chosen.flip(-1)] if flips else [chosen]
+        return [encode_batches(tokenizer, view, batch_size=batch_size) for view in views], images.labels[start:stop]
+
+    source = fingerprint({"tokenizer": tokenizer_fingerprint(tokenizer), "data": images.fingerprint, "flips": flips})
+    return write_codes(
+        folder, encode, num_samples=len(images), classes=images.classes, source=source, progress=progress
+    )
+
+
+@torch.no_grad()
+def encode_batches(tokenizer: Tokenizer, images: Tensor, *, batch_size: int = 64) -> TokenPyramid:
+    """Return the pyramid of many images, encoded a batch at a time, on the CPU."""
+    parts = [tokenizer.encode(part.to(tokenizer.device)).to("cpu") for part in images.split(batch_size)]
+    levels = tuple(torch.cat([part.levels[k] for part in parts]) for k in range(len(parts[0])))
+    return TokenPyramid(levels, parts[0].specs)
+
+
+@torch.no_grad()
+def decode_batches(tokenizer: Tokenizer, pyramid: TokenPyramid, *, batch_size: int = 64) -> Tensor:
+    """Return the images of many pyramids, decoded a batch at a time, clamped to [-1, 1], on the CPU."""
+    parts = [pyramid[start : start + batch_size] for start in range(0, pyramid.batch_size, batch_size)]
+    return torch.cat([tokenizer.decode(part.to(tokenizer.device)).clamp(-1, 1).cpu() for part in parts])

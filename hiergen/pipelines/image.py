@@ -1,0 +1,101 @@
+"""From a class label to pictures: a generator and the tokenizer it was trained for, as a diffusers pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from hiergen.data.images import to_pictures
+from hiergen.generators.base import Generator
+from hiergen.pyramid import TokenPyramid
+from hiergen.tokenizers.base import Tokenizer
+
+#: Called after each generation step with the pipeline, the step's index and {"images": preview in [-1, 1] or None}.
+PreviewCallback = Callable[["ClassToImagePipeline", int, dict[str, Any]], None]
+
+
+@dataclasses.dataclass
+class ImagePipelineOutput(BaseOutput):
+    """What the pipeline returns.
+
+    Attributes:
+        images: PIL images, or a tensor `(b, 3, h, w)` in [-1, 1] for `output_type="pt"`.
+        pyramid: The tokens they were decoded from.
+    """
+
+    images: list[Image.Image] | Tensor
+    pyramid: TokenPyramid
+
+
+class ClassToImagePipeline(DiffusionPipeline):
+    """Class labels -> images.
+
+    Example:
+        >>> pipe = ClassToImagePipeline.from_pretrained("quickstart/pipeline")
+        >>> images = pipe([3, 7], num_images_per_label=2, generator=torch.Generator().manual_seed(0)).images
+    """
+
+    tokenizer: Tokenizer
+    generator: Generator
+
+    def __init__(self, tokenizer: Tokenizer, generator: Generator) -> None:
+        super().__init__()
+        generator.check_tokenizer(tokenizer.specs)
+        self.register_modules(tokenizer=tokenizer, generator=generator)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int],
+        *,
+        num_images_per_label: int = 1,
+        generator: torch.Generator | None = None,
+        callback_on_step_end: PreviewCallback | None = None,
+        output_type: Literal["pil", "pt"] = "pil",
+        **settings: Any,
+    ) -> ImagePipelineOutput:
+        """Generate images.
+
+        Args:
+            class_labels: One label or several.
+            num_images_per_label: Images for each label, next to each other in the result.
+            generator: Source of all random draws; None seeds from the operating system.
+            callback_on_step_end: Called after each step with a preview decoded from the levels that are complete.
+            output_type: "pil" for PIL images, "pt" for a tensor in [-1, 1].
+            settings: Fields of the generator's settings, e.g. `guidance_scale`, `temperature`, `top_p`.
+
+        Raises:
+            ValueError: If a label is out of range, a number is below 1 or `output_type` is unknown.
+            TypeError: If a setting is unknown to the generator.
+        """
+        if num_images_per_label < 1:
+            raise ValueError(f"num_images_per_label is {num_images_per_label}, expected at least 1")
+        if output_type not in ("pil", "pt"):
+            raise ValueError(f"output_type is {output_type!r}, expected 'pil' or 'pt'")
+        listed = [class_labels] if isinstance(class_labels, int) else list(class_labels)
+        if not listed:
+            raise ValueError("class_labels is empty, expected at least one label")
+        device = self.generator.device
+        labels = torch.tensor(listed, dtype=torch.int64, device=device).repeat_interleave(num_images_per_label)
+        chosen = self.generator.make_settings(**settings)
+        callback = self._preview(callback_on_step_end)
+        pyramid = self.generator.generate(labels, chosen, rng=generator, callback=callback)
+        images = self.tokenizer.decode(pyramid).clamp(-1, 1)
+        return ImagePipelineOutput(to_pictures(images) if output_type == "pil" else images, pyramid)
+
+    def _preview(self, callback: PreviewCallback | None) -> Callable[[int, TokenPyramid | None], None] | None:
+        if callback is None:
+            return None
+
+        def show(step: int, pyramid: TokenPyramid | None) -> None:
+            images = None if pyramid is None else self.tokenizer.decode(pyramid).clamp(-1, 1)
+            callback(self, step, {"images": images, "pyramid": pyramid})
+
+        return show

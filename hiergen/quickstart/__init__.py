@@ -1,0 +1,1 @@
+"""The main job on embedded data, from nothing to pictures and a report, one module a kind of data."""
