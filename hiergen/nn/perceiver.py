@@ -1,0 +1,171 @@
+"""Attention blocks of the 3DShape2VecSet / Michelangelo family, and the Fourier embedding of points.
+
+Their projections are fused with *interleaved* heads: the output channels are `(heads, 3, k)` (query, key, value inside each
+head), not `(3, heads, k)`. Published weights depend on it.
+
+Letters: `b` batch, `q` queries, `n` tokens, `d` channels of a token, `p` points, `k` channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hiergen.kernels.attention import attention
+
+#: Key and value of every head, each `(b, heads, n, k)`.
+KeyValue = tuple[Tensor, Tensor]
+
+
+def fourier_dim(num_frequencies: int) -> int:
+    """Return the channels of `fourier_embedding` for points of three coordinates."""
+    return 3 * (2 * num_frequencies + 1)
+
+
+def fourier_embedding(
+    points: Float[Tensor, "*b p 3"], num_frequencies: int, *, include_pi: bool = False
+) -> Float[Tensor, "*b p e"]:
+    """Return coordinates, sines and cosines of them at frequencies 1, 2, 4, ..., `e = 3 (2 F + 1)` channels.
+
+    Sines (and cosines) are ordered by coordinate, then by frequency. Computed in float32, or float64 for such points, because
+    a frequency of 2^7 leaves no digits of a half-precision coordinate.
+
+    Args:
+        points: Coordinates, in [-1, 1] where the model was trained.
+        num_frequencies: F.
+        include_pi: Multiply the frequencies by pi.
+
+    Source:
+        NeRF, arXiv:2003.08934, eq. 4; in this order by Michelangelo, arXiv:2306.17115.
+    """
+    wide = points if points.dtype == torch.float64 else points.float()
+    frequencies = 2.0 ** torch.arange(num_frequencies, dtype=wide.dtype, device=wide.device)
+    if include_pi:
+        frequencies = frequencies * math.pi
+    angles = (wide[..., None] * frequencies).flatten(-2)
+    return torch.cat((wide, angles.sin(), angles.cos()), dim=-1)
+
+
+class FeedForward(nn.Module):
+    """The MLP of a block: width to four times the width, exact GELU, and back."""
+
+    def __init__(self, width: int, *, ratio: int = 4) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, ratio * width)
+        self.down = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+class SelfAttention(nn.Module):
+    """Full self-attention with one fused, head-interleaved projection."""
+
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_key_value = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        heads = rearrange(self.query_key_value(x), "b n (h c k) -> c b h n k", h=self.num_heads, c=3)
+        return self.output(rearrange(attention(heads[0], heads[1], heads[2]), "b h n k -> b n (h k)"))
+
+
+class CrossAttention(nn.Module):
+    """Attention from queries to data, whose keys and values can be computed once and used again."""
+
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width, bias=qkv_bias)
+        self.key_value = nn.Linear(width, 2 * width, bias=qkv_bias)
+        self.output = nn.Linear(width, width)
+
+    def project_data(self, data: Float[Tensor, "b n d"]) -> KeyValue:
+        """Return keys and values of the data, `(b, heads, n, k)` each."""
+        heads = rearrange(self.key_value(data), "b n (h c k) -> c b h n k", h=self.num_heads, c=2)
+        return heads[0], heads[1]
+
+    def forward(self, x: Float[Tensor, "b q d"], key_value: KeyValue) -> Float[Tensor, "b q d"]:
+        query = rearrange(self.query(x), "b q (h k) -> b h q k", h=self.num_heads)
+        return self.output(rearrange(attention(query, *key_value), "b h q k -> b q (h k)"))
+
+
+class SelfBlock(nn.Module):
+    """Pre-norm transformer block: self-attention, then the MLP."""
+
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, num_heads, qkv_bias=qkv_bias)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = FeedForward(width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        x = x + self.attention(self.norm_attention(x))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block in which queries read data: cross-attention, then the MLP."""
+
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.norm_query = nn.LayerNorm(width)
+        self.norm_data = nn.LayerNorm(width)
+        self.attention = CrossAttention(width, num_heads, qkv_bias=qkv_bias)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = FeedForward(width)
+
+    def project_data(self, data: Float[Tensor, "b n d"]) -> KeyValue:
+        """Return keys and values of the normalized data, for `forward` and `change`."""
+        return self.attention.project_data(self.norm_data(data))
+
+    def forward(self, x: Float[Tensor, "b q d"], key_value: KeyValue) -> Float[Tensor, "b q d"]:
+        x = x + self.attention(self.norm_query(x), key_value)
+        return x + self.mlp(self.norm_mlp(x))
+
+    def change(self, x: Float[Tensor, "b q d"], key_value: KeyValue) -> Float[Tensor, "b q d"]:
+        """Return `forward(x, key_value) - x` without the rounding of that difference."""
+        read = self.attention(self.norm_query(x), key_value)
+        return read + self.mlp(self.norm_mlp(x + read))
+
+
+class SelfStack(nn.Module):
+    """Self blocks one after another, with optional gradient checkpointing (diffusers' switch)."""
+
+    _gradient_checkpointing_func: Callable[..., Any]
+
+    def __init__(self, depth: int, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.blocks = nn.ModuleList(SelfBlock(width, num_heads, qkv_bias=qkv_bias) for _ in range(depth))
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x)
+            else:
+                x = block(x)
+        return x
+
+
+def init_perceiver(module: nn.Module, *, std: float) -> None:
+    """Draw the weights of all blocks inside `module` from N(0, std²) and zero their biases.
+
+    Linear layers outside the blocks keep PyTorch's default, as in the published models.
+    """
+    for block in module.modules():
+        if isinstance(block, (SelfBlock, CrossBlock)):
+            for layer in block.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=std)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
