@@ -19,6 +19,7 @@ _PUBLIC = {
     "from_pretrained": "hiergen.pipelines.loading",
     "ClassToImagePipeline": "hiergen.pipelines.image",
     "ResTok": "hiergen.tokenizers.restok",
+    "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
     "LevelAR": "hiergen.generators.level_ar",
 }
 

@@ -20,6 +20,7 @@ Kind = Literal["tokenizer", "generator"]
 #: Every model class that may be built from a name or a saved config, and the module that holds it.
 MODEL_CLASSES: dict[str, str] = {
     "ResTok": "hiergen.tokenizers.restok",
+    "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
     "LevelAR": "hiergen.generators.level_ar",
 }
 

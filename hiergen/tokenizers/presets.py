@@ -3,5 +3,10 @@
 from __future__ import annotations
 
 from hiergen.preset import Preset
+from hiergen.tokenizers.presets_restok import PRESETS as RESTOK_PRESETS
+from hiergen.tokenizers.presets_shapes import PRESETS as SHAPE_PRESETS
 
-PRESETS: dict[str, Preset] = {}
+PRESETS: dict[str, Preset] = {
+    **RESTOK_PRESETS,
+    **SHAPE_PRESETS,
+}
