@@ -39,8 +39,6 @@ class LevelSpec:
 
     def __post_init__(self) -> None:
         if self.grid is not None:
-            # JSON has no tuples: a spec that was read back must equal the one that was written.
-            object.__setattr__(self, "grid", tuple(self.grid))
             if math.prod(self.grid) != self.num_tokens:
                 raise ValueError(
                     f"grid {self.grid} holds {math.prod(self.grid)} tokens, num_tokens is {self.num_tokens}"
@@ -65,7 +63,8 @@ def specs_to_json(specs: Sequence[LevelSpec]) -> list[dict[str, Any]]:
 
 def specs_from_json(values: Sequence[dict[str, Any]]) -> tuple[LevelSpec, ...]:
     """Return the level specs that `specs_to_json` wrote."""
-    return tuple(LevelSpec(**value) for value in values)
+    # JSON has no tuples: a spec that was read back must equal the one that was written.
+    return tuple(LevelSpec(**{**value, "grid": value["grid"] and tuple(value["grid"])}) for value in values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-AttentionBackend = Literal["auto", "reference", "sdpa"]
 
 
 def attention(
@@ -23,7 +20,7 @@ def attention(
     value: Float[Tensor, "b h n k"],
     *,
     mask: Bool[Tensor, "q n"] | None = None,
-    backend: AttentionBackend = "auto",
+    backend: str = "auto",
 ) -> Float[Tensor, "b h q k"]:
     """Return softmax(query key^T / sqrt(k)) value.
 
