@@ -1,0 +1,19 @@
+"""Weight initialization that several models share."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def init_truncated_normal(module: nn.Module, *, std: float = 0.02) -> None:
+    """Draw the weights of all linear and convolutional layers inside `module`, and set their biases to 0.
+
+    Args:
+        module: Changed in place.
+        std: Standard deviation; values beyond ±2 (absolute, so practically none) are drawn again.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2.0, b=2.0)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,103 @@
+"""The pre-norm transformer block with layer scale and normalized queries and keys that ResTok's encoder and decoder stack.
+
+Letters: `b` batch, `n` tokens, `d` channels of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hiergen.kernels.attention import attention
+from hiergen.nn.positions import apply_rotary
+
+
+class ViTAttention(nn.Module):
+    """Self-attention with a bias on queries and values only, LayerNorm on each head's queries and keys, and rotary positions.
+
+    Args:
+        dim: Channels of a token.
+        num_heads: Heads; a head has `dim / num_heads` channels, a multiple of 4 with positions on two axes.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim is {dim}, expected a multiple of num_heads, {num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.query_bias = nn.Parameter(torch.zeros(dim))
+        self.value_bias = nn.Parameter(torch.zeros(dim))
+        self.query_norm = nn.LayerNorm(dim // num_heads)
+        self.key_norm = nn.LayerNorm(dim // num_heads)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 n half"], mask: Bool[Tensor, "n n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Return what the tokens read of each other; `mask` is True where row may see column."""
+        bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
+        qkv = F.linear(tokens, self.qkv.weight, bias)
+        query, key, value = rearrange(qkv, "b n (three h k) -> three b h n k", three=3, h=self.num_heads)
+        query = apply_rotary(self.query_norm(query), rotary).to(value.dtype)
+        key = apply_rotary(self.key_norm(key), rotary).to(value.dtype)
+        return self.out(rearrange(attention(query, key, value, mask=mask), "b h n k -> b n (h k)"))
+
+
+class ViTMLP(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class ViTBlock(nn.Module):
+    """x + scale1 * attention(norm1(x)), then x + scale2 * mlp(norm2(x)), scales starting at 1.
+
+    Args:
+        dim: Channels of a token.
+        num_heads: Attention heads.
+        hidden_dim: Channels between the two linear layers of the MLP.
+
+    Source:
+        ResTok, arXiv:2601.03955, and its code.
+    """
+
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = ViTAttention(dim, num_heads)
+        self.scale1 = nn.Parameter(torch.ones(dim))
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = ViTMLP(dim, hidden_dim)
+        self.scale2 = nn.Parameter(torch.ones(dim))
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        rotary: Float[Tensor, "2 n half"],
+        mask: Bool[Tensor, "n n"] | None = None,
+        between: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """Return the tokens after the block.
+
+        Args:
+            tokens: The sequence.
+            rotary: `hiergen.nn.positions.rotary_table` of the sequence's positions.
+            mask: True where row may see column; None for full attention.
+            between: Applied between attention and MLP; may change the number of tokens (`m` is then not `n`).
+        """
+        tokens = tokens + self.scale1 * self.attention(self.norm1(tokens), rotary, mask)
+        if between is not None:
+            tokens = between(tokens)
+        return tokens + self.scale2 * self.mlp(self.norm2(tokens))
