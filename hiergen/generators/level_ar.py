@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +93,7 @@ class LevelAR(Generator):
         depth: int = 24,
         num_heads: int = 16,
         ffn_dim: int | None = None,
-        layout: Literal["level", "token"] = "level",
+        layout: str = "level",
         num_ar_tokens: int = 4,
         num_special_tokens: int | None = None,
         embedding_dropout: float = 0.1,
@@ -226,7 +226,7 @@ class LevelAR(Generator):
         if last_guided >= 0:
             condition = torch.cat((condition, torch.full_like(condition, self.config["num_classes"])))
         ids = condition.new_empty(batch, layout.num_tokens)
-        cache = self._new_cache(condition.shape[0], layout.num_tokens) if settings.use_cache else None
+        cache = KVCache(len(self.blocks), layout.num_tokens) if settings.use_cache else None
         for index, step in enumerate(layout.steps):
             if index == last_guided + 1 and index > 0:
                 # From here on the half without a class is of no use to anyone.
@@ -289,12 +289,6 @@ class LevelAR(Generator):
         return _rotary_cached(
             self.num_tokens, self.config["dim"] // self.config["num_heads"], self.config["rope_theta"], x.device
         )
-
-    def _new_cache(self, batch: int, num_tokens: int) -> KVCache:
-        weight = self.token_embedding.weight
-        heads = self.config["num_heads"]
-        head_dim = self.config["dim"] // heads
-        return KVCache(len(self.blocks), batch, heads, num_tokens, head_dim, device=weight.device, dtype=weight.dtype)
 
     def _drop_labels(self, condition: Tensor, rng: torch.Generator | None) -> Tensor:
         device = condition.device if rng is None else rng.device

@@ -5,7 +5,6 @@ Letters: `b` batch, `h` heads, `n` tokens of the group, `t` all tokens so far, `
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,28 +12,18 @@ from torch import Tensor
 class LayerCache:
     """Keys and values of one attention layer.
 
-    The storage is allocated once and never grows. `append` returns views of exactly the filled part, so attention over the
-    cache needs no mask: under a block-causal rule a group of queries sees every key up to its own end.
+    The storage is allocated by the first group, in its batch size, device and dtype, and never grows. `append` returns views of
+    exactly the filled part, so attention over the cache needs no mask: under a block-causal rule a group of queries sees every
+    key up to its own end.
+
+    Args:
+        num_tokens: Tokens that the storage holds.
     """
 
-    def __init__(
-        self,
-        batch: int,
-        num_heads: int,
-        num_tokens: int,
-        head_dim: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        # Left uninitialized: nothing past `length` is ever read.
-        self._storage = torch.empty(2, batch, num_heads, num_tokens, head_dim, device=device, dtype=dtype)
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
         self.length = 0
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the storage can hold."""
-        return self._storage.shape[3]
+        self._storage: Tensor | None = None
 
     def append(
         self, key: Float[Tensor, "b h n k"], value: Float[Tensor, "b h n k"]
@@ -44,11 +33,15 @@ class LayerCache:
         Raises:
             ValueError: If the group does not fit or is of another batch size.
         """
-        end = self.length + key.shape[2]
+        batch, num_heads, size, head_dim = key.shape
+        end = self.length + size
         if end > self.num_tokens:
-            raise ValueError(f"the cache holds {self.num_tokens} tokens, a group of {key.shape[2]} would end at {end}")
-        if key.shape[0] != self._storage.shape[1]:
-            raise ValueError(f"the cache was made for a batch of {self._storage.shape[1]}, got {key.shape[0]}")
+            raise ValueError(f"the cache holds {self.num_tokens} tokens, a group of {size} would end at {end}")
+        if self._storage is None:
+            # Left uninitialized: nothing past `length` is ever read.
+            self._storage = key.new_empty(2, batch, num_heads, self.num_tokens, head_dim)
+        if batch != self._storage.shape[1]:
+            raise ValueError(f"the cache holds a batch of {self._storage.shape[1]}, got {batch}")
         self._storage[0, :, :, self.length : end] = key
         self._storage[1, :, :, self.length : end] = value
         self.length = end
@@ -56,31 +49,20 @@ class LayerCache:
 
     def keep_first(self, batch: int) -> None:
         """Forget all samples but the first `batch` of them (no copy)."""
-        self._storage = self._storage[:, :batch]
+        if self._storage is not None:
+            self._storage = self._storage[:, :batch]
 
 
 class KVCache:
-    """One `LayerCache` for each layer of a transformer."""
+    """One `LayerCache` for each layer of a transformer.
 
-    def __init__(
-        self,
-        num_layers: int,
-        batch: int,
-        num_heads: int,
-        num_tokens: int,
-        head_dim: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.layers = [
-            LayerCache(batch, num_heads, num_tokens, head_dim, device=device, dtype=dtype) for _ in range(num_layers)
-        ]
+    Args:
+        num_layers: Layers.
+        num_tokens: Tokens that each layer holds.
+    """
 
-    @property
-    def length(self) -> int:
-        """Tokens stored so far."""
-        return self.layers[0].length
+    def __init__(self, num_layers: int, num_tokens: int) -> None:
+        self.layers = [LayerCache(num_tokens) for _ in range(num_layers)]
 
     def keep_first(self, batch: int) -> None:
         """Forget all samples but the first `batch` of them (no copy)."""
