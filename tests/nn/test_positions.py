@@ -24,7 +24,7 @@ def test_scores_depend_on_relative_positions_only() -> None:
     q, k = torch.randn(2, 1, 16, dtype=torch.float64).unbind(0)
 
     def score(a: float, b: float) -> torch.Tensor:
-        tables = [rotary_table(torch.tensor([[p, 2 * p]]), 16).double() for p in (a, b)]
+        tables = [rotary_table(torch.tensor([[float(p), 2.0 * p]]), 16).double() for p in (a, b)]
         return (apply_rotary(q, tables[0]) * apply_rotary(k, tables[1])).sum()
 
     torch.testing.assert_close(score(3, 7), score(10, 14), atol=1e-5, rtol=1e-5)
