@@ -1,0 +1,125 @@
+"""How a plan is made, and the settings the authors published for video models, with their defects put right."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule
+
+AssignmentMode = Literal["threshold", "quota", "energy"]
+ImportanceName = Literal["sampled", "sampled_softmax", "pyramid", "block_mean", "antidiagonal"]
+OrderName = Literal["gilbert", "tiles", "raster"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PSAConfig:
+    """Settings of pyramid sparse attention.
+
+    Attributes:
+        bounds: `(pool, upper bound)`: shares of a row, cumulative, of its score ("threshold", "energy") or of its blocks
+            ("quota"). What lies above the last bound is skipped.
+        mode: "threshold" keeps, per row, blocks until their normalized scores add up to the bound; "quota" keeps the same
+            number in every row; "energy" as "threshold" with half-open intervals (`energy_rule`), for language models.
+        query_block: Queries of a block.
+        key_block: Keys of a block.
+        rounding_tile: Pooled keys that a run of blocks is rounded up to fill; the official kernel's tile. Our kernels fill
+            tiles at any count, so a larger value changes plans, not correctness.
+        crossing: Whether the block that crosses a bound belongs to the finer pool ("include", official code) or not
+            ("exclude", paper). Threshold mode.
+        min_full: At least floor(min_full · blocks) + 1 blocks are read at pool 1. Threshold mode; silent in the official code.
+        epsilon: Added to the bounds before comparing. Threshold mode.
+        energy_rule: "start" places a block by the share before it, so that a block with most of the mass is read in full;
+            "end" by the share including it, as the official code, which can skip such a block.
+        importance: Which estimate of a block's attention mass; see `importance.py`.
+        sample_fraction: "sampled" estimators read one of so many tokens of a block.
+        stride: Of the antidiagonal estimator, in tokens.
+        similarity: Thresholds for pools 2, 4, 8 of `similarity_cap`; None turns it off.
+        tail: See `build_pyramid`.
+        sink_blocks: Leading key blocks read in full. Causal plans only.
+        text_tokens: Tokens read in full by all, and that read all in full.
+        text_at: Which end of the sequence they are at.
+        order: Token order the video tokens are put in once before the first layer.
+        warmup_steps: Sampling steps with dense attention first.
+        num_steps: Sampling steps that `warmup_steps` was chosen for.
+    """
+
+    bounds: tuple[tuple[int, float], ...] = ((1, 0.10), (2, 0.15), (4, 0.15), (8, 0.35))
+    mode: AssignmentMode = "quota"
+    query_block: int = 128
+    key_block: int = 128
+    rounding_tile: int = 32
+    crossing: Literal["include", "exclude"] = "include"
+    min_full: float = 0.06
+    epsilon: float = 1e-6
+    energy_rule: Literal["start", "end"] = "start"
+    importance: ImportanceName = "pyramid"
+    sample_fraction: int = 4
+    stride: int = 8
+    similarity: tuple[float, float, float] | None = None
+    tail: TailRule = "exact"
+    sink_blocks: int = 1
+    text_tokens: int = 0
+    text_at: Literal["start", "end"] = "start"
+    order: OrderName = "gilbert"
+    warmup_steps: int = 0
+    num_steps: int = 50
+
+    def __post_init__(self) -> None:
+        for pool, bound in self.bounds:
+            if pool not in POOLS:
+                raise ValueError(f"bounds holds pool {pool}, expected 1, 2, 4 or 8")
+            if not 0 <= bound <= 1:
+                raise ValueError(f"bounds gives pool {pool} the bound {bound}, expected a share in [0, 1]")
+        if len({pool for pool, _ in self.bounds}) != len(self.bounds):
+            raise ValueError(f"bounds is {self.bounds}, expected each pool once")
+        if self.mode not in ("threshold", "quota", "energy"):
+            raise ValueError(f"mode is {self.mode!r}, expected 'threshold', 'quota' or 'energy'")
+        if not 1 <= self.rounding_tile <= self.key_block:
+            raise ValueError(f"rounding_tile is {self.rounding_tile}, expected 1 to key_block = {self.key_block}")
+
+
+#: Published settings (arXiv:2512.04025 and its code's YAML). Where these differ from the official program: pooled blocks are
+#: merged right at every key block size (it errs below 128), the tail is exact, text is protected where it stands, and
+#: importance is estimated from the pooled pyramid, without random draws.
+PSA_PRESETS: dict[str, PSAConfig] = {
+    "default": PSAConfig(key_block=64),
+    "wan2.1-14b-balanced": PSAConfig(
+        mode="threshold", bounds=((1, 0.40), (2, 0.50), (4, 0.60), (8, 0.80)), warmup_steps=15
+    ),
+    "wan2.1-1.3b-balanced": PSAConfig(
+        mode="threshold", bounds=((1, 0.50), (2, 0.60), (4, 0.70), (8, 0.80)), similarity=(0.70, 0.65, 0.60), warmup_steps=15
+    ),
+    "wan2.1-1.3b-quota": PSAConfig(bounds=((1, 0.05), (2, 0.10), (4, 0.15), (8, 0.25)), key_block=32, warmup_steps=15),
+    "wan2.2-a14b-balanced": PSAConfig(
+        mode="threshold", bounds=((1, 0.50), (2, 0.60), (4, 0.60), (8, 0.80)), key_block=32, warmup_steps=12, num_steps=40
+    ),
+    "wan2.2-5b-balanced": PSAConfig(
+        mode="threshold", bounds=((1, 0.60), (2, 0.70), (4, 0.70), (8, 0.80)), key_block=32, warmup_steps=15
+    ),
+    "cogvideox1.5-5b-balanced": PSAConfig(key_block=32, text_tokens=226, warmup_steps=15),
+    "cogvideox-5b-balanced": PSAConfig(text_tokens=226, order="raster", warmup_steps=15),
+    "cogvideox-5b-4-steps": PSAConfig(
+        bounds=((1, 0.05), (2, 0.15), (4, 0.25), (8, 0.50)), text_tokens=226, order="raster", num_steps=4
+    ),
+    "qwen2.5-vl": PSAConfig(
+        mode="energy",
+        bounds=((1, 0.70), (2, 0.80), (4, 0.90), (8, 0.90)),
+        importance="antidiagonal",
+        similarity=(0.75, 0.70, 0.70),
+        text_tokens=512,
+        text_at="end",
+        order="raster",
+    ),
+}
+
+
+def psa_preset(name: str) -> PSAConfig:
+    """Return a published setting by name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in PSA_PRESETS:
+        raise ValueError(f"there is no PSA preset {name!r}, expected one of {', '.join(PSA_PRESETS)}")
+    return PSA_PRESETS[name]

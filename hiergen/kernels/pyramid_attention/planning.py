@@ -1,0 +1,91 @@
+"""From queries and keys to a plan: importance, assignment, then the rules that override it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hiergen.kernels.pyramid_attention.assignment import assign_pools
+from hiergen.kernels.pyramid_attention.config import PSAConfig
+from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
+from hiergen.kernels.pyramid_attention.plan import PyramidPlan, Span
+from hiergen.kernels.pyramid_attention.pooling import similarity_cap
+
+
+@torch.no_grad()
+def make_plan(
+    q: Float[Tensor, "b h q k"],
+    k: Float[Tensor, "b g n k"],
+    config: PSAConfig,
+    *,
+    is_causal: bool = False,
+    key_offset: int = 0,
+    key_mask: Bool[Tensor, "b n"] | None = None,
+    rng: torch.Generator | None = None,
+) -> PyramidPlan:
+    """Return the plan for these queries and keys, lists filled.
+
+    Rules after the assignment, in order: text is read in full and reads in full; of a causal plan nothing lies above the
+    diagonal, the blocks on it and the first `sink_blocks` are read in full; then no block is read coarser than
+    `similarity_cap` allows.
+
+    Args:
+        is_causal: See `PyramidPlan`.
+        key_offset: See `PyramidPlan`.
+        key_mask: True for real keys.
+        rng: Draws the samples of the "sampled" estimators.
+    """
+    request = ImportanceRequest(
+        query_block=config.query_block, key_block=config.key_block, is_causal=is_causal, key_offset=key_offset,
+        key_mask=key_mask, sample_fraction=config.sample_fraction, rng=rng, stride=config.stride,
+    )  # fmt: skip
+    return plan_from_scores(
+        estimate_importance(config.importance, q, k, request), q.shape[2], k, config, is_causal=is_causal, key_offset=key_offset
+    )
+
+
+@torch.no_grad()
+def plan_from_scores(
+    scores: Float[Tensor, "b h i j"],
+    num_queries: int,
+    k: Float[Tensor, "b g n k"],
+    config: PSAConfig,
+    *,
+    is_causal: bool = False,
+    key_offset: int = 0,
+) -> PyramidPlan:
+    """Return the plan for given block scores; `make_plan` with scores of any origin."""
+    num_keys = k.shape[2]
+    plan = PyramidPlan(
+        torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device),
+        num_queries, num_keys, config.query_block, config.key_block, is_causal, key_offset,
+    )  # fmt: skip
+    visible = plan.visible_blocks()
+    plan = dataclasses.replace(plan, pools=assign_pools(scores, config, visible=visible if is_causal else None))
+    plan = plan.force_full(keys=_text_span(config, num_keys), queries=_text_span(config, num_queries))
+    if is_causal:
+        plan = _apply_causal_rules(plan, visible, config.sink_blocks)
+    if config.similarity is not None:
+        cap = similarity_cap(k, config.key_block, config.similarity)
+        cap = cap.repeat_interleave(scores.shape[1] // k.shape[1], dim=1)[:, :, None]
+        plan = dataclasses.replace(plan, pools=torch.minimum(plan.pools, cap))
+    return plan.with_lists()
+
+
+def _text_span(config: PSAConfig, length: int) -> Iterable[Span]:
+    if config.text_tokens == 0:
+        return ()
+    count = min(config.text_tokens, length)
+    return ((0, count),) if config.text_at == "start" else ((length - count, length),)
+
+
+def _apply_causal_rules(plan: PyramidPlan, visible: Tensor, sink_blocks: int) -> PyramidPlan:
+    columns = torch.arange(plan.pools.shape[3], device=plan.pools.device)
+    seen = columns < visible[:, None]
+    diagonal = seen & (columns >= plan.unmasked_blocks()[:, None])
+    pools = plan.pools.masked_fill(diagonal | (columns < sink_blocks), 1).masked_fill(~seen, 0)
+    return dataclasses.replace(plan, pools=pools)
