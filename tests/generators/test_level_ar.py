@@ -165,7 +165,7 @@ def test_loss_is_cross_entropy_and_exact_matches() -> None:
     ids, logits = pyramid.concat(), model(pyramid.concat(), labels).detach().double()
     rows = [(b, p) for b in range(3) for p in range(16)]
     wanted = sum(-logits[b, p].log_softmax(0)[ids[b, p]] for b, p in rows) / len(rows)
-    assert float(result["loss"].detach()) == pytest.approx(float(wanted), rel=1e-5)
+    assert result["loss"].item() == pytest.approx(float(wanted), rel=1e-5)
     exact = sum(int(logits[b, p].argmax()) == int(ids[b, p]) for b, p in rows) / len(rows)
     assert float(result["accuracy"]) == pytest.approx(exact)
     assert not result["accuracy"].requires_grad
@@ -174,10 +174,10 @@ def test_loss_is_cross_entropy_and_exact_matches() -> None:
 def test_a_new_model_is_uniform() -> None:
     config = {"num_classes": CLASSES, "dim": 24, "depth": 1, "num_heads": 2}
     model = LevelAR(level_specs=specs_to_json(specs()), **config)
-    assert float(model.loss(random_pyramid(), torch.tensor([0, 1, 2]))["loss"]) == pytest.approx(math.log(VOCAB))
+    assert model.loss(random_pyramid(), torch.tensor([0, 1, 2]))["loss"].item() == pytest.approx(math.log(VOCAB))
     for embedding in (model.class_embedding, model.token_embedding, model.special_embedding):
         assert embedding is not None
-        assert float(embedding.weight.std()) == pytest.approx(0.02, rel=0.2)
+        assert embedding.weight.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 def test_class_dropout() -> None:
@@ -189,7 +189,7 @@ def test_class_dropout() -> None:
     model.train()
     assert model.loss(pyramid, labels)["loss"] == null
     model.register_to_config(class_dropout=0.5)
-    drawn = {float(model.loss(pyramid, labels, rng=torch.Generator().manual_seed(s))["loss"]) for s in range(30)}
+    drawn = {model.loss(pyramid, labels, rng=torch.Generator().manual_seed(s))["loss"].item() for s in range(30)}
     # Three labels, each dropped or not: eight batches, all of which thirty draws find but for odds of one in seven.
     assert 5 <= len(drawn) <= 8
     same = [model.loss(pyramid, labels, rng=torch.Generator().manual_seed(6))["loss"] for _ in range(2)]
