@@ -1,0 +1,291 @@
+"""From an occupancy field to a triangle mesh: a grid that is refined where the surface is, then marching cubes.
+
+Needs only a function of points, `(p, 3) -> (p,)`, positive inside; whose function it is does not matter.
+
+Letters: `p` points, `n` nodes of the grid along an axis, `m` cells of a list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hiergen.files import atomic_path
+
+if TYPE_CHECKING:
+    import trimesh
+
+#: The field of one shape: coordinates `(p, 3)`, float32 -> values `(p,)`, above the level inside.
+Field = Callable[[Tensor], Tensor]
+
+#: File formats that `save_mesh` writes, all with normals: per vertex, in STL per face.
+MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+
+
+class EmptySurfaceError(ValueError):
+    """The field does not cross the level anywhere on the grid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractionSettings:
+    """How finely and where to look for a surface.
+
+    Attributes:
+        depth: The grid has `2 ** depth + 1` nodes an axis; 7 gives 129, 9 gives 513.
+        coarse_depth: The grid that is evaluated in full; every finer one only near the surface. At `depth` or above, all of it.
+        margin: Cells around each crossing of the coarse grid that are refined too, against parts that it misses.
+        slack: A cell without a crossing is refined too if a node's value is within `slack` times the change to its
+            neighbors: the surface may pass between them. 0 trusts the signs alone.
+        level: Value of the surface (a logit: 0 is probability one half).
+        bound: Half the side of the box, which is centered at the origin.
+        chunk_size: Points evaluated at once: bounds the memory, not the result.
+        is_closed: Close the mesh where the shape leaves the box.
+        max_faces: Simplify to at most about as many triangles; None keeps all.
+    """
+
+    depth: int = 7
+    coarse_depth: int = 5
+    margin: int = 1
+    slack: float = 0.5
+    level: float = 0.0
+    bound: float = 1.05
+    chunk_size: int = 32_768
+    is_closed: bool = True
+    max_faces: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("depth", 1), ("coarse_depth", 1), ("margin", 0), ("slack", 0), ("chunk_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if self.bound <= 0:
+            raise ValueError(f"bound is {self.bound}, expected a positive number")
+        if self.max_faces is not None and self.max_faces < 4:
+            raise ValueError(f"max_faces is {self.max_faces}, expected at least 4, or None")
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldGrid:
+    """Values of a field on the nodes of a regular grid, x first.
+
+    Attributes:
+        values: `(n, n, n)`, float32. Nodes far from the surface may hold the value of a coarser neighbor: its sign is right,
+            and every cell that the surface crosses has its own eight values.
+        is_evaluated: Where the value is the field's own.
+        num_queries: Points at which the field was evaluated.
+    """
+
+    values: Float[Tensor, "n n n"]
+    is_evaluated: Bool[Tensor, "n n n"]
+    num_queries: int
+
+
+@torch.no_grad()
+def evaluate_grid(
+    field: Field, settings: ExtractionSettings | None = None, *, device: torch.device | str = "cpu"
+) -> FieldGrid:
+    """Return the field on the grid, evaluated where its surface is.
+
+    The coarse grid is evaluated in full. Then, grid by grid, the cells near a crossing are halved, and so are their neighbors
+    for as long as the surface leaves what has been evaluated: a surface that the coarse grid meets anywhere is followed to its
+    end. What can be missed is a detached part (or hole) between coarse nodes whose neighborhood gives no sign of it.
+
+    Args:
+        field: The function of one shape.
+        settings: Resolution and box.
+        device: Where `field` computes.
+    """
+    settings = settings or ExtractionSettings()
+    sampler = _Sampler(field, settings, torch.device(device))
+    depth = min(settings.coarse_depth, settings.depth)
+    nodes = 2**depth + 1
+    indices = torch.cartesian_prod(*[torch.arange(nodes, device=device)] * 3)
+    values = sampler(indices, depth).view(nodes, nodes, nodes)
+    known = torch.ones_like(values, dtype=torch.bool)
+    for finer in range(depth + 1, settings.depth + 1):
+        # Deeper grids inherit the margin: it only guards what the coarse grid may have missed.
+        margin = settings.margin if finer == depth + 1 else 0
+        active = _cells_near_surface(values, known, settings, margin)
+        values, known = _refine(values, known, active, sampler, finer)
+    return FieldGrid(values, known, sampler.num_queries)
+
+
+def extract_mesh(
+    field: Field, settings: ExtractionSettings | None = None, *, device: torch.device | str = "cpu"
+) -> trimesh.Trimesh:
+    """Return the surface of one shape as a mesh in the field's coordinates, faces oriented outward.
+
+    Args:
+        field: The function of one shape, e.g. `ShapeField.shape(0)`.
+        settings: Resolution, box, level and simplification.
+        device: Where `field` computes.
+
+    Raises:
+        EmptySurfaceError: If the field does not cross the level.
+        ImportError: If trimesh, scikit-image or fast-simplification (`max_faces` only) is not installed.
+    """
+    settings = settings or ExtractionSettings()
+    return mesh_from_grid(evaluate_grid(field, settings, device=device).values, settings)
+
+
+def mesh_from_grid(values: Float[Tensor, "n n n"], settings: ExtractionSettings | None = None) -> trimesh.Trimesh:
+    """Return the surface in a full grid of values, node 0 at `-bound` and the last at `+bound` along each axis.
+
+    Raises:
+        EmptySurfaceError: If all values lie on one side of the level.
+        ImportError: As `extract_mesh`.
+    """
+    settings = settings or ExtractionSettings()
+    measure = _import("skimage.measure", "scikit-image")
+    trimesh = _import("trimesh", "trimesh")
+    low, high = float(values.min()), float(values.max())
+    if not low <= settings.level < high:
+        raise EmptySurfaceError(
+            f"no surface: the field spans {low:.4g} to {high:.4g}, the level is {settings.level:.4g}"
+        )
+    offset = 0
+    if settings.is_closed:
+        # A far lower value outside puts the closing faces on the box, up to a rounding that is cut off below.
+        far = settings.level - 1e3 * max(abs(low), abs(high), 1.0)
+        values, offset = F.pad(values, (1,) * 6, value=far), 1
+    vertices, faces, _, _ = measure.marching_cubes(values.float().cpu().numpy(), settings.level)
+    # scikit-image winds the faces of what lies above the level clockwise.
+    faces = faces[:, ::-1]
+    cells = values.shape[0] - 1 - 2 * offset
+    vertices = (vertices.astype("float64") - offset) * (2 * settings.bound / cells) - settings.bound
+    vertices = vertices.clip(-settings.bound, settings.bound)
+    if settings.max_faces is not None and len(faces) > settings.max_faces:
+        simplifier = _import("fast_simplification", "fast-simplification")
+        vertices, faces = simplifier.simplify(
+            vertices.astype("float32"), faces.astype("int32"), target_count=settings.max_faces
+        )
+    return trimesh.Trimesh(vertices, faces, process=False)
+
+
+def save_mesh(mesh: trimesh.Trimesh, path: str | os.PathLike[str]) -> None:
+    """Write a mesh with its normals, atomically; the suffix of `path` chooses among `MESH_SUFFIXES`.
+
+    Raises:
+        ValueError: If the suffix is none of them.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in MESH_SUFFIXES:
+        raise ValueError(f"{str(path)!r} ends in {suffix!r}, expected one of {', '.join(MESH_SUFFIXES)}")
+    arguments: dict[str, Any] = {
+        ".glb": {"include_normals": True},
+        ".obj": {"include_normals": True},
+        ".ply": {"vertex_normal": True},
+    }.get(suffix, {})
+    with atomic_path(path) as temporary:
+        mesh.export(temporary, file_type=suffix[1:], **arguments)
+
+
+class _Sampler:
+    """Evaluates a field at nodes given by their indices and counts the queries."""
+
+    def __init__(self, field: Field, settings: ExtractionSettings, device: torch.device) -> None:
+        self.field, self.settings, self.device = field, settings, device
+        self.num_queries = 0
+
+    def __call__(self, indices: Int[Tensor, "p 3"], depth: int) -> Float[Tensor, "*p"]:
+        # A node has the same coordinates, to the bit, in each grid that contains it: a power of two scales exactly.
+        step = 2 * self.settings.bound / 2**depth
+        parts = []
+        for part in indices.split(self.settings.chunk_size):
+            parts.append(self.field(part.float() * step - self.settings.bound).float())
+        self.num_queries += len(indices)
+        return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
+
+
+def _corners(nodes: Tensor) -> list[Tensor]:
+    """Return eight views of a node grid `(n, n, n)`, one for each corner of its cells `(n-1, n-1, n-1)`."""
+    cuts = (slice(None, -1), slice(1, None))
+    return [nodes[x, y, z] for x in cuts for y in cuts for z in cuts]
+
+
+def _any_corner(nodes: Tensor) -> Tensor:
+    first, *others = _corners(nodes)
+    result = first.clone()
+    for corner in others:
+        result |= corner
+    return result
+
+
+def _cells_near_surface(values: Tensor, known: Tensor, settings: ExtractionSettings, margin: int) -> Tensor:
+    """Return which cells to refine: crossed, suspicious, or within `margin` cells of one that is crossed."""
+    inside = values > settings.level
+    crossed = _any_corner(inside) & _any_corner(~inside)
+    if margin and crossed.any():
+        kernel = 2 * margin + 1
+        crossed = F.max_pool3d(crossed[None, None].float(), kernel, stride=1, padding=margin)[0, 0] > 0
+    if settings.slack:
+        change = torch.zeros_like(values)
+        for axis in range(3):
+            length = values.shape[axis] - 1
+            step = values.diff(dim=axis).abs()
+            for start in (0, 1):
+                part = change.narrow(axis, start, length)
+                torch.maximum(part, step, out=part)
+        suspicious = ((values - settings.level).abs() < settings.slack * change) & known
+        crossed = crossed | _any_corner(suspicious)
+    return crossed
+
+
+def _refine(
+    values: Tensor, known: Tensor, active: Tensor, sampler: _Sampler, depth: int
+) -> tuple[Float[Tensor, "n n n"], Bool[Tensor, "n n n"]]:
+    """Return values of the grid with half the spacing, evaluated in the active cells and wherever the surface leads.
+
+    The rest is filled with the value of the cell's lowest corner. That keeps its sign, because a cell that stays inactive has
+    eight corners of one sign.
+    """
+    device, nodes = values.device, 2**depth + 1
+    parent = torch.arange(nodes, device=device) // 2
+    values = values[parent][:, parent][:, :, parent].contiguous()
+    fine_known = torch.zeros_like(values, dtype=torch.bool)
+    fine_known[::2, ::2, ::2] = known
+    active = active.clone()
+    new = active.nonzero()
+    corners = torch.cartesian_prod(*[torch.arange(3, device=device)] * 3)
+    while len(new):
+        todo = _node_ids(new, corners, nodes).flatten().unique()
+        todo = todo[~fine_known.view(-1)[todo]]
+        indices = torch.stack((todo // nodes**2, todo // nodes % nodes, todo % nodes), dim=-1)
+        values.view(-1)[todo] = sampler(indices, depth)
+        fine_known.view(-1)[todo] = True
+        new = _entered_neighbors(values, active, new, corners, sampler.settings.level)
+        active[tuple(new.T)] = True
+    return values, fine_known
+
+
+def _node_ids(cells: Int[Tensor, "m 3"], corners: Int[Tensor, "k 3"], nodes: int) -> Int[Tensor, "m k"]:
+    """Return the flat indices of the 27 fine nodes of each coarse cell."""
+    x, y, z = (2 * cells[:, None] + corners).unbind(-1)
+    return (x * nodes + y) * nodes + z
+
+
+def _entered_neighbors(values: Tensor, active: Tensor, cells: Tensor, corners: Tensor, level: float) -> Tensor:
+    """Return the inactive neighbors of `cells` in which some node lies on the other side of the surface."""
+    size = active.shape[0]
+    near = (cells[:, None] + corners - 1).flatten(0, 1)
+    near = near[((near >= 0) & (near < size)).all(dim=-1)]
+    ids = ((near[:, 0] * size + near[:, 1]) * size + near[:, 2]).unique()
+    ids = ids[~active.view(-1)[ids]]
+    near = torch.stack((ids // size**2, ids // size % size, ids % size), dim=-1)
+    inside = values.view(-1)[_node_ids(near, corners, values.shape[0])] > level
+    return near[inside.any(dim=1) & ~inside.all(dim=1)]
+
+
+def _import(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'surface extraction needs {package}: pip install "hiergen[shapes]"') from error
