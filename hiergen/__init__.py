@@ -21,6 +21,7 @@ _PUBLIC = {
     "ResTok": "hiergen.tokenizers.restok",
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
     "LevelAR": "hiergen.generators.level_ar",
+    "FlowTransformer": "hiergen.generators.flow_transformer",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -22,6 +22,7 @@ MODEL_CLASSES: dict[str, str] = {
     "ResTok": "hiergen.tokenizers.restok",
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
     "LevelAR": "hiergen.generators.level_ar",
+    "FlowTransformer": "hiergen.generators.flow_transformer",
 }
 
 #: Every pipeline class that may be loaded by name, and the module that holds it.

@@ -1,0 +1,70 @@
+"""What every converter does with a foreign state dict: find it in a checkpoint, and fill a model with it, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Prefixes that wrappers put before every name: torch.compile and DistributedDataParallel.
+_WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+
+
+def unwrap_state_dict(checkpoint: Mapping[str, Any], *, containers: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name, without containers and without the prefixes of wrappers.
+
+    Args:
+        checkpoint: A state dict, or a checkpoint that holds one under a key of `containers`.
+        containers: Keys to look into, the first present wins.
+
+    Raises:
+        ValueError: If an entry is no tensor.
+    """
+    inner = next((checkpoint[key] for key in containers if isinstance(checkpoint.get(key), Mapping)), checkpoint)
+    tensors = {}
+    for name, value in inner.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"entry {name!r} of the state dict is a {type(value).__name__}, expected a tensor")
+        tensors[_without_prefixes(name)] = value
+    return tensors
+
+
+def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], *, names: Mapping[str, str] | None = None) -> None:
+    """Give a model's parameters and saved buffers these values (copies), keeping the values' dtypes.
+
+    The model may have been built with its parameters on the meta device.
+
+    Args:
+        model: The model to fill.
+        tensors: Values by the model's names.
+        names: The foreign name of each of the model's names, for the errors.
+
+    Raises:
+        ValueError: If a tensor is missing, surplus or of another shape; each is named.
+    """
+    foreign = names or {}
+    wanted = model.state_dict()
+    missing = [foreign.get(name, name) for name in wanted if name not in tensors]
+    surplus = [foreign.get(name, name) for name in tensors if name not in wanted]
+    if missing or surplus:
+        raise ValueError(f"the state dict does not fit: missing {_shorten(missing)}, unexpected {_shorten(surplus)}")
+    for name, value in tensors.items():
+        if value.shape != wanted[name].shape:
+            raise ValueError(
+                f"{foreign.get(name, name)!r} has shape {tuple(value.shape)}, expected {tuple(wanted[name].shape)}"
+            )
+    copies = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    model.load_state_dict(copies, assign=True)
+
+
+def _without_prefixes(name: str) -> str:
+    for prefix in _WRAPPER_PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _shorten(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(repr(name) for name in names[:most]) or "nothing"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -1,0 +1,158 @@
+"""The straight path between noise and data: times, training targets and ODE solvers. Knows no network.
+
+Time runs from noise (0) to data (1): x_t = t data + (1 - t) noise, and the velocity is data - noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from torch import Tensor
+
+TimeDistribution = Literal["logit_normal", "uniform"]
+Solver = Literal["euler", "heun"]
+
+#: (state, time) -> velocity, of the state's shape.
+VelocityFn = Callable[[Tensor, float], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSettings:
+    """How to integrate from noise to data.
+
+    Attributes:
+        num_steps: Intervals of the time grid: model calls of "euler"; "heun" makes twice as many. LightningDiT's "250 steps" are
+            250 grid points, hence 249.
+        solver: "euler" (first order) or "heun" (second order).
+        timestep_shift: s in t' = s t / (1 + (s - 1) t); below 1 the grid is denser near the noise, 1 leaves it even.
+        guidance_scale: w in v = v_null + w (v_condition - v_null); 1 turns guidance off, and with it half of the work.
+        cfg_channels: How many leading channels are guided; None for all. The official sampler guides three (and needs a larger
+            w for it).
+        guidance_start: Guidance acts where guidance_start <= t <= guidance_end; elsewhere the velocity is the conditional one.
+        guidance_end: See `guidance_start`.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Source:
+        LightningDiT, arXiv:2501.01423: num_steps 249, shift 0.3, cfg_channels 3; w 10 from t = 0.1 (64 epochs), w 6.7 from
+        t = 0.125 (800 epochs).
+    """
+
+    num_steps: int = 249
+    solver: Solver = "euler"
+    timestep_shift: float = 0.3
+    guidance_scale: float = 1.0
+    cfg_channels: int | None = None
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps}, expected at least 1")
+        if self.solver not in get_args(Solver):
+            raise ValueError(f"solver is {self.solver!r}, expected one of {get_args(Solver)}")
+        if not self.timestep_shift > 0:
+            raise ValueError(f"timestep_shift is {self.timestep_shift}, expected above 0")
+        if self.cfg_channels is not None and self.cfg_channels < 1:
+            raise ValueError(f"cfg_channels is {self.cfg_channels}, expected at least 1, or None for all channels")
+        if not self.guidance_start <= self.guidance_end:
+            raise ValueError(
+                f"guidance_start is {self.guidance_start}, expected at most guidance_end, {self.guidance_end}"
+            )
+
+    @property
+    def uses_guidance(self) -> bool:
+        return self.guidance_scale != 1.0
+
+    def is_guided_at(self, time: float) -> bool:
+        """Return whether guidance acts at a time in [0, 1]."""
+        return self.uses_guidance and self.guidance_start <= time <= self.guidance_end
+
+
+def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
+    """Return `num_steps + 1` times from 0 to 1: i / num_steps, moved by t' = s t / (1 + (s - 1) t)."""
+    even = [index / num_steps for index in range(num_steps + 1)]
+    # s t + (1 - t) is the denominator in the form that gives exactly 1 at t = 1.
+    return [shift * time / (shift * time + (1 - time)) for time in even]
+
+
+def integrate(
+    velocity: VelocityFn,
+    state: Tensor,
+    times: list[float],
+    *,
+    solver: Solver = "euler",
+    after_step: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Return the state at the last time of a grid, starting with `state` at the first.
+
+    Args:
+        velocity: Right-hand side of the equation.
+        state: Start, any shape.
+        times: Increasing or decreasing times.
+        solver: "euler", or "heun" (the mean of the slopes at both ends of a step).
+        after_step: Called with the index of each step when it is done.
+    """
+    for step, (time, following) in enumerate(itertools.pairwise(times)):
+        width = following - time
+        slope = velocity(state, time)
+        if solver == "heun":
+            slope = (slope + velocity(state + width * slope, following)) / 2
+        state = state + width * slope
+        if after_step is not None:
+            after_step(step)
+    return state
+
+
+def guide(
+    conditional: Float[Tensor, "b n c"], null: Float[Tensor, "b n c"], settings: FlowSettings
+) -> Float[Tensor, "b n c"]:
+    """Return the guided velocity; channels from `cfg_channels` on stay conditional."""
+    guided = null + settings.guidance_scale * (conditional - null)
+    if settings.cfg_channels is None:
+        return guided
+    count = settings.cfg_channels
+    return torch.cat((guided[..., :count], conditional[..., count:]), dim=-1)
+
+
+def draw_times(
+    batch: int, distribution: TimeDistribution, *, device: torch.device, rng: torch.Generator | None = None
+) -> Float[Tensor, " b"]:
+    """Return random times in (0, 1), one a sample: the logistic function of one normal each, or its quantile.
+
+    Both distributions read the same `batch` normal numbers, so that the order of random draws does not depend on the choice.
+    """
+    normal = randn_tensor((batch,), generator=rng, device=device, dtype=torch.float32)
+    if distribution == "logit_normal":
+        return normal.sigmoid()
+    return torch.special.ndtr(normal)
+
+
+def interpolate(
+    data: Float[Tensor, "b n c"], noise: Float[Tensor, "b n c"], time: Float[Tensor, " b"]
+) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]:
+    """Return x_t = t data + (1 - t) noise and its velocity data - noise."""
+    t = time.to(data.dtype)[:, None, None]
+    return t * data + (1 - t) * noise, data - noise
+
+
+def velocity_losses(
+    prediction: Float[Tensor, "b n c"], target: Float[Tensor, "b n c"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the mean squared error over all entries, and the mean over tokens of 1 - cosine over channels, in at least float32.
+
+    Source:
+        LightningDiT, arXiv:2501.01423, "velocity direction loss".
+    """
+    if prediction.dtype != torch.float64:
+        prediction, target = prediction.float(), target.float()
+    squared = (prediction - target).square().mean()
+    return squared, (1 - F.cosine_similarity(prediction, target, dim=-1)).mean()

@@ -1,0 +1,329 @@
+"""A transformer that carries noise to continuous tokens along a learned velocity field: LightningDiT, and SiT with its flags off.
+
+Letters: `b` batch, `n` tokens of all levels (latents), `m` tokens inside the network (patches of latents), `c` channels of a latent,
+`d` channels inside, `h w` a latent map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import randn_tensor
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hiergen.generators.base import Generator, StepCallback, check_labels
+from hiergen.generators.flow_sampling import (
+    FlowSettings,
+    TimeDistribution,
+    VelocityFn,
+    draw_times,
+    guide,
+    integrate,
+    interpolate,
+    time_grid,
+    velocity_losses,
+)
+from hiergen.generators.latent_statistics import LatentStandardizer
+from hiergen.nn.positions import rotary_table
+from hiergen.nn.pyramid_positions import common_frame_positions, sincos_embedding
+from hiergen.nn.table import Table
+from hiergen.nn.time_embedding import TimeEmbedding
+from hiergen.nn.transformer_block import FeedForwardKind, ModulatedBlock, NormKind, make_norm, modulate, pairwise_table
+from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
+
+
+class FlowTransformer(Generator):
+    """A class-conditional flow over the continuous tokens of one tokenizer.
+
+    The defaults are LightningDiT-XL/1 without its latent size. `norm="layer", ffn="gelu", use_rotary=False` is SiT
+    (`has_double_output=True` in its published form). Several levels form one sequence on a common frame; that is ours, the papers
+    have one level.
+
+    Args:
+        level_specs: The tokenizer's levels as JSON (`specs_to_json`): continuous, two-dimensional grids, equal channels.
+        num_classes: Labels are 0 to num_classes - 1; one more row of the table stands for "no label".
+        dim: Channels inside.
+        depth: Blocks.
+        num_heads: Attention heads.
+        patch_size: Side of the square of latents that makes one token inside.
+        mlp_ratio: Hidden channels of the feed-forward layers over `dim` ("swiglu" takes two thirds of it).
+        norm: "rms", or "layer" without parameters.
+        ffn: "swiglu" or "gelu".
+        use_rotary: Rotate queries and keys by (row, column), besides the position that is added at the start.
+        use_shift: Whether the modulation of a block shifts besides scaling. Off in no released model.
+        use_qk_norm: Normalize queries and keys. On in no released model.
+        has_double_output: The last layer gives twice the channels and the second half is dropped.
+        label_dropout: Chance that a label is replaced by "no label" in training.
+        latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`); None for 0.
+        latent_std: Their deviation; None for 1.
+        latent_multiplier: Standardized tokens are multiplied by it.
+        time_distribution: Training times: "logit_normal" or "uniform".
+        cosine_weight: Weight of the direction loss beside the squared error; 0 leaves it out.
+
+    Raises:
+        ValueError: If the levels or sizes do not fit together.
+
+    Source:
+        LightningDiT, arXiv:2501.01423; SiT, arXiv:2401.08740.
+    """
+
+    settings_class = FlowSettings
+    _supports_gradient_checkpointing = True
+    # Lists, not tuples: diffusers tests for that type.
+    _no_split_modules = ["ModulatedBlock"]  # noqa: RUF012  # type: ignore[assignment]
+    _keep_in_fp32_modules = ["position_table", "rotary"]  # noqa: RUF012  # type: ignore[assignment]
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        level_specs: Sequence[dict[str, Any]],
+        num_classes: int = 1000,
+        dim: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        patch_size: int = 1,
+        mlp_ratio: float = 4.0,
+        norm: NormKind = "rms",
+        ffn: FeedForwardKind = "swiglu",
+        use_rotary: bool = True,
+        use_shift: bool = True,
+        use_qk_norm: bool = False,
+        has_double_output: bool = False,
+        label_dropout: float = 0.1,
+        latent_mean: Sequence[float] | None = None,
+        latent_std: Sequence[float] | None = None,
+        latent_multiplier: float = 1.0,
+        time_distribution: TimeDistribution = "logit_normal",
+        cosine_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self._specs = specs_from_json(level_specs)
+        self._grids = _patch_grids(self._specs, patch_size)
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads is {num_heads}, expected a divisor of dim {dim}")
+        channels = self._specs[-1].dim
+        self.standardize = LatentStandardizer(channels, latent_mean, latent_std, multiplier=latent_multiplier)
+        positions = common_frame_positions(self._grids)
+        self.position_table = Table(sincos_embedding(positions, dim), is_saved=True)
+        self.rotary: Table | None = None
+        if use_rotary:
+            self.rotary = Table(pairwise_table(rotary_table(positions, dim // num_heads)), is_saved=True)
+
+        patch_area = patch_size**2
+        self.patch_embed = nn.Linear(channels * patch_area, dim)
+        self.time_embed = TimeEmbedding(dim)
+        self.label_embed = nn.Embedding(num_classes + 1, dim)
+        self.blocks = nn.ModuleList(
+            ModulatedBlock(
+                dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                norm=norm,
+                ffn=ffn,
+                use_shift=use_shift,
+                use_qk_norm=use_qk_norm,
+            )
+            for _ in range(depth)
+        )
+        self.final_norm = make_norm(norm, dim)
+        self.final_modulation = nn.Linear(dim, 2 * dim)
+        self.final_linear = nn.Linear(dim, channels * patch_area * (2 if has_double_output else 1))
+        self.gradient_checkpointing = False
+        self._init_weights()
+
+    @property
+    def specs(self) -> tuple[LevelSpec, ...]:
+        return self._specs
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no label"."""
+        return self.config["num_classes"]
+
+    def velocity(
+        self, tokens: Float[Tensor, "b n c"], time: Float[Tensor, " b"], condition: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b n c"]:
+        """Return the velocity of standardized tokens.
+
+        Args:
+            tokens: All levels, coarse to fine, row-major: x_t.
+            time: 0 (noise) to 1 (data), one a sample; not scaled by 1000.
+            condition: Labels, or `null_label`.
+        """
+        x = self.patch_embed(self._fold(tokens.to(self.patch_embed.weight.dtype)))
+        x = x + self.position_table().to(x.dtype)
+        c = self.time_embed(time) + self.label_embed(condition)
+        rotary = self.rotary() if self.rotary is not None else None
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, c, rotary)
+            else:
+                x = block(x, c, rotary)
+        shift, scale = self.final_modulation(F.silu(c)).chunk(2, dim=-1)
+        return self._unfold(self.final_linear(modulate(self.final_norm(x), shift, scale)))
+
+    def forward(
+        self, sample: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], condition: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Return `velocity` of a map, for models of one level: the interface of the published models.
+
+        Raises:
+            ValueError: If the map is not the level's, or the model has several levels.
+        """
+        spec = self._specs[-1]
+        if len(self._specs) != 1 or tuple(sample.shape[1:]) != (spec.dim, *(spec.grid or ())):
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}, expected a batch of the only level of {self._specs}"
+            )
+        velocity = self.velocity(sample.flatten(2).transpose(1, 2), time, condition)
+        return velocity.transpose(1, 2).unflatten(2, sample.shape[2:])
+
+    def loss(
+        self, pyramid: TokenPyramid, condition: Int[Tensor, " b"], *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Return "loss" = "mse" + cosine_weight * "cosine" at one random time a sample.
+
+        Random draws, in this order: b normal numbers for the times, (b, c, n) normal numbers for the noise, and in train mode, where
+        label_dropout is above 0, b uniform numbers that decide which labels are dropped.
+
+        Args:
+            pyramid: Tokens as the tokenizer gives them; they are standardized here.
+            condition: Labels.
+            rng: Source of all draws; None for the global one.
+
+        Raises:
+            ValueError: If the pyramid is another tokenizer's.
+        """
+        self.check_tokenizer(pyramid.specs)
+        data = self.standardize(pyramid.concat())
+        time = draw_times(data.shape[0], self.config["time_distribution"], device=data.device, rng=rng)
+        x_t, target = interpolate(data, self._noise(data.shape[0], data.device, rng).to(data.dtype), time)
+        if self.training and self.config["label_dropout"] > 0:
+            device = rng.device if rng is not None else data.device
+            drop = torch.rand(len(time), generator=rng, device=device).to(data.device) < self.config["label_dropout"]
+            condition = condition.masked_fill(drop, self.null_label)
+        mse, cosine = velocity_losses(self.velocity(x_t, time, condition), target)
+        return {"loss": mse + self.config["cosine_weight"] * cosine, "mse": mse, "cosine": cosine}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Int[Tensor, " b"],
+        settings: FlowSettings | None = None,
+        *,
+        rng: torch.Generator | None = None,
+        callback: StepCallback | None = None,
+    ) -> TokenPyramid:
+        """Return one pyramid a label, in the tokenizer's own (not standardized) units.
+
+        The only random draw is the noise, (b, c, n) normal numbers. The state is kept in at least float32, whatever the weights.
+
+        Args:
+            condition: Labels, 0 to num_classes - 1.
+            settings: Solver, steps and guidance; None for the defaults.
+            rng: Source of the noise; None for the global one.
+            callback: Called after each step. Levels are complete only after the last one, when it gets the pyramid.
+
+        Raises:
+            ValueError: If a label is out of range.
+            TypeError: If labels are not int64.
+        """
+        settings = settings or FlowSettings()
+        check_labels(condition, self.config["num_classes"])
+        noise = self._noise(condition.shape[0], self.device, rng)
+
+        def report(step: int) -> None:
+            if callback is not None and step < settings.num_steps - 1:
+                callback(step, None)
+
+        state = integrate(
+            self._guided_velocity(condition.to(self.device), settings),
+            noise.double() if self.dtype == torch.float64 else noise,
+            time_grid(settings.num_steps, settings.timestep_shift),
+            solver=settings.solver,
+            after_step=report,
+        )
+        pyramid = TokenPyramid.split(self.standardize.inverse(state), self._specs)
+        if callback is not None:
+            callback(settings.num_steps - 1, pyramid)
+        return pyramid
+
+    def _guided_velocity(self, condition: Tensor, settings: FlowSettings) -> VelocityFn:
+        both = torch.cat((condition, torch.full_like(condition, self.null_label)))
+
+        def velocity(state: Tensor, time: float) -> Tensor:
+            is_guided = settings.is_guided_at(time)
+            labels = both if is_guided else condition
+            batch = torch.cat((state, state)) if is_guided else state
+            times = torch.full((labels.shape[0],), time, device=state.device, dtype=state.dtype)
+            slope = self.velocity(batch, times, labels).to(state.dtype)
+            if not is_guided:
+                return slope
+            conditional, null = slope.chunk(2)
+            return guide(conditional, null, settings)
+
+        return velocity
+
+    def _noise(self, batch: int, device: torch.device, rng: torch.Generator | None) -> Tensor:
+        shape = (batch, self._specs[-1].dim, sum(spec.num_tokens for spec in self._specs))
+        # Drawn channel by channel: for one level these are the numbers that a (b, c, h, w) draw gives.
+        return randn_tensor(shape, generator=rng, device=device, dtype=torch.float32).transpose(1, 2)
+
+    def _fold(self, tokens: Tensor) -> Tensor:
+        p = self.config["patch_size"]
+        if p == 1:
+            return tokens
+        levels = tokens.split([spec.num_tokens for spec in self._specs], dim=1)
+        return torch.cat(
+            [
+                rearrange(x, "b (h p w q) c -> b (h w) (c p q)", h=h, w=w, p=p, q=p)
+                for x, (h, w) in zip(levels, self._grids, strict=True)
+            ],
+            dim=1,
+        )
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        p, channels = self.config["patch_size"], self._specs[-1].dim
+        levels = x.split([h * w for h, w in self._grids], dim=1)
+        tokens = [
+            rearrange(level, "b (h w) (p q c) -> b (h p w q) c", h=h, w=w, p=p, q=p)
+            for level, (h, w) in zip(levels, self._grids, strict=True)
+        ]
+        # The second half of a doubled output was meant for a learned variance; no sampler of these models reads it.
+        return torch.cat(tokens, dim=1)[..., :channels]
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for weight in (self.label_embed.weight, self.time_embed.linear1.weight, self.time_embed.linear2.weight):
+            nn.init.normal_(weight, std=0.02)
+        # Every block starts as the identity and the velocity as zero.
+        modulations = [module.modulation for module in self.modules() if isinstance(module, ModulatedBlock)]
+        for linear in (*modulations, self.final_modulation, self.final_linear):
+            nn.init.zeros_(linear.weight)
+
+
+def _patch_grids(specs: tuple[LevelSpec, ...], patch_size: int) -> list[tuple[int, int]]:
+    if not specs:
+        raise ValueError("level_specs is empty, expected at least one level")
+    grids = []
+    for index, spec in enumerate(specs):
+        if spec.is_discrete or spec.grid is None or len(spec.grid) != 2 or spec.dim != specs[-1].dim:
+            raise ValueError(
+                f"level {index} is {spec}, expected continuous tokens on a 2-D grid, of the same dim as every other level"
+            )
+        if patch_size < 1 or any(side % patch_size for side in spec.grid):
+            raise ValueError(f"patch_size is {patch_size}, expected a divisor of the grid {spec.grid} of level {index}")
+        grids.append((spec.grid[0] // patch_size, spec.grid[1] // patch_size))
+    return grids

@@ -1,0 +1,59 @@
+"""Presets of `FlowTransformer`: LightningDiT's and SiT's sizes, and a tiny one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hiergen.preset import Preset
+
+#: Depth, channels and heads of each size.
+SIZES = {"b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16), "1p0b": (24, 1536, 24), "1p6b": (28, 1792, 28)}
+
+
+def _level(side: int, dim: int) -> list[dict[str, Any]]:
+    return [{"num_tokens": side**2, "grid": [side, side], "dim": dim}]
+
+
+def _size(size: str) -> dict[str, Any]:
+    depth, dim, num_heads = SIZES[size]
+    return {"dim": dim, "depth": depth, "num_heads": num_heads}
+
+
+_SIT = {"norm": "layer", "ffn": "gelu", "use_rotary": False, "time_distribution": "uniform", "cosine_weight": 0.0}
+
+PRESETS: dict[str, Preset] = {
+    **{
+        f"lightningdit-{size}": Preset(
+            model="FlowTransformer",
+            config={"level_specs": _level(16, 32), **_size(size)},
+            source="LightningDiT, arXiv:2501.01423, on VA-VAE f16d32 of 256 x 256 images",
+        )
+        for size in SIZES
+    },
+    **{
+        f"sit-{size}": Preset(
+            model="FlowTransformer",
+            config={
+                "level_specs": _level(32, 4),
+                **_size(size),
+                "patch_size": 2,
+                "has_double_output": True,
+                "latent_std": [1 / 0.18215] * 4,
+                **_SIT,
+            },
+            source="SiT, arXiv:2401.08740, on the Stable Diffusion VAE (f8, 4 channels) of 256 x 256 images",
+        )
+        for size in ("b", "l", "xl")
+    },
+    "flow-tiny": Preset(
+        model="FlowTransformer",
+        config={
+            "level_specs": _level(8, 8),
+            "num_classes": 10,
+            "dim": 128,
+            "depth": 4,
+            "num_heads": 4,
+        },
+        source="Ours: trains on two CPU cores, for hieratok-tiny on 32 x 32 images",
+    ),
+}
