@@ -36,13 +36,12 @@ def box(sides: tuple[float, ...], center: tuple[float, ...] = (0.0, 0.0, 0.0)) -
     return field
 
 
-def rod(radius: float, end: tuple[float, ...]) -> Field:
-    """A rod from the origin to `end`, seen only as inside or outside, without any distance to go by."""
+def rod(radius: float, length: float) -> Field:
+    """A rod along x between the coarse nodes, known only as inside or outside, without any distance to go by."""
 
     def field(points: Tensor) -> Tensor:
-        axis = torch.tensor(end)
-        along = (points @ axis / axis.square().sum()).clamp(0, 1)
-        return torch.where((points - along[:, None] * axis).norm(dim=-1) < radius, 1.0, -1.0)
+        away = (points[:, 1:] - 0.033).norm(dim=-1)
+        return torch.where((away < radius) & (points[:, 0] > 0) & (points[:, 0] < length), 1.0, -1.0)
 
     return field
 
@@ -80,8 +79,8 @@ def test_a_box_off_center_keeps_its_sides() -> None:
         (box((1.2, 1.2, 0.02), (0.0, 0.0, 0.033)), {}),
         # Two parts, one of them smaller than a coarse cell and on none of its nodes.
         (union(sphere(0.4, (-0.5, 0.0, 0.0)), sphere(0.03, (0.7, 0.033, 0.033))), {}),
-        # Thin and without distances: found where it leaves the ball, followed to its end by crossings alone.
-        (union(sphere(0.2), rod(0.03, (0.85, 0.6, 0.4))), {"slack": 0.0, "margin": 0}),
+        # On no coarse node: found where it leaves the ball, followed to its end by crossings alone.
+        (union(sphere(0.2), rod(0.03, 0.9)), {"slack": 0.0, "margin": 0}),
         (sphere(0.8), {"level": 0.25, "margin": 0}),
         (lambda points: -sphere(0.5)(points), {"coarse_depth": 4}),
     ],
