@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan, sort_by_pool
-from hiergen.kernels.pyramid_attention.pooling import TailRule, build_pyramid, packed_log_counts
+from hiergen.kernels.pyramid_attention.pooling import build_pyramid, packed_log_counts
 
 
 @torch.library.custom_op("hiergen::pyramid_attention", mutates_args=())
@@ -85,7 +85,6 @@ def triton_attention(
     *,
     scale: float | None = None,
     key_mask: Bool[Tensor, "b n"] | None = None,
-    tail: TailRule = "exact",
 ) -> tuple[Float[Tensor, "b h q k"], Float[Tensor, "b h q"]]:
     """Return output and natural log-sum-exp (float32) through the Triton kernels; arguments as `reference_attention`."""
     plan = plan.with_lists()
@@ -95,12 +94,11 @@ def triton_attention(
     pools, ids, counts, order = (
         x.expand(*shape, *x.shape[2:]).contiguous() for x in (plan.pools, lists.ids, lists.counts, lists.order)
     )
-    pooled = torch.stack([build_pyramid(x, plan.key_block, key_mask=key_mask, tail=tail) for x in (k, v)])
+    pooled = torch.stack([build_pyramid(x, plan.key_block, key_mask=key_mask, tail=plan.tail) for x in (k, v)])
     log_counts = None if key_mask is None else packed_log_counts(plan.num_keys, plan.padded_keys, key_mask=key_mask)
-    limit = plan.padded_keys if tail == "replicate" else plan.num_keys
     return pyramid_attention_op(
         q, k, v, pooled, log_counts, pools, ids, counts, order,
-        plan.query_block, plan.key_block, plan.is_causal, plan.key_offset, limit,
+        plan.query_block, plan.key_block, plan.is_causal, plan.key_offset, plan.pooled_limit,
         q.shape[-1] ** -0.5 if scale is None else scale,
     )  # fmt: skip
 

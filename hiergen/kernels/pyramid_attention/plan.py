@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from hiergen.kernels.pyramid_attention.pooling import POOLS, padded_length
+from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule, padded_length
 
 Span = tuple[int, int]
 
@@ -45,6 +45,7 @@ class PyramidPlan:
         key_block: Keys of a block, a power of two, at least 16.
         is_causal: A query sees keys up to its own position; a pooled key is seen once its last member is.
         key_offset: Keys before the first query (cached prefix, earlier chunks): query t stands at `key_offset + t`.
+        tail: How pooled keys at a ragged end are made; see `build_pyramid`.
         lists: What the kernels walk; `with_lists` fills it.
     """
 
@@ -55,6 +56,7 @@ class PyramidPlan:
     key_block: int = 128
     is_causal: bool = False
     key_offset: int = 0
+    tail: TailRule = "exact"
     lists: PlanLists | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +81,11 @@ class PyramidPlan:
     def padded_keys(self) -> int:
         """Keys rounded up to whole blocks."""
         return padded_length(self.num_keys, self.key_block)
+
+    @property
+    def pooled_limit(self) -> int:
+        """Keys that pools 2, 4 and 8 count: the real ones, or with the tail replicated all of the padded length."""
+        return self.padded_keys if self.tail == "replicate" else self.num_keys
 
     @property
     def density(self) -> Tensor:

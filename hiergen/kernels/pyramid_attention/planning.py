@@ -62,7 +62,7 @@ def plan_from_scores(
     num_keys = k.shape[2]
     plan = PyramidPlan(
         torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device),
-        num_queries, num_keys, config.query_block, config.key_block, is_causal, key_offset,
+        num_queries, num_keys, config.query_block, config.key_block, is_causal, key_offset, config.tail,
     )  # fmt: skip
     visible = plan.visible_blocks()
     plan = dataclasses.replace(plan, pools=assign_pools(scores, config, visible=visible if is_causal else None))

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
-from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule, build_pyramid, pool_counts, unpack
+from hiergen.kernels.pyramid_attention.pooling import POOLS, build_pyramid, pool_counts, unpack
 
 
 def reference_attention(
@@ -27,7 +27,6 @@ def reference_attention(
     *,
     scale: float | None = None,
     key_mask: Bool[Tensor, "b n"] | None = None,
-    tail: TailRule = "exact",
 ) -> tuple[Float[Tensor, "b h q k"], Float[Tensor, "b h q"]]:
     """Return the attention output and the natural log-sum-exp of the scores.
 
@@ -37,7 +36,6 @@ def reference_attention(
         k: `g` divides `h`; query head i reads key head i // (h / g).
         scale: Of the products, k^-1/2 by default.
         key_mask: True for real keys.
-        tail: See `build_pyramid`.
 
     Source:
         Pyramid Sparse Attention, arXiv:2512.04025, section 3. The official code counts the repeated last key as real
@@ -48,9 +46,9 @@ def reference_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores, values = [], []
     for pool in POOLS:
-        keys, vals = (pooled(x.to(wide), plan, pool, key_mask=key_mask, tail=tail) for x in (k, v))
+        keys, vals = (pooled(x.to(wide), plan, pool, key_mask=key_mask) for x in (k, v))
         keys, vals = (x.repeat_interleave(group, dim=1) for x in (keys, vals))
-        bias, visible = pool_bias(plan, pool, key_mask=key_mask, tail=tail, device=q.device)
+        bias, visible = pool_bias(plan, pool, key_mask=key_mask, device=q.device)
         score = scale * (q.to(wide) @ keys.transpose(-1, -2)) + torch.where(bias.isinf(), 0.0, bias).to(wide)[:, None, None]
         scores.append(score.masked_fill(~visible, -torch.inf))
         values.append(vals)
@@ -65,26 +63,26 @@ def reference_attention(
     return out.to(q.dtype), lse.squeeze(-1)
 
 
-def pooled(x: Tensor, plan: PyramidPlan, pool: int, *, key_mask: Tensor | None, tail: TailRule) -> Tensor:
+def pooled(x: Tensor, plan: PyramidPlan, pool: int, *, key_mask: Tensor | None) -> Tensor:
     """Return the keys or values of one pool, padded to whole blocks; keys that do not exist are zero."""
     if pool > 1:
-        return unpack(build_pyramid(x, plan.key_block, key_mask=key_mask, tail=tail), pool)
+        return unpack(build_pyramid(x, plan.key_block, key_mask=key_mask, tail=plan.tail), pool)
     if key_mask is not None:
         x = torch.where(key_mask[:, None, :, None], x, 0.0)
     return torch.nn.functional.pad(x, (0, 0, 0, plan.padded_keys - plan.num_keys))
 
 
 def pool_bias(
-    plan: PyramidPlan, pool: int, *, key_mask: Tensor | None, tail: TailRule, device: torch.device
+    plan: PyramidPlan, pool: int, *, key_mask: Tensor | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return log counts (1 or b, m) and which query reads which key of `pool`, bool of shape (b, h, q, m)."""
-    counts = pool_counts(plan.num_keys, plan.padded_keys, pool, key_mask=key_mask, tail=tail, device=device)
+    counts = pool_counts(plan.num_keys, plan.padded_keys, pool, key_mask=key_mask, tail=plan.tail, device=device)
     rows = torch.arange(plan.num_queries, device=device)
     columns = torch.arange(plan.padded_keys // pool, device=device)
     cells = plan.pools[:, :, rows // plan.query_block][..., columns * pool // plan.key_block]
     visible = (cells == pool) & (counts > 0)[:, None, None, :]
     if plan.is_causal:
-        limit = plan.padded_keys if tail == "replicate" and pool > 1 else plan.num_keys
+        limit = plan.pooled_limit if pool > 1 else plan.num_keys
         last = ((columns + 1) * pool).clamp(max=limit) - 1
         visible = visible & (last <= (plan.key_offset + rows)[:, None])
     return counts.double().log(), visible

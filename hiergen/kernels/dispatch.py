@@ -1,0 +1,78 @@
+"""Choosing among the backends of an operation: each says what it needs and, when it cannot run, why.
+
+"auto" takes the first that can and logs the choice once; a backend that is named and cannot run raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """One way to run an operation.
+
+    Attributes:
+        name: What a caller asks for.
+        needs: What it runs on, for people.
+        refuse: Takes a request (of the operation's own type) and whether the backend was asked for by name; returns why
+            it cannot run, or None.
+        run: The operation.
+    """
+
+    name: str
+    needs: str
+    refuse: Callable[[Any, bool], str | None]
+    run: Callable[..., Any]
+
+
+def choose(operation: str, backends: Sequence[Backend], request: Any, name: str = "auto") -> Backend:
+    """Return the backend to run.
+
+    Args:
+        operation: Its name, for messages.
+        backends: In order of preference.
+        request: What the backends' `refuse` looks at.
+        name: A backend's name or "auto".
+
+    Raises:
+        ValueError: If no backend has this name.
+        RuntimeError: If the named one cannot run, or none can.
+    """
+    if name != "auto":
+        for backend in backends:
+            if backend.name == name:
+                reason = backend.refuse(request, True)
+                if reason is not None:
+                    raise RuntimeError(f"backend {name!r} of {operation} cannot run: {reason}. It needs {backend.needs}.")
+                return backend
+        names = ", ".join(repr(backend.name) for backend in backends)
+        raise ValueError(f"backend is {name!r}, expected 'auto' or one of {names} for {operation}")
+    reasons = []
+    for backend in backends:
+        reason = backend.refuse(request, False)
+        if reason is None:
+            # A log call would split a compiled graph.
+            if not torch.compiler.is_compiling():
+                _log_once(operation, backend.name, "; ".join(reasons))
+            return backend
+        reasons.append(f"not {backend.name}: {reason}")
+    raise RuntimeError(f"no backend of {operation} can run: {'; '.join(reasons)}")
+
+
+def describe(backends: Sequence[Backend], request: Any) -> dict[str, str]:
+    """Return for every backend "can run" or why not (when asked for by name)."""
+    return {backend.name: backend.refuse(request, True) or "can run" for backend in backends}
+
+
+@functools.lru_cache(maxsize=256)
+def _log_once(operation: str, name: str, reasons: str) -> None:
+    logger.info("%s runs on backend %r%s", operation, name, f" ({reasons})" if reasons else "")

@@ -1,0 +1,223 @@
+"""The operation with its choice of backend: what users call."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hiergen.kernels.dispatch import Backend, choose
+from hiergen.kernels.pyramid_attention.config import PSAConfig, psa_preset
+from hiergen.kernels.pyramid_attention.flex import flex_attention
+from hiergen.kernels.pyramid_attention.op import triton_attention
+from hiergen.kernels.pyramid_attention.plan import PyramidPlan
+from hiergen.kernels.pyramid_attention.planning import make_plan
+from hiergen.kernels.pyramid_attention.reference import reference_attention
+
+Layout = Literal["bhsd", "bshd"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PyramidRequest:
+    """What the backends of pyramid attention look at."""
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    needs_grad: bool
+
+
+def pyramid_sparse_attention(
+    q: Float[Tensor, "..."],
+    k: Float[Tensor, "..."],
+    v: Float[Tensor, "..."],
+    *,
+    plan: PyramidPlan | None = None,
+    config: PSAConfig | str | None = None,
+    layout: Layout = "bhsd",
+    is_causal: bool = False,
+    key_offset: int = 0,
+    key_mask: Bool[Tensor, "b n"] | None = None,
+    scale: float | None = None,
+    rng: torch.Generator | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return pyramid sparse attention: important key blocks in full, others averaged over 2, 4 or 8 keys, the rest not at all.
+
+    Args:
+        q: (b, h, queries, k), or (b, queries, h, k) with layout "bshd". Any strides; channels next to each other.
+        k: (b, g, keys, k) or (b, keys, g, k); `g` divides `h`.
+        v: As `k`.
+        plan: What to read at which pool, from `make_plan`. Causality and offset are the plan's own.
+        config: How to make the plan, or a preset's name; "default" if neither is given.
+        layout: Of the inputs and the output.
+        is_causal: For the plan made from `config`; see `PyramidPlan`.
+        key_offset: Likewise.
+        key_mask: True for real keys.
+        scale: Of the products, k^-1/2 by default.
+        rng: For the plan's "sampled" estimators.
+        backend: "auto", "triton", "flex" or "reference".
+        return_lse: Whether to return also the natural log-sum-exp of the scores, (b, h, queries).
+
+    Raises:
+        ValueError: If shapes do not fit each other or the plan, or both plan and config are given.
+        RuntimeError: If the named backend cannot run here.
+
+    Source:
+        Pyramid Sparse Attention, arXiv:2512.04025.
+    """
+    if layout not in ("bhsd", "bshd"):
+        raise ValueError(f"layout is {layout!r}, expected 'bhsd' or 'bshd'")
+    if layout == "bshd":
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    _check_shapes(q, k, v, key_mask)
+    if plan is None:
+        settings = psa_preset(config or "default") if config is None or isinstance(config, str) else config
+        plan = make_plan(q, k, settings, is_causal=is_causal, key_offset=key_offset, key_mask=key_mask, rng=rng)
+    elif config is not None or is_causal or key_offset:
+        raise ValueError("plan was given together with config, is_causal or key_offset, which are the plan's own; give one")
+    _check_plan(q, k, plan)
+    if key_mask is not None and plan.tail == "replicate":
+        raise ValueError("key_mask was given with a plan whose tail is 'replicate', which counts repeated keys; use 'exact'")
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    request = PyramidRequest(q.device, q.dtype, q.shape[-1], needs_grad)
+    chosen = choose("pyramid_attention", BACKENDS, request, backend)
+    out, lse = chosen.run(q, k, v, plan, scale=scale, key_mask=key_mask)
+    out = out.transpose(1, 2) if layout == "bshd" else out
+    return (out, lse) if return_lse else out
+
+
+class PyramidSparseAttention(nn.Module):
+    """`pyramid_sparse_attention` with fixed settings, to put in a model's place for dense attention.
+
+    Args:
+        config: Settings or a preset's name.
+        layout: Of the inputs and the output.
+        backend: See `pyramid_sparse_attention`.
+    """
+
+    def __init__(self, config: PSAConfig | str = "default", *, layout: Layout = "bhsd", backend: str = "auto") -> None:
+        super().__init__()
+        self.config = psa_preset(config) if isinstance(config, str) else config
+        self.layout: Layout = layout
+        self.backend = backend
+
+    def forward(
+        self,
+        q: Float[Tensor, "..."],
+        k: Float[Tensor, "..."],
+        v: Float[Tensor, "..."],
+        *,
+        plan: PyramidPlan | None = None,
+        key_mask: Bool[Tensor, "b n"] | None = None,
+        step: int | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return attention; dense while the sampling step is one of the first `config.warmup_steps`.
+
+        Args:
+            plan: Instead of one made from the settings.
+            step: Sampling step, counted from 0; None for no warm-up.
+        """
+        if step is not None and step < self.config.warmup_steps:
+            return self._dense(q, k, v, key_mask)
+        out = pyramid_sparse_attention(
+            q, k, v, plan=plan, config=self.config if plan is None else None, layout=self.layout,
+            key_mask=key_mask, rng=rng, backend=self.backend,
+        )  # fmt: skip
+        assert isinstance(out, Tensor)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.config}, layout={self.layout!r}, backend={self.backend!r}"
+
+    def _dense(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        if self.layout == "bshd":
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        mask = None if key_mask is None else key_mask[:, None, None]
+        enable_gqa = q.shape[1] != k.shape[1]
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=enable_gqa)
+        return out.transpose(1, 2) if self.layout == "bshd" else out
+
+
+def _refuse_triton(request: PyramidRequest, is_named: bool) -> str | None:
+    if request.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"the inputs are {request.dtype}"
+    if request.head_dim > 256:
+        return f"the head size is {request.head_dim}, above 256"
+    index = request.device.index
+    problem = _triton_problem(request.device.type, -1 if index is None else index)
+    if problem is not None or request.device.type == "cuda":
+        return problem
+    if not is_named:
+        return "Triton's interpreter is for tests and runs only when the backend is named"
+    if request.dtype == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _triton_problem(device: str, index: int) -> str | None:
+    """Return why Triton kernels cannot run on a device; on a CPU they can through the interpreter."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability(None if index < 0 else index)
+        return None if major >= 8 else f"the GPU has compute capability {major}.{minor}, below 8.0"
+    if device != "cpu":
+        return f"the inputs are on {device}"
+    from triton import knobs
+
+    return None if knobs.runtime.interpret else "the inputs are on a CPU and TRITON_INTERPRET=1 is not set"
+
+
+def _refuse_flex(request: PyramidRequest, is_named: bool) -> str | None:
+    if request.device.type not in ("cpu", "cuda", "xpu"):
+        return f"the inputs are on {request.device.type}"
+    if request.device.type == "cpu" and not is_named:
+        return "FlexAttention does not skip blocks on a CPU unless compiled"
+    if request.device.type == "cpu" and request.needs_grad:
+        return "FlexAttention has no gradient on a CPU"
+    if request.device.type == "cuda" and request.head_dim & (request.head_dim - 1):
+        return f"the head size is {request.head_dim}, no power of two"
+    return None
+
+
+def _refuse_reference(request: PyramidRequest, is_named: bool) -> str | None:
+    return None
+
+
+#: In order of preference.
+BACKENDS: tuple[Backend, ...] = (
+    Backend("triton", "an NVIDIA GPU of compute capability 8.0, or TRITON_INTERPRET=1", _refuse_triton, triton_attention),
+    Backend("flex", "a GPU that PyTorch compiles for, or a CPU without gradients", _refuse_flex, flex_attention),
+    Backend("reference", "memory for the dense product", _refuse_reference, reference_attention),
+)
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, key_mask: Any) -> None:
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
+        raise ValueError(f"q, k, v have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, expected 4-D, k and v alike")
+    if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in batch or head size")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"q has {q.shape[1]} heads and k {k.shape[1]}, expected a divisor")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}, expected one dtype")
+    if key_mask is not None and tuple(key_mask.shape) != (k.shape[0], k.shape[2]):
+        raise ValueError(f"key_mask has shape {tuple(key_mask.shape)}, expected (batch, keys) = ({k.shape[0]}, {k.shape[2]})")
+
+
+def _check_plan(q: Tensor, k: Tensor, plan: PyramidPlan) -> None:
+    if (plan.num_queries, plan.num_keys) != (q.shape[2], k.shape[2]):
+        raise ValueError(
+            f"the plan is for {plan.num_queries} queries and {plan.num_keys} keys, the inputs hold {q.shape[2]} and {k.shape[2]}"
+        )
+    batch, heads = plan.pools.shape[:2]
+    if batch not in (1, q.shape[0]) or heads not in (1, q.shape[1]):
+        raise ValueError(f"the plan is for batch {batch} and {heads} heads, the queries have {q.shape[0]} and {q.shape[1]}")
