@@ -45,7 +45,6 @@ class ConvNetConfig:
     shortcut: Shortcut = "branch"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "multipliers", tuple(self.multipliers))
         for name in ("image_channels", "channels", "blocks", "z_channels", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

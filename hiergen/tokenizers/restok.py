@@ -119,6 +119,8 @@ class ResTok(Tokenizer):
     ) -> None:
         super().__init__()
         values: dict[str, Any] = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        # JSON has no tuples.
+        values["cnn_multipliers"] = tuple(cnn_multipliers)
         self._build(ResTokConfig(**values))
 
     def _build(self, layout: ResTokConfig) -> None:

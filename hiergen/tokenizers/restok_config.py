@@ -53,7 +53,6 @@ class ResTokConfig:
     entropy_weight: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cnn_multipliers", tuple(self.cnn_multipliers))
         self._check_choices()
         self._check_sizes()
         self._check_levels()
