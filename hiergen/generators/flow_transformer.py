@@ -30,6 +30,7 @@ from hiergen.generators.flow_sampling import (
     velocity_losses,
 )
 from hiergen.generators.latent_statistics import LatentStandardizer
+from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.positions import rotary_table
 from hiergen.nn.pyramid_positions import common_frame_positions, sincos_embedding
 from hiergen.nn.table import Table
@@ -38,7 +39,7 @@ from hiergen.nn.transformer_block import FeedForwardKind, ModulatedBlock, NormKi
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 
 
-class FlowTransformer(Generator):
+class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
     """A class-conditional flow over the continuous tokens of one tokenizer.
 
     The defaults are LightningDiT-XL/1 without its latent size. `norm="layer", ffn="gelu", use_rotary=False` is SiT
@@ -76,8 +77,8 @@ class FlowTransformer(Generator):
     settings_class = FlowSettings
     _supports_gradient_checkpointing = True
     # Lists, not tuples: diffusers tests for that type.
-    _no_split_modules = ["ModulatedBlock"]  # noqa: RUF012  # type: ignore[assignment]
-    _keep_in_fp32_modules = ["position_table", "rotary"]  # noqa: RUF012  # type: ignore[assignment]
+    _no_split_modules = ["ModulatedBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _keep_in_fp32_modules = ["position_table", "rotary"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -113,10 +114,10 @@ class FlowTransformer(Generator):
         channels = self._specs[-1].dim
         self.standardize = LatentStandardizer(channels, latent_mean, latent_std, multiplier=latent_multiplier)
         positions = common_frame_positions(self._grids)
-        self.position_table = Table(sincos_embedding(positions, dim), is_saved=True)
+        self.position_table = Table(sincos_embedding(positions, dim))
         self.rotary: Table | None = None
         if use_rotary:
-            self.rotary = Table(pairwise_table(rotary_table(positions, dim // num_heads)), is_saved=True)
+            self.rotary = Table(pairwise_table(rotary_table(positions, dim // num_heads)))
 
         patch_area = patch_size**2
         self.patch_embed = nn.Linear(channels * patch_area, dim)
@@ -137,7 +138,6 @@ class FlowTransformer(Generator):
         self.final_norm = make_norm(norm, dim)
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.final_linear = nn.Linear(dim, channels * patch_area * (2 if has_double_output else 1))
-        self.gradient_checkpointing = False
         self._init_weights()
 
     @property
@@ -164,10 +164,7 @@ class FlowTransformer(Generator):
         c = self.time_embed(time) + self.label_embed(condition)
         rotary = self.rotary() if self.rotary is not None else None
         for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, x, c, rotary)
-            else:
-                x = block(x, c, rotary)
+            x = self.run(block, x, c, rotary)
         shift, scale = self.final_modulation(F.silu(c)).chunk(2, dim=-1)
         return self._unfold(self.final_linear(modulate(self.final_norm(x), shift, scale)))
 

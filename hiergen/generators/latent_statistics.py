@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.table import Table
+from hiergen.nn.constants import Constants
 from hiergen.pyramid import TokenPyramid
 
 
@@ -98,16 +98,20 @@ class LatentStandardizer(nn.Module):
                 f"latent_mean and latent_std have {len(statistics.mean)} channels, the level specs {num_channels}"
             )
         self.multiplier = multiplier
-        self.table = Table(torch.tensor([statistics.mean, statistics.std], dtype=torch.float32))
+        table = torch.tensor([statistics.mean, statistics.std], dtype=torch.float32, device="cpu")
+        self._constants = Constants(table=table)
 
     def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Return standardized tokens."""
-        wide = tokens if tokens.dtype == torch.float64 else tokens.float()
-        mean, std = self.table().to(wide.dtype)
+        wide, mean, std = self._widen(tokens)
         return (wide - mean) / std * self.multiplier
 
     def inverse(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Return the tokens whose standardized form is `tokens`."""
-        wide = tokens if tokens.dtype == torch.float64 else tokens.float()
-        mean, std = self.table().to(wide.dtype)
+        wide, mean, std = self._widen(tokens)
         return wide * std / self.multiplier + mean
+
+    def _widen(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide = tokens if tokens.dtype == torch.float64 else tokens.float()
+        mean, std = self._constants.on(tokens.device)["table"].to(wide.dtype)
+        return wide, mean, std

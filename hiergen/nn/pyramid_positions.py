@@ -42,6 +42,11 @@ def sincos_embedding(positions: Float[Tensor, "n 2"], dim: int) -> Float[Tensor,
     """
     if dim % 4:
         raise ValueError(f"dim is {dim}, expected a multiple of 4 for a two-dimensional sine-cosine embedding")
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    exponents = torch.arange(dim // 4, dtype=torch.float64, device=positions.device) / (dim // 4)
+    frequencies = 10000.0**-exponents
     halves = [positions[:, axis, None].double() * frequencies for axis in (1, 0)]
     return torch.cat([part for angles in halves for part in (angles.sin(), angles.cos())], dim=1).float()
+
+
+def _pair(grid: tuple[int, int]) -> Tensor:
+    return torch.tensor(grid, dtype=torch.float64, device="cpu")

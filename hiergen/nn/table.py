@@ -1,4 +1,4 @@
-"""Constant tensors of a model: they follow its device, never its precision."""
+"""Constant tensors that a checkpoint holds: they follow the model's device, never its precision."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 
 class Table(nn.Module):
-    """A constant tensor, `value`, that moves with the model but keeps its own dtype.
+    """A constant tensor, `value`, that is saved and moves with the model but keeps its own dtype.
 
-    A plain buffer is cast by `model.to(torch.bfloat16)`; angles, positions and statistics must not be.
+    A plain buffer is cast by `model.to(torch.bfloat16)`; angles and positions must not be. Tables that no checkpoint holds are
+    `hiergen.nn.constants.Constants`.
 
     Args:
         value: The tensor.
-        is_saved: Whether it is part of the state dict. Saved tables can be replaced by those of a checkpoint.
     """
 
     value: Tensor
 
-    def __init__(self, value: Tensor, *, is_saved: bool = False) -> None:
+    def __init__(self, value: Tensor) -> None:
         super().__init__()
-        self.register_buffer("value", value, persistent=is_saved)
+        self.register_buffer("value", value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = self.value
@@ -31,6 +31,6 @@ class Table(nn.Module):
             self.value = kept.to(self.value.device)
         return self
 
-    def forward(self, *_: Any) -> Tensor:
+    def forward(self) -> Tensor:
         """Return the tensor."""
         return self.value

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hiergen.nn.pyramid_positions import common_frame_positions, sincos_embedding
-from hiergen.nn.table import Table
 
 
 def test_common_frame_by_hand() -> None:
@@ -29,14 +28,3 @@ def test_sincos_by_hand() -> None:
     torch.testing.assert_close(table, torch.tensor([column + row]))
     with pytest.raises(ValueError, match="dim is 6"):
         sincos_embedding(torch.zeros(1, 2), 6)
-
-
-def test_table_moves_but_is_not_cast() -> None:
-    table = Table(torch.tensor([1 / 3]), is_saved=True)
-    module = torch.nn.ModuleDict({"table": table, "linear": torch.nn.Linear(1, 1)})
-    module.to(torch.bfloat16)
-    assert module["linear"].weight.dtype == torch.bfloat16
-    assert table().dtype == torch.float32
-    assert float(table()) == pytest.approx(1 / 3, rel=1e-7)
-    assert list(table.state_dict()) == ["value"]
-    assert module.to("meta")["table"]().device.type == "meta"

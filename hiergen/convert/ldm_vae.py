@@ -1,0 +1,115 @@
+"""KL autoencoders of the latent-diffusion family (VA-VAE f16d32, MAR's KL-16) as diffusers' `AutoencoderKL`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from hiergen.convert.state_dicts import fill_model, unwrap_state_dict
+
+#: What a training checkpoint holds beside the autoencoder: loss modules, the frozen teacher, the alignment projection.
+TRAINING_PREFIXES = ("loss.", "foundation_model.", "linear_proj.")
+
+#: Our (diffusers') name pattern and theirs, within `encoder.` and `decoder.`; applied one after the other.
+_NAMES = (
+    (r"conv_norm_out", "norm_out"),
+    (r"mid_block\.resnets\.0\.", "mid.block_1."),
+    (r"mid_block\.resnets\.1\.", "mid.block_2."),
+    (r"mid_block\.attentions\.0\.", "mid.attn_1."),
+    (r"down_blocks\.(\d+)\.", r"down.\1."),
+    (r"up_blocks\.(\d+)\.", r"up.\1."),
+    (r"\.downsamplers\.0\.", ".downsample."),
+    (r"\.upsamplers\.0\.", ".upsample."),
+    (r"\.resnets\.", ".block."),
+    (r"\.attentions\.", ".attn."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"\.group_norm\.", ".norm."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".proj_out."),
+)
+
+
+def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> AutoencoderKL:
+    """Return the autoencoder of a checkpoint, with its dtype; sizes, and which levels have attention, come from the tensors.
+
+    Its latents are not scaled: `scaling_factor` is 1 unless given (MAR multiplies KL-16's latents by 0.2325).
+
+    Args:
+        state_dict: Tensors by their official names, or a checkpoint that holds them under "state_dict" or "model". Tensors that
+            only training needs (`TRAINING_PREFIXES`) are ignored.
+        config: Entries of `AutoencoderKL`'s config that shall differ.
+
+    Raises:
+        ValueError: If a tensor is missing, surplus or of a wrong shape, or sizes contradict each other.
+
+    Source:
+        Latent diffusion, arXiv:2112.10752; VA-VAE, arXiv:2501.01423; MAR, arXiv:2406.11838.
+    """
+    tensors = unwrap_state_dict(state_dict, containers=("state_dict", "model"))
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(TRAINING_PREFIXES)}
+    settings = {**_infer_config(tensors), **(config or {})}
+    with init_empty_weights(include_buffers=False):
+        model: Any = AutoencoderKL(**settings)
+    wanted = model.state_dict()
+    names = {name: _official_name(name, len(settings["block_out_channels"])) for name in wanted}
+    ours = {name: tensors.pop(official) for name, official in names.items() if official in tensors}
+    for name, value in ours.items():
+        # The projections of attention are 1 x 1 convolutions there.
+        if value.ndim == 4 and wanted[name].ndim == 2 and value.shape[2:] == (1, 1):
+            ours[name] = value.flatten(1)
+    fill_model(model, {**ours, **tensors}, names=names)
+    return model.eval()
+
+
+def _official_name(name: str, num_levels: int) -> str:
+    for ours, theirs in _NAMES:
+        name = re.sub(ours, theirs, name)
+    # Their decoder counts levels by resolution, diffusers' by order of use.
+    return re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.up.{num_levels - 1 - int(match[1])}", name)
+
+
+def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    num_levels = 1 + max(
+        (int(m[1]) for name in tensors if (m := re.match(r"encoder\.down\.(\d+)\.", name))), default=-1
+    )
+    if num_levels == 0:
+        raise ValueError("the state dict has no tensor named 'encoder.down.0.…'")
+    widths = [_shape(tensors, f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
+    depth = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
+    latent = _shape(tensors, "decoder.conv_in.weight")[1]
+    moments = _shape(tensors, "encoder.conv_out.weight")[0]
+    if moments != 2 * latent:
+        raise ValueError(f"'encoder.conv_out.weight' gives {moments} moments, the decoder reads {latent} channels")
+    for name, channels in (("quant_conv", moments), ("post_quant_conv", latent)):
+        shape = _shape(tensors, f"{name}.weight") if f"{name}.weight" in tensors else (channels, channels)
+        if shape[:2] != (channels, channels):
+            raise ValueError(f"'{name}.weight' has shape {shape}, expected {channels} channels in and out")
+    down = [f"encoder.down.{level}.attn.0.q.weight" in tensors for level in range(num_levels)]
+    up = [f"decoder.up.{level}.attn.0.q.weight" in tensors for level in reversed(range(num_levels))]
+    return {
+        "in_channels": _shape(tensors, "encoder.conv_in.weight")[1],
+        "out_channels": _shape(tensors, "decoder.conv_out.weight")[0],
+        "down_block_types": tuple("AttnDownEncoderBlock2D" if has else "DownEncoderBlock2D" for has in down),
+        "up_block_types": tuple("AttnUpDecoderBlock2D" if has else "UpDecoderBlock2D" for has in up),
+        "block_out_channels": tuple(widths),
+        "layers_per_block": depth,
+        "latent_channels": latent,
+        "norm_num_groups": 32,
+        "sample_size": 256,
+        "scaling_factor": 1.0,
+        "use_quant_conv": "quant_conv.weight" in tensors,
+        "use_post_quant_conv": "post_quant_conv.weight" in tensors,
+    }
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise ValueError(f"the state dict has no tensor {name!r}")
+    if tensors[name].ndim != 4:
+        raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, expected 4 dimensions")
+    return tuple(tensors[name].shape)
