@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiergen.convert.state_dicts import fill_model, unwrap_state_dict
 from hiergen.generators.level_ar import LevelAR
 from hiergen.generators.presets_level_ar import doubling_specs
 from hiergen.pyramid import specs_to_json
@@ -36,11 +37,12 @@ _BLOCK_NAMES = {
 _SPECIAL = "spe_tok_embeddings.special_embeddings.weight"
 
 
-def from_official(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> LevelAR:
+def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> LevelAR:
     """Return a `LevelAR` in eval mode that holds official weights.
 
     Args:
-        state_dict: Flat official tensors; prefixes `_orig_mod.` and `module.` are removed. Sizes come from the shapes.
+        state_dict: Official tensors, flat or under "ema", "model" or "state_dict"; prefixes `_orig_mod.` and `module.` are
+            removed. Sizes come from the shapes.
         config: The official configuration, nested or flat, for what shapes do not tell: `n_head` or `gpt_model` (else
             LlamaGen's table, else heads of 64 channels), `num_latent_tokens` (else from the special embeddings, else 128),
             `ar_token_num` (else 4) and `token_size` (else 8).
@@ -51,24 +53,13 @@ def from_official(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | 
     Source:
         ResTok, arXiv:2601.03955: `llamagen_l_c2i_restok_l_128.r256_in1k`.
     """
-    tensors = {re.sub(r"^(?:_orig_mod\.|module\.)+", "", name): tensor for name, tensor in state_dict.items()}
-    config = {} if config is None else config
-    settings = _model_settings(tensors, config)
+    tensors = unwrap_state_dict(state_dict, containers=("ema", "model", "state_dict"))
+    settings = _model_settings(tensors, {} if config is None else config)
     with torch.device("meta"):
         model = LevelAR(**settings)
     names = _official_names(settings["depth"], has_special=_SPECIAL in tensors)
-    expected = {names[name]: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = sorted(set(expected) - set(tensors))
-    if missing:
-        raise ValueError(f"the state dict lacks {', '.join(missing)}")
-    unknown = sorted(set(tensors) - set(expected))
-    if unknown:
-        raise ValueError(f"the state dict holds tensors that are not of this model: {', '.join(unknown)}")
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}")
-    loaded = {name: tensors[names[name]].detach().clone() for name in model.state_dict()}
-    model.load_state_dict(loaded, assign=True)
+    ours = {official: name for name, official in names.items()}
+    fill_model(model, {ours.get(name, name): tensor for name, tensor in tensors.items()}, names=names)
     return model.eval()
 
 
@@ -90,9 +81,9 @@ def _model_settings(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     needed = ("cls_embedding.embedding_table.weight", "tok_embeddings.weight", "layers.0.feed_forward.w1.weight")
     for name in needed:
         if name not in tensors:
-            raise ValueError(f"the state dict lacks {name}")
+            raise ValueError(f"the state dict lacks {name!r}")
         if tensors[name].ndim != 2:
-            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected a matrix")
+            raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, expected a matrix")
     vocab_size, dim = tensors["tok_embeddings.weight"].shape
     layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
     has_special = _SPECIAL in tensors

@@ -60,8 +60,10 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], *, names: Mappin
 
 
 def _without_prefixes(name: str) -> str:
-    for prefix in _WRAPPER_PREFIXES:
-        name = name.removeprefix(prefix)
+    # Wrappers nest in either order, so no single pass over the prefixes would do.
+    while name.startswith(_WRAPPER_PREFIXES):
+        for prefix in _WRAPPER_PREFIXES:
+            name = name.removeprefix(prefix)
     return name
 
 
