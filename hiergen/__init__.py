@@ -22,6 +22,7 @@ _PUBLIC = {
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
     "LevelAR": "hiergen.generators.level_ar",
     "FlowTransformer": "hiergen.generators.flow_transformer",
+    "MaskedAR": "hiergen.generators.masked",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -23,6 +23,7 @@ MODEL_CLASSES: dict[str, str] = {
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
     "LevelAR": "hiergen.generators.level_ar",
     "FlowTransformer": "hiergen.generators.flow_transformer",
+    "MaskedAR": "hiergen.generators.masked",
 }
 
 #: Every pipeline class that may be loaded by name, and the module that holds it.
