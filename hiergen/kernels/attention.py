@@ -44,14 +44,21 @@ def grouped_attention(
     value: Float[Tensor, "b h n k"],
     *,
     spans: Iterable[tuple[int, int]],
+    key_spans: Iterable[tuple[int, int]] | None = None,
 ) -> Float[Tensor, "b h n k"]:
     """Return block-causal attention without a mask: one call a group, its keys cut at the group's end. Exact.
 
     Args:
         spans: `(start, end)` of each group in order (`BlockCausalMask.spans`): queries start:end see keys :end.
+        key_spans: The keys that each group sees, where they are others: `(start, end)`.
     """
     call: Callable[..., Tensor] = F.scaled_dot_product_attention
-    return torch.cat([call(query[:, :, a:z], key[:, :, :z], value[:, :, :z]) for a, z in spans], dim=2)
+    spans = list(spans)
+    seen = [(0, end) for _, end in spans] if key_spans is None else key_spans
+    return torch.cat(
+        [call(query[:, :, a:z], key[:, :, i:j], value[:, :, i:j]) for (a, z), (i, j) in zip(spans, seen, strict=True)],
+        dim=2,
+    )
 
 
 def _reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
