@@ -195,7 +195,7 @@ class _Sampler:
         self.field, self.settings, self.device = field, settings, device
         self.num_queries = 0
 
-    def __call__(self, indices: Int[Tensor, "p 3"], depth: int) -> Float[Tensor, "*p"]:
+    def __call__(self, indices: Int[Tensor, "p 3"], depth: int) -> Float[Tensor, " p"]:
         # A node has the same coordinates, to the bit, in each grid that contains it: a power of two scales exactly.
         step = 2 * self.settings.bound / 2**depth
         parts = []

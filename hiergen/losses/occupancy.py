@@ -1,0 +1,115 @@
+"""What a shape tokenizer is trained on: occupancy (or truncated signed distance) at points in space, and near the surface.
+
+Letters: `b` batch, `p` points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def occupancy_loss(logits: Float[Tensor, "b p"], labels: Bool[Tensor, "b p"]) -> Float[Tensor, ""]:
+    """Return the binary cross-entropy of occupancy logits, in nats, averaged over points and shapes.
+
+    Args:
+        logits: Positive inside.
+        labels: True inside.
+    """
+    wide = _wide(logits)
+    return F.binary_cross_entropy_with_logits(wide, labels.to(wide.dtype))
+
+
+def truncated_distance_loss(
+    values: Float[Tensor, "b p"], distances: Float[Tensor, "b p"], *, truncation: float = 1 / 128
+) -> Float[Tensor, ""]:
+    """Return the mean squared error to `distances`, cut off at `truncation` and scaled to [-1, 1].
+
+    Args:
+        values: What the field says, positive inside.
+        distances: Signed distances to the surface, positive inside.
+        truncation: Largest distance that is told apart.
+
+    Raises:
+        ValueError: If `truncation` is not positive.
+
+    Source:
+        CraftsMan3D, arXiv:2405.14979, the distance variant of its shape VAE.
+    """
+    if truncation <= 0:
+        raise ValueError(f"truncation is {truncation}, expected a positive distance")
+    target = _wide(distances).clamp(-truncation, truncation) / truncation
+    return F.mse_loss(_wide(values), target.to(_wide(values).dtype))
+
+
+@torch.no_grad()
+def occupancy_iou(
+    logits: Float[Tensor, "b p"], labels: Bool[Tensor, "b p"], *, level: float = 0.0
+) -> Float[Tensor, " b"]:
+    """Return each shape's intersection over union of `logits > level` with the labels; 1 where both are empty.
+
+    Over uniform points this estimates the volume IoU; over points near the surface it has no such meaning.
+    """
+    inside = logits > level
+    intersection = (inside & labels).sum(dim=1).float()
+    union = (inside | labels).sum(dim=1).float()
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+
+
+def shape_tokenizer_losses(
+    logits: Mapping[str, Float[Tensor, "b p"]],
+    labels: Bool[Tensor, "b p"],
+    bottleneck_losses: Mapping[str, Tensor],
+    *,
+    num_near: int = 0,
+    near_weight: float = 1.0,
+) -> dict[str, Tensor]:
+    """Return the terms of a training step of a shape tokenizer; "loss" is what to minimize.
+
+    Every level is a whole shape and counts the same: loss = mean over levels of (volume + near_weight * near) + bottleneck terms.
+
+    Args:
+        logits: Of each level, by name: `PyramidVAE.forward(...).features`. Points in the volume first, then those near the
+            surface.
+        labels: True inside.
+        bottleneck_losses: Weighted terms by name: `PyramidVAE.forward(...).losses`.
+        num_near: How many of the last points lie near the surface.
+        near_weight: Their weight. Michelangelo and 3DShape2VecSet take 0.1, with as many near points as in the volume.
+
+    Returns:
+        "loss" and the bottleneck terms with gradients; for the log, averaged over levels and detached: "bce_volume",
+        "bce_near" if there are near points, "accuracy"; and for every level "iou_<name>" over the volume points.
+
+    Raises:
+        ValueError: If there is no level, or no volume point is left.
+
+    Source:
+        MAR-3D, arXiv:2503.20519, section 3.1: cross-entropy and KL divergence. It leaves the weighting of near points open.
+    """
+    num_volume = labels.shape[1] - num_near
+    if not logits:
+        raise ValueError("logits holds no level, expected at least one")
+    if num_near < 0 or num_volume < 1:
+        raise ValueError(f"num_near is {num_near} of {labels.shape[1]} points, expected 0 to {labels.shape[1] - 1}")
+    volume = torch.stack([occupancy_loss(x[:, :num_volume], labels[:, :num_volume]) for x in logits.values()]).mean()
+    terms = {"bce_volume": volume.detach()}
+    total = volume
+    if num_near:
+        near = torch.stack([occupancy_loss(x[:, num_volume:], labels[:, num_volume:]) for x in logits.values()]).mean()
+        terms["bce_near"] = near.detach()
+        total = total + near_weight * near
+    for name, loss in bottleneck_losses.items():
+        terms[name] = loss
+        total = total + loss
+    terms["accuracy"] = torch.stack([((x > 0) == labels).float().mean() for x in logits.values()]).mean()
+    for name, x in logits.items():
+        terms[f"iou_{name}"] = occupancy_iou(x[:, :num_volume], labels[:, :num_volume]).mean()
+    return {"loss": total, **terms}
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
