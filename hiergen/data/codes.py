@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hiergen.data.images import Sample
+from hiergen.data.images import Dataset, Sample
 from hiergen.files import atomic_path, write_json
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json, specs_to_json
 
@@ -26,7 +26,7 @@ SHARD_SAMPLES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
-class CodeSet:
+class CodeSet(Dataset):
     """A cache of token pyramids in memory; a dataset for training.
 
     Attributes:

@@ -21,7 +21,7 @@ NUM_CLASSES = 10
 
 
 def load_digits(split: Split, *, size: int = 32) -> ImageSet:
-    """Return the train (1,439) or test (358) digits as RGB images in [-1, 1], bicubically enlarged from 8x8.
+    """Return the train (1,442) or test (355) digits as RGB images in [-1, 1], bicubically enlarged from 8x8.
 
     Args:
         split: The split is fixed: image k of a class (in file order) is a test image iff k % 5 == 4.

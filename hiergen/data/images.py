@@ -5,12 +5,13 @@ Letters: `b` batch, `c h w` image.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,23 +27,28 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 Sample = tuple[int, int]
 
 
-class Dataset(Protocol):
+class Dataset(abc.ABC):
     """What the training loop reads: samples by index, the same whatever was read before.
 
     `fingerprint` changes when the data change; caches and checkpoints are tied to it.
     """
 
-    def __len__(self) -> int: ...
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
 
+    @abc.abstractmethod
     def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
         """Return samples, stacked; the augmentation of each is a function of (seed, epoch, index) alone."""
 
     @property
-    def fingerprint(self) -> str: ...
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Digits that change when the data change."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageSet:
+class ImageSet(Dataset):
     """Images that fit in memory.
 
     Attributes:

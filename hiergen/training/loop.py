@@ -285,8 +285,9 @@ class _Run:
                 module.load_state_dict(tensors[name])
                 restore_optimizer(self.optimizers[name].optimizer, tensors[f"{name}.optimizer"])
             if self.ema is not None:
-                for shadow, saved in zip(self.ema.shadow_params, tensors["ema"].values(), strict=True):
-                    shadow.copy_(saved)
+                # By name: a safetensors file has an order of its own.
+                for (name, _), shadow in zip(self.task.model.named_parameters(), self.ema.shadow_params, strict=True):
+                    shadow.copy_(tensors["ema"][name])
                 self.ema.optimization_step = state["ema_updates"]
             if state["scaler"] is not None and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -46,7 +46,16 @@ class Task(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerTaskConfig:
+class TaskConfig(abc.ABC):
+    """The settings of a task; a subclass a task. JSON values only, because it is saved with the run."""
+
+    @abc.abstractmethod
+    def build(self) -> Task:
+        """Return the task, with models of random weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerTaskConfig(TaskConfig):
     """Train a tokenizer to reconstruct images.
 
     Attributes:
@@ -87,7 +96,7 @@ class TokenizerTask(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorTaskConfig:
+class GeneratorTaskConfig(TaskConfig):
     """Train a generator on a cache of token pyramids.
 
     Attributes:
@@ -118,6 +127,3 @@ class GeneratorTask(Task):
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         codes = cast(CodeSet, self.dataset)
         return self.generator.loss(codes.pyramid(batch), batch["label"], rng=rng)
-
-
-TaskConfig = TokenizerTaskConfig | GeneratorTaskConfig

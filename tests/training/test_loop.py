@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
+from hiergen.training.loop import RunInterruptedError, fit
+
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
+toy = importlib.util.module_from_spec(_spec)
+import sys  # noqa: E402
+
+sys.modules["toy"] = toy
+_spec.loader.exec_module(toy)
+
+
+def final_state(out: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return load_checkpoint(find_checkpoint(out / "checkpoints"))[0]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    first, second = final_state(a), final_state(b)
+    assert first.keys() == second.keys()
+    for stem in first:
+        for name, value in first[stem].items():
+            assert torch.equal(value, second[stem][name]), f"{stem}: {name}"
+    logs = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (a, b)]
+    for one, two in zip(*logs, strict=True):
+        one.pop("samples_per_second")
+        two.pop("samples_per_second")
+        assert one == two
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "changes"),
+    [
+        (0, {}),
+        (4, {"num_workers": 1}),
+        (5, {"accumulation": 2}),
+        (10, {"ema_decay": None}),
+    ],
+)
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path, stop_at, changes) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(toy.toy_run(str(whole), **changes))
+    with pytest.raises(RunInterruptedError, match="run again to continue") as stopped:
+        fit(toy.toy_run(str(parts), task=toy.ToyConfig(stop_at=stop_at), **changes))
+    assert stopped.value.signal_number == signal.SIGTERM
+    # The signal is part of the task's config here, which a resumed run may not change: put the plain one into its state.
+    state = find_checkpoint(parts / "checkpoints") / "state.json"
+    _replace_identity(state, toy.ToyConfig(), parts)
+    result = fit(toy.toy_run(str(parts), **changes))
+    assert result.samples_seen == 96
+    assert_same_run(whole, parts)
+
+
+def _replace_identity(path: Path, task: toy.ToyConfig, out: Path) -> None:
+    from hiergen.config import to_json
+    from hiergen.files import file_digest, write_json
+
+    state = json.loads(path.read_text())
+    state["identity"]["task"] = to_json(task)
+    write_json(path, state)
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["state.json"] = {"size": path.stat().st_size, "sha256": file_digest(path)}
+    write_json(path.parent / "manifest.json", manifest)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path) -> None:
+    first = fit(toy.toy_run(str(tmp_path)))
+    before = final_state(tmp_path)
+    second = fit(toy.toy_run(str(tmp_path)))
+    assert second.log == first.log
+    assert all(torch.equal(before["toy"][k], v) for k, v in final_state(tmp_path)["toy"].items())
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(tmp_path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit(toy.toy_run(str(tmp_path / name), seed=seed))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert not torch.equal(
+        final_state(tmp_path / "a")["toy"]["first.weight"], final_state(tmp_path / "c")["toy"]["first.weight"]
+    )
+
+
+def test_the_global_generator_does_not_matter(tmp_path) -> None:
+    fit(toy.toy_run(str(tmp_path / "a")))
+    torch.manual_seed(12345)
+    torch.randn(7)
+    fit(toy.toy_run(str(tmp_path / "b")))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_no_step_is_taken_from_a_gradient_that_is_not_finite(tmp_path) -> None:
+    """Twelve steps of which the last eleven are poisoned leave what one step leaves."""
+    one = toy.toy_run(str(tmp_path / "one"), ema_decay=None, max_skipped=100)
+    fit(dataclasses.replace(one, task=toy.ToyConfig(poison=tuple(range(1, 12)))))
+    weights = final_state(tmp_path / "one")
+    steps = weights["toy.optimizer"]["0.step"]
+    assert int(steps) == 1
+    assert all(bool(torch.isfinite(value).all()) for value in weights["toy"].values())
+    log = [json.loads(line) for line in (tmp_path / "one" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["skipped"] >= 11
+    assert log[-1]["toy/loss"] is None
+
+
+def test_too_many_bad_steps_stop_the_run_and_name_the_term(tmp_path) -> None:
+    config = toy.toy_run(str(tmp_path), task=toy.ToyConfig(poison=tuple(range(12))), max_skipped=3)
+    with pytest.raises(FloatingPointError, match=r"non-finite gradient, at most 3 are tolerated.*toy/loss"):
+        fit(config)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path) -> None:
+    fit(toy.toy_run(str(tmp_path)))
+    with pytest.raises(ValueError, match=r"another configuration: seed was 0, is 1"):
+        fit(toy.toy_run(str(tmp_path), seed=1))
+    with pytest.raises(ValueError, match=r"data was 'numbers-37', is 'numbers-38'"):
+        fit(toy.toy_run(str(tmp_path), task=toy.ToyConfig(size=38)))
+    # How often to save and log may change.
+    fit(toy.toy_run(str(tmp_path), checkpoint_every=8, log_every=16))
+
+
+def test_gradients_of_one_player_do_not_reach_another(tmp_path) -> None:
+    """The critic is part of the toy's loss, yet only its own loss may move it."""
+    fit(toy.toy_run(str(tmp_path), optim=toy.OptimConfig(lr=1e-2, weight_decay=0.0, schedule="constant")))
+    critic = final_state(tmp_path)["critic"]
+    # Its own loss pulls its output to 1; the toy's loss would push it to minus infinity.
+    assert float(critic["bias"]) > -1
+
+
+def test_the_exported_model_holds_the_averaged_weights(tmp_path) -> None:
+    result = fit(toy.toy_run(str(tmp_path)))
+    exported = torch.load(result.model_dir / "weights.pt", weights_only=True)
+    saved = final_state(tmp_path)
+    assert all(torch.equal(exported[name], value) for name, value in saved["ema"].items())
+    assert not torch.equal(exported["first.weight"], saved["toy"]["first.weight"])
+
+
+def test_every_sample_is_seen_once_an_epoch(tmp_path) -> None:
+    from hiergen.data.stream import SampleStream
+
+    stream = SampleStream(toy.Numbers(37), batch_size=8, seed=3)
+    pairs = [pair for step in range(37) for pair in stream.samples(step)]
+    for epoch in range(8):
+        visited = sorted(index for index, e in pairs if e == epoch)
+        assert visited == list(range(37))
+    assert [i for i, e in pairs if e == 0] != [i for i, e in pairs if e == 1]
+
+
+def test_the_global_batch_does_not_depend_on_the_number_of_processes() -> None:
+    from hiergen.data.stream import SampleStream
+
+    whole = SampleStream(toy.Numbers(37), batch_size=8, seed=3).samples(5)
+    shares = [SampleStream(toy.Numbers(37), batch_size=8, seed=3, rank=r, world_size=4).samples(5) for r in range(4)]
+    assert [pair for share in shares for pair in share] == whole
+    with pytest.raises(ValueError, match="batch_size is 8, expected a multiple of the 3 processes"):
+        SampleStream(toy.Numbers(37), batch_size=8, seed=3, world_size=3)
+    with pytest.raises(ValueError, match="holds no samples"):
+        SampleStream(toy.Numbers(0), batch_size=8, seed=3)

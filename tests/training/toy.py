@@ -1,0 +1,95 @@
+"""A task small enough to run a hundred times in a test: a linear model with dropout and a second player."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hiergen.data.images import Dataset, Sample
+from hiergen.training.config import OptimConfig, TrainConfig
+from hiergen.training.tasks import Task, TaskConfig
+
+
+class Numbers(Dataset):
+    """Vectors that depend on the index, with noise that depends on (seed, epoch, index)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
+        rows = [torch.arange(4.0) + index + 0.01 * epoch for index, epoch in samples]
+        return {"x": torch.stack(rows) / self.size, "index": torch.tensor([index for index, _ in samples])}
+
+    @property
+    def fingerprint(self) -> str:
+        return f"numbers-{self.size}"
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.second = nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.drop(self.first(x)))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        torch.save(self.state_dict(), os.path.join(folder, "weights.pt"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig(TaskConfig):
+    """`stop_at`: raise SIGTERM at this call of the loss. `poison`: calls whose loss is NaN."""
+
+    size: int = 37
+    stop_at: int = -1
+    poison: tuple[int, ...] = ()
+
+    def build(self) -> Task:
+        return ToyTask(self)
+
+
+class ToyTask(Task):
+    def __init__(self, config: ToyConfig) -> None:
+        self.config = config
+        self.toy, self.critic = Toy(), nn.Linear(1, 1)
+        self.players = {"toy": self.toy, "critic": self.critic}
+        self.dataset = Numbers(config.size)
+        self.calls = 0
+        self.seen: list[int] = []
+
+    def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        if player == "critic":
+            return {"loss": (self.critic(self.out.detach()) - 1).square().mean()}
+        if self.calls == self.config.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.seen += batch["index"].tolist()
+        self.out = self.toy(batch["x"])
+        noise = torch.randn(self.out.shape, generator=rng)
+        loss = (self.out - batch["x"].sum(1, keepdim=True) + 0.1 * noise).square().mean()
+        loss = loss + 0.1 * self.critic(self.out).mean()
+        if self.calls in self.config.poison:
+            loss = loss * float("nan")
+        self.calls += 1
+        return {"loss": loss}
+
+
+def toy_run(out: str, **changes: object) -> TrainConfig:
+    values = {
+        "task": ToyConfig(),
+        "out": out,
+        "samples": 96,
+        "batch_size": 8,
+        "optim": OptimConfig(lr=1e-2, warmup_samples=16),
+        "checkpoint_every": 24,
+        "log_every": 8,
+    }
+    return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
