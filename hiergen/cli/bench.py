@@ -13,6 +13,8 @@ from hiergen.registry import nearest
 BENCHMARKS = {
     "restok": "ResTok encode and decode, against a plain transcription that rebuilds masks and rotary tables",
     "har": "HAR sampling with and without cache, against a plain transcription of the official loop",
+    "mesh": "surface extraction: points evaluated and time, against the dense grid",
+    "mar": "MAR sampling, against a plain transcription of the official loop",
 }
 
 
