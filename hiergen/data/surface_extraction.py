@@ -106,9 +106,7 @@ def evaluate_grid(
     settings = settings or ExtractionSettings()
     sampler = _Sampler(field, settings, torch.device(device))
     depth = min(settings.coarse_depth, settings.depth)
-    nodes = 2**depth + 1
-    indices = torch.cartesian_prod(*[torch.arange(nodes, device=device)] * 3)
-    values = sampler(indices, depth).view(nodes, nodes, nodes)
+    values = sampler.everywhere(depth)
     known = torch.ones_like(values, dtype=torch.bool)
     for finer in range(depth + 1, settings.depth + 1):
         # Deeper grids inherit the margin: it only guards what the coarse grid may have missed.
@@ -189,20 +187,29 @@ def save_mesh(mesh: trimesh.Trimesh, path: str | os.PathLike[str]) -> None:
 
 
 class _Sampler:
-    """Evaluates a field at nodes given by their indices and counts the queries."""
+    """Evaluates a field at nodes of a grid, given by their flat indices, and counts the queries."""
 
     def __init__(self, field: Field, settings: ExtractionSettings, device: torch.device) -> None:
         self.field, self.settings, self.device = field, settings, device
         self.num_queries = 0
 
-    def __call__(self, indices: Int[Tensor, "p 3"], depth: int) -> Float[Tensor, " p"]:
+    def everywhere(self, depth: int) -> Float[Tensor, "n n n"]:
+        """Return the values on a whole grid; only a chunk of its nodes exists at a time."""
+        nodes, size = 2**depth + 1, self.settings.chunk_size
+        total = nodes**3
+        spans = [(start, min(start + size, total)) for start in range(0, total, size)]
+        parts = [self._chunk(torch.arange(*span, device=self.device), depth) for span in spans]
+        return torch.cat(parts).view(nodes, nodes, nodes)
+
+    def at(self, ids: Int[Tensor, " p"], depth: int) -> Float[Tensor, " p"]:
+        return torch.cat([self._chunk(part, depth) for part in ids.split(self.settings.chunk_size)])
+
+    def _chunk(self, ids: Tensor, depth: int) -> Tensor:
+        nodes, step = 2**depth + 1, 2 * self.settings.bound / 2**depth
+        indices = torch.stack((ids // nodes**2, ids // nodes % nodes, ids % nodes), dim=-1)
+        self.num_queries += len(ids)
         # A node has the same coordinates, to the bit, in each grid that contains it: a power of two scales exactly.
-        step = 2 * self.settings.bound / 2**depth
-        parts = []
-        for part in indices.split(self.settings.chunk_size):
-            parts.append(self.field(part.float() * step - self.settings.bound).float())
-        self.num_queries += len(indices)
-        return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
+        return self.field(indices.float() * step - self.settings.bound).float()
 
 
 def _corners(nodes: Tensor) -> list[Tensor]:
@@ -258,9 +265,9 @@ def _refine(
     while len(new):
         todo = _node_ids(new, corners, nodes).flatten().unique()
         todo = todo[~fine_known.view(-1)[todo]]
-        indices = torch.stack((todo // nodes**2, todo // nodes % nodes, todo % nodes), dim=-1)
-        values.view(-1)[todo] = sampler(indices, depth)
-        fine_known.view(-1)[todo] = True
+        if len(todo):
+            values.view(-1)[todo] = sampler.at(todo, depth)
+            fine_known.view(-1)[todo] = True
         new = _entered_neighbors(values, active, new, corners, sampler.settings.level)
         active[tuple(new.T)] = True
     return values, fine_known
