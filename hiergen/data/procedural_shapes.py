@@ -16,12 +16,10 @@ import numpy as np
 
 from hiergen.data.convex_parts import ConvexPart, ConvexSolid, box, ellipsoid, frustum, lathe, sweep
 from hiergen.data.meshes import require_shape_libraries
+from hiergen.data.poses import HALF_SIZE
 
 if TYPE_CHECKING:
     import trimesh
-
-#: Half the longest side of a normalized shape; queries are drawn from the slightly larger box of 1.05.
-HALF_SIZE = 0.95
 
 Rng = np.random.Generator
 

@@ -103,6 +103,16 @@ def occupancy_grid(
     return (winding >= 1).reshape(resolution, resolution, resolution)
 
 
+def index_ranges(
+    begin: Int64[np.ndarray, " r"], end: Int64[np.ndarray, " r"]
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Return for all integers of the ranges [begin, end), one range after the other, the range and the integer."""
+    length = end - begin
+    owner = np.repeat(np.arange(len(begin)), length)
+    offset = np.arange(len(owner)) - np.repeat(np.cumsum(length) - length, length)
+    return owner, begin[owner] + offset
+
+
 def _sum_at(index: np.ndarray, value: np.ndarray, size: int) -> np.ndarray:
     return np.bincount(index, weights=value, minlength=size).astype(np.int64)
 
@@ -129,7 +139,7 @@ def _candidates(triangles: np.ndarray, points: np.ndarray) -> Iterator[tuple[np.
     flat_low, flat_high = triangles[:, :, :2].min(axis=1), triangles[:, :, :2].max(axis=1)
     touched = np.flatnonzero(((flat_high >= low) & (flat_low <= high)).all(axis=1))
     first, last = cell(flat_low[touched]), cell(flat_high[touched])
-    row_face, row = _ranges(first[:, 1], last[:, 1] + 1)
+    row_face, row = index_ranges(first[:, 1], last[:, 1] + 1)
     begin = starts[row * side + first[row_face, 0]]
     end = starts[row * side + last[row_face, 0] + 1]
     used = end > begin
@@ -139,17 +149,9 @@ def _candidates(triangles: np.ndarray, points: np.ndarray) -> Iterator[tuple[np.
     while cut < len(face):
         done = total[cut - 1] if cut else 0
         stop = max(cut + 1, int(np.searchsorted(total, done + MAX_PAIRS, side="right")))
-        owner, position = _ranges(begin[cut:stop], end[cut:stop])
+        owner, position = index_ranges(begin[cut:stop], end[cut:stop])
         yield face[cut:stop][owner], order[position]
         cut = stop
-
-
-def _ranges(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return all integers of the ranges [begin, end), each with the index of its range."""
-    length = end - begin
-    owner = np.repeat(np.arange(len(begin)), length)
-    offset = np.arange(len(owner)) - np.repeat(np.cumsum(length) - length, length)
-    return owner, begin[owner] + offset
 
 
 def _test_pairs(triangles: np.ndarray, points: np.ndarray, face: np.ndarray, point: np.ndarray) -> Crossings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -39,7 +40,7 @@ class ShapeMeta:
         source: Path of the source relative to its folder, or a description.
         source_digest: SHA-256 of the source file; of its description where there is no file.
         settings: Fingerprint of the settings that made the record.
-        center: Center of the source's box; stored = (source - center) * scale.
+        center: Center of the source's box, with y up; stored = (source - center) * scale.
         scale: See `center`.
         box: Half the side of the cube that volume queries fill.
         method: How the closed surface was made.
@@ -109,9 +110,10 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def record_path(folder: str | os.PathLike[str], key: str, source_digest: str) -> Path:
-    """Return where the record of a shape lies; the first two digits of the digest spread records over 256 folders."""
-    return Path(folder) / "records" / source_digest[:2] / f"{key}.safetensors"
+def record_path(folder: str | os.PathLike[str], key: str) -> Path:
+    """Return where the record of a shape lies: records are spread over 256 folders by a hash of their keys."""
+    shard = hashlib.sha256(key.encode()).hexdigest()[:2]
+    return Path(folder) / "records" / shard / f"{key}.safetensors"
 
 
 def save_record(record: ShapeRecord, path: str | os.PathLike[str]) -> None:
@@ -191,7 +193,7 @@ def write_index(folder: str | os.PathLike[str], metas: Sequence[ShapeMeta], sett
             "key": meta.key,
             "class": meta.class_name,
             "source": meta.source,
-            "path": record_path("", meta.key, meta.source_digest).as_posix(),
+            "path": record_path("", meta.key).as_posix(),
         }
         for meta in metas
     ]

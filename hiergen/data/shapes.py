@@ -16,9 +16,12 @@ from torch import Tensor
 
 from hiergen.config import fingerprint
 from hiergen.data.images import Sample
-from hiergen.data.procedural_shapes import HALF_SIZE, PROCEDURAL_CLASSES, procedural_shape
-from hiergen.data.shape_records import ShapeFolder, ShapeMeta, ShapeRecord
-from hiergen.data.shape_sampling import SamplingSettings, farthest_order, sample_shape
+from hiergen.data.poses import apply_transform, fit_transform, yaw_rotation
+from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES
+from hiergen.data.shape_building import PROCEDURAL, PrepareShapesSettings, build_record, find_jobs, source_digest
+from hiergen.data.shape_records import ShapeFolder, ShapeRecord
+from hiergen.data.shape_renders import ViewSettings
+from hiergen.data.shape_sampling import SamplingSettings, farthest_order
 from hiergen.seeding import derive_seed
 
 #: Where the test shapes of the procedural set begin; a multiple of any small number of classes.
@@ -176,7 +179,7 @@ class ShapeDataset:
             return record.view_transforms[view].astype(np.float64), view
         matrix = np.eye(4)
         if self.config.yaw:
-            matrix[:3, :3] = _yaw(rng.uniform(0, 2 * np.pi))
+            matrix[:3, :3] = yaw_rotation(rng.uniform(0, 2 * np.pi))
             matrix = fit_transform(record.surface[:, :3], matrix[:3, :3])
         if self.config.mirror and rng.random() < 0.5:
             matrix[0] *= -1
@@ -193,7 +196,7 @@ class ShapeDataset:
             chosen = chosen[np.concatenate([front, rest])]
         normals = chosen[:, 3:] @ matrix[:3, :3].T
         normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(min=1e-12)
-        return np.concatenate([_apply(matrix, chosen[:, :3]), normals], axis=1).astype(np.float32)
+        return np.concatenate([apply_transform(matrix, chosen[:, :3]), normals], axis=1).astype(np.float32)
 
     def _queries(
         self, record: ShapeRecord, matrix: np.ndarray, rng: np.random.Generator
@@ -203,39 +206,40 @@ class ShapeDataset:
         if not num_near:
             return volume.astype(np.float32), inside.astype(np.float32)
         chosen = rng.integers(len(record.near_points), size=num_near)
-        near = _apply(matrix, record.near_points[chosen].astype(np.float64))
+        near = apply_transform(matrix, record.near_points[chosen].astype(np.float64))
         occupancy = np.concatenate([inside, record.near_occupancy[chosen]])
         return np.concatenate([volume, near]).astype(np.float32), occupancy.astype(np.float32)
 
 
 def procedural_records(
-    count: int, *, seed: int = 0, offset: int = 0, sampling: SamplingSettings | None = None
+    count: int,
+    *,
+    seed: int = 0,
+    offset: int = 0,
+    sampling: SamplingSettings | None = None,
+    views: ViewSettings | None = None,
 ) -> list[ShapeRecord]:
-    """Return records of `count` procedural shapes, in memory, starting at shape `offset`.
+    """Return records of `count` procedural shapes from shape `offset` on, in memory: those that preparing a folder would write.
 
-    Takes about 50 ms a shape with a few thousand points; for views, many shapes or several processes, prepare a folder.
+    Takes some 50 ms a shape with a few thousand points; for many shapes or views, prepare a folder once, with all cores.
+
+    Args:
+        count: How many.
+        seed: Of the set.
+        offset: The first shape.
+        sampling: Which points; None takes the defaults, which are large.
+        views: Which conditioning views; None for none.
     """
-    sampling = sampling or SamplingSettings()
-    return [procedural_record(index, seed=seed, sampling=sampling) for index in range(offset, offset + count)]
-
-
-def procedural_record(index: int, *, seed: int, sampling: SamplingSettings) -> ShapeRecord:
-    """Return the record of one procedural shape, without views."""
-    shape = procedural_shape(index, seed=seed)
-    mesh = shape.to_mesh()
-    source = f"procedural shape {index} of seed {seed}"
-    settings = fingerprint(dataclasses.asdict(sampling))
-    meta = ShapeMeta(
-        key=f"{shape.class_name}-{seed}-{index}",
-        class_name=shape.class_name,
-        source=source,
-        source_digest=hashlib.sha256(source.encode()).hexdigest(),
-        settings=settings,
-        box=sampling.box,
-        method="procedural",
+    settings = PrepareShapesSettings(
+        source=PROCEDURAL,
+        out="",
+        count=count,
+        offset=offset,
+        seed=seed,
+        sampling=sampling or SamplingSettings(),
+        views=views or ViewSettings(num_views=0),
     )
-    rng = np.random.Generator(np.random.Philox(derive_seed(seed, "procedural", index)))
-    return ShapeRecord(meta=meta, **sample_shape(mesh, shape.solid.contains, sampling, rng))
+    return [build_record(job, source_digest(job), settings) for job in find_jobs(settings)[0]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,11 +247,12 @@ class ShapeDataConfig:
     """Where shapes come from.
 
     Attributes:
-        source: "procedural" (embedded, made in memory without views) or a folder that `hiergen prepare-shapes` wrote.
+        source: "procedural" (embedded, made in memory) or a folder that `hiergen prepare-shapes` wrote.
         split: Of a folder, a tenth by a hash of the keys is the test split.
         count: Number of procedural shapes.
         seed: Of the procedural shapes.
         sampling: Points of procedural shapes.
+        views: Conditioning views of procedural shapes.
         batch: What a sample holds.
     """
 
@@ -258,6 +263,7 @@ class ShapeDataConfig:
     sampling: SamplingSettings = dataclasses.field(
         default_factory=lambda: SamplingSettings(num_surface=8192, num_volume=16_384, num_near=8192, num_farthest=0)
     )
+    views: ViewSettings = dataclasses.field(default_factory=lambda: ViewSettings(num_views=0))
     batch: ShapeBatchConfig = dataclasses.field(default_factory=lambda: ShapeBatchConfig(num_points=4096))
 
 
@@ -269,9 +275,11 @@ def open_shapes(config: ShapeDataConfig) -> ShapeDataset:
     """
     if config.split not in ("train", "test", "all"):
         raise ValueError(f"split is {config.split!r}, expected 'train', 'test' or 'all'")
-    if config.source == "procedural":
+    if config.source == PROCEDURAL:
         offset = TEST_OFFSET if config.split == "test" else 0
-        records = procedural_records(config.count, seed=config.seed, offset=offset, sampling=config.sampling)
+        records = procedural_records(
+            config.count, seed=config.seed, offset=offset, sampling=config.sampling, views=config.views
+        )
         return ShapeDataset(records, config.batch, classes=PROCEDURAL_CLASSES)
     folder = ShapeFolder(config.source)
     if config.split == "all":
@@ -289,17 +297,6 @@ def is_test(key: str) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % TEST_EVERY == 0
 
 
-def fit_transform(points: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """Return the 4x4 matrix that rotates points and then brings their box to center 0 and longest side `2 * HALF_SIZE`."""
-    turned = points.astype(np.float64) @ rotation.T
-    low, high = turned.min(axis=0), turned.max(axis=0)
-    scale = 2 * HALF_SIZE / float((high - low).max())
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation * scale
-    matrix[:3, 3] = -(low + high) / 2 * scale
-    return matrix
-
-
 def _volume_queries(
     record: ShapeRecord, count: int, matrix: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -313,18 +310,9 @@ def _volume_queries(
         chosen = rng.integers(len(record.volume_points), size=count)
         return record.volume_points[chosen].astype(np.float64), record.volume_occupancy[chosen]
     fresh = rng.uniform(-box, box, (count, 3))
-    beyond = (np.abs(_apply(np.linalg.inv(matrix), fresh)) > box).any(axis=1)
-    stored = _apply(matrix, record.volume_points.astype(np.float64))
+    beyond = (np.abs(apply_transform(np.linalg.inv(matrix), fresh)) > box).any(axis=1)
+    stored = apply_transform(matrix, record.volume_points.astype(np.float64))
     usable = np.flatnonzero((np.abs(stored) <= box).all(axis=1))
     chosen = usable[rng.integers(len(usable), size=count)]
     points = np.where(beyond[:, None], fresh, stored[chosen])
     return points, np.where(beyond, False, record.volume_occupancy[chosen])
-
-
-def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-def _yaw(angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])

@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from hiergen.data.procedural_shapes import HALF_SIZE, PROCEDURAL_CLASSES, procedural_shape
+from hiergen.data.poses import HALF_SIZE
+from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.ray_crossings import contains
 
 

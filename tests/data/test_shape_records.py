@@ -64,7 +64,7 @@ def test_the_same_record_gives_the_same_bytes(tmp_path: Path, record: ShapeRecor
 def test_a_folder_lists_its_records_by_key(tmp_path: Path, record: ShapeRecord) -> None:
     metas = [dataclasses.replace(record.meta, key=key, class_name=name) for key, name in (("b", "mug"), ("a", "chair"))]
     for meta in metas:
-        save_record(dataclasses.replace(record, meta=meta), record_path(tmp_path, meta.key, meta.source_digest))
+        save_record(dataclasses.replace(record, meta=meta), record_path(tmp_path, meta.key))
     write_index(tmp_path, metas, {"any": "settings"})
     folder = ShapeFolder(tmp_path)
     assert folder.keys == ("a", "b")

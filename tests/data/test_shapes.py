@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hiergen.data.poses import fit_transform
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shape_records import (
     ShapeFolder,
@@ -23,7 +24,6 @@ from hiergen.data.shapes import (
     ShapeBatchConfig,
     ShapeDataConfig,
     ShapeDataset,
-    fit_transform,
     is_test,
     open_shapes,
     procedural_records,
@@ -165,9 +165,7 @@ def test_folders_split_by_key(tmp_path: Path, records: list[ShapeRecord]) -> Non
     metas = []
     for number in range(30):
         meta = dataclasses.replace(records[number % 8].meta, key=f"shape-{number}")
-        save_record(
-            dataclasses.replace(records[number % 8], meta=meta), record_path(tmp_path, meta.key, meta.source_digest)
-        )
+        save_record(dataclasses.replace(records[number % 8], meta=meta), record_path(tmp_path, meta.key))
         metas.append(meta)
     write_index(tmp_path, metas, {})
     config = ShapeDataConfig(source=str(tmp_path), split="all", batch=BATCH)
@@ -222,7 +220,7 @@ def test_bad_sources_are_refused(records: list[ShapeRecord], tmp_path: Path) -> 
         ShapeDataset(records[:1], BATCH, classes=["mug"])
     with pytest.raises(ValueError, match="split is 'val', expected 'train', 'test' or 'all'"):
         open_shapes(ShapeDataConfig(split="val"))  # type: ignore[arg-type]
-    save_record(records[0], record_path(tmp_path, records[0].meta.key, records[0].meta.source_digest))
+    save_record(records[0], record_path(tmp_path, records[0].meta.key))
     write_index(tmp_path, [records[0].meta], {})
     with pytest.raises(ValueError, match=r"the test split of .* is empty: the folder holds 1 shapes"):
         open_shapes(ShapeDataConfig(source=str(tmp_path), split="test"))
