@@ -20,6 +20,7 @@ _PUBLIC = {
     "ClassToImagePipeline": "hiergen.pipelines.image",
     "ResTok": "hiergen.tokenizers.restok",
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
+    "HieraTok": "hiergen.tokenizers.hieratok",
     "LevelAR": "hiergen.generators.level_ar",
     "FlowTransformer": "hiergen.generators.flow_transformer",
     "MaskedAR": "hiergen.generators.masked",

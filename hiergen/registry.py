@@ -21,6 +21,7 @@ Kind = Literal["tokenizer", "generator"]
 MODEL_CLASSES: dict[str, str] = {
     "ResTok": "hiergen.tokenizers.restok",
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
+    "HieraTok": "hiergen.tokenizers.hieratok",
     "LevelAR": "hiergen.generators.level_ar",
     "FlowTransformer": "hiergen.generators.flow_transformer",
     "MaskedAR": "hiergen.generators.masked",

@@ -7,7 +7,7 @@ Letters: `b` batch, `n` tokens of all levels (latents), `m` tokens inside the ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,10 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}, expected a divisor of dim {dim}")
+        if time_distribution not in get_args(TimeDistribution):
+            raise ValueError(
+                f"time_distribution is {time_distribution!r}, expected one of {get_args(TimeDistribution)}"
+            )
         channels = self._specs[-1].dim
         self.standardize = LatentStandardizer(channels, latent_mean, latent_std, multiplier=latent_multiplier)
         positions = common_frame_positions(self._grids)
@@ -118,27 +122,30 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         self.rotary: Table | None = None
         if use_rotary:
             self.rotary = Table(pairwise_table(rotary_table(positions, dim // num_heads)))
+        self._build()
+        self._init_weights()
 
-        patch_area = patch_size**2
+    def _build(self) -> None:
+        config, channels = self.config, self._specs[-1].dim
+        dim, patch_area = config["dim"], config["patch_size"] ** 2
         self.patch_embed = nn.Linear(channels * patch_area, dim)
         self.time_embed = TimeEmbedding(dim)
-        self.label_embed = nn.Embedding(num_classes + 1, dim)
+        self.label_embed = nn.Embedding(config["num_classes"] + 1, dim)
         self.blocks = nn.ModuleList(
             ModulatedBlock(
                 dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                norm=norm,
-                ffn=ffn,
-                use_shift=use_shift,
-                use_qk_norm=use_qk_norm,
+                config["num_heads"],
+                mlp_ratio=config["mlp_ratio"],
+                norm=config["norm"],
+                ffn=config["ffn"],
+                use_shift=config["use_shift"],
+                use_qk_norm=config["use_qk_norm"],
             )
-            for _ in range(depth)
+            for _ in range(config["depth"])
         )
-        self.final_norm = make_norm(norm, dim)
+        self.final_norm = make_norm(config["norm"], dim)
         self.final_modulation = nn.Linear(dim, 2 * dim)
-        self.final_linear = nn.Linear(dim, channels * patch_area * (2 if has_double_output else 1))
-        self._init_weights()
+        self.final_linear = nn.Linear(dim, channels * patch_area * (2 if config["has_double_output"] else 1))
 
     @property
     def specs(self) -> tuple[LevelSpec, ...]:

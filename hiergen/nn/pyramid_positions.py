@@ -23,9 +23,9 @@ def common_frame_positions(grids: Sequence[tuple[int, int]]) -> Float[Tensor, "n
     Args:
         grids: Rows and columns of each level, coarse to fine, row-major; the last is the frame.
     """
-    frame = torch.tensor(grids[-1], dtype=torch.float64)
-    levels = [(grid_positions(*grid) + 0.5) * (frame / torch.tensor(grid, dtype=torch.float64)) - 0.5 for grid in grids]
-    return torch.cat(levels)
+    frame = _pair(grids[-1])
+    # On the CPU whatever the default device is: a model built on the meta device needs its positions all the same.
+    return torch.cat([(grid_positions(*grid, device="cpu") + 0.5) * (frame / _pair(grid)) - 0.5 for grid in grids])
 
 
 def sincos_embedding(positions: Float[Tensor, "n 2"], dim: int) -> Float[Tensor, "n d"]:

@@ -6,7 +6,7 @@ Letters: `b` batch, `n` tokens, `d` channels, `h` heads, `k` channels of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +38,18 @@ def rotate_channels(x: Float[Tensor, "b h n k"], table: Float[Tensor, "2 n k"]) 
 
 def pairwise_table(half_table: Float[Tensor, "2 n half"]) -> Float[Tensor, "2 n k"]:
     """Return the table of `hiergen.nn.positions.rotary_table` with each entry repeated for both channels of its pair."""
-    return half_table.repeat_interleave(2, dim=-1)
+    # Not repeat_interleave, which makes its counts on the default device and fails where that is the meta device.
+    return half_table.unsqueeze(-1).expand(*half_table.shape, 2).flatten(-2)
 
 
 def make_norm(kind: NormKind, dim: int) -> nn.Module:
-    """Return RMSNorm with a weight, or LayerNorm without parameters; epsilon 1e-6 in both."""
+    """Return RMSNorm with a weight, or LayerNorm without parameters; epsilon 1e-6 in both.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    if kind not in get_args(NormKind):
+        raise ValueError(f"norm is {kind!r}, expected one of {get_args(NormKind)}")
     if kind == "rms":
         return RMSNorm(dim, eps=1e-6)
     return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
@@ -109,7 +116,13 @@ class GeluMLP(nn.Module):
 
 
 def make_feed_forward(kind: FeedForwardKind, dim: int, ratio: float) -> nn.Module:
-    """Return the feed-forward part: "gelu" with `ratio * dim` hidden channels, "swiglu" with two thirds of that, rounded down."""
+    """Return the feed-forward part: "gelu" with `ratio * dim` hidden channels, "swiglu" with two thirds of that, rounded down.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    if kind not in get_args(FeedForwardKind):
+        raise ValueError(f"ffn is {kind!r}, expected one of {get_args(FeedForwardKind)}")
     hidden = int(dim * ratio)
     return SwiGLU(dim, 2 * hidden // 3) if kind == "swiglu" else GeluMLP(dim, hidden)
 
@@ -131,7 +144,7 @@ class TransformerBlock(nn.Module):
         self.ffn = make_feed_forward("swiglu", dim, mlp_ratio)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 n k"] | None, attend: AttendFn
+        self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 n k"] | None = None, attend: AttendFn = attention
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens after attention and feed-forward."""
         x = x + self.attention(self.norm1(x), rotary=rotary, attend=attend)

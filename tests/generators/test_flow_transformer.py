@@ -4,6 +4,7 @@ import itertools
 import math
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -231,3 +232,11 @@ def test_refusals() -> None:
         model.loss(TokenPyramid.split(torch.randn(1, 21, 6), PYRAMID), torch.tensor([0]))
     with pytest.raises(ValueError, match="span 5 to 5, expected 0 to 4"):
         model.generate(torch.tensor([5]))
+
+
+@pytest.mark.parametrize("name", ["norm", "ffn", "time_distribution"])
+def test_unknown_choices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The type checker of test runs would refuse a wrong literal before we do.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=f"{name} is 'other', expected one of"):
+        make(**{name: "other"})
