@@ -125,6 +125,9 @@ class ResTok(Tokenizer):
 
     def _build(self, layout: ResTokConfig) -> None:
         self.layout = layout
+        self._specs = tuple(
+            LevelSpec(num_tokens=size, dim=layout.code_dim, vocab_size=layout.vocab_size) for size in layout.level_sizes
+        )
         self.pixel_encoder = ConvEncoder(layout.convnet) if layout.cnn_encoder else None
         self.encoder = ResTokEncoder(layout)
         self.to_code = LevelLinear(
@@ -149,10 +152,7 @@ class ResTok(Tokenizer):
     @property
     def specs(self) -> tuple[LevelSpec, ...]:
         """All levels; their tokens have no order in space, so no grid."""
-        layout = self.layout
-        return tuple(
-            LevelSpec(num_tokens=size, dim=layout.code_dim, vocab_size=layout.vocab_size) for size in layout.level_sizes
-        )
+        return self._specs
 
     @torch.no_grad()
     def encode(self, data: Float[Tensor, "b c h w"], *, rng: torch.Generator | None = None) -> TokenPyramid:

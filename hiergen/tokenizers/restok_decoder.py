@@ -51,6 +51,7 @@ class ResTokDecoder(CheckpointedModule):
     def __init__(self, config: ResTokConfig) -> None:
         super().__init__()
         self.layout = config
+        self.level_sizes, self.pooling_grids, self.side = config.level_sizes, config.pooling_grids, config.grid_size
         dim = config.decoder_dim
         self.embed = LevelLinear(config.level_sizes, config.code_dim, dim, shared=not config.multi_projection)
         self.latent_level_embedding = nn.Parameter(torch.empty(len(config.level_sizes), dim))
@@ -100,7 +101,7 @@ class ResTokDecoder(CheckpointedModule):
             codes = torch.where(present[..., None], codes, weight)
         latents = self.embed(codes)
         cells = self._image_tokens(latents)
-        latents = latents + expand_levels(self.latent_level_embedding, self.layout.level_sizes)
+        latents = latents + expand_levels(self.latent_level_embedding, self.level_sizes)
         if with_features:
             features = self.feature_mask_token.expand_as(cells)  # type: ignore[union-attr]
             latents, cells = torch.cat((latents, latents)), torch.cat((cells, features))
@@ -110,16 +111,16 @@ class ResTokDecoder(CheckpointedModule):
             tokens = self.run(block, tokens, rotary)
         tokens = tokens[:, self.layout.num_latent_tokens :]
         image_tokens, feature_tokens = tokens.chunk(2) if with_features else (tokens, None)
-        side = self.layout.grid_size
-        return self.out(rearrange(self.norm_out(image_tokens), "b (h w) d -> b d h w", h=side)), feature_tokens
+        image = rearrange(self.norm_out(image_tokens), "b (h w) d -> b d h w", h=self.side)
+        return self.out(image), feature_tokens
 
     def _image_tokens(self, latents: Tensor) -> Tensor:
-        side = self.layout.grid_size
+        side = self.side
         if self.image_mask_token is not None:
             return repeat(self.image_mask_token, "d -> b n d", b=latents.shape[0], n=side**2)
         total = torch.zeros_like(latents[:, :1])
-        levels = latents.split(list(self.layout.level_sizes), dim=1)
-        for level, (height, _) in zip(levels, self.layout.pooling_grids, strict=True):
+        levels = latents.split(list(self.level_sizes), dim=1)
+        for level, (height, _) in zip(levels, self.pooling_grids, strict=True):
             cells = F.interpolate(rearrange(level, "b (h w) d -> b d h w", h=height), size=(side, side), mode="nearest")
             total = total + rearrange(cells, "b d h w -> b (h w) d")
         return total if self.layout.residual_latent_tokens else total / len(levels)

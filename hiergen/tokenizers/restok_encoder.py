@@ -37,6 +37,8 @@ class ResTokEncoder(CheckpointedModule):
     def __init__(self, config: ResTokConfig) -> None:
         super().__init__()
         self.layout = config
+        self.image_grids, self.merge_blocks = config.image_grids, config.merge_blocks
+        self.level_sizes, self.pooling_grids = config.level_sizes, config.pooling_grids
         dim = config.encoder_dim
         stride = 1 if config.cnn_encoder else config.convnet.stride
         channels = config.z_channels if config.cnn_encoder else config.in_channels
@@ -57,44 +59,42 @@ class ResTokEncoder(CheckpointedModule):
         """Return the normalized latent tokens and the raw tokens of the coarsest image level."""
         layout = self.layout
         features = self.patch_embed(features.to(self.patch_embed.weight.dtype))
-        latents = initial_latents(features, layout)
-        latents = latents + expand_levels(self.latent_level_embedding, layout.level_sizes)
+        latents = self.initial_latents(features)
+        latents = latents + expand_levels(self.latent_level_embedding, self.level_sizes)
         image = rearrange(features, "b d h w -> b (h w) d") + self.level_embedding[0]
         tokens = self.norm_in(torch.cat((image, latents), dim=1))
         constants = self.constants.on(tokens.device)
         stage = 0
         for index, block in enumerate(self.blocks):
             stage_inputs = constants[f"rotary_{stage}"], constants[f"mask_{stage}"]
-            if index not in layout.merge_blocks:
+            if index not in self.merge_blocks:
                 tokens = self.run(block, tokens, *stage_inputs)
                 continue
             merge = functools.partial(
-                merge_coarsest, grid=layout.image_grids[stage], rule=layout.merge, residual=layout.residual_image_tokens
+                merge_coarsest, grid=self.image_grids[stage], rule=layout.merge, residual=layout.residual_image_tokens
             )
             tokens = self.run(block, tokens, *stage_inputs, merge)
             stage += 1
-            coarse, rest = _split_at(tokens, _cells(layout.image_grids[stage]))
+            coarse, rest = _split_at(tokens, _cells(self.image_grids[stage]))
             tokens = torch.cat((coarse + self.level_embedding[stage], rest), dim=1)
         latents = self.norm_out(tokens[:, -layout.num_latent_tokens :])
-        return latents, tokens[:, : _cells(layout.image_grids[-1])]
+        return latents, tokens[:, : _cells(self.image_grids[-1])]
 
+    def initial_latents(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d"]:
+        """Return the map pooled to the cells of every level, coarse to fine.
 
-def initial_latents(features: Float[Tensor, "b d h w"], layout: ResTokConfig) -> Float[Tensor, "b n d"]:
-    """Return the map pooled to the cells of every level, coarse to fine.
-
-    With `residual_latent_tokens` each level pools what the coarser ones leave over. The second level of one token then pools a map
-    without mean: it starts at zero.
-    """
-    if not layout.latent_hierarchy:
-        flat = features.flatten(2)
-        return F.adaptive_avg_pool1d(flat, layout.num_latent_tokens).transpose(1, 2)
-    levels, rest = [], features
-    for grid in layout.pooling_grids:
-        pooled = F.adaptive_avg_pool2d(rest, grid)
-        levels.append(rearrange(pooled, "b d h w -> b (h w) d"))
-        if layout.residual_latent_tokens:
-            rest = rest - F.interpolate(pooled, size=features.shape[-2:], mode="nearest")
-    return torch.cat(levels, dim=1)
+        With `residual_latent_tokens` each level pools what the coarser ones leave over. The second level of one token then pools a
+        map without mean: it starts at zero.
+        """
+        if not self.layout.latent_hierarchy:
+            return F.adaptive_avg_pool1d(features.flatten(2), self.layout.num_latent_tokens).transpose(1, 2)
+        levels, rest = [], features
+        for grid in self.pooling_grids:
+            pooled = F.adaptive_avg_pool2d(rest, grid)
+            levels.append(rearrange(pooled, "b d h w -> b (h w) d"))
+            if self.layout.residual_latent_tokens:
+                rest = rest - F.interpolate(pooled, size=features.shape[-2:], mode="nearest")
+        return torch.cat(levels, dim=1)
 
 
 def merge_coarsest(

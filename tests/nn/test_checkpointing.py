@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hiergen.nn.checkpointing import CheckpointedModule
 
@@ -23,15 +22,14 @@ def test_parts_go_through_the_function_only_where_gradients_are_kept() -> None:
 
     def recorded(part: nn.Module, *inputs: Any) -> Any:
         calls.append(part)
-        return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
 
-    x = torch.randn(2, 3, requires_grad=True)
-    (plain,) = torch.autograd.grad(stack(x).square().sum(), x)
+    x = torch.randn(2, 3)
+    plain = stack(x)
     assert not calls
     stack.gradient_checkpointing, stack._gradient_checkpointing_func = True, recorded
-    (again,) = torch.autograd.grad(stack(x).square().sum(), x)
+    assert torch.equal(plain, stack(x))
     assert calls == [stack.part]
-    assert torch.equal(plain, again)
     with torch.no_grad():
         stack(x)
     assert len(calls) == 1
