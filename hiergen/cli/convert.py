@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import pickle
@@ -16,6 +17,7 @@ from hiergen.registry import nearest
 FAMILIES = {
     "restok": "hiergen.convert.restok",
     "har": "hiergen.convert.level_ar",
+    "mar": "hiergen.convert.masked",
 }
 
 
@@ -24,7 +26,7 @@ class ConvertSettings:
     """Convert official weights.
 
     Attributes:
-        family: Which official code wrote them: restok or har.
+        family: Which official code wrote them: restok, har or mar.
         source: A .safetensors, .bin, .pt or .pth file; pickles are read with `weights_only=True`.
         target: Folder to write, for `from_pretrained`.
         config: The official YAML or JSON config, where it is needed; sizes are read from the tensors.
@@ -74,7 +76,9 @@ def read_weights(path: str) -> dict[str, Any]:
     import torch
 
     try:
-        value = torch.load(file, map_location="cpu", weights_only=True)
+        # MAR's checkpoints keep their command line in a Namespace, which is plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            value = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"weights file {path!r} cannot be read as plain tensors: {error}") from error
     if not isinstance(value, dict):
