@@ -224,12 +224,15 @@ def test_special_rows() -> None:
 
 def test_gradient_checkpointing_changes_nothing() -> None:
     model, pyramid, labels = make(), random_pyramid(), torch.arange(3)
-    gradients = []
+    gradients, calls = [], []
+    model.blocks[0].register_forward_pre_hook(lambda *_: calls.append(0))
     for _ in range(2):
         model.zero_grad()
         model.loss(pyramid, labels)["loss"].backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
         model.enable_gradient_checkpointing()
+    # Once, then once more for the backward pass.
+    assert len(calls) == 3
     assert len(gradients[0]) == len(list(model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
