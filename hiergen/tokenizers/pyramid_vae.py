@@ -17,6 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.bottlenecks.gaussian import GaussianPosterior
 from hiergen.nn.farthest_points import farthest_points
 from hiergen.nn.perceiver import (
     CrossBlock,
@@ -214,8 +215,8 @@ class PyramidVAE(Tokenizer):
             data: Clouds, coordinates in [-1, 1] first, then the features (unit normals).
             rng: Draws the tokens from their posterior; None takes its mean.
             levels: Which levels to make, in increasing order; None for all.
-            is_ordered: The clouds come in farthest-point order (`farthest_points`), so that a resolution is a prefix of them
-                and needs no search. The result is the same.
+            is_ordered: The clouds begin with their farthest points in order (`farthest_points`), as many as the coarser
+                resolutions need: each is then a prefix, without a search. The result is the same.
 
         Raises:
             ValueError: If the clouds do not fit the model, or `levels` is no increasing choice of its levels.
@@ -225,16 +226,16 @@ class PyramidVAE(Tokenizer):
         memory = self._read_cloud(data, is_ordered)
         tokens = []
         for level in chosen:
-            mean, log_variance = self._moments(memory, level, data.shape[0])
-            tokens.append(mean if rng is None else _sample(mean, log_variance, rng))
+            posterior = self._posterior(memory, level, data.shape[0])
+            tokens.append(posterior.mean if rng is None else posterior.sample(rng))
         return TokenPyramid(tuple(tokens), tuple(self.specs[level] for level in chosen))
 
-    def moments(
+    def posterior(
         self, data: Float[Tensor, "b p c"], level: int = -1, *, is_ordered: bool = False
-    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
-        """Return mean and log-variance of one level's tokens (arguments as in `encode`; -1 is the finest level)."""
+    ) -> GaussianPosterior:
+        """Return the distribution of one level's tokens, `(b, n, d)`; arguments as in `encode`, -1 is the finest level."""
         (chosen,) = self._check_levels([level % len(self.config["num_tokens"])])
-        return self._moments(self._read_cloud(data, is_ordered), chosen, data.shape[0])
+        return self._posterior(self._read_cloud(data, is_ordered), chosen, data.shape[0])
 
     # The data of a shape are a function of the point, not a tensor.
     def decode(self, pyramid: TokenPyramid) -> ShapeField:  # type: ignore[override]
@@ -279,9 +280,9 @@ class PyramidVAE(Tokenizer):
         points = data[..., :3] if points is None else points
         tokens, divergences, logits = [], [], {}
         for level in chosen:
-            mean, log_variance = self._moments(memory, level, data.shape[0])
-            tokens.append(_sample(mean, log_variance, rng) if self.training else mean)
-            divergences.append(_kl_divergence(mean, log_variance))
+            posterior = self._posterior(memory, level, data.shape[0])
+            tokens.append(posterior.sample(rng) if self.training else posterior.mean)
+            divergences.append(posterior.kl() / posterior.mean[0].numel())
             logits[f"logits_{level}"] = self._field(tokens[-1]).query(points)
         return TokenizerOutput(
             reconstruction=logits[f"logits_{chosen[-1]}"],
@@ -333,7 +334,7 @@ class PyramidVAE(Tokenizer):
     def _input_projection(self, resolution: int) -> nn.Module:
         return self.input_projections[0 if self.config["share_input_projection"] else resolution]
 
-    def _moments(self, memory: _CloudMemory, level: int, batch: int) -> tuple[Tensor, Tensor]:
+    def _posterior(self, memory: _CloudMemory, level: int, batch: int) -> GaussianPosterior:
         if memory.farthest is None:
             queries = self.query_banks[level].expand(batch, -1, -1)
         else:
@@ -345,19 +346,7 @@ class PyramidVAE(Tokenizer):
                 block(queries, key_value) if self.config["residual_per_level"] else block.change(queries, key_value)
             )
         mean, log_variance = self.to_moments(self.encoder_norm(self.encoder_stack(x))).chunk(2, dim=-1)
-        return mean, log_variance.clamp(-30.0, 20.0)
-
-
-def _sample(mean: Tensor, log_variance: Tensor, rng: torch.Generator | None) -> Tensor:
-    device = mean.device if rng is None else rng.device
-    noise = torch.randn(mean.shape, generator=rng, device=device, dtype=torch.float32).to(mean)
-    return mean + (0.5 * log_variance).exp() * noise
-
-
-def _kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return the KL divergence from the standard normal, in nats, averaged over samples, tokens and channels."""
-    mean, log_variance = (x if x.dtype == torch.float64 else x.float() for x in (mean, log_variance))
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
+        return GaussianPosterior(mean, log_variance)
 
 
 def _check_clouds(data: Tensor, *, channels: int, at_least: int) -> None:

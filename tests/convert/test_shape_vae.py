@@ -161,7 +161,8 @@ def test_forward_and_gradients_equal_the_transcription(
     points = torch.rand(2, 9, 3, dtype=dtype) * 2 - 1
     exact = {name: value.double().requires_grad_() for name, value in weights.items()}
     transcription = Transcription(exact, size)
-    mean, log_variance = model.moments(clouds)
+    posterior = model.posterior(clouds)
+    mean, log_variance = posterior.mean, posterior.log_variance
     pyramid = model.encode(clouds)
     logits = model.decode(pyramid).query(points)
     expected = [transcription.encode(cloud.double()) for cloud in clouds]
