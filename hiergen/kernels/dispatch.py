@@ -52,11 +52,13 @@ def choose(operation: str, backends: Sequence[Backend], request: Any, name: str 
             if backend.name == name:
                 reason = backend.refuse(request, True)
                 if reason is not None:
-                    raise RuntimeError(f"backend {name!r} of {operation} cannot run: {reason}. It needs {backend.needs}.")
+                    raise RuntimeError(
+                        f"backend {name!r} of {operation} cannot run: {reason}. It needs {backend.needs}."
+                    )
                 return backend
         names = ", ".join(repr(backend.name) for backend in backends)
         raise ValueError(f"backend is {name!r}, expected 'auto' or one of {names} for {operation}")
-    reasons = []
+    reasons: list[str] = []
     for backend in backends:
         reason = backend.refuse(request, False)
         if reason is None:

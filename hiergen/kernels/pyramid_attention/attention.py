@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,8 +20,7 @@ from hiergen.kernels.pyramid_attention.reference import reference_attention
 Layout = Literal["bhsd", "bshd"]
 
 
-@dataclasses.dataclass(frozen=True)
-class PyramidRequest:
+class PyramidRequest(NamedTuple):
     """What the backends of pyramid attention look at."""
 
     device: torch.device
@@ -32,9 +30,9 @@ class PyramidRequest:
 
 
 def pyramid_sparse_attention(
-    q: Float[Tensor, "..."],
-    k: Float[Tensor, "..."],
-    v: Float[Tensor, "..."],
+    q: Float[Tensor, "_ _ _ _"],
+    k: Float[Tensor, "_ _ _ _"],
+    v: Float[Tensor, "_ _ _ _"],
     *,
     plan: PyramidPlan | None = None,
     config: PSAConfig | str | None = None,
@@ -80,10 +78,14 @@ def pyramid_sparse_attention(
         settings = psa_preset(config or "default") if config is None or isinstance(config, str) else config
         plan = make_plan(q, k, settings, is_causal=is_causal, key_offset=key_offset, key_mask=key_mask, rng=rng)
     elif config is not None or is_causal or key_offset:
-        raise ValueError("plan was given together with config, is_causal or key_offset, which are the plan's own; give one")
+        raise ValueError(
+            "plan was given together with config, is_causal or key_offset, which are the plan's own; give one"
+        )
     _check_plan(q, k, plan)
     if key_mask is not None and plan.tail == "replicate":
-        raise ValueError("key_mask was given with a plan whose tail is 'replicate', which counts repeated keys; use 'exact'")
+        raise ValueError(
+            "key_mask was given with a plan whose tail is 'replicate', which counts repeated keys; use 'exact'"
+        )
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     request = PyramidRequest(q.device, q.dtype, q.shape[-1], needs_grad)
     chosen = choose("pyramid_attention", BACKENDS, request, backend)
@@ -109,9 +111,9 @@ class PyramidSparseAttention(nn.Module):
 
     def forward(
         self,
-        q: Float[Tensor, "..."],
-        k: Float[Tensor, "..."],
-        v: Float[Tensor, "..."],
+        q: Float[Tensor, "_ _ _ _"],
+        k: Float[Tensor, "_ _ _ _"],
+        v: Float[Tensor, "_ _ _ _"],
         *,
         plan: PyramidPlan | None = None,
         key_mask: Bool[Tensor, "b n"] | None = None,
@@ -194,7 +196,9 @@ def _refuse_reference(request: PyramidRequest, is_named: bool) -> str | None:
 
 #: In order of preference.
 BACKENDS: tuple[Backend, ...] = (
-    Backend("triton", "an NVIDIA GPU of compute capability 8.0, or TRITON_INTERPRET=1", _refuse_triton, triton_attention),
+    Backend(
+        "triton", "an NVIDIA GPU of compute capability 8.0, or TRITON_INTERPRET=1", _refuse_triton, triton_attention
+    ),
     Backend("flex", "a GPU that PyTorch compiles for, or a CPU without gradients", _refuse_flex, flex_attention),
     Backend("reference", "memory for the dense product", _refuse_reference, reference_attention),
 )
@@ -202,7 +206,9 @@ BACKENDS: tuple[Backend, ...] = (
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, key_mask: Any) -> None:
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
-        raise ValueError(f"q, k, v have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, expected 4-D, k and v alike")
+        raise ValueError(
+            f"q, k, v have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, expected 4-D, k and v alike"
+        )
     if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in batch or head size")
     if q.shape[1] % k.shape[1]:
@@ -210,7 +216,9 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, key_mask: Any) -> None:
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}, expected one dtype")
     if key_mask is not None and tuple(key_mask.shape) != (k.shape[0], k.shape[2]):
-        raise ValueError(f"key_mask has shape {tuple(key_mask.shape)}, expected (batch, keys) = ({k.shape[0]}, {k.shape[2]})")
+        raise ValueError(
+            f"key_mask has shape {tuple(key_mask.shape)}, expected (batch, keys) = ({k.shape[0]}, {k.shape[2]})"
+        )
 
 
 def _check_plan(q: Tensor, k: Tensor, plan: PyramidPlan) -> None:
@@ -220,4 +228,6 @@ def _check_plan(q: Tensor, k: Tensor, plan: PyramidPlan) -> None:
         )
     batch, heads = plan.pools.shape[:2]
     if batch not in (1, q.shape[0]) or heads not in (1, q.shape[1]):
-        raise ValueError(f"the plan is for batch {batch} and {heads} heads, the queries have {q.shape[0]} and {q.shape[1]}")
+        raise ValueError(
+            f"the plan is for batch {batch} and {heads} heads, the queries have {q.shape[0]} and {q.shape[1]}"
+        )

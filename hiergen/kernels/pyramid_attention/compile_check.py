@@ -46,7 +46,13 @@ class CompileReport:
 
 
 def compile_kernel(
-    kernel: Any, constants: Mapping[str, Any], *, target: int = 90, dtype: str = "bf16", num_warps: int = 8, num_stages: int = 3
+    kernel: Any,
+    constants: Mapping[str, Any],
+    *,
+    target: int = 90,
+    dtype: str = "bf16",
+    num_warps: int = 8,
+    num_stages: int = 3,
 ) -> CompileReport:
     """Return the report of `kernel` compiled for compute capability `target` / 10.
 
@@ -65,7 +71,9 @@ def compile_kernel(
     from triton.compiler import ASTSource
 
     if not hasattr(kernel, "arg_names") or type(kernel).__name__ == "InterpretedFunction":
-        raise RuntimeError("the kernels were imported with TRITON_INTERPRET set; unset it in a new process to compile them")
+        raise RuntimeError(
+            "the kernels were imported with TRITON_INTERPRET set; unset it in a new process to compile them"
+        )
     signature: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     divisible = [["tt.divisibility", 16]]
@@ -76,7 +84,9 @@ def compile_kernel(
             signature[name] = ("i32", "i32", "i32")
             attributes |= {(index, item): divisible for item in range(3)}
         elif name.isupper():
-            signature[name] = "*i32" if name in _INTEGER_POINTERS else "*fp32" if name in _FLOAT_POINTERS else f"*{dtype}"
+            signature[name] = (
+                "*i32" if name in _INTEGER_POINTERS else "*fp32" if name in _FLOAT_POINTERS else f"*{dtype}"
+            )
             attributes[(index,)] = divisible
         else:
             signature[name] = "fp32" if name.startswith("scale") else "i32"
@@ -110,7 +120,8 @@ def _report(compiled: Any, name: str, target: int, num_warps: int) -> CompileRep
         shared_bytes=int(compiled.metadata.shared),
         num_warps=num_warps,
         matmuls=dict(shapes),
-        serialized=machine_code.count("HGMMA") > 0 and machine_code.count("WARPGROUP.ARRIVE") >= machine_code.count("HGMMA"),
+        serialized=machine_code.count("HGMMA") > 0
+        and machine_code.count("WARPGROUP.ARRIVE") >= machine_code.count("HGMMA"),
         async_copies=len(re.findall(r"cp\.async\.c[ag]\.shared\.global|cp\.async\.bulk\.tensor", assembly)),
     )
 

@@ -88,11 +88,18 @@ PSA_PRESETS: dict[str, PSAConfig] = {
         mode="threshold", bounds=((1, 0.40), (2, 0.50), (4, 0.60), (8, 0.80)), warmup_steps=15
     ),
     "wan2.1-1.3b-balanced": PSAConfig(
-        mode="threshold", bounds=((1, 0.50), (2, 0.60), (4, 0.70), (8, 0.80)), similarity=(0.70, 0.65, 0.60), warmup_steps=15
+        mode="threshold",
+        bounds=((1, 0.50), (2, 0.60), (4, 0.70), (8, 0.80)),
+        similarity=(0.70, 0.65, 0.60),
+        warmup_steps=15,
     ),
     "wan2.1-1.3b-quota": PSAConfig(bounds=((1, 0.05), (2, 0.10), (4, 0.15), (8, 0.25)), key_block=32, warmup_steps=15),
     "wan2.2-a14b-balanced": PSAConfig(
-        mode="threshold", bounds=((1, 0.50), (2, 0.60), (4, 0.60), (8, 0.80)), key_block=32, warmup_steps=12, num_steps=40
+        mode="threshold",
+        bounds=((1, 0.50), (2, 0.60), (4, 0.60), (8, 0.80)),
+        key_block=32,
+        warmup_steps=12,
+        num_steps=40,
     ),
     "wan2.2-5b-balanced": PSAConfig(
         mode="threshold", bounds=((1, 0.60), (2, 0.70), (4, 0.70), (8, 0.80)), key_block=32, warmup_steps=15

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,7 +51,9 @@ def merge(outputs: list[Tensor], sums: list[Tensor]) -> tuple[Tensor, Tensor]:
     lse = torch.stack(sums)
     total = lse.logsumexp(dim=0)
     weight = (lse - torch.where(total.isinf(), 0.0, total)).exp()
-    out = sum(w[..., None] * torch.where(w[..., None] > 0, o.to(w.dtype), 0.0) for w, o in zip(weight, outputs, strict=True))
+    out = sum(
+        w[..., None] * torch.where(w[..., None] > 0, o.to(w.dtype), 0.0) for w, o in zip(weight, outputs, strict=True)
+    )
     assert isinstance(out, Tensor)
     return out.to(outputs[0].dtype), total
 
@@ -66,16 +68,19 @@ def _attend_pool(
     counts = pool_counts(plan.num_keys, plan.padded_keys, pool, key_mask=key_mask, tail=plan.tail, device=device)
     counts = counts[:, : keys.shape[2]].expand(q.shape[0], -1).contiguous()
     bias = counts.clamp(min=1).float().log().to(torch.promote_types(q.dtype, torch.float32))
+    # Run-time checkers of annotations keep a record that FlexAttention's tracing may not touch, hence `no_type_check`.
     cells = plan.pools.expand(q.shape[0], q.shape[1], -1, -1) == pool
     limit = plan.pooled_limit if pool > 1 else plan.num_keys
     query_block, per_block, offset = plan.query_block, plan.key_block // pool, plan.key_offset
 
+    @no_type_check
     def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         seen = cells[b, h, i // query_block, j // per_block] & (counts[b, j] > 0)
         if plan.is_causal:
             seen = seen & (torch.clamp((j + 1) * pool, max=limit) - 1 <= offset + i)
         return seen
 
+    @no_type_check
     def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score + bias[b, j]
 
@@ -89,7 +94,9 @@ def _attend_pool(
         visited.sum(-1, dtype=torch.int32), ids, BLOCK_SIZE=(query_block, per_block * joined), mask_mod=mask_mod,
         seq_lengths=(q.shape[2], keys.shape[2]), compute_q_blocks=device.type != "cpu",
     )  # fmt: skip
-    options = None if device.type == "cpu" else {"BLOCK_M": min(query_block, 64), "BLOCK_N": min(per_block * joined, 64)}
+    options = (
+        None if device.type == "cpu" else {"BLOCK_M": min(query_block, 64), "BLOCK_N": min(per_block * joined, 64)}
+    )
     run = _eager() if device.type == "cpu" else _compiled()
     out, aux = run(
         q, keys, values, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=q.shape[1] != keys.shape[1],

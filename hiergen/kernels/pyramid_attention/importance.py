@@ -142,7 +142,12 @@ def sampled_scores(
 
 
 def pooled_scores(
-    q: Float[Tensor, "b h q k"], k: Float[Tensor, "b g n k"], request: ImportanceRequest, *, query_pool: int, key_pool: int
+    q: Float[Tensor, "b h q k"],
+    k: Float[Tensor, "b g n k"],
+    request: ImportanceRequest,
+    *,
+    query_pool: int,
+    key_pool: int,
 ) -> Float[Tensor, "b h i j"]:
     """Return the softmax mass between pooled queries and pooled keys, summed over a key block, averaged over a query block.
 
@@ -182,7 +187,9 @@ def antidiagonal_scores(
     """
     stride = request.stride
     if request.query_block % stride or request.key_block % stride:
-        raise ValueError(f"stride is {stride}, expected a divisor of the blocks {request.query_block} and {request.key_block}")
+        raise ValueError(
+            f"stride is {stride}, expected a divisor of the blocks {request.query_block} and {request.key_block}"
+        )
     length_q, length_k = q.shape[2], k.shape[2]
     wide_q = _pad(q.float(), padded_length(length_q, request.query_block)).unflatten(2, (-1, stride))
     wide_k = k.float() if request.key_mask is None else torch.where(request.key_mask[:, None, :, None], k.float(), 0.0)

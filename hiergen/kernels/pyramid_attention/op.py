@@ -15,8 +15,15 @@ from torch import Tensor
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan, sort_by_pool
 from hiergen.kernels.pyramid_attention.pooling import build_pyramid, packed_log_counts
 
+# Schemas are written out: PyTorch cannot derive them when annotations are checked at run time.
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor pooled, Tensor? log_counts, Tensor pools, Tensor ids, Tensor counts, Tensor order"
+_GIVEN = "Tensor out, Tensor lse, Tensor grad_out, Tensor grad_lse"
+_NUMBERS = "int query_block, int key_block, bool is_causal, int key_offset, int pooled_limit, float scale"
 
-@torch.library.custom_op("hiergen::pyramid_attention", mutates_args=())
+
+@torch.library.custom_op(
+    "hiergen::pyramid_attention", mutates_args=(), schema=f"({_INPUTS}, {_NUMBERS}) -> (Tensor, Tensor)"
+)
 def pyramid_attention_op(
     q: Tensor, k: Tensor, v: Tensor, pooled: Tensor, log_counts: Tensor | None, pools: Tensor,
     ids: Tensor, counts: Tensor, order: Tensor,
@@ -38,7 +45,11 @@ def _forward_fake(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(_rows(q)), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("hiergen::pyramid_attention_backward", mutates_args=())
+@torch.library.custom_op(
+    "hiergen::pyramid_attention_backward",
+    mutates_args=(),
+    schema=f"({_INPUTS}, {_GIVEN}, {_NUMBERS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def pyramid_attention_backward_op(
     q: Tensor, k: Tensor, v: Tensor, pooled: Tensor, log_counts: Tensor | None, pools: Tensor,
     ids: Tensor, counts: Tensor, order: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor,
@@ -59,8 +70,15 @@ def pyramid_attention_backward_op(
 
 
 @pyramid_attention_backward_op.register_fake
-def _backward_fake(q: Tensor, k: Tensor, v: Tensor, pooled: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(_rows(q)), torch.empty_like(_rows(k)), torch.empty_like(_rows(v)), pooled.new_empty(pooled.shape)
+def _backward_fake(
+    q: Tensor, k: Tensor, v: Tensor, pooled: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(_rows(q)),
+        torch.empty_like(_rows(k)),
+        torch.empty_like(_rows(v)),
+        pooled.new_empty(pooled.shape),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

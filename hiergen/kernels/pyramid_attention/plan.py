@@ -65,7 +65,9 @@ class PyramidPlan:
             if size < 16 or size & (size - 1):
                 raise ValueError(f"{name} is {size}, expected a power of two of at least 16")
         if self.num_queries < 1 or self.num_keys < 1:
-            raise ValueError(f"the plan is for {self.num_queries} queries and {self.num_keys} keys, expected at least one of each")
+            raise ValueError(
+                f"the plan is for {self.num_queries} queries and {self.num_keys} keys, expected at least one of each"
+            )
         blocks = (-(-self.num_queries // self.query_block), -(-self.num_keys // self.key_block))
         if self.pools.dim() != 4 or tuple(self.pools.shape[2:]) != blocks:
             raise ValueError(
@@ -153,7 +155,9 @@ class PyramidPlan:
         return dataclasses.replace(self, lists=build_lists(self))
 
 
-def full_plan(num_queries: int, num_keys: int, *, pool: int = 1, heads: int = 1, batch: int = 1, **kwargs: object) -> PyramidPlan:
+def full_plan(
+    num_queries: int, num_keys: int, *, pool: int = 1, heads: int = 1, batch: int = 1, **kwargs: object
+) -> PyramidPlan:
     """Return a plan that reads everything at one pool; pool 1 is dense attention.
 
     Args:

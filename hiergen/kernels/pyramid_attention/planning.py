@@ -44,7 +44,12 @@ def make_plan(
         key_mask=key_mask, sample_fraction=config.sample_fraction, rng=rng, stride=config.stride,
     )  # fmt: skip
     return plan_from_scores(
-        estimate_importance(config.importance, q, k, request), q.shape[2], k, config, is_causal=is_causal, key_offset=key_offset
+        estimate_importance(config.importance, q, k, request),
+        q.shape[2],
+        k,
+        config,
+        is_causal=is_causal,
+        key_offset=key_offset,
     )
 
 

@@ -115,9 +115,7 @@ def unpack(packed: Float[Tensor, "b g r k"], pool: int) -> Float[Tensor, "b g m 
     return packed.narrow(2, pool_offset(pool, padded), padded // pool)
 
 
-def similarity_cap(
-    k: Float[Tensor, "b g n k"], key_block: int, thresholds: tuple[float, float, float]
-) -> Tensor:
+def similarity_cap(k: Float[Tensor, "b g n k"], key_block: int, thresholds: tuple[float, float, float]) -> Tensor:
     """Return the largest pool that each key block bears, uint8 of shape (b, g, key blocks).
 
     A block bears pool p if the cosine of the first and last key of a group of p, averaged over its groups, exceeds the

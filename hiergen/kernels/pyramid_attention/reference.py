@@ -49,7 +49,9 @@ def reference_attention(
         keys, vals = (pooled(x.to(wide), plan, pool, key_mask=key_mask) for x in (k, v))
         keys, vals = (x.repeat_interleave(group, dim=1) for x in (keys, vals))
         bias, visible = pool_bias(plan, pool, key_mask=key_mask, device=q.device)
-        score = scale * (q.to(wide) @ keys.transpose(-1, -2)) + torch.where(bias.isinf(), 0.0, bias).to(wide)[:, None, None]
+        score = (
+            scale * (q.to(wide) @ keys.transpose(-1, -2)) + torch.where(bias.isinf(), 0.0, bias).to(wide)[:, None, None]
+        )
         scores.append(score.masked_fill(~visible, -torch.inf))
         values.append(vals)
     joined = torch.cat(scores, dim=-1)
@@ -72,9 +74,7 @@ def pooled(x: Tensor, plan: PyramidPlan, pool: int, *, key_mask: Tensor | None) 
     return torch.nn.functional.pad(x, (0, 0, 0, plan.padded_keys - plan.num_keys))
 
 
-def pool_bias(
-    plan: PyramidPlan, pool: int, *, key_mask: Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def pool_bias(plan: PyramidPlan, pool: int, *, key_mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return log counts (1 or b, m) and which query reads which key of `pool`, bool of shape (b, h, q, m)."""
     counts = pool_counts(plan.num_keys, plan.padded_keys, pool, key_mask=key_mask, tail=plan.tail, device=device)
     rows = torch.arange(plan.num_queries, device=device)

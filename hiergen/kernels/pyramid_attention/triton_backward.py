@@ -9,6 +9,7 @@ the derivative of the pooling (`pooling.build_pyramid`).
 from __future__ import annotations
 
 import math
+from typing import no_type_check
 
 import torch
 import triton
@@ -26,8 +27,9 @@ from hiergen.kernels.pyramid_attention.triton_forward import (
 
 
 @triton.jit
+@no_type_check
 def query_kernel(
-    Q, K, V, POOLED, LOG_COUNTS, IDS, COUNTS, ORDER, O, LSE, DO, DLSE, DQ, DELTA,
+    Q, K, V, POOLED, LOG_COUNTS, IDS, COUNTS, ORDER, OUT, LSE, DO, DLSE, DQ, DELTA,
     q_strides, k_strides, v_strides, o_strides, do_strides, dq_strides,
     scale, scale2, num_queries, num_keys, pooled_limit, key_offset, num_heads, group, num_rows, num_columns,
     D: tl.constexpr, BLOCK_D: tl.constexpr, QUERY_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -50,9 +52,15 @@ def query_kernel(
     m_mask = m_range < num_queries
     q_mask = m_mask[:, None] & d_mask[None, :]
     q_rows = m_range.to(tl.int64)[:, None]
-    q = tl.load(Q + b * q_strides[0] + h * q_strides[1] + q_rows * q_strides[2] + d_range[None, :], mask=q_mask, other=0.0)
-    o = tl.load(O + b * o_strides[0] + h * o_strides[1] + q_rows * o_strides[2] + d_range[None, :], mask=q_mask, other=0.0)
-    do = tl.load(DO + b * do_strides[0] + h * do_strides[1] + q_rows * do_strides[2] + d_range[None, :], mask=q_mask, other=0.0)
+    q = tl.load(
+        Q + b * q_strides[0] + h * q_strides[1] + q_rows * q_strides[2] + d_range[None, :], mask=q_mask, other=0.0
+    )
+    o = tl.load(
+        OUT + b * o_strides[0] + h * o_strides[1] + q_rows * o_strides[2] + d_range[None, :], mask=q_mask, other=0.0
+    )
+    do = tl.load(
+        DO + b * do_strides[0] + h * do_strides[1] + q_rows * do_strides[2] + d_range[None, :], mask=q_mask, other=0.0
+    )
     line = head * num_queries + m_range
     lse = tl.load(LSE + line, mask=m_mask, other=float("inf")) * 1.4426950408889634
     # A query without keys has -inf; +inf makes all its weights zero.
@@ -106,6 +114,7 @@ def query_kernel(
 
 
 @triton.jit
+@no_type_check
 def key_kernel(
     Q, K, V, LOG_COUNTS, IDS, COUNTS, LSE, DO, DELTA, DK, DV,
     q_strides, k_strides, v_strides, do_strides, dk_strides, dv_strides,
@@ -185,7 +194,9 @@ def backward_launches(query_block: int, head_dim: int, dtype: torch.dtype) -> tu
     wide = head_dim > 64
     block_m = min(query_block, 64)
     if dtype == torch.float32:
-        return LaunchConfig(16, min(block_m, 32), 8 if wide else 4, 1), LaunchConfig(16, min(block_m, 32), 8 if wide else 4, 1)
+        return LaunchConfig(16, min(block_m, 32), 8 if wide else 4, 1), LaunchConfig(
+            16, min(block_m, 32), 8 if wide else 4, 1
+        )
     # Head sizes above 64 need the smaller tiles: the gradients of keys and values stay in registers.
     return LaunchConfig(64, block_m, 4, 2), LaunchConfig(64, block_m, 8 if wide else 4, 2)
 
@@ -211,12 +222,21 @@ def backward(
     dq, dk, dv, dpooled = (torch.empty_like(x) for x in (q, k, v, pooled))
     delta = torch.empty_like(lse)
     for_queries, for_keys = backward_launches(query_block, head_dim, q.dtype)
-    sizes = (scale, scale * math.log2(math.e), num_queries, num_keys, pooled_limit, key_offset, num_heads, num_heads // key_heads)
-    constants = dict(
-        D=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), QUERY_BLOCK=query_block,
-        LOG_KEY_BLOCK=key_block.bit_length() - 1, CAUSAL=is_causal, HAS_MASK=log_counts is not None,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", enable_fp_fusion=True,
-    )  # fmt: skip
+    sizes = (
+        scale,
+        scale * math.log2(math.e),
+        num_queries,
+        num_keys,
+        pooled_limit,
+        key_offset,
+        num_heads,
+        num_heads // key_heads,
+    )
+    constants = {
+        "D": head_dim, "BLOCK_D": max(16, triton.next_power_of_2(head_dim)), "QUERY_BLOCK": query_block,
+        "LOG_KEY_BLOCK": key_block.bit_length() - 1, "CAUSAL": is_causal, "HAS_MASK": log_counts is not None,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32", "enable_fp_fusion": True,
+    }  # fmt: skip
     logs = log_counts if log_counts is not None else pooled
     query_kernel[(num_rows * (query_block // for_queries.block_m), batch * num_heads)](
         q, k, v, pooled, logs, ids, counts, order, out, lse, grad_out, grad_lse, dq, delta,

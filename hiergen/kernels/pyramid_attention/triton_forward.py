@@ -6,13 +6,15 @@ block / pool. This is right at every (key block, pool, tile). Two loops: first t
 log2(pool) is one integer a tile and is folded into the running maximum; then the last tiles of every pool (ragged end,
 diagonal, rest of the list), masked key by key.
 
-The softmax is in base 2. Offsets are 64-bit.
+The softmax is in base 2. Offsets are 64-bit. `no_type_check` keeps run-time checkers of annotations off the kernels, whose source
+Triton reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import no_type_check
 
 import torch
 import triton
@@ -21,6 +23,7 @@ from torch import Tensor
 
 
 @triton.jit
+@no_type_check
 def pool_of_tile(t, n0, n1, n2):
     """Return log2 of the pool of tile `t` when the first pools take `n0`, `n1`, `n2` tiles, and its index in that pool."""
     e = (t >= n0).to(tl.int32) + (t >= n0 + n1).to(tl.int32) + (t >= n0 + n1 + n2).to(tl.int32)
@@ -29,12 +32,14 @@ def pool_of_tile(t, n0, n1, n2):
 
 
 @triton.jit
+@no_type_check
 def pick(e, a0, a1, a2, a3):
     """Return the e-th of four numbers."""
     return tl.where(e == 0, a0, tl.where(e == 1, a1, tl.where(e == 2, a2, a3)))
 
 
 @triton.jit
+@no_type_check
 def log_count(rows, e, log_counts, num_keys, pooled_limit, padded, valid, HAS_MASK: tl.constexpr):
     """Return log2 of how many real keys each pooled key of pool 2^e stands for, -inf for none."""
     if HAS_MASK:
@@ -49,12 +54,14 @@ def log_count(rows, e, log_counts, num_keys, pooled_limit, padded, valid, HAS_MA
 
 
 @triton.jit
+@no_type_check
 def pool_start(e, padded):
     """Return the first packed row of pool 2^e; 0 for pool 1, which is not packed."""
     return tl.where(e == 0, 0, padded - (padded >> (e - (e > 0).to(tl.int32))))
 
 
 @triton.jit
+@no_type_check
 def pool_base(e, full, stride, pooled, D: tl.constexpr):
     """Return where the rows of pool 2^e begin and how far apart they are: the input itself for pool 1, else packed."""
     base = full
@@ -66,15 +73,16 @@ def pool_base(e, full, stride, pooled, D: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def forward_kernel(
-    Q, K, V, POOLED, LOG_COUNTS, IDS, COUNTS, ORDER, O, LSE,
+    Q, K, V, POOLED, LOG_COUNTS, IDS, COUNTS, ORDER, OUT, LSE,
     q_strides, k_strides, v_strides, o_strides,
     scale2, num_queries, num_keys, pooled_limit, key_offset, num_heads, group, num_rows, num_columns,
     D: tl.constexpr, BLOCK_D: tl.constexpr, QUERY_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr,
     LOG_KEY_BLOCK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write attention output O and natural log-sum-exp LSE of one block of queries.
+    """Write attention output OUT and natural log-sum-exp LSE of one block of queries.
 
     POOLED is (2, b, g, rows, D): packed pools of the keys, then of the values. LOG_COUNTS is read with HAS_MASK only.
     """
@@ -92,7 +100,9 @@ def forward_kernel(
     d_mask = d_range < D
     q_mask = (m_range < num_queries)[:, None] & d_mask[None, :]
     q_rows = m_range.to(tl.int64)[:, None]
-    q = tl.load(Q + b * q_strides[0] + h * q_strides[1] + q_rows * q_strides[2] + d_range[None, :], mask=q_mask, other=0.0)
+    q = tl.load(
+        Q + b * q_strides[0] + h * q_strides[1] + q_rows * q_strides[2] + d_range[None, :], mask=q_mask, other=0.0
+    )
 
     padded = num_columns << LOG_KEY_BLOCK
     packed = (padded >> 3) * 7
@@ -158,7 +168,9 @@ def forward_kernel(
         k_base, k_step = pool_base(e, k_full, k_strides[2], k_pooled, D)
         v_base, v_step = pool_base(e, v_full, v_strides[2], v_pooled, D)
         wide = (rows + pool_start(e, padded)).to(tl.int64)
-        k = tl.load(k_base + wide[None, :] * k_step + d_range[:, None], mask=known[None, :] & d_mask[:, None], other=0.0)
+        k = tl.load(
+            k_base + wide[None, :] * k_step + d_range[:, None], mask=known[None, :] & d_mask[:, None], other=0.0
+        )
         s = tl.dot(q, k, input_precision=PRECISION) * scale2 + bias[None, :]
         if CAUSAL:
             limit = tl.where(e == 0, num_keys, pooled_limit)
@@ -170,15 +182,17 @@ def forward_kernel(
         p = tl.math.exp2(s - safe[:, None])
         alpha = tl.math.exp2(maximum - safe)
         total = total * alpha + tl.sum(p, 1)
-        v = tl.load(v_base + wide[:, None] * v_step + d_range[None, :], mask=known[:, None] & d_mask[None, :], other=0.0)
+        v = tl.load(
+            v_base + wide[:, None] * v_step + d_range[None, :], mask=known[:, None] & d_mask[None, :], other=0.0
+        )
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
         maximum = new
 
     empty = total == 0.0
     divisor = tl.where(empty, 1.0, total)
     out = acc / divisor[:, None]
-    o = O + b * o_strides[0] + h * o_strides[1] + q_rows * o_strides[2] + d_range[None, :]
-    tl.store(o, out.to(O.dtype.element_ty), mask=q_mask)
+    o = OUT + b * o_strides[0] + h * o_strides[1] + q_rows * o_strides[2] + d_range[None, :]
+    tl.store(o, out.to(OUT.dtype.element_ty), mask=q_mask)
     lse = tl.where(empty, float("-inf"), (maximum + tl.log2(divisor)) * 0.6931471805599453)
     tl.store(LSE + head * num_queries + m_range, lse, mask=m_range < num_queries)
 

@@ -1,0 +1,50 @@
+"""The choice of a backend."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from hiergen.kernels import dispatch
+from hiergen.kernels.dispatch import Backend, choose, describe
+
+
+def _backend(name: str, reason: str | None, *, only_named: bool = False) -> Backend:
+    def refuse(request: object, is_named: bool) -> str | None:
+        return "it is slow" if only_named and not is_named else reason
+
+    return Backend(name, f"what {name} needs", refuse, lambda: name)
+
+
+def test_auto_takes_the_first_that_can():
+    backends = (
+        _backend("a", "there is no GPU"),
+        _backend("b", None, only_named=True),
+        _backend("c", None),
+        _backend("d", None),
+    )
+    assert choose("fold", backends, None).run() == "c"
+    assert choose("fold", backends, None, "b").run() == "b"
+    assert describe(backends, None) == {"a": "there is no GPU", "b": "can run", "c": "can run", "d": "can run"}
+
+
+def test_a_named_backend_runs_or_raises():
+    backends = (_backend("a", "there is no GPU"), _backend("b", None))
+    with pytest.raises(
+        RuntimeError, match=r"backend 'a' of fold cannot run: there is no GPU\. It needs what a needs\."
+    ):
+        choose("fold", backends, None, "a")
+    with pytest.raises(ValueError, match="backend is 'z', expected 'auto' or one of 'a', 'b' for fold"):
+        choose("fold", backends, None, "z")
+    with pytest.raises(RuntimeError, match="no backend of fold can run: not a: there is no GPU"):
+        choose("fold", backends[:1], None)
+
+
+def test_the_choice_is_logged_once(caplog):
+    dispatch._log_once.cache_clear()
+    backends = (_backend("a", "there is no GPU"), _backend("b", None))
+    with caplog.at_level(logging.INFO, logger=dispatch.__name__):
+        for _ in range(3):
+            choose("fold", backends, None)
+    assert caplog.messages == ["fold runs on backend 'b' (not a: there is no GPU)"]
