@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.convert.restok_config import clean_names, read_config
+from hiergen.convert.restok_config import inference_tensors, read_config
 from hiergen.tokenizers.restok import ResTok
 
 #: Our name to the official one, inside a transformer block.
@@ -62,16 +62,17 @@ class _Entry:
 
 
 def from_official(
-    state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, *, image_size: int | None = None
+    state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None, *, image_size: int | None = None
 ) -> ResTok:
     """Return the model that an official checkpoint holds, in eval mode, float32, with its own memory.
 
     Sizes are read from the tensors. The image size is in none of them: it comes from `image_size`, else from `config`
-    (`image_size` or `crop_size`), else it is 256. Switches that leave no trace in the tensors (residuals, latent hierarchy) come
+    (`crop_size` or `image_size`), else it is 256. Switches that leave no trace in the tensors (residuals, latent hierarchy) come
     from `config` and are otherwise those of the published model.
 
     Args:
-        state_dict: Official names, with or without `_orig_mod.` and `module.` before them. Tensors that only training uses
+        state_dict: Official names, flat or under "ema", "model" or "state_dict", with or without `_orig_mod.` and `module.` before
+            them. Tensors that only training uses
             (the teacher, its projections, the discriminator, the perceptual loss) are left out; the decoder's feature token is kept
             only where `config` switches decoder supervision on.
         config: The official configuration as nested dictionaries; keys are searched at any depth.
@@ -81,7 +82,7 @@ def from_official(
         ValueError: If a tensor is missing, unknown, or of a shape that does not fit the others, naming it; if the configuration
             contradicts the tensors or asks for what the official program cannot do.
     """
-    tensors = clean_names(state_dict)
+    tensors = inference_tensors(state_dict)
     values = read_config(tensors, config or {}, image_size)
     with torch.device("meta"):
         model = ResTok(**values)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-_PREFIXES = ("_orig_mod.", "module.")
+from hiergen.convert.state_dicts import unwrap_state_dict
 
 #: Tensors that only training uses.
 _TRAINING_ONLY = (
@@ -22,32 +22,18 @@ _TRAINING_ONLY = (
     "ema_fake_logits_mean",
 )
 
-#: What the official program can do only one way: key, values that are that way, and why others are refused.
-_FIXED = {
-    "is_legacy": (True,),
-    "use_l2_norm": (True,),
-    "learnable_latent_tokens": (False,),
-    "reduction_ratio": (0.5,),
-}
+#: What the official program can do only one way: every other value of these keys crashes it or is not implemented here.
+_FIXED = {"is_legacy": True, "use_l2_norm": True, "learnable_latent_tokens": False, "reduction_ratio": 0.5}
 
 
-def clean_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors that inference or decoder supervision need, without wrappers' prefixes.
+def inference_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint that inference or decoder supervision need, without wrappers' prefixes.
 
     Raises:
-        ValueError: If two names become the same.
+        ValueError: If an entry is no tensor.
     """
-    tensors: dict[str, Tensor] = {}
-    for original, tensor in state_dict.items():
-        name = original
-        while name.startswith(_PREFIXES):
-            name = name.split(".", 1)[1]
-        if name.startswith(_TRAINING_ONLY):
-            continue
-        if name in tensors:
-            raise ValueError(f"the state dict holds tensor {name!r} twice, once as {original!r}")
-        tensors[name] = tensor
-    return tensors
+    tensors = unwrap_state_dict(checkpoint, containers=("ema", "model", "state_dict"))
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING_ONLY)}
 
 
 def read_config(tensors: dict[str, Tensor], config: Mapping[str, Any], image_size: int | None) -> dict[str, Any]:
@@ -57,12 +43,31 @@ def read_config(tensors: dict[str, Tensor], config: Mapping[str, Any], image_siz
         ValueError: If a tensor is missing or the configuration contradicts the tensors.
     """
     flags = _Flags(config)
-    for key, allowed in _FIXED.items():
-        if flags.get(key, allowed[0]) not in allowed:
-            raise ValueError(
-                f"{key} is {flags.get(key, None)!r} in the configuration, only {allowed[0]!r} is supported"
-            )
+    for key, only in _FIXED.items():
+        if flags.get(key, only) != only:
+            raise ValueError(f"{key} is {flags.get(key, only)!r} in the configuration, only {only!r} is supported")
     _settle_optional(tensors, flags)
+    sizes = _sizes(tensors, flags)
+    return {
+        **sizes,
+        "image_size": image_size or int(flags.get("crop_size", flags.get("image_size", 256))),
+        "rotary_theta": float(flags.get("rope_base_len", 10000.0)),
+        # A tiny model may be shorter than the published minimum.
+        "min_tokens": flags.get("num_min_tokens", min(4, sizes["num_latent_tokens"])),
+        "residual_image_tokens": flags.get("residual_image_tokens", True),
+        "residual_latent_tokens": flags.get("residual_latent_tokens", True),
+        "latent_hierarchy": flags.get("latent_hierarchy", True),
+        "drop_prob": float(flags.get("drop_prob", 0.2)) if flags.get("drop_latent_tokens", True) else 0.0,
+        "commitment_weight": float(flags.get("commitment_cost", 0.25)),
+        "entropy_weight": float(flags.get("entropy_loss_ratio", 0.0)),
+        "merge": "even",
+        "projection": "reinterpreted",
+        "cnn_shortcut": "branch",
+    }
+
+
+def _sizes(tensors: Mapping[str, Tensor], flags: _Flags) -> dict[str, Any]:
+    """Return the arguments that the tensors tell, compared with what the configuration says of them."""
     levels = _count(tensors, "encoder.latent_token_level_embedding")
     vocab_size, code_dim = _shape(tensors, "quantize.embedding.weight", 2)
     sizes = {
@@ -85,22 +90,7 @@ def read_config(tensors: dict[str, Tensor], config: Mapping[str, Any], image_siz
     flags.compare("vae_encoder", sizes["cnn_encoder"], "pixel_encoder.*")
     if sizes["num_image_levels"] > 1:
         flags.compare("hierarchy_stages", sizes["num_image_levels"], "encoder.level_embedding.*")
-    return {
-        **sizes,
-        "image_size": image_size or flags.get("image_size", flags.get("crop_size", 256)),
-        "rotary_theta": float(flags.get("rope_base_len", 10000.0)),
-        # A tiny model may be shorter than the published minimum.
-        "min_tokens": flags.get("num_min_tokens", min(4, sizes["num_latent_tokens"])),
-        "residual_image_tokens": flags.get("residual_image_tokens", True),
-        "residual_latent_tokens": flags.get("residual_latent_tokens", True),
-        "latent_hierarchy": flags.get("latent_hierarchy", True),
-        "drop_prob": flags.get("drop_prob", 0.2) if flags.get("drop_latent_tokens", True) else 0.0,
-        "commitment_weight": flags.get("commitment_cost", 0.25),
-        "entropy_weight": flags.get("entropy_loss_ratio", 0.0),
-        "merge": "even",
-        "projection": "reinterpreted",
-        "cnn_shortcut": "branch",
-    }
+    return sizes
 
 
 class _Flags:
