@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import torch
+
+from hiergen.benchmarks.timing import choose_device, describe_machine, take_turns
+
+
+def test_calls_take_turns_after_a_warm_up() -> None:
+    order: list[str] = []
+    calls = {"first": lambda: order.append("first"), "second": lambda: order.append("second")}
+    seconds = take_turns(calls, repeats=2, device=torch.device("cpu"))
+    assert order == ["first", "second"] * 3
+    assert {name: len(values) for name, values in seconds.items()} == {"first": 2, "second": 2}
+    assert all(value >= 0 for values in seconds.values() for value in values)
+
+
+def test_device_and_machine() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    machine = describe_machine(torch.device("cpu"))
+    assert machine["device"].endswith(" CPU")
+    assert machine["torch"] == torch.__version__
