@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import trimesh
+
+from hiergen.data.procedural_shapes import procedural_shape
+from hiergen.metrics.geometry import chamfer_distance
+from hiergen.metrics.shape_sets import (
+    ShapeSetProtocol,
+    compare_shape_sets,
+    coverage,
+    frechet_distance,
+    matching_distance,
+    nearest_neighbor_accuracy,
+    pairwise_chamfer,
+    render_set,
+    rendered_frechet_distance,
+)
+
+QUICK = ShapeSetProtocol(num_points=200)
+
+
+def test_pairwise_distances_are_those_of_each_pair() -> None:
+    rng = np.random.default_rng(0)
+    first, second = ([rng.random((20, 3)) for _ in range(count)] for count in (3, 4))
+    expected = [[chamfer_distance(a, b) for b in second] for a in first]
+    np.testing.assert_allclose(pairwise_chamfer(first, second), expected)
+    np.testing.assert_allclose(pairwise_chamfer(first, first), [[chamfer_distance(a, b) for b in first] for a in first])
+
+
+def test_set_measures_of_a_hand_made_table() -> None:
+    # Three generated shapes (rows), two references: all generated are nearest to the first.
+    across = np.array([[1.0, 2.0], [0.5, 3.0], [2.0, 2.5]])
+    assert coverage(across) == 0.5
+    assert matching_distance(across) == (0.5 + 2.0) / 2
+    # Points on a line at 0, 1, 10, 11, 12: the first two generated, then the first three.
+    place = np.array([0.0, 1.0, 10.0, 11.2, 12.0])
+    table = np.abs(place[:, None] - place)
+    assert nearest_neighbor_accuracy(table, 2) == 1.0
+    # With 10 among the generated, it and nothing else has its nearest neighbor (11.2) in the other set.
+    assert nearest_neighbor_accuracy(table, 3) == 0.8
+    with pytest.raises(ValueError, match="num_generated is 5 of 5 shapes, expected 1 to all but one"):
+        nearest_neighbor_accuracy(table, 5)
+
+
+def test_equal_distributions_score_better_than_other_classes() -> None:
+    mugs = [procedural_shape(i, classes=("mug",)).to_mesh() for i in range(12)]
+    shelves = [procedural_shape(i, classes=("shelf",)).to_mesh() for i in range(6)]
+    good = compare_shape_sets(mugs[:6], mugs[6:], QUICK)
+    bad = compare_shape_sets(shelves, mugs[6:], QUICK)
+    assert good.matching_distance < bad.matching_distance
+    assert bad.nearest_neighbor_accuracy == 1
+    assert good.nearest_neighbor_accuracy < 1
+    assert good.coverage >= bad.coverage
+    same = compare_shape_sets(mugs[:6], mugs[:6], ShapeSetProtocol(num_points=2000))
+    assert same.coverage == 1
+    assert same.nearest_neighbor_accuracy == 0
+    assert compare_shape_sets(mugs[:6], mugs[6:], QUICK) == good
+    assert str(good).endswith(
+        "[6 generated, 6 reference shapes; every box at center 0 and longest side 2; 200 points uniform by area, seed 0; "
+        "distance = CD, mean of the two mean distances, not squared]"
+    )
+
+
+def test_frechet_distance_agrees_with_the_matrix_root() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(40, 5)), rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) + 0.5
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = np.real(scipy.linalg.sqrtm(first @ second))
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    # Fewer features than dimensions: covariances are singular.
+    few = rng.normal(size=(3, 5))
+    assert frechet_distance(few, few + 1) == pytest.approx(5)
+    with pytest.raises(ValueError, match=r"features have shapes \(40, 5\) and \(60, 4\)"):
+        frechet_distance(a, b[:, :4])
+
+
+def test_rendered_distance_uses_the_given_features() -> None:
+    boxes = [trimesh.creation.box(extents=(1, 1, depth)) for depth in (0.8, 1.0, 1.2)]
+    balls = [trimesh.creation.icosphere(subdivisions=2) for _ in range(3)]
+    shapes = []
+
+    def features(images: np.ndarray) -> np.ndarray:
+        shapes.append((images.shape, images.dtype))
+        return images.reshape(len(images), -1)[:, ::500].astype(np.float64)
+
+    apart = rendered_frechet_distance(boxes, balls, features, num_views=2, size=24)
+    assert shapes == [((6, 24, 24, 3), np.uint8)] * 2
+    assert rendered_frechet_distance(boxes, boxes, features, num_views=2, size=24) < 1e-6 < apart
+    with pytest.raises(ValueError, match="there are 0 meshes and 4 views, expected at least 1"):
+        render_set([])
+
+
+def test_bad_sets_are_named() -> None:
+    box = trimesh.creation.box()
+    with pytest.raises(ValueError, match="there are 0 generated and 1 reference shapes"):
+        compare_shape_sets([], [box], QUICK)
+    with pytest.raises(ValueError, match="reference shape 1 has no faces"):
+        compare_shape_sets([box], [box, trimesh.Trimesh()], QUICK)
+    with pytest.raises(ValueError, match="num_points is 0, expected at least 1"):
+        ShapeSetProtocol(num_points=0)
