@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hiergen.data.digits import load_digits
+from hiergen.data.images import to_uint8
+from hiergen.metrics.classifiers import LabelClassifier, nearest_distances, train_feature_network
+from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
+from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
+from hiergen.metrics.pixel import psnr
+from hiergen.pyramid import LevelSpec, TokenPyramid
+
+
+def test_psnr_by_hand_and_against_scikit_image() -> None:
+    from skimage.metrics import peak_signal_noise_ratio
+
+    a, b = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 8, 8) * 2 - 1
+    expected = [peak_signal_noise_ratio(x.numpy(), y.numpy(), data_range=2) for x, y in zip(a, b, strict=True)]
+    assert psnr(a, b).tolist() == pytest.approx(expected, rel=1e-5)
+    assert psnr(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.2)).item() == pytest.approx(20.0, abs=1e-4)
+    assert math.isinf(psnr(a, a)[0])
+
+
+def test_codebook_use_by_hand() -> None:
+    use = codebook_use(torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), 16)
+    assert (use.used, use.perplexity, use.entropy_bits, use.num_ids) == (0.25, 4.0, 2.0, 8)
+    specs = (LevelSpec(1, None, 4, 8), LevelSpec(2, None, 4, 8))
+    pyramid = TokenPyramid((torch.zeros(4, 1, dtype=torch.int64), torch.arange(8).reshape(4, 2)), specs)
+    assert [u.perplexity for u in codebook_use_by_level(pyramid)] == [1.0, 8.0]
+    with pytest.raises(ValueError, match="at least one id"):
+        codebook_use(torch.zeros(0, dtype=torch.int64), 4)
+    with pytest.raises(ValueError, match="level 0 is continuous"):
+        codebook_use_by_level(TokenPyramid((torch.zeros(1, 1, 2),), (LevelSpec(1, None, 2),)))
+
+
+class _Flatten(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean(dim=(2, 3))
+
+
+def test_frechet_distance_against_the_closed_form_and_any_batch_size() -> None:
+    """Features are the mean colors: the distance of two Gaussians by SciPy's matrix root."""
+    from scipy.linalg import sqrtm
+
+    rng = torch.Generator().manual_seed(0)
+    a = torch.randint(0, 200, (64, 3, 4, 4), generator=rng, dtype=torch.uint8)
+    b = torch.randint(50, 256, (80, 3, 4, 4), generator=rng, dtype=torch.uint8)
+    extractor = FeatureExtractor("mean-color", "mean of each channel", _Flatten())
+    values = compare_image_sets(a, b, extractor, batch_size=7)
+    x, y = (s.double().mean(dim=(2, 3)).numpy() for s in (a, b))
+    root = sqrtm(np.cov(x.T) @ np.cov(y.T)).real
+    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
+    assert values["frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    assert compare_image_sets(a, b, extractor, batch_size=64) == pytest.approx(values, rel=1e-4)
+    with pytest.raises(ValueError, match="images holds 9 images, at least 10"):
+        compare_image_sets(a[:9], b, extractor)
+
+
+def test_the_judges_recognize_digits_and_are_deterministic() -> None:
+    train, test = load_digits("train"), load_digits("test")
+    real, held_out = to_uint8(train.images), to_uint8(test.images)
+    assert LabelClassifier(real, train.labels).accuracy(held_out, test.labels) > 0.95
+    first = train_feature_network(real[:256], train.labels[:256], epochs=1)
+    second = train_feature_network(real[:256], train.labels[:256], epochs=1)
+    assert torch.equal(first(held_out[:8]), second(held_out[:8]))
+    assert first(held_out[:8]).shape == (8, 32)
+
+
+def test_nearest_distances_against_a_loop() -> None:
+    a = torch.randint(0, 256, (5, 1, 3, 3), dtype=torch.uint8)
+    b = torch.randint(0, 256, (7, 1, 3, 3), dtype=torch.uint8)
+    loop = [min(float(((x.double() - y.double()) / 255).square().mean().sqrt()) for y in b) for x in a]
+    assert nearest_distances(a, b).tolist() == pytest.approx(loop, abs=1e-4)
+    assert float(nearest_distances(a, a).max()) == pytest.approx(0, abs=1e-3)
+    assert float(nearest_distances(a, a, leave_one_out=True).min()) > 0.01

@@ -1,0 +1,178 @@
+"""The rules of the repository's layout, each shown to fail on a planted fault."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ("tokenizers", "generators", "eval", "demos")
+MAX_LINES = 400
+
+#: Packages and modules of the library from the lowest to the highest; imports point down or stay inside one name.
+RANKS: tuple[tuple[str, ...], ...] = (
+    ("__init__", "config", "files", "preset", "pyramid", "seeding"),
+    ("kernels",),
+    ("nn",),
+    ("bottlenecks",),
+    ("losses",),
+    ("tokenizers", "generators"),
+    ("registry", "convert", "metrics", "data", "video", "figures"),
+    ("training", "pipelines"),
+    ("quickstart", "benchmarks"),
+    ("cli",),
+    ("__main__",),
+)
+
+
+def sources(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*.py") if ".venv" not in path.parts and "build" not in path.parts]
+
+
+def stray_packages(root: Path) -> list[str]:
+    """An `__init__.py` outside hiergen/ would shadow installed packages such as Hugging Face's `tokenizers`."""
+    inits = [path.relative_to(root) for path in sources(root) if path.name == "__init__.py"]
+    return [str(path) for path in inits if path.parts[0] != "hiergen"]
+
+
+def tests_among_programs(root: Path) -> list[str]:
+    return [str(path.relative_to(root)) for name in PROGRAMS for path in (root / name).rglob("test_*.py")]
+
+
+def shadowing_names(root: Path) -> list[str]:
+    """A program named like an installed or standard module would be imported in its place by its neighbors."""
+    installed = {name for name in importlib.metadata.packages_distributions() if name != "hiergen"}
+    taken = installed | set(sys.stdlib_module_names)
+    return [
+        str(path.relative_to(root)) for name in PROGRAMS for path in (root / name).rglob("*.py") if path.stem in taken
+    ]
+
+
+def main_blocks(root: Path) -> list[str]:
+    """Only `hiergen/__main__.py` runs; the rest of the library is imported."""
+    found = [path for path in sources(root / "hiergen") if re.search(r"^if __name__ ==", path.read_text(), re.M)]
+    return [str(path.relative_to(root)) for path in found if path.name != "__main__.py"]
+
+
+def upward_imports(root: Path) -> list[str]:
+    rank = {name: index for index, names in enumerate(RANKS) for name in names}
+    found = []
+    for path in sources(root / "hiergen"):
+        inside = path.relative_to(root / "hiergen").with_suffix("").parts[0]
+        if inside not in rank:
+            found.append(f"{inside} has no rank")
+            continue
+        if inside == "__init__":
+            # The public names are imported when they are first used.
+            continue
+        for target, line in imported_parts(path):
+            if target not in rank:
+                found.append(f"{path.relative_to(root)}:{line} imports {target}, which has no rank")
+            elif rank[target] > rank[inside] or (
+                rank[target] == rank[inside] and {target, inside} == {"tokenizers", "generators"}
+            ):
+                found.append(f"{path.relative_to(root)}:{line} ({inside}) imports {target}")
+    return found
+
+
+def imported_parts(path: Path) -> list[tuple[str, int]]:
+    """Return the part of hiergen and the line of every import, those inside functions too."""
+    parts = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            whole = node.module == "hiergen"
+            names = [f"hiergen.{alias.name}" for alias in node.names] if whole else [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            pieces = name.split(".")
+            if pieces[0] == "hiergen" and len(pieces) > 1 and not pieces[1].startswith("__version"):
+                parts.append((pieces[1], node.lineno))
+    return parts
+
+
+def relative_imports(root: Path) -> list[str]:
+    return [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in sources(root / "hiergen")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+
+
+def long_files(root: Path) -> list[str]:
+    counted = [(path.relative_to(root), len(path.read_text().splitlines())) for path in sources(root / "hiergen")]
+    return [f"{path}: {lines} lines" for path, lines in counted if lines > MAX_LINES]
+
+
+CHECKS = {
+    stray_packages: ("tokenizers/__init__.py", ""),
+    tests_among_programs: ("generators/test_it.py", ""),
+    shadowing_names: ("demos/json.py", ""),
+    main_blocks: ("hiergen/nn/thing.py", 'if __name__ == "__main__":\n    pass\n'),
+    upward_imports: ("hiergen/nn/thing.py", "def f():\n    from hiergen.training import loop\n"),
+    relative_imports: ("hiergen/nn/thing.py", "from . import blocks\n"),
+    long_files: ("hiergen/nn/thing.py", "x = 1\n" * (MAX_LINES + 1)),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_repository_keeps_the_rule(check) -> None:
+    assert check(ROOT) == []
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_rule_sees_a_planted_fault(check, tmp_path) -> None:
+    name, text = CHECKS[check]
+    for folder in ("hiergen", *PROGRAMS):
+        (tmp_path / folder).mkdir()
+    assert check(tmp_path) == []
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    assert len(check(tmp_path)) == 1
+
+
+def test_tokenizers_and_generators_do_not_see_each_other(tmp_path) -> None:
+    (tmp_path / "hiergen" / "tokenizers").mkdir(parents=True)
+    (tmp_path / "hiergen" / "tokenizers" / "a.py").write_text("from hiergen.generators import base\n")
+    assert upward_imports(tmp_path) == ["hiergen/tokenizers/a.py:1 (tokenizers) imports generators"]
+
+
+def test_the_real_tokenizers_package_is_imported_from_the_root() -> None:
+    """`python -c` puts the current folder first: the folder `tokenizers/` must not hide the installed package."""
+    code = "import tokenizers; print(tokenizers.Tokenizer.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "Tokenizer", done.stderr
+
+
+def test_import_is_light() -> None:
+    code = "import sys, hiergen; hiergen.__all__; dir(hiergen); print([m for m in ('torch', 'diffusers', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_public_name_exists() -> None:
+    import hiergen
+
+    for name in hiergen.__all__:
+        assert getattr(hiergen, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hiergen.nothing
+
+
+def test_every_module_of_the_library_is_mirrored_by_a_test_file() -> None:
+    """A module is tested beside its name, or in the test of the module that it was split from (same first word)."""
+    missing = []
+    tests = [path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")]
+    for folder in {path.parent for path in sources(ROOT / "hiergen")} - {ROOT / "hiergen"}:
+        inside = folder.relative_to(ROOT / "hiergen")
+        if any(p.name != "__init__.py" for p in folder.glob("*.py")) and not any(inside in t.parents for t in tests):
+            missing.append(str(inside))
+    assert missing == []

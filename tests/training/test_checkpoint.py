@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from hiergen.training import checkpoint
+from hiergen.training.checkpoint import (
+    find_checkpoint,
+    find_problem,
+    flatten_optimizer,
+    load_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
+
+TENSORS = {"model": {"w": torch.arange(64.0), "b": torch.ones(3)}, "ema": {"w": torch.zeros(64)}}
+
+
+def save(folder: Path, samples: int, keep_last: int = 2) -> Path:
+    return save_checkpoint(folder, samples, TENSORS, {"samples_seen": samples}, keep_last)
+
+
+def test_saved_is_loaded_and_the_oldest_is_pruned(tmp_path) -> None:
+    for samples in (10, 20, 30):
+        save(tmp_path, samples)
+    assert sorted(os.listdir(tmp_path)) == ["samples-000000000020", "samples-000000000030"]
+    path = find_checkpoint(tmp_path)
+    tensors, state = load_checkpoint(path)
+    assert state == {"samples_seen": 30}
+    assert torch.equal(tensors["model"]["w"], TENSORS["model"]["w"])
+    assert find_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_every_change_of_any_file_is_detected_and_the_file_is_named(tmp_path) -> None:
+    """200 seeded faults: a flipped bit, a cut or a deletion, in any file."""
+    rng = random.Random(0)
+    good = save(tmp_path / "good", 10)
+    names = sorted(os.listdir(good))
+    for trial in range(200):
+        broken = tmp_path / "broken"
+        shutil.copytree(good, broken)
+        name = rng.choice(names)
+        file = broken / name
+        data = bytearray(file.read_bytes())
+        kind = rng.choice(["flip", "cut", "delete"])
+        if kind == "flip":
+            at = rng.randrange(len(data))
+            data[at] ^= 1 << rng.randrange(8)
+            file.write_bytes(data)
+        elif kind == "cut":
+            file.write_bytes(data[: rng.randrange(len(data))])
+        else:
+            file.unlink()
+        problem = find_problem(broken)
+        assert problem is not None, f"trial {trial}: {kind} of {name}"
+        # A damaged manifest may accuse a file instead of itself; the others must be named.
+        assert name == checkpoint.MANIFEST or name in problem
+        shutil.rmtree(broken)
+
+
+def test_the_newest_valid_one_is_found_and_leftovers_are_swept(tmp_path, caplog) -> None:
+    for samples in (10, 20):
+        save(tmp_path, samples)
+    (tmp_path / "samples-000000000020" / "model.safetensors").write_bytes(b"")
+    (tmp_path / ".tmp-samples-000000000030-x").mkdir()
+    (tmp_path / ".del-samples-000000000005-x").mkdir()
+    assert find_checkpoint(tmp_path).name == "samples-000000000010"
+    assert "model.safetensors has 0 bytes" in caplog.text
+    assert sorted(os.listdir(tmp_path)) == ["samples-000000000010", "samples-000000000020"]
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch) -> None:
+    save(tmp_path, 10)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage(100, 90, 10))
+    with pytest.raises(OSError, match="has 10 free; the earlier ones are kept"):
+        save(tmp_path, 20)
+    assert os.listdir(tmp_path) == ["samples-000000000010"]
+
+
+def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch) -> None:
+    save(tmp_path, 10)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_json", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 20)
+    assert find_problem(find_checkpoint(tmp_path)) is None
+    assert os.listdir(tmp_path) == ["samples-000000000010"]
+
+
+def test_optimizer_state_survives_flattening() -> None:
+    weights = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
+    first = torch.optim.AdamW(weights, lr=0.1, fused=True)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    first.step()
+    second = torch.optim.AdamW(weights, lr=0.1, fused=True)
+    restore_optimizer(second, flatten_optimizer(first))
+    for a, b in zip(first.state.values(), second.state.values(), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    with pytest.raises(ValueError, match="holds 2 parameters, this one 1"):
+        restore_optimizer(torch.optim.AdamW(weights[:1]), flatten_optimizer(first))
+
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from hiergen.training.checkpoint import save_checkpoint
+folder, start = Path(sys.argv[1]), int(sys.argv[2])
+tensors = {"model": {"w": torch.arange(400_000.0)}}
+for samples in range(start + 1, start + 10_000):
+    save_checkpoint(folder, samples, tensors, {"samples_seen": samples}, 1)
+    print(samples, flush=True)
+"""
+
+
+def test_killed_while_saving_nothing_that_was_acknowledged_is_lost(tmp_path) -> None:
+    """A process that does nothing but save is killed at random moments; what it reported as saved must be there, whole."""
+    rng = random.Random(1)
+    acknowledged = 0
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(tmp_path), str(acknowledged)], stdout=subprocess.PIPE, text=True
+        )
+        lines = [process.stdout.readline() for _ in range(rng.randrange(1, 4))]
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        rest = process.communicate()[0].split()
+        acknowledged = int(rest[-1]) if rest else int(lines[-1])
+        found = find_checkpoint(tmp_path)
+        assert found is not None
+        assert load_checkpoint(found)[1]["samples_seen"] >= acknowledged
+        published = [path for path in tmp_path.iterdir() if path.name.startswith("samples-")]
+        assert [find_problem(path) for path in published] == [None] * len(published)

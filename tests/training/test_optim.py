@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hiergen.training.config import OptimConfig, TrainConfig
+from hiergen.training.optim import decays, learning_rate, make_optimizer
+from hiergen.training.tasks import TokenizerTaskConfig
+
+
+def config(**changes: object) -> TrainConfig:
+    optim = OptimConfig(lr=1.0, warmup_samples=100, final_lr_ratio=0.1)
+    return TrainConfig(
+        **{"task": TokenizerTaskConfig(), "out": "x", "samples": 1100, "batch_size": 10, "optim": optim, **changes}
+    )
+
+
+def test_the_learning_rate_by_hand() -> None:
+    run = config()
+    assert learning_rate(run, 0) == pytest.approx(10 / 110)
+    assert learning_rate(run, 100) == pytest.approx(1.0)
+    assert learning_rate(run, 600) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert learning_rate(run, 1100) == pytest.approx(0.1)
+    constant = config(optim=OptimConfig(lr=0.5, schedule="constant"))
+    assert learning_rate(constant, 0) == learning_rate(constant, 1090) == 0.5
+
+
+def test_only_matrices_outside_the_list_are_decayed() -> None:
+    module = nn.ModuleDict({"linear": nn.Linear(2, 2), "norm": nn.LayerNorm(2), "embedding": nn.Embedding(2, 2)})
+    assert [name for name, p in module.named_parameters() if decays(name, p)] == ["linear.weight"]
+    optimizer = make_optimizer(module, OptimConfig(weight_decay=0.3))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 4]
+
+
+def test_a_step_that_found_infinity_changes_nothing() -> None:
+    """The guard of the training loop rests on this behavior of PyTorch's fused optimizer."""
+    module = nn.Linear(3, 3)
+    optimizer = make_optimizer(module, OptimConfig())
+    before = [p.detach().clone() for p in module.parameters()]
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(()), None
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": 0}, "samples is 0, expected at least 1"),
+        ({"batch_size": 6, "accumulation": 4}, "batch_size is 6, expected a multiple of accumulation 4"),
+    ],
+)
+def test_horizons_are_checked(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+    assert config(samples=1101).num_steps == 111
