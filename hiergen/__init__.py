@@ -24,6 +24,7 @@ _PUBLIC = {
     "LevelAR": "hiergen.generators.level_ar",
     "FlowTransformer": "hiergen.generators.flow_transformer",
     "MaskedAR": "hiergen.generators.masked",
+    "MaskedCascade": "hiergen.generators.cascade",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -25,6 +25,7 @@ MODEL_CLASSES: dict[str, str] = {
     "LevelAR": "hiergen.generators.level_ar",
     "FlowTransformer": "hiergen.generators.flow_transformer",
     "MaskedAR": "hiergen.generators.masked",
+    "MaskedCascade": "hiergen.generators.cascade",
 }
 
 #: Every pipeline class that may be loaded by name, and the module that holds it.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from accelerate import init_empty_weights
 
+from hiergen.generators.cascade import MaskedCascade
 from hiergen.generators.masked import MaskedAR
 from hiergen.generators.presets_masked import PRESETS
 
@@ -19,21 +20,22 @@ def test_published_sizes(name: str, millions: float, tensors: int, head_millions
     assert sum(p.numel() for p in model.head.parameters()) / 1e6 == pytest.approx(head_millions, abs=0.06)
 
 
-def test_shape_stage_as_released() -> None:
-    config = {
-        **PRESETS["mar-l"].config,
-        "level_specs": [{"num_tokens": 256, "grid": None, "dim": 64, "vocab_size": None}],
-        "num_classes": None,
-        "feature_shapes": [[257, 1024]],
-        "head_dim": 1024,
-        "head_depth": 6,
-    }
+def test_shape_stages_have_the_released_size() -> None:
     with init_empty_weights(include_buffers=False):
-        model = MaskedAR(**config)
-    assert len(model.state_dict()) == 459
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(441.9, abs=0.06)
+        released = MaskedAR(**PRESETS["mar3d-lr"].config)
+        cascade = MaskedCascade(**PRESETS["mar3d"].config)
+    assert len(released.state_dict()) == 459
+    assert sum(p.numel() for p in released.parameters()) / 1e6 == pytest.approx(441.9, abs=0.06)
+    # The fine stage has the coarse one's shapes, but for 256 more rows of the prefix and 768 more tokens.
+    low, high = (stage.state_dict() for stage in (cascade.low, cascade.high))
+    differing = {name for name, value in low.items() if high[name].shape != value.shape}
+    assert differing == {f"transformer.{name}_positions" for name in ("encoder", "decoder", "query")}
+    for name in ("transformer.encoder_positions", "transformer.decoder_positions"):
+        assert high[name].shape[1] - low[name].shape[1] == 256 + 768
 
 
-def test_the_tiny_preset_is_tiny() -> None:
-    model = MaskedAR(**PRESETS["mar-tiny"].config)
-    assert sum(p.numel() for p in model.parameters()) < 5e6
+def test_the_tiny_presets_are_tiny() -> None:
+    with init_empty_weights(include_buffers=False):
+        image, shape = MaskedAR(**PRESETS["mar-tiny"].config), MaskedCascade(**PRESETS["mar3d-tiny"].config)
+    assert sum(p.numel() for p in image.parameters()) < 5e6
+    assert sum(p.numel() for p in shape.parameters()) < 10e6
