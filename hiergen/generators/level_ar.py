@@ -349,12 +349,14 @@ def _rotary_cached(num_tokens: int, head_dim: int, theta: float, device: torch.d
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        model.train()
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -42,10 +42,11 @@ class LayerCache:
             self._storage = key.new_empty(2, batch, num_heads, self.num_tokens, head_dim)
         if batch != self._storage.shape[1]:
             raise ValueError(f"the cache holds a batch of {self._storage.shape[1]}, got {batch}")
-        self._storage[0, :, :, self.length : end] = key
-        self._storage[1, :, :, self.length : end] = value
+        keys, values = self._storage[0], self._storage[1]
+        keys.narrow(2, self.length, size).copy_(key)
+        values.narrow(2, self.length, size).copy_(value)
         self.length = end
-        return self._storage[0, :, :, :end], self._storage[1, :, :, :end]
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def keep_first(self, batch: int) -> None:
         """Forget all samples but the first `batch` of them (no copy)."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -36,8 +35,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         wide = x if x.dtype == torch.float64 else x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        return F.rms_norm(wide, x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
 
 
 class LlamaAttention(nn.Module):
@@ -60,13 +58,14 @@ class LlamaAttention(nn.Module):
         mask: Bool[Tensor, "n n"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "b n d"]:
-        qkv = rearrange(self.qkv(x), "b n (three h k) -> three b h n k", three=3, h=self.num_heads)
-        query, key = apply_rotary(qkv[:2], rotary)
+        # Plain reshapes: einops costs a tenth of a small step's time.
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, b, h, n, k)
+        query, key = apply_rotary(qkv[:2], rotary).unbind()
         value = qkv[2]
         if cache is not None:
             key, value = cache.append(key, value)
         attended = attention(query, key, value, mask=mask)
-        return self.dropout(self.out(rearrange(attended, "b h n k -> b n (h k)")))
+        return self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
 
 
 class SwiGLU(nn.Module):
