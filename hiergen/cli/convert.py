@@ -18,6 +18,7 @@ FAMILIES = {
     "restok": "hiergen.convert.restok",
     "har": "hiergen.convert.level_ar",
     "mar": "hiergen.convert.masked",
+    "mar3d": "hiergen.convert.cascade",
 }
 
 
@@ -26,7 +27,7 @@ class ConvertSettings:
     """Convert official weights.
 
     Attributes:
-        family: Which official code wrote them: restok, har or mar.
+        family: Which official code wrote them: restok, har, mar or mar3d.
         source: A .safetensors, .bin, .pt or .pth file; pickles are read with `weights_only=True`.
         target: Folder to write, for `from_pretrained`.
         config: The official YAML or JSON config, where it is needed; sizes are read from the tensors.

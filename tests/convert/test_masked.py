@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from hiergen.cli.convert import read_weights
 from hiergen.convert.masked import from_official
 from hiergen.generators.masked import MaskedAR, MaskedARSettings
 from hiergen.generators.masking import MaskedDraws
@@ -307,6 +310,13 @@ def test_training_checkpoints_give_their_averaged_weights() -> None:
     # The model does not share memory with the checkpoint.
     w["mask_token"].zero_()
     assert model.transformer.mask_token.abs().sum() > 0
+
+
+def test_published_files_hold_their_command_line_and_still_load(tmp_path: Path) -> None:
+    w = official_weights()
+    torch.save({"model_ema": w, "args": argparse.Namespace(lr=1e-4), "epoch": 3}, tmp_path / "checkpoint-last.pth")
+    model = from_official(read_weights(str(tmp_path / "checkpoint-last.pth")), CONFIG)
+    assert torch.equal(model.transformer.mask_token, w["mask_token"])
 
 
 def test_errors_name_the_tensor() -> None:
