@@ -105,20 +105,26 @@ def triton_attention(
     key_mask: Bool[Tensor, "b n"] | None = None,
 ) -> tuple[Float[Tensor, "b h q k"], Float[Tensor, "b h q"]]:
     """Return output and natural log-sum-exp (float32) through the Triton kernels; arguments as `reference_attention`."""
+    limit, factor = plan.pooled_limit, q.shape[-1] ** -0.5 if scale is None else scale
+    return pyramid_attention_op(
+        q, k, v, *prepare(q, k, v, plan, key_mask=key_mask),
+        plan.query_block, plan.key_block, plan.is_causal, plan.key_offset, limit, factor,
+    )  # fmt: skip
+
+
+def prepare(
+    q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan, *, key_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    """Return what the operator reads beside queries, keys and values: pyramid, log counts, pools, ids, counts, order."""
     plan = plan.with_lists()
     lists = plan.lists
     assert lists is not None
-    shape = q.shape[:2]
     pools, ids, counts, order = (
-        x.expand(*shape, *x.shape[2:]).contiguous() for x in (plan.pools, lists.ids, lists.counts, lists.order)
+        x.expand(*q.shape[:2], *x.shape[2:]).contiguous() for x in (plan.pools, lists.ids, lists.counts, lists.order)
     )
     pooled = torch.stack([build_pyramid(x, plan.key_block, key_mask=key_mask, tail=plan.tail) for x in (k, v)])
     log_counts = None if key_mask is None else packed_log_counts(plan.num_keys, plan.padded_keys, key_mask=key_mask)
-    return pyramid_attention_op(
-        q, k, v, pooled, log_counts, pools, ids, counts, order,
-        plan.query_block, plan.key_block, plan.is_causal, plan.key_offset, plan.pooled_limit,
-        q.shape[-1] ** -0.5 if scale is None else scale,
-    )  # fmt: skip
+    return pooled, log_counts, pools, ids, counts, order
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,0 +1,268 @@
+"""`hiergen bench psa`: how fast pyramid sparse attention runs beside dense attention and a binary block mask, and how far it is from exact.
+
+In one run and on the same inputs: every dense backend of PyTorch, a binary block mask of equal compute, and pyramid attention,
+alone and with its preparation split out. Times are medians. A CPU runs the
+reference, which computes everything densely: its times say nothing about sparsity, its errors do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hiergen.benchmarks.attention_inputs import structured_heads
+from hiergen.benchmarks.timing import choose_device, describe_machine, take_turns
+from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, make_plan, pyramid_sparse_attention
+from hiergen.kernels.pyramid_attention.assignment import assign_pools
+from hiergen.kernels.pyramid_attention.config import ImportanceName
+from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
+from hiergen.kernels.pyramid_attention.pooling import build_pyramid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure.
+
+    Attributes:
+        tokens: Of the sequence; the nearest box of a video's proportions that holds no more is used.
+        heads: Attention heads.
+        dim: Channels of a head.
+        density: Share of the dense product to compute, in (0, 1].
+        dtype: Of queries, keys and values.
+        device: "auto" is CUDA where there is one.
+        query_block: Queries of a block.
+        key_block: Keys of a block.
+        importance: Estimator of the plan.
+        repeats: Timed calls; the median counts.
+        seed: Of the inputs.
+        output: Folder for `psa.json` and `psa.png`; None writes nothing.
+    """
+
+    tokens: int = 75_600
+    heads: int = 40
+    dim: int = 128
+    density: float = 0.12
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    device: str = "auto"
+    query_block: int = 128
+    key_block: int = 128
+    importance: ImportanceName = "pyramid"
+    repeats: int = 10
+    seed: int = 0
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density is {self.density}, expected a share in (0, 1]")
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}, expected at least 1")
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure, print a table, return (and write, if asked) the numbers: times in ms, rates in TFLOP/s, errors relative to exact."""
+    dtype, device = getattr(torch, settings.dtype), choose_device(settings.device)
+    rng = torch.Generator().manual_seed(settings.seed)
+    grid = video_grid(settings.tokens)
+    q, k, v = (x.to(device, dtype) for x in structured_heads(grid, heads=settings.heads, dim=settings.dim, rng=rng))
+    config = config_of_density(settings.density, settings.query_block, settings.key_block, settings.importance)
+    plan = make_plan(q, k, config)
+    # What the pyramid really computes, after whole blocks were counted.
+    binary = dataclasses.replace(config, bounds=((1, float(plan.density)),))
+    plans = {"pyramid": plan, "binary mask": make_plan(q, k, binary)}
+    rows = torch.arange(0, q.shape[2], max(q.shape[2] // 256, 1), device=device)
+    exact = F.scaled_dot_product_attention(q[:, :, rows].float(), k.float(), v.float())
+
+    calls, reasons = _dense_calls(q, k, v)
+    calls |= {name: _sparse_call(q, k, v, plan) for name, plan in plans.items()}
+    densities = {name: float(plan.density) for name, plan in plans.items()}
+    if device.type == "cuda":
+        calls["pyramid, FlexAttention"] = lambda: pyramid_sparse_attention(
+            q, k, v, plan=plans["pyramid"], backend="flex"
+        )
+        calls["binary mask, FlexAttention"] = lambda: pyramid_sparse_attention(
+            q, k, v, plan=plans["binary mask"], backend="flex"
+        )
+        calls["pyramid, attention alone"] = _kernel_alone(q, k, v, plans["pyramid"])
+    calls["pyramid, all in"] = lambda: pyramid_sparse_attention(q, k, v, config=config)
+    seconds = take_turns(calls, repeats=settings.repeats, device=device)
+    peak = matmul_peak(device, dtype, settings.repeats)
+    flops = 4.0 * q.shape[2] ** 2 * settings.dim * settings.heads
+    entries: dict[str, dict[str, Any]] = {name: {"reason": reason} for name, reason in reasons.items()}
+    for name, call in calls.items():
+        out = call()[:, :, rows].float()
+        density = 1.0 if name.startswith("dense") else densities[name.split(",")[0]]
+        ms = 1e3 * statistics.median(seconds[name])
+        rate = flops * density / ms / 1e9
+        error = float((out - exact).norm() / exact.norm())
+        entries[name] = {"ms": ms, "density": density, "error": error, "tflops": rate, "share_of_peak": rate / peak}
+    result = {
+        "settings": {name: str(x) if isinstance(x, Path) else x for name, x in dataclasses.asdict(settings).items()},
+        "grid": list(grid),
+        **describe_machine(device),
+        "matmul_peak_tflops": peak,
+        "bound_ms": flops * settings.density / peak / 1e9,
+        "preparation_ms": _preparation(q, k, v, config, settings.repeats),
+        "attention": entries,
+    }
+    _print(result)
+    if settings.output is not None:
+        write(result, settings.output)
+    return result
+
+
+def video_grid(tokens: int) -> tuple[int, int, int]:
+    """Return frames, rows and columns of a video of about 16 : 9 with at most `tokens` tokens, 21 : 45 : 80 at 75,600."""
+    side = (tokens / 75_600) ** (1 / 3)
+    rows, columns = max(round(45 * side), 1), max(round(80 * side), 1)
+    if rows * columns > tokens:
+        rows, columns = 1, tokens
+    return max(tokens // (rows * columns), 1), rows, columns
+
+
+def config_of_density(density: float, query_block: int, key_block: int, importance: ImportanceName) -> PSAConfig:
+    """Return quotas in the proportions of the default preset (.10, .05, 0, .20 at pools 1, 2, 4, 8) that compute `density`."""
+    pairs = ((1, 0.10), (2, 0.15), (4, 0.15), (8, 0.35))
+
+    def scaled(factor: float) -> tuple[tuple[int, float], ...]:
+        return tuple((pool, min(bound * factor, 1.0)) for pool, bound in pairs)
+
+    def computed(factor: float) -> float:
+        ends = [0.0, *(bound for _, bound in scaled(factor))]
+        return sum((ends[i + 1] - ends[i]) / pool for i, (pool, _) in enumerate(pairs))
+
+    low, high = 0.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if computed(middle) < density else (low, middle)
+    return PSAConfig(
+        bounds=scaled(high),
+        query_block=query_block,
+        key_block=key_block,
+        importance=importance,
+        rounding_tile=max(key_block // 8, 1),
+    )
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+    """Return the rate of a large matrix product, in TFLOP/s: what attention could reach at best."""
+    size = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = take_turns({"matmul": lambda: a @ b}, repeats=repeats, device=device)["matmul"]
+    return 2.0 * size**3 / statistics.median(seconds) / 1e12
+
+
+def write(result: dict[str, Any], folder: Path) -> None:
+    """Write `psa.json` and `psa.png`, bars of time with the error beside them."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "psa.json").write_text(json.dumps(result, indent=2) + "\n")
+    entries = {name: entry for name, entry in result["attention"].items() if "ms" in entry}
+    figure = Figure(figsize=(8, 0.5 * len(entries) + 1.5), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(list(entries), [entry["ms"] for entry in entries.values()], color="#2171b5")
+    axes.bar_label(bars, [f"{entry['ms']:.2f} ms, error {entry['error']:.1e}" for entry in entries.values()], padding=3)
+    axes.axvline(result["bound_ms"], color="#666666", linestyle=":")
+    axes.invert_yaxis()
+    axes.margins(x=0.35)
+    axes.set_xlabel(
+        f"time (ms) on {result['device']}; dotted: {result['settings']['density']} of the dense product at matmul speed"
+    )
+    figure.savefig(folder / "psa.png", dpi=120)
+
+
+def _dense_calls(q: Tensor, k: Tensor, v: Tensor) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    """Return the dense backends that run here, and why the others do not."""
+    from torch.nn.attention import SDPBackend
+
+    names = {
+        "dense, flash": SDPBackend.FLASH_ATTENTION,
+        "dense, cuDNN": SDPBackend.CUDNN_ATTENTION,
+        "dense, efficient": SDPBackend.EFFICIENT_ATTENTION,
+    }
+    calls: dict[str, Callable[[], Tensor]] = {}
+    reasons = {}
+    for name, backend in names.items():
+        if q.device.type != "cuda" and backend is not SDPBackend.FLASH_ATTENTION:
+            reasons[name] = f"not for {q.device.type}"
+            continue
+        call = _dense_call(q, k, v, backend)
+        try:
+            call()
+        except RuntimeError as error:
+            reasons[name] = str(error).splitlines()[0]
+        else:
+            calls[name] = call
+    return calls, reasons
+
+
+def _dense_call(q: Tensor, k: Tensor, v: Tensor, backend: Any) -> Callable[[], Tensor]:
+    from torch.nn.attention import sdpa_kernel
+
+    def call() -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return call
+
+
+def _sparse_call(q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan) -> Callable[[], Any]:
+    return lambda: pyramid_sparse_attention(q, k, v, plan=plan)
+
+
+def _kernel_alone(q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan) -> Callable[[], Tensor]:
+    from hiergen.kernels.pyramid_attention.op import prepare, pyramid_attention_op
+
+    ready = prepare(q, k, v, plan)
+    numbers = (plan.query_block, plan.key_block, False, 0, plan.pooled_limit, 1 / math.sqrt(q.shape[-1]))
+    return lambda: pyramid_attention_op(q, k, v, *ready, *numbers)[0]
+
+
+def _preparation(q: Tensor, k: Tensor, v: Tensor, config: PSAConfig, repeats: int) -> dict[str, float]:
+    request = ImportanceRequest(query_block=config.query_block, key_block=config.key_block)
+    scores = estimate_importance(config.importance, q, k, request)
+    plan = PyramidPlan(assign_pools(scores, config), q.shape[2], k.shape[2], config.query_block, config.key_block)
+    calls: dict[str, Callable[[], Any]] = {
+        "importance": lambda: estimate_importance(config.importance, q, k, request),
+        "assignment": lambda: assign_pools(scores, config),
+        "lists": plan.with_lists,
+        "pyramid": lambda: [build_pyramid(x, config.key_block) for x in (k, v)],
+    }
+    seconds = take_turns(calls, repeats=repeats, device=q.device)
+    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = result["settings"]
+    table = Table(
+        title=f"{settings['tokens']} tokens, {settings['heads']} heads of {settings['dim']}, {settings['dtype']}, {result['device']}"
+    )
+    for column in ("", "ms", "density", "TFLOP/s", "of matmul", "error"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, x in result["attention"].items():
+        if "ms" in x:
+            table.add_row(
+                name,
+                f"{x['ms']:.2f}",
+                f"{x['density']:.3f}",
+                f"{x['tflops']:.2f}",
+                f"{x['share_of_peak']:.0%}",
+                f"{x['error']:.1e}",
+            )
+        else:
+            table.add_row(name, x["reason"])
+    for name, ms in result["preparation_ms"].items():
+        table.add_row(f"preparation: {name}", f"{ms:.2f}")
+    Console().print(table)
