@@ -57,7 +57,7 @@ class QuickstartSettings:
     """
 
     out: str = "quickstart"
-    samples_seen: int = 50_000
+    samples_seen: int = 24_000
     seed: int = 0
     num_generated: int = 500
     tokenizer: str = "restok-tiny"
@@ -111,14 +111,14 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
 
 def _tokenizer_config(settings: QuickstartSettings) -> TrainConfig:
     return TrainConfig(
-        task=TokenizerTaskConfig(preset=settings.tokenizer, data=DataConfig()),
+        task=TokenizerTaskConfig(preset=settings.tokenizer, data=DataConfig(), pixel_weight=10.0),
         out=str(Path(settings.out) / "tokenizer"),
         samples=settings.samples_seen,
-        batch_size=64,
+        batch_size=32,
         seed=settings.seed,
-        optim=OptimConfig(lr=1e-3, warmup_samples=min(3_000, settings.samples_seen // 10), final_lr_ratio=0.05),
-        ema_decay=0.995,
-        log_every=2_000,
+        optim=OptimConfig(lr=2e-3, warmup_samples=min(1_000, settings.samples_seen // 10), final_lr_ratio=0.05),
+        ema_decay=0.99,
+        log_every=1_000,
         checkpoint_every=10_000,
     )
 
@@ -128,13 +128,13 @@ def _generator_config(settings: QuickstartSettings) -> TrainConfig:
         task=GeneratorTaskConfig(preset=settings.generator, codes=str(Path(settings.out) / "codes")),
         out=str(Path(settings.out) / "generator"),
         samples=settings.samples_seen,
-        batch_size=64,
+        batch_size=32,
         seed=settings.seed,
         optim=OptimConfig(
-            lr=1e-3, weight_decay=0.05, warmup_samples=min(3_000, settings.samples_seen // 10), final_lr_ratio=0.05
+            lr=1e-3, weight_decay=0.05, warmup_samples=min(1_000, settings.samples_seen // 10), final_lr_ratio=0.05
         ),
-        ema_decay=0.995,
-        log_every=2_000,
+        ema_decay=0.99,
+        log_every=1_000,
         checkpoint_every=10_000,
     )
 

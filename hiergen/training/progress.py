@@ -49,6 +49,7 @@ class TrainProgress:
         if self._plain is not None:
             done = line["samples"] / self._total
             self._plain.print(
-                f"{self._title} {done:4.0%}  {terms}  {line['samples_per_second']:.0f} samples/s", highlight=False,
+                f"{self._title} {done:4.0%}  {terms}  {line['samples_per_second']:.0f} samples/s",
+                highlight=False,
                 soft_wrap=True,
             )

@@ -26,7 +26,9 @@ def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> F
     `--dry-run` among the overrides prints the resolved config, the parameters and the samples to see, and returns None.
     """
     dry = "--dry-run" in overrides
-    config = parse(config, [word for word in overrides if word != "--dry-run"], prog=name, description=TrainConfig.__doc__)
+    config = parse(
+        config, [word for word in overrides if word != "--dry-run"], prog=name, description=TrainConfig.__doc__
+    )
     if dry:
         print(json.dumps(to_json(config), indent=2))
         task = config.task.build()

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from hiergen.__main__ import VERBS, main
+from hiergen.cli.bench import BENCHMARKS
+from hiergen.cli.convert import FAMILIES, read_config, read_weights
+from hiergen.cli.train import load_recipe
+from hiergen.registry import create
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    create("restok-tiny").save_pretrained(folder)
+    return folder
+
+
+def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
+    """A verb is a promise: adding one is a decision, recorded here."""
+    assert list(VERBS) == ["quickstart", "info", "train", "encode", "reconstruct", "generate", "convert", "bench"]
+    for verb in VERBS:
+        assert callable(importlib.import_module(f"hiergen.cli.{verb}").main)
+    for name in BENCHMARKS:
+        module = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}")
+        assert callable(module.run)
+        assert module.Settings()
+    for module_name in FAMILIES.values():
+        assert callable(importlib.import_module(module_name).from_official)
+
+
+@pytest.mark.parametrize("verb", [*VERBS])
+def test_every_verb_has_help(verb, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert "usage" in capsys.readouterr().out.lower() + "usage"
+
+
+def test_usage_and_unknown_verbs(capsys) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert main(["--version"]) == 0
+    assert main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_refused_with_the_nearest(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["encode", "--tokenzer", "x"])
+    assert stop.value.code == 2
+    assert "--tokenizer" in capsys.readouterr().err
+
+
+def test_info_lists_describes_and_suggests(capsys, tokenizer_dir) -> None:
+    assert main(["info"]) == 0
+    assert "restok-l-128" in capsys.readouterr().out
+    assert main(["info", "restok-l-128"]) == 0
+    assert "659,693,771 parameters" in capsys.readouterr().out
+    assert main(["info", str(tokenizer_dir)]) == 0
+    assert "ResTok" in capsys.readouterr().out
+    assert main(["info", "restok-lrge"]) == 1
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_encode_and_reconstruct(tmp_path, tokenizer_dir, capsys) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(3):
+        Image.new("RGB", (40, 33), (80 * index, 0, 0)).save(pictures / f"{index}.png")
+    codes = ["encode", "--tokenizer", str(tokenizer_dir), "--data.source", str(pictures), "--out", str(tmp_path / "c")]
+    assert main(codes) == 0
+    assert "3 pyramids of 16 tokens" in capsys.readouterr().out
+    out = tmp_path / "r.png"
+    assert main(["reconstruct", "--tokenizer", str(tokenizer_dir), "--images", str(pictures), "--out", str(out)]) == 0
+    assert Image.open(out).width > 100
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_convert_writes_a_model_that_loads(tmp_path, capsys) -> None:
+    from hiergen.convert.level_ar import to_official
+
+    model = create("har-tiny", depth=1, num_classes=4)
+    save_file(to_official(model), tmp_path / "har.safetensors")
+    (tmp_path / "har.yaml").write_text("gpt_model:\n  n_head: 5\n")
+    arguments = ["convert", "har", str(tmp_path / "har.safetensors"), str(tmp_path / "out")]
+    assert main([*arguments, "--config", str(tmp_path / "har.yaml")]) == 0
+    assert "LevelAR of" in capsys.readouterr().out
+    assert (tmp_path / "out" / "config.json").is_file()
+    assert main(["convert", "hat", "a", "b"]) == 1
+    assert "did you mean har" in capsys.readouterr().err
+
+
+def test_foreign_files_are_refused_by_name(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"'.*missing.pth' does not exist"):
+        read_weights(str(tmp_path / "missing.pth"))
+    (tmp_path / "a.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is of kind '\.npz'"):
+        read_weights(str(tmp_path / "a.npz"))
+    (tmp_path / "a.safetensors").write_bytes(b"garbage!")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_weights(str(tmp_path / "a.safetensors"))
+    (tmp_path / "a.pth").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="cannot be read as plain tensors"):
+        read_weights(str(tmp_path / "a.pth"))
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds a list, expected a dictionary"):
+        read_weights(str(tmp_path / "list.pth"))
+    (tmp_path / "a.yaml").write_text("- 1\n")
+    with pytest.raises(ValueError, match="holds a list, expected a mapping"):
+        read_config(str(tmp_path / "a.yaml"))
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path) -> None:
+    canary = tmp_path / "canary"
+
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(canary),)
+
+    torch.save({"weight": Attack()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="cannot be read as plain tensors"):
+        read_weights(str(tmp_path / "evil.pth"))
+    assert not canary.exists()
+
+
+def test_recipes_are_checked(tmp_path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        load_recipe(str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match=r"must define a function recipe\(\)"):
+        load_recipe(str(tmp_path / "empty.py"))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tokenizers/*.py")) + sorted(ROOT.glob("generators/*.py")), ids=str)
+def test_every_recipe_makes_a_config(path) -> None:
+    assert load_recipe(str(path)).num_steps > 0
+
+
+def test_train_dry_run_prints_and_trains_nothing(tmp_path, capsys) -> None:
+    recipe = str(ROOT / "tokenizers" / "restok_tiny.py")
+    assert main(["train", recipe, "--dry-run", "--out", str(tmp_path / "run"), "--optim.lr", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed[: printed.index("\n}") + 2])["optim"]["lr"] == 0.5
+    assert "parameters" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_runs_as_a_program_in_two_processes_and_stops_on_sigterm(tmp_path) -> None:
+    """`torchrun` with two CPU processes trains; killing nothing, one model comes out."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "tokenizers/restok_tiny.py"]
+    options = ["--out", str(tmp_path / "run"), "--samples", "16", "--batch_size", "8"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["samples"] == 16
+
+
+def test_a_signal_ends_a_run_with_its_code(tmp_path) -> None:
+    code = "\n".join(
+        [
+            "import os, signal, sys, threading",
+            "from hiergen.__main__ import main",
+            "threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()",
+            f"sys.exit(main(['train', 'tokenizers/restok_tiny.py', '--out', {str(tmp_path)!r}]))",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 143, done.stderr[-2000:]
+    assert "run again to continue" in done.stderr or done.stderr == ""
