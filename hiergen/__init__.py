@@ -27,13 +27,21 @@ _PUBLIC = {
     "MaskedCascade": "hiergen.generators.cascade",
 }
 
+#: diffusers loads a pipeline's parts by the base classes that it finds in the package that the parts come from.
+_FOUND_BY_DIFFUSERS = {
+    "ModelMixin": "diffusers.models.modeling_utils",
+    "SchedulerMixin": "diffusers.schedulers.scheduling_utils",
+    "DiffusionPipeline": "diffusers.pipelines.pipeline_utils",
+}
+
 __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    module = _PUBLIC.get(name) or _FOUND_BY_DIFFUSERS.get(name)
+    if module is None:
         raise AttributeError(f"module 'hiergen' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 

@@ -154,6 +154,15 @@ class ResTok(Tokenizer):
         """All levels; their tokens have no order in space, so no grid."""
         return self._specs
 
+    @property
+    def decodable_levels(self) -> tuple[int, ...]:
+        """Numbers of levels whose tokens make an allowed prefix."""
+        return tuple(
+            count
+            for count in range(1, len(self.layout.level_sizes) + 1)
+            if sum(self.layout.level_sizes[:count]) in self.layout.allowed_prefixes
+        )
+
     @torch.no_grad()
     def encode(self, data: Float[Tensor, "b c h w"], *, rng: torch.Generator | None = None) -> TokenPyramid:
         """Return the ids of images in [-1, 1], all levels. Nothing is random; `rng` is not read.
