@@ -22,6 +22,7 @@ from hiergen.generators.group_layout import GroupLayout, Segment, level_layout, 
 from hiergen.generators.guidance import GuidanceSettings, guide
 from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.nn.cache import KVCache
+from hiergen.nn.constants import Constants
 from hiergen.nn.llama_block import LlamaBlock, RMSNorm, swiglu_dim
 from hiergen.nn.positions import rotary_table
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
@@ -64,7 +65,7 @@ class LevelAR(Generator):
         ffn_dim: Hidden size of the feed-forward layers; None is 8/3 of `dim`, rounded up to a multiple of 256.
         layout: "level": the first `num_ar_tokens` tokens one by one, then a step for each doubling of the sequence, which for
             levels of 1, 1, 2, 4, 8 ... tokens is a step a level. "token": one by one to the end.
-        num_ar_tokens: As above; a power of two. Not read with `layout="token"`.
+        num_ar_tokens: As above; the levels must hold this many tokens times a power of two. Not read with `layout="token"`.
         num_special_tokens: Rows of the table of special embeddings. None is one less than the number of tokens, like the published
             weights, of which only the first half is ever read; no table with `layout="token"`.
         embedding_dropout: On the whole input sequence.
@@ -120,6 +121,9 @@ class LevelAR(Generator):
         )
         self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, vocab_size, bias=False)
+        positions = torch.arange(self.num_tokens, device="cpu", dtype=torch.float64)[:, None]
+        rotary = rotary_table(positions, dim // num_heads, theta=rope_theta)
+        self._constants = Constants(rotary=rotary, mask=self._layout.mask.dense("cpu"))
         self.gradient_checkpointing = False
         self.apply(_init_weights)
         nn.init.zeros_(self.head.weight)
@@ -251,7 +255,7 @@ class LevelAR(Generator):
             x = self._run_blocks(x, step.end)[:, step.start :]
         else:
             x = self._embed(ids, condition, step.segments)
-            rotary = self._rotary(x)[:, step.start : step.end]
+            rotary = self._constants.on(x.device)["rotary"][:, step.start : step.end]
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, rotary, cache=layer)
         return self.head(self.norm(x))
@@ -276,19 +280,14 @@ class LevelAR(Generator):
 
     def _run_blocks(self, x: Tensor, num_tokens: int) -> Tensor:
         """Return the first `num_tokens` positions after all blocks, computed together."""
-        rotary = self._rotary(x)[:, :num_tokens]
-        mask = self._layout.mask.dense(x.device)[:num_tokens, :num_tokens]
+        constants = self._constants.on(x.device)
+        rotary, mask = constants["rotary"][:, :num_tokens], constants["mask"][:num_tokens, :num_tokens]
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(functools.partial(block, mask=mask), x, rotary)
             else:
                 x = block(x, rotary, mask=mask)
         return x
-
-    def _rotary(self, x: Tensor) -> Tensor:
-        return _rotary_cached(
-            self.num_tokens, self.config["dim"] // self.config["num_heads"], self.config["rope_theta"], x.device
-        )
 
     def _drop_labels(self, condition: Tensor, rng: torch.Generator | None) -> Tensor:
         device = condition.device if rng is None else rng.device
@@ -337,14 +336,6 @@ def _last_guided_step(layout: GroupLayout, settings: LevelARSettings) -> int:
     if settings.guidance_interval < 0:
         return len(layout.steps) - 1
     return sum(step.start <= settings.guidance_interval for step in layout.steps) - 1
-
-
-@functools.lru_cache(maxsize=32)
-def _rotary_cached(num_tokens: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
-    # A tensor made in inference mode could not be used in training later.
-    with torch.inference_mode(False):
-        positions = torch.arange(num_tokens, device=device, dtype=torch.float64)[:, None]
-        return rotary_table(positions, head_dim, theta=theta)
 
 
 @contextlib.contextmanager

@@ -238,7 +238,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 def test_training_works_after_inference_mode() -> None:
-    # A layout that no other test uses: its mask and table are made here, in inference mode.
+    # Masks and tables may be kept from call to call; one made in inference mode could take no part in training.
     model = make(level_specs=specs_to_json(specs((1, 1, 2, 4, 8, 16))), rope_theta=77.0)
     with torch.inference_mode():
         pyramid = model.generate(torch.tensor([1, 2]), LevelARSettings(use_cache=False))
