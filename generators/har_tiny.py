@@ -12,12 +12,12 @@ def recipe() -> TrainConfig:
     return TrainConfig(
         task=GeneratorTaskConfig(preset="har-tiny", codes="runs/restok_tiny/codes"),
         out="runs/har_tiny",
-        samples=80_000,
-        batch_size=64,
-        optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_samples=4_000, final_lr_ratio=0.05),
-        ema_decay=0.999,
-        log_every=2_000,
-        checkpoint_every=20_000,
+        samples=24_000,
+        batch_size=32,
+        optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_samples=1_000, final_lr_ratio=0.05),
+        ema_decay=0.99,
+        log_every=1_000,
+        checkpoint_every=10_000,
     )
 
 

@@ -7,14 +7,14 @@ from hiergen.training.tasks import TokenizerTaskConfig
 
 def recipe() -> TrainConfig:
     return TrainConfig(
-        task=TokenizerTaskConfig(preset="restok-tiny"),
+        task=TokenizerTaskConfig(preset="restok-tiny", pixel_weight=10.0),
         out="runs/restok_tiny",
-        samples=60_000,
-        batch_size=64,
-        optim=OptimConfig(lr=1e-3, warmup_samples=3_000, final_lr_ratio=0.05),
-        ema_decay=0.999,
-        log_every=2_000,
-        checkpoint_every=20_000,
+        samples=24_000,
+        batch_size=32,
+        optim=OptimConfig(lr=2e-3, warmup_samples=1_000, final_lr_ratio=0.05),
+        ema_decay=0.99,
+        log_every=1_000,
+        checkpoint_every=10_000,
     )
 
 

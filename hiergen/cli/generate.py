@@ -31,11 +31,11 @@ class GenerateSettings:
     count: int = 4
     out: str = "generated"
     seed: int = 0
-    guidance_scale: float = 2.0
+    guidance_scale: float = 1.5
     guidance_schedule: str = "constant"
     temperature: float = 1.0
     top_k: int = 0
-    top_p: float = 0.95
+    top_p: float = 1.0
     device: str = "cpu"
 
 

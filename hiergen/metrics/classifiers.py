@@ -36,14 +36,27 @@ class FeatureNetwork(nn.Module):
             nn.Linear(256, self.FEATURES),
         )
         self.head = nn.Linear(self.FEATURES, num_classes)
+        self.register_buffer("mean", torch.zeros(self.FEATURES))
+        self.register_buffer("std", torch.ones(self.FEATURES))
+
+    mean: Tensor
+    std: Tensor
 
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Return the features of uint8 images."""
-        return self.trunk(images.float() / 127.5 - 1)
+        """Return the features of uint8 images, of mean 0 and deviation 1 over the images of `standardize`."""
+        return (self.trunk(images.float() / 127.5 - 1) - self.mean) / self.std
 
     def scores(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """Return class scores of uint8 images."""
-        return self.head(F.gelu(self(images)))
+        return self.head(F.gelu(self.trunk(images.float() / 127.5 - 1)))
+
+    @torch.no_grad()
+    def standardize(self, images: UInt8[Tensor, "b 3 h w"]) -> None:
+        """Make the features of `images` have mean 0 and deviation 1, so that distances have a scale; scores stay the same."""
+        features = self(images)
+        mean, std = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
 
 def train_feature_network(
@@ -60,7 +73,9 @@ def train_feature_network(
                 optimizer.zero_grad()
                 F.cross_entropy(network.scores(images[part]), labels[part]).backward()
                 optimizer.step()
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    network.standardize(images)
+    return network
 
 
 class LabelClassifier:

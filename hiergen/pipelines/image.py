@@ -50,6 +50,11 @@ class ClassToImagePipeline(DiffusionPipeline):
         generator.check_tokenizer(tokenizer.specs)
         self.register_modules(tokenizer=tokenizer, generator=generator)
 
+    def register_modules(self, **modules: Any) -> None:
+        """Register the parts under the package's public names, so that a saved pipeline does not depend on where they live."""
+        super().register_modules(**modules)
+        self.register_to_config(**{name: ("hiergen", type(module).__name__) for name, module in modules.items()})
+
     @torch.no_grad()
     def __call__(
         self,

@@ -40,7 +40,7 @@ from hiergen.training.loop import FitResult, fit
 from hiergen.training.tasks import GeneratorTaskConfig, TokenizerTaskConfig
 
 #: What the samples are drawn with.
-SAMPLING: dict[str, Any] = {"guidance_scale": 2.0, "guidance_schedule": "constant", "temperature": 1.0, "top_p": 0.95}
+SAMPLING: dict[str, Any] = {"guidance_scale": 1.5, "guidance_schedule": "constant", "temperature": 1.0, "top_p": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
