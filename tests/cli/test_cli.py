@@ -3,8 +3,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,7 +87,8 @@ def test_encode_and_reconstruct(tmp_path, tokenizer_dir, capsys) -> None:
     assert "3 pyramids of 16 tokens" in capsys.readouterr().out
     out = tmp_path / "r.png"
     assert main(["reconstruct", "--tokenizer", str(tokenizer_dir), "--images", str(pictures), "--out", str(out)]) == 0
-    assert Image.open(out).width > 100
+    with Image.open(out) as picture:
+        assert picture.width > 100
     assert "PSNR" in capsys.readouterr().out
 
 
@@ -158,8 +161,8 @@ def test_train_dry_run_prints_and_trains_nothing(tmp_path, capsys) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_recipe_runs_as_a_program_in_two_processes_and_stops_on_sigterm(tmp_path) -> None:
-    """`torchrun` with two CPU processes trains; killing nothing, one model comes out."""
+def test_a_recipe_runs_as_a_program_in_two_processes(tmp_path) -> None:
+    """`torchrun` starts two CPU processes, which `accelerate launch --cpu` does not."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "tokenizers/restok_tiny.py"]
     options = ["--out", str(tmp_path / "run"), "--samples", "16", "--batch_size", "8"]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
@@ -170,16 +173,13 @@ def test_a_recipe_runs_as_a_program_in_two_processes_and_stops_on_sigterm(tmp_pa
 
 
 def test_a_signal_ends_a_run_with_its_code(tmp_path) -> None:
-    code = "\n".join(
-        [
-            "import os, signal, sys, threading",
-            "from hiergen.__main__ import main",
-            "threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()",
-            f"sys.exit(main(['train', 'tokenizers/restok_tiny.py', '--out', {str(tmp_path)!r}]))",
-        ]
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 143, done.stderr[-2000:]
-    assert "run again to continue" in done.stderr or done.stderr == ""
+    command = [sys.executable, "-m", "hiergen", "train", "tokenizers/restok_tiny.py", "--log_every", "32"]
+    with subprocess.Popen([*command, "--out", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        # The first line of the log says that training, and with it the handling of signals, has begun.
+        while process.poll() is None and not (tmp_path / "log.jsonl").is_file():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, printed = process.communicate(timeout=120)
+    assert process.returncode == 143, printed
+    assert "run again to continue" in printed
+    assert list((tmp_path / "checkpoints").glob("samples-*"))
