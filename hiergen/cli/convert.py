@@ -18,6 +18,8 @@ FAMILIES = {
     "restok": "hiergen.convert.restok",
     "har": "hiergen.convert.level_ar",
     "mar": "hiergen.convert.masked",
+    "flow": "hiergen.convert.flow_transformer",
+    "ldm-vae": "hiergen.convert.ldm_vae",
     "mar3d": "hiergen.convert.cascade",
 }
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from hiergen.convert.state_dicts import fill_model, unwrap_state_dict
+from hiergen.convert.state_dicts import check_settings, fill_model, unwrap_state_dict
 from hiergen.generators.flow_transformer import FlowTransformer
 from hiergen.generators.latent_statistics import LatentStatistics
 
@@ -48,9 +48,10 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
             `latent_std` (`statistics_from_official`), `num_heads` of a SiT of unpublished width, training settings.
 
     Raises:
-        ValueError: If a tensor is missing, surplus or of a wrong shape, or a size cannot be read.
+        ValueError: If a tensor is missing, surplus or of a wrong shape, a size cannot be read, or `config` has an unknown entry.
     """
     tensors = unwrap_state_dict(state_dict, containers=("ema", "model", "state_dict"))
+    check_settings(config or {}, FlowTransformer)
     settings = {**_infer_config(tensors), **(config or {})}
     if not settings["num_heads"]:
         raise ValueError(

@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from hiergen.convert.state_dicts import fill_model, unwrap_state_dict
+from hiergen.convert.state_dicts import check_settings, fill_model, unwrap_state_dict
 
 #: What a training checkpoint holds beside the autoencoder: loss modules, the frozen teacher, the alignment projection.
 TRAINING_PREFIXES = ("loss.", "foundation_model.", "linear_proj.")
@@ -45,13 +45,15 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
         config: Entries of `AutoencoderKL`'s config that shall differ.
 
     Raises:
-        ValueError: If a tensor is missing, surplus or of a wrong shape, or sizes contradict each other.
+        ValueError: If a tensor is missing, surplus or of a wrong shape, sizes contradict each other, or `config` has an unknown
+            entry.
 
     Source:
         Latent diffusion, arXiv:2112.10752; VA-VAE, arXiv:2501.01423; MAR, arXiv:2406.11838.
     """
     tensors = unwrap_state_dict(state_dict, containers=("state_dict", "model"))
     tensors = {name: value for name, value in tensors.items() if not name.startswith(TRAINING_PREFIXES)}
+    check_settings(config or {}, AutoencoderKL)
     settings = {**_infer_config(tensors), **(config or {})}
     with init_empty_weights(include_buffers=False):
         model: Any = AutoencoderKL(**settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -57,6 +58,18 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], *, names: Mappin
             )
     copies = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     model.load_state_dict(copies, assign=True)
+
+
+def check_settings(settings: Mapping[str, Any], model: type[Any]) -> None:
+    """Check that every key is an argument of a model's constructor.
+
+    Raises:
+        ValueError: Naming the first that is not.
+    """
+    known = [name for name in inspect.signature(model.__init__).parameters if name != "self"]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"config entry {name!r} is no setting of {model.__name__}; known are {', '.join(known)}")
 
 
 def _without_prefixes(name: str) -> str:

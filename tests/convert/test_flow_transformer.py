@@ -239,3 +239,5 @@ def test_refusals() -> None:
         statistics_from_official({"mean": torch.zeros(1, 2, 1, 1)})
     with pytest.raises(ValueError, match=r"statistic 'mean' is shape \(2, 1\)"):
         statistics_from_official({"mean": torch.zeros(2, 1)})
+    with pytest.raises(ValueError, match="config entry 'widht' is no setting of"):
+        from_official(state, {"widht": 1})

@@ -205,3 +205,5 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             from_official(broken)
+    with pytest.raises(ValueError, match="config entry 'widht' is no setting of"):
+        from_official(state, {"widht": 1})

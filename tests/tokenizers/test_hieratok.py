@@ -83,6 +83,21 @@ def test_finer_tokens_leave_coarser_outputs_alone(mask: str, form: str) -> None:
     assert torch.equal(before[:, 5:], model.decoder(changed)[:, 5:]) is (mask in ("block_diagonal", "reverse"))
 
 
+def test_the_published_scales() -> None:
+    # A 16 x 16 map with scales 1, 2, 4, 8, 16: 341 tokens, of which the first four scales hold 85.
+    sizes = {"image_size": 32, "scales": [1, 2, 4, 8, 16]}
+    model, masked = make(**sizes), make(**sizes, attention="masked")
+    assert int(model.decoder.mask.dense().sum()) == 93_093
+    assert make(image_size=32, scales=[16]).decoder.mask.dense().all()
+    tokens = torch.randn(1, 341, 24)
+    whole = model.decoder(tokens)
+    torch.testing.assert_close(masked.decoder(tokens), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.decoder(tokens[:, :85]), whole[:, :85], rtol=1e-5, atol=1e-5)
+    changed = torch.cat((tokens[:, :85], torch.randn(1, 256, 24)), dim=1)
+    for each in (model, masked):
+        assert torch.equal(each.decoder(changed)[:, :85], each.decoder(tokens)[:, :85])
+
+
 def test_prefix_of_scales_decodes_exactly() -> None:
     for latent, form in itertools.product(("finest", "all"), ("masked", "grouped")):
         model = make(latent=latent, attention=form)
