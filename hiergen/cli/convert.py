@@ -29,7 +29,7 @@ class ConvertSettings:
     """Convert official weights.
 
     Attributes:
-        family: Which official code wrote them: restok, har, mar or mar3d.
+        family: Which official code wrote them: restok, har, mar, mar3d, flow (LightningDiT, SiT) or ldm-vae.
         source: A .safetensors, .bin, .pt or .pth file; pickles are read with `weights_only=True`.
         target: Folder to write, for `from_pretrained`.
         config: The official YAML or JSON config, where it is needed; sizes are read from the tensors.
