@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 #: The source of settings that names the embedded set.
 PROCEDURAL = "procedural"
-#: A closed surface of which less than this share separates inside from outside is of no use.
-MIN_USABLE_CONSISTENCY = 0.8
 #: Volume below which a shape has no inside to learn, in a cube of 9.
 MIN_VOLUME = 1e-4
 
@@ -209,9 +207,6 @@ def _close(
     volume = float(closed.mesh.volume)
     if volume < MIN_VOLUME:
         raise ValueError(f"encloses almost nothing: a volume of {volume:.2g} at a longest side of 1.9")
-    if closed.notes["consistency"] < MIN_USABLE_CONSISTENCY:
-        share = closed.notes["consistency"]
-        raise ValueError(f"has no clear inside: only {share:.0%} of its closed surface separates inside from outside")
     notes = {
         "faces": num_faces,
         "parts": num_parts,

@@ -38,10 +38,15 @@ class Outcome(Generic[Value]):
 
 @dataclasses.dataclass
 class _Worker:
+    """A process; `index` is its job, `_IDLE`, or `_STARTING` until it has reported for work."""
+
     process: BaseProcess
     pipe: Connection
-    index: int = -1
+    index: int
     started: float = 0.0
+
+
+_IDLE, _STARTING = -1, -2
 
 
 def run_isolated(
@@ -57,6 +62,7 @@ def run_isolated(
 
     Raises:
         ValueError: If `num_workers` is negative.
+        RuntimeError: If a worker dies before it could take a job: then none can work.
     """
     if num_workers < 0:
         raise ValueError(f"num_workers is {num_workers}, expected at least 0")
@@ -73,14 +79,17 @@ def run_isolated(
             while waiting and len(workers) < num_workers:
                 workers.append(_start(context, function))
             for worker in workers:
-                if waiting and worker.index < 0:
+                if waiting and worker.index == _IDLE:
                     _assign(worker, waiting.pop(), jobs)
             for worker in _ready(workers, timeout):
+                if worker.index == _STARTING:
+                    _welcome(worker)
+                    continue
                 outcome: Outcome[Value] = _collect(worker, timeout)
                 if outcome.status in ("timeout", "died"):
                     workers.remove(worker)
                     _stop(worker)
-                worker.index = -1
+                worker.index = _IDLE
                 yield outcome
     finally:
         for worker in workers:
@@ -92,7 +101,19 @@ def _start(context: Any, function: Callable[[Any], Any]) -> _Worker:
     process = context.Process(target=_serve, args=(theirs, function), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(process, ours, _STARTING)
+
+
+def _welcome(worker: _Worker) -> None:
+    try:
+        worker.pipe.recv()
+    except (EOFError, ConnectionResetError) as error:
+        worker.process.join()
+        raise RuntimeError(
+            f"worker processes cannot start (exit code {worker.process.exitcode}, see above); a script that starts workers "
+            'must do so under `if __name__ == "__main__":`'
+        ) from error
+    worker.index = _IDLE
 
 
 def _assign(worker: _Worker, index: int, jobs: Sequence[Any]) -> None:
@@ -105,17 +126,19 @@ def _assign(worker: _Worker, index: int, jobs: Sequence[Any]) -> None:
 
 
 def _ready(workers: list[_Worker], timeout: float | None) -> list[_Worker]:
-    """Return the busy workers that answered, died or ran out of time; waits for the first."""
+    """Return the workers that started, answered, died or ran out of time; waits for the first."""
     busy = [worker for worker in workers if worker.index >= 0]
     patience = None
-    if timeout is not None:
+    if timeout is not None and busy:
         patience = max(0.0, min(worker.started for worker in busy) + timeout - time.monotonic())
-    answered = set(map(id, wait([worker.pipe for worker in busy], patience)))
+    expected = [worker for worker in workers if worker.index != _IDLE]
+    answered = set(map(id, wait([worker.pipe for worker in expected], patience)))
     now = time.monotonic()
     return [
         worker
-        for worker in busy
-        if id(worker.pipe) in answered or (timeout is not None and now - worker.started >= timeout)
+        for worker in expected
+        if id(worker.pipe) in answered
+        or (timeout is not None and worker.index >= 0 and now - worker.started >= timeout)
     ]
 
 
@@ -144,6 +167,7 @@ def _stop(worker: _Worker) -> None:
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     # Ctrl-C reaches the whole group of processes; the parent decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe.send("ready")
     while True:
         try:
             job = pipe.recv()
