@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from hiergen.kernels.pyramid_attention.flex import flex_attention
 from hiergen.kernels.pyramid_attention.op import triton_attention
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
 from hiergen.kernels.pyramid_attention.planning import make_plan
+from hiergen.kernels.pyramid_attention.prepare import triton_problem
 from hiergen.kernels.pyramid_attention.reference import reference_attention
 
 Layout = Literal["bhsd", "bshd"]
@@ -153,7 +153,7 @@ def _refuse_triton(request: PyramidRequest, is_named: bool) -> str | None:
     if request.head_dim > 256:
         return f"the head size is {request.head_dim}, above 256"
     index = request.device.index
-    problem = _triton_problem(request.device.type, -1 if index is None else index)
+    problem = triton_problem(request.device.type, -1 if index is None else index)
     if problem is not None or request.device.type == "cuda":
         return problem
     if not is_named:
@@ -161,21 +161,6 @@ def _refuse_triton(request: PyramidRequest, is_named: bool) -> str | None:
     if request.dtype == torch.bfloat16:
         return "Triton's interpreter computes bfloat16 wrongly"
     return None
-
-
-@torch.compiler.assume_constant_result
-def _triton_problem(device: str, index: int) -> str | None:
-    """Return why Triton kernels cannot run on a device; on a CPU they can through the interpreter."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if device == "cuda":
-        major, minor = torch.cuda.get_device_capability(None if index < 0 else index)
-        return None if major >= 8 else f"the GPU has compute capability {major}.{minor}, below 8.0"
-    if device != "cpu":
-        return f"the inputs are on {device}"
-    from triton import knobs
-
-    return None if knobs.runtime.interpret else "the inputs are on a CPU and TRITON_INTERPRET=1 is not set"
 
 
 def _refuse_flex(request: PyramidRequest, is_named: bool) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan, sort_by_pool
 from hiergen.kernels.pyramid_attention.pooling import build_pyramid, packed_log_counts
+from hiergen.kernels.pyramid_attention.prepare import key_pyramid_op, on_device
 
 # Schemas are written out: PyTorch cannot derive them when annotations are checked at run time.
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor pooled, Tensor? log_counts, Tensor pools, Tensor ids, Tensor counts, Tensor order"
@@ -32,7 +33,7 @@ def pyramid_attention_op(
     """Return output and log-sum-exp; see `triton_forward.forward`. `pools` is for the gradient alone."""
     from hiergen.kernels.pyramid_attention import triton_forward
 
-    with _on_device(q):
+    with on_device(q):
         return triton_forward.forward(
             _rows(q), _rows(k), _rows(v), pooled.contiguous(), log_counts, (ids, counts, order),
             query_block=query_block, key_block=key_block, is_causal=is_causal, key_offset=key_offset,
@@ -59,7 +60,7 @@ def pyramid_attention_backward_op(
     from hiergen.kernels.pyramid_attention import triton_backward
 
     transposed_ids, transposed_counts = sort_by_pool(pools.transpose(-1, -2).contiguous())
-    with _on_device(q):
+    with on_device(q):
         return triton_backward.backward(
             _rows(q), _rows(k), _rows(v), pooled.contiguous(), log_counts, (ids, counts, order),
             (transposed_ids.contiguous(), transposed_counts.contiguous()),
@@ -122,16 +123,14 @@ def prepare(
     pools, ids, counts, order = (
         x.expand(*q.shape[:2], *x.shape[2:]).contiguous() for x in (plan.pools, lists.ids, lists.counts, lists.order)
     )
-    pooled = torch.stack([build_pyramid(x, plan.key_block, key_mask=key_mask, tail=plan.tail) for x in (k, v)])
-    log_counts = None if key_mask is None else packed_log_counts(plan.num_keys, plan.padded_keys, key_mask=key_mask)
+    if key_mask is None:
+        pooled = key_pyramid_op(k, v, plan.key_block, plan.tail == "replicate")
+        return pooled, None, pools, ids, counts, order
+    pooled = torch.stack([build_pyramid(x, plan.key_block, key_mask=key_mask) for x in (k, v)])
+    log_counts = packed_log_counts(plan.num_keys, plan.padded_keys, key_mask=key_mask)
     return pooled, log_counts, pools, ids, counts, order
 
 
 def _rows(x: Tensor) -> Tensor:
     """Return `x` with channels next to each other, copied only if they are not."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _on_device(x: Tensor) -> torch.cuda.device:
-    """Return a context in which kernels are launched on the device of `x`; it does nothing for the CPU."""
-    return torch.cuda.device(x.device if x.is_cuda else -1)

@@ -13,6 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule, padded_length
+from hiergen.kernels.pyramid_attention.prepare import plan_lists_op, triton_problem
 
 Span = tuple[int, int]
 
@@ -181,14 +182,24 @@ def visible_blocks(plan: PyramidPlan, *, device: torch.device | None = None) -> 
 
 
 def build_lists(plan: PyramidPlan) -> PlanLists:
-    """Return the lists of a plan, by stable sorting in plain PyTorch."""
+    """Return the lists of a plan: by one kernel on a GPU that runs Triton, by stable sorting elsewhere."""
+    device = plan.pools.device
+    if device.type == "cuda" and triton_problem("cuda", -1 if device.index is None else device.index) is None:
+        numbers = (plan.num_keys, plan.query_block, plan.key_block, plan.is_causal, plan.key_offset)
+        ids, counts = plan_lists_op(plan.pools, *numbers)
+    else:
+        ids, counts = sorted_lists(plan)
+    work = (counts[..., :4] * (plan.key_block // torch.tensor(POOLS, device=device))).sum(-1)
+    return PlanLists(ids, counts, work.argsort(dim=-1, descending=True, stable=True).to(torch.int32))
+
+
+def sorted_lists(plan: PyramidPlan) -> tuple[Int[Tensor, "b h i j"], Int[Tensor, "b h i 8"]]:
+    """Return ids and counts of `PlanLists`, in plain PyTorch."""
     ids, counts = sort_by_pool(plan.pools)
     columns = torch.arange(plan.pools.shape[3], device=plan.pools.device)
     whole = columns < plan.unmasked_blocks()[:, None]
     unmasked = torch.stack([((plan.pools == pool) & whole).sum(-1, dtype=torch.int32) for pool in POOLS], dim=-1)
-    work = (counts * (plan.key_block // torch.tensor(POOLS, device=counts.device))).sum(-1)
-    order = work.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
-    return PlanLists(ids, torch.cat([counts, unmasked], dim=-1).contiguous(), order)
+    return ids, torch.cat([counts, unmasked], dim=-1).contiguous()
 
 
 def sort_by_pool(pools: UInt8[Tensor, "b h i j"]) -> tuple[Int[Tensor, "b h i j"], Int[Tensor, "b h i 4"]]:

@@ -1,0 +1,122 @@
+"""Fused preparation: the pyramid of keys and values in one pass, and the lists of a plan in one.
+
+The pyramid kernel reads every key once and writes its means of 2, 4 and 8; the plain version reads it three times and holds
+float32 copies. The list kernel writes ids already sorted, without a sort.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+@no_type_check
+def pyramid_kernel(
+    X, OUT, x_stride_b, x_stride_g, x_stride_n, num_keys, heads, padded,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, GROUPS: tl.constexpr, REPLICATE: tl.constexpr,
+):  # fmt: skip
+    """Write pools 2, 4 and 8 of 8·GROUPS keys of one head; OUT is (b·g, padded·7/8, D), contiguous."""
+    head = tl.program_id(1).to(tl.int64)
+    x = X + (head // heads) * x_stride_b + (head % heads) * x_stride_g
+    out = OUT + head * (padded // 8 * 7) * D
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    d = tl.arange(0, BLOCK_D)
+    d_mask = d < D
+    total8 = tl.zeros([GROUPS, BLOCK_D], tl.float32)
+    for quarter in tl.static_range(2):
+        total4 = tl.zeros([GROUPS, BLOCK_D], tl.float32)
+        for pair in tl.static_range(2):
+            total2 = tl.zeros([GROUPS, BLOCK_D], tl.float32)
+            for member in tl.static_range(2):
+                key = group * 8 + (quarter * 4 + pair * 2 + member)
+                if REPLICATE:
+                    key = tl.minimum(key, num_keys - 1)
+                at = x + key.to(tl.int64)[:, None] * x_stride_n + d[None, :]
+                total2 += tl.load(at, mask=(key < num_keys)[:, None] & d_mask[None, :], other=0.0).to(tl.float32)
+            row2 = group * 4 + (quarter * 2 + pair)
+            _store_mean(out, row2, total2, row2 * 2, num_keys, 2, padded, d, D, REPLICATE)
+            total4 += total2
+        row4 = group * 2 + quarter
+        _store_mean(out + (padded // 2).to(tl.int64) * D, row4, total4, row4 * 4, num_keys, 4, padded, d, D, REPLICATE)
+        total8 += total4
+    start8 = padded // 4 * 3
+    _store_mean(out + start8.to(tl.int64) * D, group, total8, group * 8, num_keys, 8, padded, d, D, REPLICATE)
+
+
+@triton.jit
+@no_type_check
+def _store_mean(
+    out, row, total, first, num_keys, POOL: tl.constexpr, padded, d, D: tl.constexpr, REPLICATE: tl.constexpr
+):  # fmt: skip
+    """Store totals over the number of real keys of each group."""
+    count = tl.minimum(tl.maximum(num_keys - first, 1), POOL)
+    if REPLICATE:
+        count = tl.full(count.shape, POOL, count.dtype)
+    mean = total / count.to(tl.float32)[:, None]
+    at = out + row.to(tl.int64)[:, None] * D + d[None, :]
+    tl.store(at, mean.to(out.dtype.element_ty), mask=(first < padded)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+@no_type_check
+def list_kernel(
+    POOLS, IDS, COUNTS, num_rows, num_columns, num_keys, key_block, query_block, key_offset,
+    BLOCK: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Write the ids and counts of one row of a plan: a running count of the columns at each pool tells where an id goes."""
+    row = tl.program_id(0).to(tl.int64)
+    whole = num_keys // key_block
+    if CAUSAL:
+        whole = tl.minimum(whole, (key_offset + (row % num_rows).to(tl.int32) * query_block + 1) // key_block)
+    POOLS += row * num_columns
+    IDS += row * num_columns
+    start = 0
+    for e in tl.static_range(5):
+        # Pools 1, 2, 4, 8, then the skipped.
+        wanted = (1 << e) % 16
+        found = 0
+        unmasked = 0
+        for first in range(0, num_columns, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            pool = tl.load(POOLS + column, mask=column < num_columns, other=255).to(tl.int32)
+            hit = (pool == wanted).to(tl.int32)
+            before = tl.cumsum(hit, 0) - hit
+            tl.store(IDS + start + found + before, column, mask=hit > 0)
+            found += tl.sum(hit, 0)
+            unmasked += tl.sum(tl.where(column < whole, hit, 0), 0)
+        if e < 4:
+            tl.store(COUNTS + row * 8 + e, found)
+            tl.store(COUNTS + row * 8 + 4 + e, unmasked)
+        start += found
+
+
+def build_pyramid(x: Tensor, key_block: int, *, out: Tensor, replicate: bool = False) -> None:
+    """Write what `pooling.build_pyramid` returns without a mask, in one pass over `x` (b g n k), into `out`, contiguous."""
+    batch, heads, num_keys, dim = x.shape
+    padded = -(-num_keys // key_block) * key_block
+    groups = 16
+    pyramid_kernel[(triton.cdiv(padded // 8, groups), batch * heads)](
+        x, out, *x.stride()[:3], num_keys, heads, padded,
+        D=dim, BLOCK_D=triton.next_power_of_2(dim), GROUPS=groups, REPLICATE=replicate, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def build_lists(
+    pools: Tensor, *, num_keys: int, query_block: int, key_block: int, is_causal: bool, key_offset: int
+) -> tuple[Tensor, Tensor]:
+    """Return ids and counts as `plan.build_lists` does, in one pass over `pools` (b h i j)."""
+    pools = pools.contiguous()
+    ids = torch.empty(pools.shape, dtype=torch.int32, device=pools.device)
+    counts = torch.empty(*pools.shape[:3], 8, dtype=torch.int32, device=pools.device)
+    num_rows, num_columns = pools.shape[2:]
+    block = min(triton.next_power_of_2(num_columns), 1024)
+    list_kernel[(pools.shape[0] * pools.shape[1] * num_rows,)](
+        pools, ids, counts, num_rows, num_columns, num_keys, key_block, query_block, key_offset,
+        BLOCK=block, CAUSAL=is_causal, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return ids, counts

@@ -1,0 +1,47 @@
+"""The fused preparation through the interpreter, against the plain one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hiergen.kernels.pyramid_attention.plan import PyramidPlan, sorted_lists
+from hiergen.kernels.pyramid_attention.pooling import build_pyramid
+from hiergen.kernels.pyramid_attention.prepare import key_pyramid_op, plan_lists_op, triton_problem
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize(("keys", "key_block", "tail"), [(100, 32, "exact"), (41, 16, "replicate"), (64, 64, "exact")])
+def test_the_pyramid_and_its_gradient(keys, key_block, tail):
+    # Channels-last strides, as they come from a projection.
+    k, v = (torch.randn(2, keys, 3, 24).transpose(1, 2).requires_grad_() for _ in range(2))
+    ours = key_pyramid_op(k, v, key_block, tail == "replicate")
+    wide = [x.double() for x in (k, v)]
+    plain = torch.stack([build_pyramid(x, key_block, tail=tail) for x in wide])
+    torch.testing.assert_close(ours.double(), plain, rtol=1e-6, atol=1e-6)
+    weight = torch.randn_like(ours)
+    wanted = torch.autograd.grad((plain * weight).sum(), (k, v))
+    for x, y in zip(torch.autograd.grad((ours * weight).sum(), (k, v)), wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_is_averaged_in_single():
+    k = torch.tensor([2048.0] + [1.0] * 7, dtype=torch.float16)[None, None, :, None].expand(1, 1, 8, 16)
+    assert key_pyramid_op(k, k, 8, False)[0, 0, 0, -1, 0].item() == pytest.approx((2048 + 7) / 8, rel=1e-3)
+
+
+@pytest.mark.parametrize(("is_causal", "key_offset"), [(False, 0), (True, 35)])
+def test_lists_equal_sorting(is_causal, key_offset):
+    pools = torch.tensor([0, 1, 2, 4, 8], dtype=torch.uint8)[torch.randint(0, 5, (2, 2, 5, 7))]
+    plan = PyramidPlan(pools, 70, 105, 16, 16, is_causal, key_offset)
+    ids, counts = plan_lists_op(pools, 105, 16, 16, is_causal, key_offset)
+    wanted_ids, wanted_counts = sorted_lists(plan)
+    assert torch.equal(ids, wanted_ids)
+    assert torch.equal(counts, wanted_counts)
+
+
+def test_why_triton_cannot_run():
+    assert triton_problem("mps", -1) == "the inputs are on mps"
+    if not torch.cuda.is_available():
+        assert triton_problem("cpu", -1) is None
