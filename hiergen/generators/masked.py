@@ -8,6 +8,7 @@ Letters: `b` batch, `n` tokens, `c` channels of a token, `k` hidden tokens, `w` 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -140,23 +141,11 @@ class MaskedAR(Generator):
             embed_low_res_time=embed_low_res_time,
             drop_low_res=drop_low_res,
         )
-        self.transformer = MaskedTransformer(
-            MaskedTransformerSize(
-                token_dim=token_dim,
-                num_tokens=self.stages[-1].length,
-                num_prefix=self.prefix.num_rows,
-                encoder_dim=encoder_dim,
-                encoder_depth=encoder_depth,
-                encoder_heads=encoder_heads,
-                decoder_dim=decoder_dim,
-                decoder_depth=decoder_depth,
-                decoder_heads=decoder_heads,
-                mlp_ratio=mlp_ratio,
-                norm_eps=norm_eps,
-                attention_dropout=attention_dropout,
-                dropout=dropout,
-            )
-        )
+        places = {"token_dim": token_dim, "num_tokens": self.stages[-1].length, "num_prefix": self.prefix.num_rows}
+        # The other sizes are config entries of the same names.
+        config: Any = self.config
+        names = [field.name for field in dataclasses.fields(MaskedTransformerSize) if field.name not in places]
+        self.transformer = MaskedTransformer(MaskedTransformerSize(**places, **{name: config[name] for name in names}))
         self.head = DiffusionHead(token_dim, decoder_dim, width=head_dim, depth=head_depth, num_timesteps=num_timesteps)
 
     @property
