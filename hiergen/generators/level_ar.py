@@ -106,6 +106,7 @@ class LevelAR(Generator):
         super().__init__()
         self._specs = specs_from_json(level_specs)
         self._layout = _build_layout(self._specs, layout, num_ar_tokens)
+        self._segments = self._layout.segments
         if dim % (2 * num_heads):
             raise ValueError(f"dim is {dim}, expected a multiple of 2 * num_heads = {2 * num_heads}")
         num_special = self._count_special_rows(layout, num_special_tokens)
@@ -158,7 +159,7 @@ class LevelAR(Generator):
             )
         if condition.shape != ids.shape[:1]:
             raise ValueError(f"condition has shape {tuple(condition.shape)}, expected ({ids.shape[0]},), one a sample")
-        x = self.input_dropout(self._embed(ids, condition, self._layout.segments))
+        x = self.input_dropout(self._embed(ids, condition, self._segments))
         return self.head(self.norm(self._run_blocks(x, self.num_tokens)))
 
     def loss(
