@@ -41,7 +41,7 @@ def stray_packages(root: Path) -> list[str]:
     return [str(path) for path in inits if path.parts[0] != "hiergen"]
 
 
-def tests_among_programs(root: Path) -> list[str]:
+def misplaced_tests(root: Path) -> list[str]:
     return [str(path.relative_to(root)) for name in PROGRAMS for path in (root / name).rglob("test_*.py")]
 
 
@@ -114,7 +114,7 @@ def long_files(root: Path) -> list[str]:
 
 CHECKS = {
     stray_packages: ("tokenizers/__init__.py", ""),
-    tests_among_programs: ("generators/test_it.py", ""),
+    misplaced_tests: ("generators/test_it.py", ""),
     shadowing_names: ("demos/json.py", ""),
     main_blocks: ("hiergen/nn/thing.py", 'if __name__ == "__main__":\n    pass\n'),
     upward_imports: ("hiergen/nn/thing.py", "def f():\n    from hiergen.training import loop\n"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from typing import Any, Literal
 
@@ -78,7 +79,7 @@ def _measure(model: ResTok, batch: int, settings: Settings, device: torch.device
         for direction, value in (("encode", images), ("decode", pyramid)):
             calls = {name: getattr(program, direction) for name, program in (("hiergen", model), ("plain", plain))}
             times = take_turns(
-                {name: (lambda call=call, value=value: call(value)) for name, call in calls.items()},
+                {name: functools.partial(call, value) for name, call in calls.items()},
                 repeats=settings.repeats,
                 device=device,
             )

@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiergen.nn.masks import BlockCausalMask
 from hiergen.nn.positions import apply_rotary, grid_positions, rotary_table
@@ -71,7 +71,7 @@ class PlainResTok:
         image = decoder.out(rearrange(image, "b (h w) d -> b d h w", h=layout.grid_size))
         return model.pixel_decoder(image) * 2 - 1
 
-    def _encoder_block(self, block: ViTBlock, tokens: Tensor, stage: int, merges: bool) -> Tensor:
+    def _encoder_block(self, block: nn.Module, tokens: Tensor, stage: int, merges: bool) -> Tensor:
         layout = self._layout
         grids = layout.image_grids[stage::-1]
         positions, offset = [], 0
@@ -106,7 +106,8 @@ class PlainResTok:
         return distances.argmin(1).unflatten(0, latents.shape[:2]) + (0 * entropy).long()
 
 
-def _block(block: ViTBlock, tokens: Tensor, rotary: Tensor, mask: Tensor | None, merge: object = None) -> Tensor:
+def _block(block: nn.Module, tokens: Tensor, rotary: Tensor, mask: Tensor | None, merge: object = None) -> Tensor:
+    assert isinstance(block, ViTBlock)
     tokens = tokens + block.scale1 * _attention(block.attention, block.norm1(tokens), rotary, mask)
     if callable(merge):
         tokens = merge(tokens)
