@@ -2,6 +2,8 @@
 # VENV= names the environment to use or create; it is filled once and reused.
 VENV ?= .venv
 PYTHON ?= python3
+# More options of the quickstart, e.g. ARGS="--seed 1".
+ARGS ?=
 BIN = $(VENV)/bin
 # One environment may serve several checkouts: each run points it at this one.
 STAMP = $(VENV)/.hiergen-installed
@@ -9,7 +11,7 @@ STAMP = $(VENV)/.hiergen-installed
 .PHONY: quickstart test lint types install clean
 
 quickstart: install
-	$(BIN)/hiergen quickstart
+	$(BIN)/hiergen quickstart $(ARGS)
 
 test: install lint types
 	$(BIN)/python -m pytest -n 2 --dist worksteal --jaxtyping-packages=hiergen,beartype.beartype
