@@ -133,7 +133,7 @@ def config_of_density(density: float, query_block: int, key_block: int, importan
     pairs = ((1, 0.10), (2, 0.15), (4, 0.15), (8, 0.35))
 
     def scaled(factor: float) -> tuple[tuple[int, float], ...]:
-        return tuple((pool, min(bound * factor, 1.0)) for pool, bound in pairs)
+        return tuple((pool, min(round(bound * factor, 9), 1.0)) for pool, bound in pairs)
 
     def computed(factor: float) -> float:
         ends = [0.0, *(bound for _, bound in scaled(factor))]
@@ -180,7 +180,7 @@ def write(result: dict[str, Any], folder: Path) -> None:
     figure.savefig(folder / "psa.png", dpi=120)
 
 
-def _dense_calls(q: Tensor, k: Tensor, v: Tensor) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+def _dense_calls(q: Tensor, k: Tensor, v: Tensor) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """Return the dense backends that run here, and why the others do not."""
     from torch.nn.attention import SDPBackend
 
@@ -189,7 +189,7 @@ def _dense_calls(q: Tensor, k: Tensor, v: Tensor) -> tuple[dict[str, Callable[[]
         "dense, cuDNN": SDPBackend.CUDNN_ATTENTION,
         "dense, efficient": SDPBackend.EFFICIENT_ATTENTION,
     }
-    calls: dict[str, Callable[[], Tensor]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
     reasons = {}
     for name, backend in names.items():
         if q.device.type != "cuda" and backend is not SDPBackend.FLASH_ATTENTION:

@@ -150,8 +150,8 @@ class PyramidSparseAttention(nn.Module):
 def _refuse_triton(request: PyramidRequest, is_named: bool) -> str | None:
     if request.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"the inputs are {request.dtype}"
-    if request.head_dim > 256:
-        return f"the head size is {request.head_dim}, above 256"
+    if request.head_dim > 128:
+        return f"the head size is {request.head_dim}, above 128"
     index = request.device.index
     problem = triton_problem(request.device.type, -1 if index is None else index)
     if problem is not None or request.device.type == "cuda":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.kernels.pyramid_attention.pooling import POOLS, packed_rows, padded_length, pool_counts, unpack
+from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule, packed_rows, padded_length, pool_counts, unpack
 
 
 @torch.compiler.assume_constant_result
@@ -75,8 +75,8 @@ def _spread(gradient: Tensor, length: int, key_block: int, replicate: bool) -> T
     """Return the gradient of the keys, (b, g, length, k), from that of their packed pyramid."""
     padded = padded_length(length, key_block)
     total = gradient.new_zeros(*gradient.shape[:2], padded, gradient.shape[3], dtype=torch.float32)
+    tail: TailRule = "replicate" if replicate else "exact"
     for pool in POOLS[1:]:
-        tail = "replicate" if replicate else "exact"
         count = pool_counts(length, padded, pool, tail=tail, device=gradient.device).clamp(min=1)
         share = unpack(gradient, pool).float() / count[:, None, :, None]
         total += share.repeat_interleave(pool, dim=2)

@@ -219,8 +219,8 @@ class LaunchConfig:
         block_m = min(query_block, 128)
         width = triton.next_power_of_2(head_dim)
         if dtype == torch.float32:
-            return LaunchConfig(32, min(block_m, 64), 8 if width > 64 else 4, 2)
-        return LaunchConfig(64, block_m, 8 if block_m > 64 else 4, 3 if width <= 128 else 2)
+            return LaunchConfig(16, min(block_m, 32), 8, 2) if width > 64 else LaunchConfig(32, min(block_m, 32), 4, 2)
+        return LaunchConfig(64, block_m, 8 if block_m > 64 else 4, 3)
 
 
 def forward(

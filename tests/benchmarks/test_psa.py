@@ -1,0 +1,79 @@
+"""The PSA benchmarks on tiny inputs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hiergen.benchmarks import psa, psa_quality
+from hiergen.benchmarks.attention_inputs import structured_heads
+
+
+def test_speed_runs_and_writes(tmp_path):
+    settings = psa.Settings(
+        tokens=250,
+        heads=2,
+        dim=16,
+        density=0.3,
+        dtype="float32",
+        device="cpu",
+        query_block=16,
+        key_block=16,
+        repeats=1,
+        output=tmp_path,
+    )
+    result = psa.run(settings)
+    assert json.loads((tmp_path / "psa.json").read_text())["grid"] == result["grid"]
+    assert (tmp_path / "psa.png").read_bytes()[:4] == b"\x89PNG"
+    entries = result["attention"]
+    assert entries["dense, cuDNN"] == {"reason": "not for cpu"}
+    assert entries["dense, flash"]["error"] < 1e-5
+    assert entries["pyramid"]["error"] == entries["pyramid, all in"]["error"] < 0.5
+    assert entries["pyramid"]["density"] == pytest.approx(0.3, abs=0.06)
+    assert entries["binary mask"]["density"] <= entries["pyramid"]["density"]
+    assert set(result["preparation_ms"]) == {"importance", "assignment", "lists", "pyramid"}
+
+
+def test_the_paper_scale_video_has_its_grid():
+    assert psa.video_grid(75_600) == (21, 45, 80)
+    for tokens in (1, 7, 250, 5000):
+        frames, rows, columns = psa.video_grid(tokens)
+        assert 0 < frames * rows * columns <= tokens
+
+
+@pytest.mark.parametrize("density", [0.05, 0.15, 0.5, 1.0])
+def test_quotas_compute_the_density_asked_for(density):
+    bounds = psa.config_of_density(density, 128, 64, "pyramid").bounds
+    previous, computed = 0.0, 0.0
+    for pool, bound in bounds:
+        computed += (bound - previous) / pool
+        previous = bound
+    assert computed == pytest.approx(density)
+
+
+def test_quality_by_hand_on_the_ends():
+    settings = psa_quality.Settings(tokens=250, heads=1, dim=16, densities=(0.2, 1.0), query_block=16, key_block=16)
+    rows = {row["importance"]: row for row in psa_quality.run(settings)["rows"]}
+    for row in rows.values():
+        # Everything read in full is exact.
+        assert row["pyramid@1.0"] < 1e-5
+        assert row["pyramid@0.2"] > row["pyramid@1.0"]
+        assert row["mass_in_top_tenth"] <= rows["exact mass"]["mass_in_top_tenth"] + 1e-6
+
+
+def test_structured_heads_repeat_and_are_as_sharp_as_asked():
+    q, k, _ = structured_heads((4, 8, 8), heads=3, dim=32, rng=torch.Generator().manual_seed(0), sharpness=2.0)
+    again = structured_heads((4, 8, 8), heads=3, dim=32, rng=torch.Generator().manual_seed(0), sharpness=2.0)[0]
+    assert torch.equal(q, again)
+    scores = q @ k.transpose(-1, -2) / 32**0.5
+    assert float(scores.std()) == pytest.approx(2.0, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({"density": 0.0}, "density is 0.0"), ({"repeats": 0}, "repeats is 0")]
+)
+def test_wrong_settings_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        psa.Settings(**kwargs)
