@@ -25,6 +25,9 @@ _PUBLIC = {
     "FlowTransformer": "hiergen.generators.flow_transformer",
     "MaskedAR": "hiergen.generators.masked",
     "MaskedCascade": "hiergen.generators.cascade",
+    "PSAConfig": "hiergen.kernels.pyramid_attention",
+    "PyramidSparseAttention": "hiergen.kernels.pyramid_attention",
+    "pyramid_sparse_attention": "hiergen.kernels.pyramid_attention",
 }
 
 #: diffusers loads a pipeline's parts by the base classes that it finds in the package that the parts come from.
