@@ -52,7 +52,7 @@ def encode_images(
         progress: Called with the number of images done.
 
     Raises:
-        ValueError: If the folder holds another cache.
+        ValueError: If the folder holds another cache, or values leave [-1, 1].
     """
 
     def encode(start: int, stop: int) -> tuple[list[TokenPyramid], Tensor]:
@@ -68,7 +68,14 @@ def encode_images(
 
 @torch.no_grad()
 def encode_batches(tokenizer: Tokenizer, images: Tensor, *, batch_size: int = 64) -> TokenPyramid:
-    """Return the pyramid of many images, encoded a batch at a time, on the CPU."""
+    """Return the pyramid of many images, encoded a batch at a time, on the CPU.
+
+    Raises:
+        ValueError: If the values leave [-1, 1], or are not finite; or if the tokenizer refuses the shape.
+    """
+    low, high = torch.aminmax(images)
+    if not (low >= -1.001 and high <= 1.001):
+        raise ValueError(f"images span {low:.4g} to {high:.4g}, expected values in [-1, 1]: scale with x / 127.5 - 1")
     parts = [tokenizer.encode(part.to(tokenizer.device)).to("cpu") for part in images.split(batch_size)]
     levels = tuple(torch.cat([part.levels[k] for part in parts]) for k in range(len(parts[0])))
     return TokenPyramid(levels, parts[0].specs)

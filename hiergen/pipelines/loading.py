@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES, model_class, pipeline_class
 
 
@@ -17,14 +19,18 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
         options: Passed on to the class's own `from_pretrained` (`torch_dtype`, `revision`, ...).
 
     Raises:
-        ValueError: If there is no config, or it names a class that is not hiergen's. A config never chooses code: only the
-            classes of `hiergen.registry` are loaded.
+        ValueError: If there is no config, or it names a class that is not hiergen's, or the weights are damaged. A config never
+            chooses code: only the classes of `hiergen.registry` are loaded.
     """
     name = _class_name(str(path))
-    if name in PIPELINE_CLASSES:
-        return pipeline_class(name).from_pretrained(path, **options)
-    if name in MODEL_CLASSES:
-        return model_class(name).from_pretrained(path, **options)
+    if name in PIPELINE_CLASSES or name in MODEL_CLASSES:
+        found = pipeline_class(name) if name in PIPELINE_CLASSES else model_class(name)
+        try:
+            return found.from_pretrained(path, **options)
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights in {str(path)!r} are damaged ({error}); save or download them again"
+            ) from error
     known = ", ".join(sorted({*MODEL_CLASSES, *PIPELINE_CLASSES}))
     raise ValueError(f"{str(path)!r} holds a {name!r}, which hiergen does not load; it loads {known}")
 

@@ -115,3 +115,19 @@ def test_encoding_does_not_depend_on_the_batch_size_and_is_cached(pipe, tmp_path
     assert tokenizer_fingerprint(other) != tokenizer_fingerprint(pipe.tokenizer)
     with pytest.raises(ValueError, match="is stale"):
         encode_images(other, images, tmp_path, flips=True)
+
+
+def test_values_out_of_range_are_refused(pipe) -> None:
+    for images in (torch.rand(2, 3, 32, 32) * 255, torch.full((2, 3, 32, 32), float("nan"))):
+        with pytest.raises(ValueError, match=r"expected values in \[-1, 1\]"):
+            encode_batches(pipe.tokenizer, images)
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 32, 32\), expected \(b, 3, 32, 32\)"):
+        encode_batches(pipe.tokenizer, torch.zeros(2, 1, 32, 32))
+
+
+def test_damaged_weights_are_named(pipe, tmp_path) -> None:
+    pipe.tokenizer.save_pretrained(tmp_path)
+    weights = next(tmp_path.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises((ValueError, OSError), match=r"damaged|Unable to load weights"):
+        hiergen.from_pretrained(tmp_path)
