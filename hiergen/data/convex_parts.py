@@ -21,6 +21,9 @@ from jaxtyping import Bool, Float
 if TYPE_CHECKING:
     import trimesh
 
+Number = float | int
+Point = Sequence[Number]
+
 #: Bodies below this share of a solid's volume are artefacts of rounding.
 MIN_BODY_VOLUME = 1e-9
 
@@ -50,7 +53,7 @@ class ConvexPart:
         planes = hull.equations[np.unique(hull.equations.round(9), axis=0, return_index=True)[1]]
         return cls(points[hull.vertices], planes, is_cut)
 
-    def moved(self, *, scale: float = 1.0, shift: Any = 0.0) -> ConvexPart:
+    def moved(self, *, scale: Number = 1.0, shift: Any = 0.0) -> ConvexPart:
         """Return the part scaled about the origin, then shifted."""
         shift = np.broadcast_to(np.asarray(shift, np.float64), (3,))
         offsets = self.planes[:, 3] * scale - self.planes[:, :3] @ shift
@@ -139,14 +142,14 @@ class ConvexSolid:
         return mesh
 
 
-def box(size: Sequence[float], center: Sequence[float] = (0.0, 0.0, 0.0)) -> ConvexPart:
+def box(size: Point, center: Point = (0.0, 0.0, 0.0)) -> ConvexPart:
     """Return an axis-aligned box."""
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
     return ConvexPart.hull(np.asarray(center) + signs * (np.asarray(size) / 2))
 
 
 def frustum(
-    start: Sequence[float], end: Sequence[float], radius: float, end_radius: float | None = None, *, sides: int = 24
+    start: Point, end: Point, radius: Number, end_radius: Number | None = None, *, sides: int = 24
 ) -> ConvexPart:
     """Return a cone frustum (a cylinder if the radii agree) with regular polygons of `sides` corners around both ends."""
     start_, end_ = np.asarray(start, np.float64), np.asarray(end, np.float64)
@@ -162,7 +165,7 @@ def frustum(
     return ConvexPart.hull(np.concatenate([start_ + ring * radius, end_ + ring * far]))
 
 
-def ellipsoid(center: Sequence[float], radii: Sequence[float], *, rings: int = 9, sides: int = 18) -> ConvexPart:
+def ellipsoid(center: Point, radii: Point, *, rings: int = 9, sides: int = 18) -> ConvexPart:
     """Return a faceted ellipsoid with its poles on the y axis."""
     polar = np.linspace(0, math.pi, rings + 2)[1:-1]
     around = np.arange(sides) * (2 * math.pi / sides)
@@ -171,13 +174,13 @@ def ellipsoid(center: Sequence[float], radii: Sequence[float], *, rings: int = 9
     return ConvexPart.hull(np.asarray(center) + unit * np.asarray(radii))
 
 
-def lathe(profile: Sequence[tuple[float, float]], *, sides: int = 24) -> list[ConvexPart]:
+def lathe(profile: Sequence[tuple[Number, Number]], *, sides: int = 24) -> list[ConvexPart]:
     """Return the solid of revolution about the y axis through `(radius, height)` pairs of increasing height, as frusta."""
     pairs = itertools.pairwise(profile)
     return [frustum((0, low, 0), (0, high, 0), near, far, sides=sides) for (near, low), (far, high) in pairs]
 
 
-def sweep(path: Any, radius: float, *, sides: int = 8) -> list[ConvexPart]:
+def sweep(path: Any, radius: Number, *, sides: int = 8) -> list[ConvexPart]:
     """Return a tube along the points `(n, 3)` of a path in the plane z = const: one convex piece between consecutive points."""
     path = np.asarray(path, np.float64)
     tangent = np.gradient(path, axis=0)

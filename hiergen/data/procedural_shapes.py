@@ -162,7 +162,7 @@ def _chair(rng: Rng) -> list[ConvexPart]:
         parts.append(upright(-width / 2, width / 2, 0.0, back))
     else:
         post = 0.12
-        parts += [upright(-width / 2, -width / 2 + post, 0, back), upright(width / 2 - post, width / 2, 0, back)]
+        parts += [upright(-width / 2, -width / 2 + post, 0.0, back), upright(width / 2 - post, width / 2, 0.0, back)]
         for k in range(int(rng.integers(1, 4))):
             top = back * (1 - 0.32 * k)
             parts.append(upright(-width / 2, width / 2, top - 0.16, top))

@@ -197,7 +197,7 @@ def rendered_frechet_distance(
     return frechet_distance(*(np.asarray(features(part)) for part in images))
 
 
-def frechet_distance(features: Shaped[np.ndarray, "n d"], reference: Shaped[np.ndarray, "m d"]) -> float:
+def frechet_distance(features: Shaped[np.ndarray, "n d"], reference: Shaped[np.ndarray, "m d2"]) -> float:
     """Return the Fréchet distance between the normal distributions with the mean and covariance of two sets of features.
 
     |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^1/2), in float64, with the root taken as that of the symmetric
