@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hiergen.data.images import Dataset, Sample
 from hiergen.files import atomic_path, write_json
+from hiergen.generators.latent_statistics import LatentStatistics, latent_statistics
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json, specs_to_json
 
 INDEX = "index.json"
@@ -72,6 +73,18 @@ class CodeSet(Dataset):
     def pyramid(self, batch: dict[str, Tensor]) -> TokenPyramid:
         """Return the pyramid of what `batch` returned."""
         return TokenPyramid(tuple(batch[f"level_{k}"] for k in range(len(self.specs))), self.specs)
+
+    def statistics(self) -> LatentStatistics:
+        """Return mean and deviation of each channel over all tokens of all levels: what a generator standardizes them with.
+
+        Raises:
+            ValueError: If a level is discrete.
+        """
+        starts = range(0, len(self), SHARD_SAMPLES)
+        return latent_statistics(
+            TokenPyramid(tuple(level[i : i + SHARD_SAMPLES].flatten(0, 1) for level in self.levels), self.specs)
+            for i in starts
+        )
 
     @classmethod
     def open(cls, folder: str | Path, *, source: str | None = None) -> CodeSet:

@@ -76,3 +76,23 @@ def test_a_stale_or_damaged_cache_is_refused(tmp_path) -> None:
     (tmp_path / "index.json").unlink()
     with pytest.raises(ValueError, match="unfinished cache of another tokenizer"):
         write(tmp_path, source="t")
+
+
+def test_statistics_are_those_of_all_tokens_of_all_variants_and_levels(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "SHARD_SAMPLES", 10)
+    specs = (LevelSpec(1, (1, 1), 2), LevelSpec(4, (2, 2), 2))
+    levels = [
+        torch.randn(25, 2, spec.num_tokens, 2, generator=torch.Generator().manual_seed(k)) * 3 + 5
+        for k, spec in enumerate(specs)
+    ]
+
+    def encode_vectors(start: int, stop: int) -> tuple[list[TokenPyramid], torch.Tensor]:
+        variants = [TokenPyramid(tuple(level[start:stop, v] for level in levels), specs) for v in range(2)]
+        return variants, torch.zeros(stop - start, dtype=torch.int64)
+
+    statistics = write(tmp_path, encoder=encode_vectors).statistics()
+    tokens = torch.cat([level.reshape(-1, 2) for level in levels]).double()
+    assert statistics.mean == pytest.approx(tokens.mean(0).tolist())
+    assert statistics.std == pytest.approx(tokens.std(0).tolist())
+    with pytest.raises(ValueError, match="latent statistics need continuous levels"):
+        write(tmp_path / "ids").statistics()

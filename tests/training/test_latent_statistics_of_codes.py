@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hiergen.data.codes import CodeSet, write_codes
+from hiergen.pyramid import LevelSpec, TokenPyramid
+from hiergen.training.tasks import GeneratorTaskConfig
+
+SPECS = (LevelSpec(4, (2, 2), 2),)
+SMALL = {"dim": 8, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture
+def codes(tmp_path) -> CodeSet:
+    tokens = torch.randn(6, 4, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 7.0]) + 3
+
+    def encode(start: int, stop: int) -> tuple[list[TokenPyramid], torch.Tensor]:
+        return [TokenPyramid((tokens[start:stop],), SPECS)], torch.arange(start, stop) % 2
+
+    return write_codes(tmp_path / "codes", encode, num_samples=6, classes=["a", "b"], source="s")
+
+
+def test_a_generator_gets_the_statistics_of_its_codes_and_keeps_them(codes, tmp_path) -> None:
+    config = GeneratorTaskConfig(preset="flow-tiny", codes=str(tmp_path / "codes"), overrides=SMALL)
+    generator = config.build().generator
+    standardized = generator.standardize(codes.levels[0][:, 0]).flatten(0, 1)
+    torch.testing.assert_close(standardized.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(standardized.std(0), torch.ones(2))
+    generator.save_pretrained(tmp_path / "model")
+    again = type(generator).from_pretrained(tmp_path / "model")
+    assert again.config["latent_mean"] == list(codes.statistics().mean)
+    assert again.config["latent_std"] == list(codes.statistics().std)
+
+
+def test_overrides_and_presets_that_scale_go_before_the_statistics(codes, tmp_path) -> None:
+    folder = str(tmp_path / "codes")
+    given = {"latent_mean": [1.0, 2.0], "latent_std": [3.0, 4.0]}
+    task = GeneratorTaskConfig(preset="flow-tiny", codes=folder, overrides={**SMALL, **given}).build()
+    assert task.generator.config["latent_mean"] == [1.0, 2.0]
+    assert task.generator.config["latent_std"] == [3.0, 4.0]
+    sizes = {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in (("dim", 8), ("depth", 1), ("heads", 2))
+    }
+    task = GeneratorTaskConfig(
+        preset="mar-b", codes=folder, overrides={**sizes, "head_dim": 8, "head_depth": 1}
+    ).build()
+    assert task.generator.config["latent_multiplier"] == 0.2325
+    assert task.generator.config["latent_std"] is None
