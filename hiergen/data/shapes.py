@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hiergen.config import fingerprint
-from hiergen.data.images import Sample
+from hiergen.data.images import Dataset, Sample
 from hiergen.data.poses import apply_transform, fit_transform, yaw_rotation
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES
 from hiergen.data.shape_building import PROCEDURAL, PrepareShapesSettings, build_record, find_jobs, source_digest
@@ -77,7 +77,7 @@ class ShapeBatchConfig:
         return round(self.num_queries * self.near_fraction)
 
 
-class ShapeDataset:
+class ShapeDataset(Dataset):
     """Samples of prepared shapes; each is a pure function of (seed, epoch, index).
 
     Args:

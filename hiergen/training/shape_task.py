@@ -1,0 +1,172 @@
+"""The tasks of the shape cascade: a tokenizer of shapes, and a generator on its cached tokens, standardized level by level."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from hiergen.data.codes import CodeSet
+from hiergen.data.shapes import ShapeDataConfig, open_shapes
+from hiergen.generators.cascade import MaskedCascade, StageChoice
+from hiergen.generators.latent_statistics import LatentStatistics, latent_statistics
+from hiergen.losses.occupancy import shape_tokenizer_losses
+from hiergen.pyramid import TokenPyramid
+from hiergen.registry import create
+from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.training.tasks import Task, TaskConfig
+
+#: Samples whose statistics are taken at once: bounds the memory, not the result.
+_CHUNK = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeTokenizerTaskConfig(TaskConfig):
+    """Train a `PyramidVAE` to tell inside from outside, at every level of tokens.
+
+    Attributes:
+        preset: Name of a `PyramidVAE` preset.
+        overrides: Entries of the preset's config to replace.
+        data: The shapes. With `data.batch.num_ordered` of at least the second largest point resolution the farthest points are
+            found while loading instead of in the model.
+        near_weight: Weight of the queries near the surface beside those in the volume.
+    """
+
+    preset: str = "pyramid-vae-tiny"
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data: ShapeDataConfig = dataclasses.field(default_factory=ShapeDataConfig)
+    near_weight: float = 1.0
+
+    def build(self) -> ShapeTokenizerTask:
+        return ShapeTokenizerTask(self)
+
+
+class ShapeTokenizerTask(Task):
+    """Cross-entropy of the occupancy that each level decodes to, and the KL term.
+
+    Raises:
+        ValueError: If the preset is no `PyramidVAE`.
+
+    Source:
+        MAR-3D, arXiv:2503.20519, section 3.1. The paper draws one level a step; here all are trained in every step.
+    """
+
+    def __init__(self, config: ShapeTokenizerTaskConfig) -> None:
+        self._config = config
+        model = create(config.preset, **config.overrides)
+        if not isinstance(model, PyramidVAE):
+            raise ValueError(f"preset {config.preset!r} is a {type(model).__name__}, expected a PyramidVAE")
+        self.tokenizer = model
+        self.players = {"tokenizer": model}
+        self.dataset = open_shapes(config.data)
+        self._is_ordered = config.data.batch.num_ordered >= num_ordered_points(model, config.data.batch.num_points)
+
+    def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        output = self.tokenizer(batch["points"], rng=rng, points=batch["queries"], is_ordered=self._is_ordered)
+        return shape_tokenizer_losses(
+            output.features,
+            batch["occupancy"] > 0.5,
+            output.losses,
+            num_near=self._config.data.batch.num_near,
+            near_weight=self._config.near_weight,
+        )
+
+
+def num_ordered_points(tokenizer: PyramidVAE, num_points: int) -> int:
+    """Return how many points of a cloud of `num_points` must come first in farthest-point order for `is_ordered`."""
+    config: Any = tokenizer.config
+    coarser = [count for count in config.point_counts or () if count < num_points]
+    return max([*coarser, max(config.num_tokens) if config.queries == "farthest" else 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeGeneratorTaskConfig(TaskConfig):
+    """Train a `MaskedCascade` on a cache of shape tokens, by class.
+
+    Attributes:
+        preset: Name of a `MaskedCascade` preset.
+        overrides: Entries of the preset's config to replace. The level specs, the number of classes and, with `standardize`, mean and
+            deviation of the tokens come from the cache and need not be given.
+        codes: Folder that `encode_shapes` wrote.
+        standardize: Give the generator mean and deviation of every channel of each level.
+        stages: Train both stages together, or one alone; the other keeps its weights.
+        start: Folder of a cascade whose coarse stage is trained: it is taken from there, and the fine stage is initialized from it.
+    """
+
+    preset: str = "mar3d-tiny"
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    codes: str = "codes"
+    standardize: bool = True
+    stages: Literal["both", "low", "high"] = "both"
+    start: str | None = None
+
+    def build(self) -> ShapeGeneratorTask:
+        return ShapeGeneratorTask(self)
+
+
+class ShapeGeneratorTask(Task):
+    """The cascade's own loss on cached tokens with class labels. The tokenizer takes no part: only what it encoded is read.
+
+    Raises:
+        ValueError: If the preset is no `MaskedCascade`, the cache does not hold two levels, or `start` holds another coarse stage.
+    """
+
+    def __init__(self, config: ShapeGeneratorTaskConfig) -> None:
+        self._stages: StageChoice = config.stages
+        self.dataset = codes = CodeSet.open(config.codes)
+        derived: dict[str, Any] = {"level_specs": codes.level_specs, "num_classes": len(codes.classes)}
+        if config.standardize:
+            statistics = level_statistics(codes)
+            derived["latent_mean"] = [list(level.mean) for level in statistics]
+            derived["latent_std"] = [list(level.std) for level in statistics]
+        model = create(config.preset, **{**derived, **config.overrides})
+        if not isinstance(model, MaskedCascade):
+            raise ValueError(f"preset {config.preset!r} is a {type(model).__name__}, expected a MaskedCascade")
+        model.check_tokenizer(codes.specs)
+        if config.start is not None:
+            _start_from(model, config.start)
+        # What is not trained must not be in the optimizer: weight decay would change it.
+        model.low.requires_grad_(config.stages != "high")
+        model.high.requires_grad_(config.stages != "low")
+        self.generator = model
+        self.players = {"generator": model}
+
+    def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        codes = cast(CodeSet, self.dataset)
+        return self.generator.loss(codes.pyramid(batch), batch["label"], stages=self._stages, rng=rng)
+
+
+def level_statistics(codes: CodeSet) -> list[LatentStatistics]:
+    """Return mean and deviation of each channel, for every level by itself.
+
+    Raises:
+        ValueError: If a level is discrete.
+    """
+    return [
+        latent_statistics(TokenPyramid((part.flatten(0, 1),), (spec,)) for part in level.split(_CHUNK))
+        for level, spec in zip(codes.levels, codes.specs, strict=True)
+    ]
+
+
+def _start_from(model: MaskedCascade, folder: str) -> None:
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"start is {folder!r}, which holds no model; train the coarse stage first")
+    trained = MaskedCascade.from_pretrained(folder)
+    names = (
+        "dim",
+        "depth",
+        "num_heads",
+        "latent_mean",
+        "latent_std",
+        "latent_multiplier",
+        "num_classes",
+        "level_specs",
+    )
+    for name in names:
+        if trained.config[name] != model.config[name]:
+            raise ValueError(f"start has {name} {trained.config[name]}, this cascade {model.config[name]}")
+    model.low.load_state_dict(trained.low.state_dict())
+    model.initialize_high()
