@@ -18,6 +18,7 @@ _PUBLIC = {
     "list_presets": "hiergen.registry",
     "from_pretrained": "hiergen.pipelines.loading",
     "ClassToImagePipeline": "hiergen.pipelines.image",
+    "ClassToShapePipeline": "hiergen.pipelines.shape",
     "ResTok": "hiergen.tokenizers.restok",
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
     "HieraTok": "hiergen.tokenizers.hieratok",

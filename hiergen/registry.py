@@ -31,6 +31,7 @@ MODEL_CLASSES: dict[str, str] = {
 #: Every pipeline class that may be loaded by name, and the module that holds it.
 PIPELINE_CLASSES: dict[str, str] = {
     "ClassToImagePipeline": "hiergen.pipelines.image",
+    "ClassToShapePipeline": "hiergen.pipelines.shape",
 }
 
 #: The modules that hold a literal table `PRESETS: dict[str, Preset]`.
