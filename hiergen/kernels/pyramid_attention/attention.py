@@ -211,6 +211,8 @@ def _check_plan(q: Tensor, k: Tensor, plan: PyramidPlan) -> None:
         raise ValueError(
             f"the plan is for {plan.num_queries} queries and {plan.num_keys} keys, the inputs hold {q.shape[2]} and {k.shape[2]}"
         )
+    if plan.pools.device != q.device:
+        raise ValueError(f"the plan is on {plan.pools.device}, the queries on {q.device}")
     batch, heads = plan.pools.shape[:2]
     if batch not in (1, q.shape[0]) or heads not in (1, q.shape[1]):
         raise ValueError(

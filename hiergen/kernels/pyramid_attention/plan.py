@@ -157,17 +157,26 @@ class PyramidPlan:
 
 
 def full_plan(
-    num_queries: int, num_keys: int, *, pool: int = 1, heads: int = 1, batch: int = 1, **kwargs: object
+    num_queries: int,
+    num_keys: int,
+    *,
+    pool: int = 1,
+    heads: int = 1,
+    query_block: int = 128,
+    key_block: int = 128,
+    is_causal: bool = False,
+    device: torch.device | str | None = None,
 ) -> PyramidPlan:
-    """Return a plan that reads everything at one pool; pool 1 is dense attention.
+    """Return a plan that reads everything at one pool, for any batch; pool 1 is dense attention.
 
     Args:
-        kwargs: Further fields of `PyramidPlan` (blocks, causality).
+        heads: 1 serves any number of heads.
     """
-    query_block, key_block = int(str(kwargs.get("query_block", 128))), int(str(kwargs.get("key_block", 128)))
-    shape = (batch, heads, -(-num_queries // query_block), -(-num_keys // key_block))
-    pools = torch.full(shape, pool, dtype=torch.uint8)
-    return PyramidPlan(pools, num_queries, num_keys, **kwargs)  # type: ignore[arg-type]
+    shape = (1, heads, -(-num_queries // query_block), -(-num_keys // key_block))
+    pools = torch.full(shape, pool, dtype=torch.uint8, device=device)
+    # A query's position counts from the end of the keys, as for a cached prefix.
+    offset = max(num_keys - num_queries, 0) if is_causal else 0
+    return PyramidPlan(pools, num_queries, num_keys, query_block, key_block, is_causal, offset)
 
 
 def visible_blocks(plan: PyramidPlan, *, device: torch.device | None = None) -> Int[Tensor, " i"]:

@@ -160,6 +160,8 @@ def test_errors():
     for message, kwargs in wrong.items():
         with pytest.raises(ValueError, match=message):
             pyramid_sparse_attention(q, k, v, **kwargs)
+    with pytest.raises(ValueError, match="the plan is on meta, the queries on cpu"):
+        pyramid_sparse_attention(q, k, v, plan=full_plan(40, 50, device="meta"))
     with pytest.raises(ValueError, match="expected 4-D, k and v alike"):
         pyramid_sparse_attention(q, k, v[:, :, :4], plan=plan)
     with pytest.raises(ValueError, match="differ in batch or head size"):
