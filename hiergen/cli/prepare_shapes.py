@@ -1,0 +1,25 @@
+"""`hiergen prepare-shapes SRC OUT`: meshes, or the embedded set, as records to train shape tokenizers on."""
+
+from __future__ import annotations
+
+import sys
+
+from hiergen.config import parse
+
+
+def main(args: list[str]) -> None:
+    from hiergen.data.shape_building import PrepareShapesSettings
+    from hiergen.data.shape_preparation import prepare_shapes
+
+    if len(args) < 2 or args[0].startswith("-") or args[1].startswith("-"):
+        print(
+            "usage: hiergen prepare-shapes SRC OUT [options]   (SRC: a folder, a mesh file, or 'procedural')\n",
+            file=sys.stderr if not {"-h", "--help"} & set(args) else sys.stdout,
+        )
+        if not {"-h", "--help"} & set(args):
+            raise SystemExit(2)
+        source, out, rest = "procedural", "shapes", ["--help"]
+    else:
+        source, out, *rest = args
+    settings = parse(PrepareShapesSettings(source=source, out=out), rest, prog="hiergen prepare-shapes SRC OUT")
+    print(prepare_shapes(settings))

@@ -1,0 +1,80 @@
+"""The shape quickstart's report as Markdown: every number beside what it was measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def shape_markdown(report: Mapping[str, Any]) -> str:
+    """Return the report of `run_shapes_quickstart` as a page to read."""
+    settings, made = report["settings"], report["generation"]
+    sections = [
+        "# hiergen quickstart-shapes",
+        f"{report['what'].capitalize()}. Seed {settings['seed']}; {settings['num_shapes']} training shapes; "
+        f"{settings['tokenizer_samples']:,} training samples for the tokenizer, {settings['generator_samples']:,} for the "
+        f"generator; {report['seconds']['total']} s in all on {report['threads']} threads.",
+        "![contact sheet](contact_sheet.png)",
+        "## How well are held-out shapes rebuilt?",
+        f"Means over {report['reconstruction']['shapes']}. Protocol: {report['reconstruction']['levels'][0]['protocol']}.",
+        _reconstruction_table(report["reconstruction"]["levels"]),
+        "## Are generated shapes like real ones?",
+        f"Protocol: {made['protocol']}. 1-NNA: one half is best, 1 means that the two sets can be told apart. "
+        f"{made['without_surface']} of the {settings['num_generated']} generated shapes had no surface.",
+        _set_table(made["sets"]),
+        "## Are they of the class that was asked for?",
+        f"Judge: {made['judge']}.",
+        _table(
+            ["shapes", "judge agrees"],
+            [
+                ["generated", f"{made['class_agreement']:.1%}"],
+                ["real held-out", f"{made['class_agreement_real']:.1%}"],
+            ],
+        ),
+        "## Training",
+        "![curves](curves.png)",
+        _table(["model", "parameters"], [[name, f"{count:,}"] for name, count in report["parameters"].items()]),
+        _table(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in report["seconds"].items()]),
+        f"Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _reconstruction_table(levels: Sequence[Mapping[str, Any]]) -> str:
+    thresholds = list(levels[0]["f_scores"])
+    head = ["tokens", "IoU", "Chamfer", *[f"F@{value}" for value in thresholds], "normals", "without surface"]
+    rows = [
+        [
+            str(level["tokens"]),
+            f"{level['iou']:.3f}",
+            _number(level["chamfer"], 4),
+            *[f"{level['f_scores'][value]:.3f}" for value in thresholds],
+            _number(level["normal_consistency"], 3),
+            str(level["without_surface"]),
+        ]
+        for level in levels
+    ]
+    return _table(head, rows)
+
+
+def _set_table(sets: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            f"{entry['count']} {entry['of']}",
+            entry["against"],
+            f"{entry['coverage']:.3f}",
+            f"{entry['matching_distance']:.4f}",
+            f"{entry['nearest_neighbor_accuracy']:.3f}",
+        ]
+        for entry in sets
+    ]
+    return _table(["", "against", "coverage", "MMD", "1-NNA"], rows)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

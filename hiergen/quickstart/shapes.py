@@ -1,0 +1,281 @@
+"""The shape quickstart: procedural shapes -> pyramid VAE -> tokens -> cascade -> meshes -> report.
+
+Every stage leaves its result in the output folder and is passed over when it is there, so a stopped run continues.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from hiergen import __version__
+from hiergen.config import to_json
+from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
+from hiergen.data.shape_building import PROCEDURAL, PrepareShapesSettings
+from hiergen.data.shape_preparation import prepare_shapes
+from hiergen.data.shape_renders import ViewSettings
+from hiergen.data.shape_sampling import SamplingSettings
+from hiergen.data.shapes import TEST_OFFSET, ShapeBatchConfig, ShapeDataConfig, open_shapes
+from hiergen.data.surface_extraction import ExtractionSettings, save_mesh
+from hiergen.figures import log_curves, save_curves
+from hiergen.files import atomic_directory, check_writable, write_json, write_text
+from hiergen.generators.cascade import MaskedCascade
+from hiergen.pipelines.shape import ClassToShapePipeline, decode_meshes
+from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes
+from hiergen.quickstart.shape_report import shape_markdown
+from hiergen.quickstart.shape_scores import (
+    draw_contact_sheet,
+    generation_scores,
+    reconstruction_scores,
+)
+from hiergen.quickstart.stages import StageTimes
+from hiergen.registry import get_preset
+from hiergen.seeding import make_rng
+from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.training.config import OptimConfig, TrainConfig
+from hiergen.training.loop import fit
+from hiergen.training.shape_task import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
+
+if TYPE_CHECKING:
+    import trimesh
+
+NUM_CLASSES = len(PROCEDURAL_CLASSES)
+
+#: What the samples are drawn with.
+SAMPLING: dict[str, Any] = {
+    "num_steps": 16,
+    "guidance_scale": 2.0,
+    "guidance_schedule": "constant",
+    "head_sampler": "ddpm",
+    "head_steps": 50,
+}
+
+#: Points of a prepared shape. Near queries are farther from the surface than the default: a small model cannot tell closer ones apart.
+POINTS = SamplingSettings(num_surface=4096, num_volume=8192, num_near=4096, near_sigmas=(0.02, 0.05), num_farthest=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapesQuickstartSettings:
+    """Settings of `hiergen quickstart-shapes`.
+
+    Attributes:
+        out: Folder for shapes, models, meshes, pictures and the report.
+        num_shapes: Training shapes, the same number of each class.
+        num_test: Held-out shapes: for the reconstructions, and as the set that generated shapes are compared with.
+        tokenizer_samples: Training samples of the tokenizer.
+        generator_samples: Training samples of the generator.
+        num_variants: Encodings of each training shape, from different surface points.
+        num_generated: Shapes to generate, the same number of each class.
+        depth: Meshes come from a grid of `2 ** depth + 1` nodes an axis.
+        seed: Of everything random.
+        num_workers: Processes that prepare shapes; None takes one a core.
+        tokenizer: Preset of the tokenizer.
+        generator: Preset of the generator.
+    """
+
+    out: str = "quickstart-shapes"
+    num_shapes: int = 512
+    num_test: int = 32
+    tokenizer_samples: int = 16_000
+    generator_samples: int = 16_000
+    num_variants: int = 2
+    num_generated: int = 32
+    depth: int = 6
+    seed: int = 0
+    num_workers: int | None = None
+    tokenizer: str = "pyramid-vae-tiny"
+    generator: str = "mar3d-tiny"
+
+    def __post_init__(self) -> None:
+        for name in ("num_shapes", "num_test", "num_generated"):
+            value = getattr(self, name)
+            if value < NUM_CLASSES or value % NUM_CLASSES:
+                raise ValueError(f"{name} is {value}, expected a multiple of {NUM_CLASSES}, the number of classes")
+        for name in ("tokenizer_samples", "generator_samples", "num_variants"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name, kind in ((self.tokenizer, "PyramidVAE"), (self.generator, "MaskedCascade")):
+            if get_preset(name).model != kind:
+                raise ValueError(f"preset {name!r} is a {get_preset(name).model}, expected a {kind}")
+
+
+def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
+    """Prepare, train, generate, score and draw; return the report, which is also written to `report.json` and `report.md`.
+
+    Raises:
+        ValueError: If the output folder cannot be written to, or holds a run of other settings.
+        ImportError: If a library for shapes is not installed.
+        RunInterruptedError: When stopped by a signal, after saving.
+    """
+    out = check_writable(settings.out)
+    console = Console(stderr=True)
+    times = StageTimes(out / "times.json")
+    console.print(f"[bold]hiergen quickstart-shapes[/] -> {out}: {settings.num_shapes} shapes of {NUM_CLASSES} classes")
+    with times.stage("prepare shapes"):
+        _prepare(settings)
+    with times.stage("train tokenizer"):
+        tokenizer_run = fit(_tokenizer_config(settings), title="tokenizer")
+    tokenizer = PyramidVAE.from_pretrained(tokenizer_run.model_dir).eval()
+    with times.stage("encode"):
+        shapes = open_shapes(_data(settings, "train"))
+        encode_shapes(tokenizer, shapes, out / "codes", num_variants=settings.num_variants, seed=settings.seed)
+    with times.stage("train generator"):
+        generator_run = fit(_generator_config(settings), title="generator")
+    generator = MaskedCascade.from_pretrained(generator_run.model_dir).eval()
+    pipeline = ClassToShapePipeline(tokenizer=tokenizer, generator=generator)
+    with times.stage("reconstruct"):
+        rebuilt = _rebuild(tokenizer, settings)
+    with times.stage("generate"):
+        generated = _generate(pipeline, settings)
+    with times.stage("score"):
+        report = _report(settings, tokenizer, rebuilt, generated)
+    with times.stage("draw"):
+        _draw(settings, tokenizer, rebuilt, generated)
+        panels = (("tokenizer: IoU in the volume", tokenizer_run, ["iou_logits_0", "iou_logits_1"]),)
+        more = (("generator: noise error", generator_run, ["low_mse", "high_mse"]),)
+        save_curves(out / "curves.png", {title: log_curves(run.log, names) for title, run, names in panels + more})
+    with atomic_directory(out / "pipeline") as temporary:
+        pipeline.save_pretrained(temporary)
+    report["parameters"] = {name: _count(model) for name, model in pipeline.components.items()}
+    report["seconds"] = {**times.seconds, "total": times.total}
+    write_json(out / "report.json", report)
+    write_text(out / "report.md", shape_markdown(report))
+    console.print(f"report in {out / 'report.md'}, meshes and pictures in {out}")
+    return report
+
+
+def _prepare(settings: ShapesQuickstartSettings) -> None:
+    for part, count, offset in (("train", settings.num_shapes, 0), ("test", settings.num_test, TEST_OFFSET)):
+        prepare_shapes(
+            PrepareShapesSettings(
+                source=PROCEDURAL,
+                out=str(Path(settings.out) / "shapes" / part),
+                count=count,
+                offset=offset,
+                seed=settings.seed,
+                sampling=POINTS,
+                views=ViewSettings(num_views=0),
+                num_workers=settings.num_workers,
+            )
+        )
+
+
+def _data(settings: ShapesQuickstartSettings, part: str) -> ShapeDataConfig:
+    counts = get_preset(settings.tokenizer).config["point_counts"]
+    batch = ShapeBatchConfig(
+        num_points=counts[0], num_ordered=max(counts[1:], default=0), num_queries=256, near_fraction=0.25
+    )
+    return ShapeDataConfig(source=str(Path(settings.out) / "shapes" / part), split="all", batch=batch)
+
+
+def _tokenizer_config(settings: ShapesQuickstartSettings) -> TrainConfig:
+    return TrainConfig(
+        task=ShapeTokenizerTaskConfig(preset=settings.tokenizer, data=_data(settings, "train"), near_weight=0.2),
+        out=str(Path(settings.out) / "tokenizer"),
+        samples=settings.tokenizer_samples,
+        batch_size=16,
+        seed=settings.seed,
+        optim=OptimConfig(lr=4e-3, betas=(0.9, 0.98), warmup_samples=800, final_lr_ratio=0.02),
+        ema_decay=0.99,
+        log_every=800,
+        checkpoint_every=4_000,
+    )
+
+
+def _generator_config(settings: ShapesQuickstartSettings) -> TrainConfig:
+    return TrainConfig(
+        task=ShapeGeneratorTaskConfig(preset=settings.generator, codes=str(Path(settings.out) / "codes")),
+        out=str(Path(settings.out) / "generator"),
+        samples=settings.generator_samples,
+        batch_size=32,
+        seed=settings.seed,
+        optim=OptimConfig(lr=1e-3, weight_decay=0.02, warmup_samples=1_000, final_lr_ratio=0.05),
+        ema_decay=0.995,
+        log_every=800,
+        checkpoint_every=4_000,
+    )
+
+
+def _rebuild(tokenizer: PyramidVAE, settings: ShapesQuickstartSettings) -> list[list[trimesh.Trimesh]]:
+    """Return the meshes of the held-out shapes from each level, and write them."""
+    pyramid = encode_clouds(tokenizer, open_shapes(_data(settings, "test")), range(settings.num_test))
+    extraction = ExtractionSettings(depth=settings.depth)
+    levels = [decode_meshes(tokenizer, pyramid.prefix(k), extraction) for k in range(1, len(pyramid) + 1)]
+    for spec, meshes in zip(pyramid.specs, levels, strict=True):
+        _save(meshes, Path(settings.out) / "reconstructions", f"{spec.num_tokens}-tokens")
+    return levels
+
+
+def _generate(pipeline: ClassToShapePipeline, settings: ShapesQuickstartSettings) -> list[trimesh.Trimesh]:
+    """Return generated meshes, class by class in turn as the held-out shapes are, and write them."""
+    pipeline.set_progress_bar_config(disable=True)
+    labels = [number % NUM_CLASSES for number in range(settings.num_generated)]
+    rng = make_rng(settings.seed, "sample")
+    extraction = ExtractionSettings(depth=settings.depth)
+    meshes = pipeline(labels, generator=rng, extraction=extraction, **SAMPLING).meshes
+    _save(meshes, Path(settings.out) / "samples", "sample")
+    return meshes
+
+
+def _save(meshes: list[trimesh.Trimesh], folder: Path, suffix: str) -> None:
+    for number, mesh in enumerate(meshes):
+        if len(mesh.faces):
+            save_mesh(mesh, folder / f"{PROCEDURAL_CLASSES[number % NUM_CLASSES]}-{number:03d}-{suffix}.glb")
+
+
+def _report(
+    settings: ShapesQuickstartSettings,
+    tokenizer: PyramidVAE,
+    rebuilt: list[list[trimesh.Trimesh]],
+    generated: list[trimesh.Trimesh],
+) -> dict[str, Any]:
+    test = _references(settings, TEST_OFFSET, settings.num_test)
+    train = _references(settings, 0, min(settings.num_shapes, 8 * NUM_CLASSES))
+    return {
+        "what": f"quickstart on procedural shapes of {NUM_CLASSES} classes, trained from random weights",
+        "settings": to_json(settings),
+        "sampling": SAMPLING,
+        "versions": {"hiergen": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "classes": list(PROCEDURAL_CLASSES),
+        "reconstruction": {
+            "shapes": f"{settings.num_test} held-out shapes",
+            "levels": [
+                {"tokens": spec.num_tokens, **reconstruction_scores(meshes, test, seed=settings.seed)}
+                for spec, meshes in zip(tokenizer.specs, rebuilt, strict=True)
+            ],
+        },
+        "generation": generation_scores(generated, test, train, seed=settings.seed),
+    }
+
+
+def _draw(
+    settings: ShapesQuickstartSettings,
+    tokenizer: PyramidVAE,
+    rebuilt: list[list[trimesh.Trimesh]],
+    generated: list[trimesh.Trimesh],
+) -> None:
+    rows = {"input": _references(settings, TEST_OFFSET, NUM_CLASSES)}
+    for spec, meshes in zip(tokenizer.specs, rebuilt, strict=True):
+        rows[f"{spec.num_tokens} tokens"] = meshes[:NUM_CLASSES]
+    for number in range(min(3, settings.num_generated // NUM_CLASSES)):
+        rows[f"sample {number + 1}"] = generated[number * NUM_CLASSES : (number + 1) * NUM_CLASSES]
+    draw_contact_sheet(
+        Path(settings.out) / "contact_sheet.png",
+        rows,
+        column_labels=PROCEDURAL_CLASSES,
+        title="Held-out shapes, rebuilt from each level; below, generated by class (not selected)",
+    )
+
+
+def _references(settings: ShapesQuickstartSettings, offset: int, count: int) -> list[trimesh.Trimesh]:
+    return [procedural_shape(offset + number, seed=settings.seed).to_mesh() for number in range(count)]
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import trimesh
+from torch import nn
+
+import hiergen
+from hiergen.data.surface_extraction import ExtractionSettings
+from hiergen.pipelines.shape import ClassToShapePipeline, decode_meshes
+from hiergen.pyramid import specs_to_json
+from hiergen.registry import create
+
+COARSE = ExtractionSettings(depth=4, coarse_depth=3)
+QUICK = {"num_steps": 2, "head_steps": 2, "extraction": COARSE}
+TINY_VAE = {
+    "num_tokens": [3, 5],
+    "token_dim": 4,
+    "width": 16,
+    "num_heads": 2,
+    "encoder_depth": 1,
+    "decoder_depth": 1,
+    "point_counts": [32, 16, 8],
+}
+TINY_CASCADE = {
+    "num_classes": 4,
+    "num_buffer": 2,
+    "dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "head_dim": 16,
+    "head_depth": 1,
+}
+
+
+@pytest.fixture
+def pipe() -> ClassToShapePipeline:
+    """Random weights, with the field scaled up so that it has a surface."""
+    torch.manual_seed(0)
+    tokenizer = create("pyramid-vae-tiny", **TINY_VAE).eval()
+    nn.init.normal_(tokenizer.decoder.output.weight)
+    generator = create("mar3d-tiny", level_specs=specs_to_json(tokenizer.specs), **TINY_CASCADE).eval()
+    pipeline = ClassToShapePipeline(tokenizer=tokenizer, generator=generator)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_labels_become_closed_meshes_and_a_seed_repeats_them(pipe) -> None:
+    first = pipe([1, 3], num_shapes_per_label=2, generator=seeded(), **QUICK)
+    assert len(first.meshes) == first.pyramid.batch_size == 4
+    for mesh in first.meshes:
+        assert isinstance(mesh, trimesh.Trimesh)
+        assert mesh.is_watertight
+        assert abs(mesh.bounds).max() <= 1.05 + 1e-6
+    again = pipe([1, 3], num_shapes_per_label=2, generator=seeded(), **QUICK)
+    assert torch.equal(first.pyramid.concat(), again.pyramid.concat())
+    other = pipe([1, 3], num_shapes_per_label=2, generator=seeded(1), **QUICK)
+    assert not torch.equal(first.pyramid.concat(), other.pyramid.concat())
+
+
+def test_the_mesh_is_the_surface_of_the_finest_level(pipe) -> None:
+    result = pipe(0, generator=seeded(), **QUICK)
+    field = pipe.tokenizer.decode(result.pyramid)
+    vertices = torch.as_tensor(result.meshes[0].vertices, dtype=torch.float32)
+    inner = vertices[vertices.abs().amax(1) < 1.0]
+    # Linear interpolation between nodes: the field at a vertex is small beside its values on the grid.
+    spread = field.query(torch.rand(1, 500, 3) * 2 - 1).abs().mean()
+    assert len(inner)
+    assert field.query(inner[None]).abs().mean() < 0.2 * spread
+
+
+def test_every_step_is_reported_and_the_last_shows_the_result(pipe) -> None:
+    seen = []
+    result = pipe(
+        2, generator=seeded(), callback_on_step_end=lambda p, step, values: seen.append((p, step, values)), **QUICK
+    )
+    assert [step for _, step, _ in seen] == list(range(len(seen)))
+    assert all(p is pipe for p, _, _ in seen)
+    assert torch.equal(seen[-1][2]["pyramid"].concat(), result.pyramid.concat())
+
+
+def test_saved_is_loaded_by_class_and_by_name(pipe, tmp_path) -> None:
+    pipe.save_pretrained(tmp_path)
+    expected = pipe(1, generator=seeded(), **QUICK)
+    for loaded in (ClassToShapePipeline.from_pretrained(tmp_path), hiergen.from_pretrained(tmp_path)):
+        assert isinstance(loaded, ClassToShapePipeline)
+        made = loaded(1, generator=seeded(), **QUICK)
+        assert torch.equal(made.pyramid.concat(), expected.pyramid.concat())
+        assert (made.meshes[0].vertices == expected.meshes[0].vertices).all()
+    assert '"hiergen.' not in (tmp_path / "model_index.json").read_text()
+
+
+def test_a_field_without_surface_becomes_a_mesh_without_faces(pipe, caplog) -> None:
+    nn.init.zeros_(pipe.tokenizer.decoder.output.weight)
+    nn.init.constant_(pipe.tokenizer.decoder.output.bias, -1.0)
+    pyramid = pipe.generator.generate(torch.tensor([0, 1]), pipe.generator.make_settings(num_steps=1, head_steps=1))
+    with caplog.at_level(logging.WARNING):
+        meshes = decode_meshes(pipe.tokenizer, pyramid, COARSE)
+    assert [len(mesh.faces) for mesh in meshes] == [0, 0]
+    assert "shape 1 of 2 has no mesh: no surface" in caplog.text
+
+
+def test_bad_requests_are_explained(pipe) -> None:
+    with pytest.raises(ValueError, match="class labels span 4 to 4, expected 0 to 3"):
+        pipe(4)
+    with pytest.raises(ValueError, match="num_shapes_per_label is 0"):
+        pipe(1, num_shapes_per_label=0)
+    with pytest.raises(ValueError, match="class_labels is empty"):
+        pipe([])
+    with pytest.raises(TypeError, match="no setting 'guidance'; did you mean 'guidance_scale'"):
+        pipe(1, guidance=2.0)
+    other = create("mar3d-tiny", **TINY_CASCADE)
+    with pytest.raises(ValueError, match="this generator was trained for"):
+        ClassToShapePipeline(tokenizer=pipe.tokenizer, generator=other)
