@@ -1,4 +1,4 @@
-"""The command line: `hiergen VERB ...`, one module of `hiergen.cli` a verb."""
+"""The command line: `hiergen VERB ...`, one module of `hiergen.cli` a verb, its dashes written as underscores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 #: Verbs and what they do, in the order of the help text. A test freezes this list.
 VERBS = {
     "quickstart": "train a tokenizer and a generator on embedded digits, sample, score, draw",
+    "quickstart-shapes": "the same on embedded procedural shapes, to meshes",
+    "prepare-shapes": "turn meshes into records to train shape tokenizers on",
     "info": "list presets, or describe one: parameters, levels, source",
     "train": "run a recipe; run it again to resume",
     "encode": "write a dataset as a cache of token pyramids",
@@ -36,7 +38,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"hiergen: unknown verb {verb!r}" + (f"; did you mean {near[0]!r}?" if near else ""), file=sys.stderr)
         print(_usage(), file=sys.stderr)
         return 2
-    module = importlib.import_module(f"hiergen.cli.{verb}")
+    module = importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}")
     try:
         module.main(rest)
     except (ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:

@@ -32,9 +32,20 @@ def tokenizer_dir(tmp_path_factory) -> Path:
 
 def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
     """A verb is a promise: adding one is a decision, recorded here."""
-    assert list(VERBS) == ["quickstart", "info", "train", "encode", "reconstruct", "generate", "convert", "bench"]
+    assert list(VERBS) == [
+        "quickstart",
+        "quickstart-shapes",
+        "prepare-shapes",
+        "info",
+        "train",
+        "encode",
+        "reconstruct",
+        "generate",
+        "convert",
+        "bench",
+    ]
     for verb in VERBS:
-        assert callable(importlib.import_module(f"hiergen.cli.{verb}").main)
+        assert callable(importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}").main)
     for name in BENCHMARKS:
         module = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}")
         assert callable(module.run)
