@@ -1,0 +1,35 @@
+"""Train the coarse stage of mar3d (256 tokens) at the size of MAR-3D, by class.
+
+First: `python tokenizers/pyramid_vae_shapes.py` and
+`hiergen encode --tokenizer runs/pyramid_vae_shapes/model --shapes shapes --out runs/pyramid_vae_shapes/codes`.
+
+The paper conditions on image features, which a cache of tokens does not hold yet: here the condition is the class. Learning rate,
+betas and condition drop are the release's; batch and length, which it does not state, are ours. Not yet run at this size.
+"""
+
+from hiergen.training.config import OptimConfig, TrainConfig
+from hiergen.training.run import main
+from hiergen.training.shape_task import ShapeGeneratorTaskConfig
+
+
+def recipe() -> TrainConfig:
+    task = ShapeGeneratorTaskConfig(
+        preset="mar3d", overrides={"feature_shapes": None}, codes="runs/pyramid_vae_shapes/codes", stages="low"
+    )
+    return TrainConfig(
+        task=task,
+        out="runs/mar3d_lr",
+        samples=52_000_000,
+        batch_size=512,
+        precision="bf16",
+        num_workers=4,
+        optim=OptimConfig(
+            lr=1e-4, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.01, warmup_samples=2_560_000, schedule="constant"
+        ),
+        ema_decay=0.9999,
+        log_every=100_000,
+    )
+
+
+if __name__ == "__main__":
+    main(recipe)

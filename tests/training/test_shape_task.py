@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from hiergen.data.shape_sampling import SamplingSettings
+from hiergen.data.shapes import ShapeBatchConfig, ShapeDataConfig, open_shapes
+from hiergen.generators.cascade import MaskedCascade
+from hiergen.pipelines.shape_encoding import encode_shapes
+from hiergen.registry import create
+from hiergen.seeding import make_rng
+from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.training.config import OptimConfig, TrainConfig
+from hiergen.training.loop import fit
+from hiergen.training.shape_task import (
+    ShapeGeneratorTaskConfig,
+    ShapeTokenizerTaskConfig,
+    level_statistics,
+    num_ordered_points,
+)
+
+TINY_VAE = {
+    "num_tokens": [3, 5],
+    "token_dim": 4,
+    "width": 16,
+    "num_heads": 2,
+    "encoder_depth": 1,
+    "decoder_depth": 1,
+    "point_counts": [32, 16, 8],
+}
+TINY_CASCADE = {"num_buffer": 2, "dim": 16, "depth": 1, "num_heads": 2, "head_dim": 16, "head_depth": 1}
+SMALL = SamplingSettings(num_surface=64, num_volume=200, num_near=100, num_farthest=0)
+DATA = ShapeDataConfig(
+    count=8, sampling=SMALL, batch=ShapeBatchConfig(num_points=32, num_ordered=16, num_queries=40, near_fraction=0.25)
+)
+TOKENIZER = ShapeTokenizerTaskConfig(overrides=TINY_VAE, data=DATA, near_weight=0.5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PyramidVAE:
+    torch.manual_seed(0)
+    return create("pyramid-vae-tiny", **TINY_VAE).eval()
+
+
+@pytest.fixture(scope="module")
+def codes(tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("codes")
+    encode_shapes(tokenizer, open_shapes(DATA), folder, num_variants=2, batch_size=3)
+    return folder
+
+
+def test_the_tokenizer_loss_is_cross_entropy_of_both_levels_and_kl() -> None:
+    """Against plain formulas in float64 on what the model says at each query."""
+    task = TOKENIZER.build()
+    task.tokenizer.eval()
+    batch = task.dataset.batch([(k, 0) for k in range(4)], seed=0)
+    terms = task.losses("tokenizer", batch, make_rng(0))
+    total = 0.0
+    inside = batch["occupancy"].double()
+    for level in (0, 1):
+        pyramid = task.tokenizer.encode(batch["points"], levels=[level])
+        probability = torch.sigmoid(task.tokenizer.decode(pyramid).query(batch["queries"]).double())
+        entropy = -(inside * probability.log() + (1 - inside) * (1 - probability).log())
+        total += (entropy[:, :30].mean() + 0.5 * entropy[:, 30:].mean()) / 2
+        posterior = task.tokenizer.posterior(batch["points"], level)
+        mean, log_variance = posterior.mean.double(), posterior.log_variance.double()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        total += task.tokenizer.config["kl_weight"] * kl / 2
+    assert torch.allclose(terms["loss"].double(), total, rtol=1e-5)
+    assert {"bce_volume", "bce_near", "kl", "iou_logits_0", "iou_logits_1"} <= set(terms)
+
+
+def test_clouds_ordered_while_loading_give_the_same_loss() -> None:
+    task = TOKENIZER.build()
+    task.tokenizer.eval()
+    batch = task.dataset.batch([(0, 0), (1, 0)], seed=0)
+    assert task._is_ordered
+    ordered = task.losses("tokenizer", batch, make_rng(0))["loss"]
+    task._is_ordered = False
+    assert torch.allclose(task.losses("tokenizer", batch, make_rng(0))["loss"], ordered, atol=1e-6)
+    unordered = dataclasses.replace(DATA, batch=dataclasses.replace(DATA.batch, num_ordered=8))
+    assert not dataclasses.replace(TOKENIZER, data=unordered).build()._is_ordered
+
+
+def test_how_many_points_must_be_ordered(tokenizer) -> None:
+    assert num_ordered_points(tokenizer, 32) == 16
+    assert num_ordered_points(tokenizer, 33) == 32
+    assert num_ordered_points(create("pyramid-vae-tiny", **{**TINY_VAE, "queries": "farthest"}), 8) == 5
+    assert num_ordered_points(create("pyramid-vae-tiny", **{**TINY_VAE, "point_counts": None}), 8) == 0
+
+
+def test_both_levels_learn_one_batch(tmp_path) -> None:
+    config = TrainConfig(
+        task=dataclasses.replace(TOKENIZER, data=dataclasses.replace(DATA, count=2)),
+        out=str(tmp_path),
+        samples=160,
+        batch_size=2,
+        optim=OptimConfig(lr=5e-3, schedule="constant"),
+        ema_decay=None,
+        log_every=16,
+    )
+    log = fit(config, cpu=True).log
+    assert log[-1]["bce_volume"] < 0.7 * log[0]["bce_volume"]
+
+
+def test_statistics_of_each_level_come_from_the_cache(codes) -> None:
+    task = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes)).build()
+    cached = task.dataset
+    assert cached.levels[0].shape == (8, 2, 3, 4)
+    for k, (level, statistics) in enumerate(zip(cached.levels, level_statistics(cached), strict=True)):
+        rows = level.reshape(-1, 4).double()
+        assert torch.allclose(torch.tensor(statistics.mean, dtype=torch.float64), rows.mean(0))
+        assert torch.allclose(torch.tensor(statistics.std, dtype=torch.float64), rows.std(0))
+        stage = (task.generator.low, task.generator.high)[k]
+        standard = stage.standardize(level.flatten(0, 1)).flatten(0, 1)
+        assert torch.allclose(standard.mean(0), torch.zeros(4), atol=1e-4)
+        assert torch.allclose(standard.std(0), torch.ones(4), atol=1e-4)
+    assert task.generator.config["num_classes"] == 8
+    raw = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes), standardize=False).build()
+    assert raw.generator.config["latent_mean"] is None
+
+
+def test_no_gradient_reaches_the_tokenizer(codes, tokenizer) -> None:
+    """The tokens were made by a tokenizer whose weights want gradients: they carry none."""
+    assert all(p.requires_grad for p in tokenizer.parameters())
+    task = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes)).build()
+    owned = {id(p) for player in task.players.values() for p in player.parameters()}
+    assert not owned & {id(p) for p in tokenizer.parameters()}
+    assert not any(isinstance(module, PyramidVAE) for module in task.generator.modules())
+    batch = task.dataset.batch([(0, 0), (1, 1)], seed=0)
+    assert not any(value.requires_grad for value in batch.values())
+    task.losses("generator", batch, make_rng(0))["loss"].backward()
+    assert all(p.grad is None for p in tokenizer.parameters())
+    assert sum(p.grad is not None for p in task.generator.parameters()) > 10
+
+
+def test_one_stage_is_trained_and_the_next_starts_from_it(codes, tmp_path) -> None:
+    """Decay included: what is not trained keeps its bits."""
+    low = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes), stages="low")
+    optim = OptimConfig(lr=1e-2, weight_decay=0.5, schedule="constant")
+    run = {"samples": 16, "batch_size": 4, "optim": optim, "ema_decay": None, "log_every": 16}
+    done = fit(TrainConfig(task=low, out=str(tmp_path / "low"), **run), cpu=True)
+    trained = MaskedCascade.from_pretrained(done.model_dir)
+    torch.manual_seed(0)
+    high = dataclasses.replace(low, stages="high", start=str(done.model_dir))
+    task = high.build()
+    start = task.generator.high.state_dict()
+    assert torch.equal(start["head.output.weight"], trained.low.state_dict()["head.output.weight"])
+    done = fit(TrainConfig(task=high, out=str(tmp_path / "high"), **run), cpu=True)
+    both = MaskedCascade.from_pretrained(done.model_dir)
+    for name, value in trained.low.state_dict().items():
+        assert torch.equal(both.low.state_dict()[name], value), name
+    changed = [name for name, value in start.items() if not torch.equal(both.high.state_dict()[name], value)]
+    assert len(changed) > 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "mar-tiny", "overrides": {}, "standardize": False}, "preset 'mar-tiny' is a MaskedAR"),
+        ({"start": "nowhere"}, "start is 'nowhere', which holds no model; train the coarse stage first"),
+        ({"codes": "nowhere"}, "'nowhere' holds no finished cache"),
+    ],
+)
+def test_what_does_not_fit_is_refused(codes, changes, message) -> None:
+    config = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes))
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **changes).build()
+
+
+def test_another_coarse_stage_is_refused(codes, tmp_path) -> None:
+    config = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes))
+    config.build().generator.save_pretrained(tmp_path)
+    other = dataclasses.replace(config, overrides={**TINY_CASCADE, "dim": 32}, start=str(tmp_path))
+    with pytest.raises(ValueError, match="start has dim 16, this cascade 32"):
+        other.build()
+
+
+def test_a_tokenizer_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="preset 'restok-tiny' is a ResTok, expected a PyramidVAE"):
+        ShapeTokenizerTaskConfig(preset="restok-tiny").build()
