@@ -18,6 +18,7 @@ class EncodeSettings:
         tokenizer: Folder or Hub id of the tokenizer.
         out: Folder of the cache. A finished cache of the same tokenizer and data is left as it is.
         data: The images; `data.size` must be the tokenizer's.
+        shapes: Encode shapes instead: a folder that `hiergen prepare-shapes` wrote (its train split), or "procedural".
         flips: Also encode the mirror image of each.
         batch_size: Images a pass.
         device: Where to run.
@@ -26,6 +27,7 @@ class EncodeSettings:
     tokenizer: str = "runs/restok_tiny/model"
     out: str = "codes"
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    shapes: str = ""
     flips: bool = False
     batch_size: int = 64
     device: str = "cpu"
@@ -40,6 +42,9 @@ def main(args: list[str]) -> None:
     from hiergen.pipelines.loading import from_pretrained
 
     check_writable(settings.out)
+    if settings.shapes:
+        _encode_shapes(settings)
+        return
     images = cast(ImageSet, open_images(settings.data))
     tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     with Progress() as progress:
@@ -53,3 +58,17 @@ def main(args: list[str]) -> None:
             progress=lambda done: progress.update(bar, completed=done),
         )
     print(f"{len(codes):,} pyramids of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}")
+
+
+def _encode_shapes(settings: EncodeSettings) -> None:
+    from hiergen.data.shapes import open_shapes
+    from hiergen.pipelines.loading import from_pretrained
+    from hiergen.pipelines.shape_encoding import cloud_config, encode_shapes
+    from hiergen.tokenizers.pyramid_vae import PyramidVAE
+
+    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
+    if not isinstance(tokenizer, PyramidVAE):
+        raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no shapes")
+    shapes = open_shapes(cloud_config(tokenizer, settings.shapes))
+    codes = encode_shapes(tokenizer, shapes, settings.out, batch_size=settings.batch_size)
+    print(f"{len(codes):,} shapes of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}")

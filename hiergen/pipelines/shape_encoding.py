@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hiergen.config import fingerprint
 from hiergen.data.codes import CodeSet, write_codes
-from hiergen.data.shapes import ShapeDataset
+from hiergen.data.shapes import ShapeBatchConfig, ShapeDataConfig, ShapeDataset
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.pyramid_vae import PyramidVAE
@@ -71,3 +71,11 @@ def encode_clouds(
     """Return the tokens of some shapes as one batch, on the CPU."""
     points = shapes.batch([(index, epoch) for index in indices], seed=seed)["points"]
     return tokenizer.encode(points.to(tokenizer.device)).to("cpu")
+
+
+def cloud_config(tokenizer: PyramidVAE, source: str) -> ShapeDataConfig:
+    """Return the config of the shapes of a source with as many points as the tokenizer reads; 4096 where it reads any number."""
+    counts = tokenizer.config["point_counts"] or [4096]
+    return ShapeDataConfig(
+        source=source, batch=ShapeBatchConfig(num_points=counts[0], num_queries=1, near_fraction=0.0)
+    )
