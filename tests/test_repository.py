@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 #: Packages and modules of the library from the lowest to the highest; imports point down or stay inside one name.
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "config", "files", "preset", "pyramid", "seeding"),
+    ("__init__", "config", "files", "preset", "pyramid", "seeding", "weights"),
     ("kernels",),
     ("nn",),
     ("bottlenecks",),

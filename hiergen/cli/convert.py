@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib
-import pickle
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from hiergen.registry import nearest
+from hiergen.weights import read_weights
 
 #: Families and the module whose `from_official` converts them.
 FAMILIES = {
@@ -53,40 +52,6 @@ def main(args: list[str]) -> None:
         model.save_pretrained(temporary)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{type(model).__name__} of {count:,} parameters written to {settings.target}")
-
-
-def read_weights(path: str) -> dict[str, Any]:
-    """Return the tensors of a foreign file by name, on the CPU. Code in a pickle is never run.
-
-    Raises:
-        ValueError: If the file is missing, damaged, of another kind, or holds anything but tensors and plain values.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"weights file {path!r} does not exist")
-    if file.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
-        raise ValueError(
-            f"weights file {path!r} is of kind {file.suffix!r}, expected .safetensors, .bin, .pt, .pth or .ckpt"
-        )
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"weights file {path!r} is damaged: {error}") from error
-    import torch
-
-    try:
-        # MAR's checkpoints keep their command line in a Namespace, which is plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            value = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"weights file {path!r} cannot be read as plain tensors: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"weights file {path!r} holds a {type(value).__name__}, expected a dictionary of tensors")
-    return value
 
 
 def read_config(path: str | None) -> dict[str, Any] | None:

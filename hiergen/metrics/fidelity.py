@@ -7,6 +7,7 @@ and on nothing else. Whatever else is used carries its own name here.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hiergen.metrics.classifiers import FeatureNetwork
+from hiergen.weights import read_weights
 
 KEYS = {
     "frechet_inception_distance": "frechet_distance",
@@ -69,9 +71,11 @@ def compare_image_sets(
         import torch_fidelity
     except ImportError as error:
         raise ImportError('fidelity metrics need torch-fidelity: pip install "hiergen[eval]"') from error
-    chosen: dict[str, Any] = {"feature_extractor_weights_path": extractor.weights} if extractor.weights else {}
     if extractor.network is not None:
-        chosen = {"feature_extractor": _register(extractor.network, extractor.name)}
+        chosen: dict[str, Any] = {"feature_extractor": _register(extractor.network, extractor.name)}
+    else:
+        # By name, because torch-fidelity would otherwise take another network for precision and recall.
+        chosen = {"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": extractor.weights}
     values = torch_fidelity.calculate_metrics(
         input1=_Images(images),
         input2=_Images(reference),
@@ -89,6 +93,27 @@ def compare_image_sets(
         **chosen,
     )
     return {ours: float(values[theirs]) for theirs, ours in KEYS.items()}
+
+
+def inception_extractor(weights: str | Path) -> FeatureExtractor:
+    """Return InceptionV3 with its 2048 pool features, the extractor that defines FID.
+
+    Args:
+        weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`. It is not downloaded here.
+
+    Raises:
+        ValueError: If the file is missing, or holds anything but tensors: torch-fidelity reads it without that check.
+    """
+    if not Path(weights).is_file():
+        raise ValueError(
+            f"Inception weights {str(weights)!r} do not exist; get weights-inception-2015-12-05-6726825d.pth from the releases "
+            "of torch-fidelity and give its path"
+        )
+    if "Mixed_7c.branch1x1.conv.weight" not in read_weights(weights):
+        raise ValueError(f"{str(weights)!r} holds no InceptionV3 of the year 2015 (Mixed_7c is missing)")
+    return FeatureExtractor(
+        "inception-v3-2048", "InceptionV3 (2015-12-05), 2048 pool features: FID", weights=str(weights)
+    )
 
 
 def _register(network: nn.Module, name: str) -> str:

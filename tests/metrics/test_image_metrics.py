@@ -11,7 +11,7 @@ from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
 from hiergen.metrics.classifiers import LabelClassifier, nearest_distances, train_feature_network
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
-from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
+from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets, inception_extractor
 from hiergen.metrics.pixel import psnr
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
@@ -78,3 +78,26 @@ def test_nearest_distances_against_a_loop() -> None:
     assert nearest_distances(a, b).tolist() == pytest.approx(loop, abs=1e-4)
     assert float(nearest_distances(a, a).max()) == pytest.approx(0, abs=1e-3)
     assert float(nearest_distances(a, a, leave_one_out=True).min()) > 0.01
+
+
+def test_inception_is_used_when_its_weights_are_given_and_refused_when_they_are_not(tmp_path, monkeypatch) -> None:
+    """Random weights in the official layout: what is tested is the way to the extractor, not a figure."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with pytest.raises(ValueError, match=r"do not exist; get weights-inception"):
+        inception_extractor(tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(ValueError, match="cannot be read as plain tensors"):
+        inception_extractor(tmp_path / "text.pth")
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="Mixed_7c is missing"):
+        inception_extractor(tmp_path / "other.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        random = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(tmp_path / "other.pth"))
+    torch.save(random.state_dict(), tmp_path / "inception.pth")
+    extractor = inception_extractor(tmp_path / "inception.pth")
+    images = torch.randint(0, 256, (10, 3, 16, 16), dtype=torch.uint8)
+    values = compare_image_sets(images, images, extractor)
+    assert extractor.name == "inception-v3-2048"
+    assert values["frechet_distance"] == pytest.approx(0, abs=1e-2)
