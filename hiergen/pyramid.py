@@ -39,9 +39,7 @@ class LevelSpec:
 
     def __post_init__(self) -> None:
         if self.grid is not None and math.prod(self.grid) != self.num_tokens:
-            raise ValueError(
-                f"grid {self.grid} holds {math.prod(self.grid)} tokens, num_tokens is {self.num_tokens}"
-            )
+            raise ValueError(f"grid {self.grid} holds {math.prod(self.grid)} tokens, num_tokens is {self.num_tokens}")
         for name in ("num_tokens", "dim", "vocab_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
