@@ -17,11 +17,13 @@ def recipe() -> TrainConfig:
     batch = ShapeBatchConfig(num_points=1024, num_ordered=256, num_queries=256)
     return TrainConfig(
         task=ShapeTokenizerTaskConfig(
-            preset="pyramid-vae-tiny", data=ShapeDataConfig(count=512, sampling=sampling, batch=batch)
+            preset="pyramid-vae-tiny",
+            data=ShapeDataConfig(count=512, sampling=sampling, batch=batch),
+            near_weight=0.5,
         ),
         out="runs/pyramid_vae_tiny",
         samples=16_000,
-        batch_size=16,
+        batch_size=8,
         optim=OptimConfig(lr=2e-3, betas=(0.9, 0.98), warmup_samples=800, final_lr_ratio=0.02),
         ema_decay=0.99,
         log_every=800,

@@ -168,19 +168,19 @@ def _prepare(settings: ShapesQuickstartSettings) -> None:
 def _data(settings: ShapesQuickstartSettings, part: str) -> ShapeDataConfig:
     counts = get_preset(settings.tokenizer).config["point_counts"]
     batch = ShapeBatchConfig(
-        num_points=counts[0], num_ordered=max(counts[1:], default=0), num_queries=256, near_fraction=0.25
+        num_points=counts[0], num_ordered=max(counts[1:], default=0), num_queries=256, near_fraction=0.5
     )
     return ShapeDataConfig(source=str(Path(settings.out) / "shapes" / part), split="all", batch=batch)
 
 
 def _tokenizer_config(settings: ShapesQuickstartSettings) -> TrainConfig:
     return TrainConfig(
-        task=ShapeTokenizerTaskConfig(preset=settings.tokenizer, data=_data(settings, "train"), near_weight=0.2),
+        task=ShapeTokenizerTaskConfig(preset=settings.tokenizer, data=_data(settings, "train"), near_weight=0.5),
         out=str(Path(settings.out) / "tokenizer"),
         samples=settings.tokenizer_samples,
-        batch_size=16,
+        batch_size=8,
         seed=settings.seed,
-        optim=OptimConfig(lr=4e-3, betas=(0.9, 0.98), warmup_samples=800, final_lr_ratio=0.02),
+        optim=OptimConfig(lr=2e-3, betas=(0.9, 0.98), warmup_samples=800, final_lr_ratio=0.02),
         ema_decay=0.99,
         log_every=800,
         checkpoint_every=4_000,

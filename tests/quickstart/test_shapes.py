@@ -42,7 +42,7 @@ def boxes(count: int, size: float) -> list[trimesh.Trimesh]:
 
 
 def test_everything_that_is_promised_is_written(finished) -> None:
-    out, settings, report = finished
+    out, _, report = finished
     for name in ("contact_sheet.png", "curves.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
