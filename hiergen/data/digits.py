@@ -6,21 +6,17 @@ CC BY 4.0). Real images, no download: what quickstart, tests and demos run on.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
 from hiergen.data.images import ImageSet
-
-Split = Literal["train", "test"]
 
 #: Every fifth image of each class is held out for testing.
 TEST_EVERY = 5
 NUM_CLASSES = 10
 
 
-def load_digits(split: Split, *, size: int = 32) -> ImageSet:
+def load_digits(split: str, *, size: int = 32) -> ImageSet:
     """Return the train (1,442) or test (355) digits as RGB images in [-1, 1], bicubically enlarged from 8x8.
 
     Args:

@@ -15,7 +15,6 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from hiergen.metrics.classifiers import FeatureNetwork
 from hiergen.weights import read_weights
 
 KEYS = {
@@ -39,7 +38,7 @@ class FeatureExtractor:
 
     name: str
     description: str
-    network: FeatureNetwork | None = None
+    network: nn.Module | None = None
     weights: str | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -63,7 +63,7 @@ class ClassToImagePipeline(DiffusionPipeline):
         num_images_per_label: int = 1,
         generator: torch.Generator | None = None,
         callback_on_step_end: PreviewCallback | None = None,
-        output_type: Literal["pil", "pt"] = "pil",
+        output_type: str = "pil",
         **settings: Any,
     ) -> ImagePipelineOutput:
         """Generate images.
