@@ -48,7 +48,7 @@ PRESETS: dict[str, Preset] = {
     "flow-tiny": Preset(
         model="FlowTransformer",
         config={
-            "level_specs": _level(8, 8),
+            "level_specs": _level(4, 8),
             "num_classes": 10,
             "dim": 128,
             "depth": 4,

@@ -38,7 +38,7 @@ PRESETS: dict[str, Preset] = {
     "mar-tiny": Preset(
         "MaskedAR",
         {
-            "level_specs": specs_to_json((LevelSpec(num_tokens=64, grid=(8, 8), dim=8),)),
+            "level_specs": specs_to_json((LevelSpec(num_tokens=16, grid=(4, 4), dim=8),)),
             "num_classes": 10,
             "num_buffer": 4,
             "encoder_dim": 128,

@@ -12,8 +12,8 @@ def markdown_report(report: Mapping[str, Any]) -> str:
     near = report["nearest_train_image"]
     sections = [
         "# hiergen quickstart",
-        f"{report['what'].capitalize()}. Seed {report['settings']['seed']}, {report['settings']['samples_seen']:,} training "
-        f"samples for each model, {report['seconds']['total']} s in all.",
+        f"{report['what'].capitalize()}. Seed {report['settings']['seed']}, {_samples_seen(report['samples_seen'])}, "
+        f"{report['seconds']['total']} s in all.",
         "![samples](samples.png)",
         "## Does it draw the digit that was asked for?",
         f"Judge: {judge['what']}.",
@@ -36,14 +36,10 @@ def markdown_report(report: Mapping[str, Any]) -> str:
                 ["yardstick", *_distance_cells(made["real_test_against_train"])],
             ],
         ),
-        "## Reconstruction, level by level",
-        f"PSNR on {rebuilt['images']}.",
-        _table(
-            ["levels", "tokens", "PSNR (dB)"],
-            [[str(r["levels"]), str(r["tokens"]), f"{r['psnr_db']:.2f}"] for r in rebuilt["psnr_by_levels"]],
-        ),
+        *_prefix_section(rebuilt),
         "![reconstruction](reconstruction.png)",
         *_codebook_section(report["codebook"]),
+        *_latents_section(report.get("latents")),
         "## Are the samples copies?",
         f"{near['what'].capitalize()}.",
         _table(
@@ -62,12 +58,44 @@ def markdown_report(report: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _samples_seen(samples: Mapping[str, int]) -> str:
+    if len(set(samples.values())) == 1:
+        return f"{samples['tokenizer']:,} training samples for each model"
+    return f"{samples['tokenizer']:,} training samples for the tokenizer and {samples['generator']:,} for the generator"
+
+
+def _prefix_section(rebuilt: Mapping[str, Any]) -> list[str]:
+    unit = "levels" if "psnr_by_levels" in rebuilt else "scales"
+    explained = (
+        ""
+        if unit == "levels"
+        else " The coarser scales are the decoder's, which derives them from the one level of tokens."
+    )
+    rows = [[str(r[unit]), str(r["tokens"]), f"{r['psnr_db']:.2f}"] for r in rebuilt[f"psnr_by_{unit}"]]
+    return [
+        f"## Reconstruction, {unit.removesuffix('s')} by {unit.removesuffix('s')}",
+        f"PSNR on {rebuilt['images']}.{explained}",
+        _table([unit, "tokens", "PSNR (dB)"], rows),
+    ]
+
+
 def _codebook_section(codebook: Mapping[str, Any]) -> list[str]:
     if "by_level" not in codebook:
         return ["## Codebook", codebook["what"].capitalize() + "."]
     rows = [("all", codebook["all_levels"]), *((str(k), use) for k, use in enumerate(codebook["by_level"]))]
     cells = [[name, f"{use['used']:.1%}", f"{use['perplexity']:.1f}", f"{use['num_ids']:,}"] for name, use in rows]
     return ["## Codebook", codebook["what"].capitalize() + ".", _table(["level", "used", "perplexity", "ids"], cells)]
+
+
+def _latents_section(latents: Mapping[str, Any] | None) -> list[str]:
+    if latents is None:
+        return []
+    rows = [
+        [str(index), *(f"{channel[name]:.3f}" for name in ("mean", "std", "kurtosis"))]
+        for index, channel in enumerate(latents["by_channel"])
+    ]
+    what = f"{latents['what'].capitalize()}. Kurtosis is 3 for a normal distribution."
+    return ["## Latents", what, _table(["channel", "mean", "deviation", "kurtosis"], rows)]
 
 
 def _distance_cells(values: Mapping[str, Any]) -> list[str]:

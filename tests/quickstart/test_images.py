@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import torch
 from PIL import Image
 
 import hiergen
@@ -51,6 +52,51 @@ def test_running_again_trains_nothing_and_repeats_the_report(finished) -> None:
         assert again[name] == report[name], name
 
 
+@pytest.mark.parametrize("generator", ["flow-tiny", "mar-tiny"])
+def test_continuous_tokens_get_the_same_report(generator, tmp_path) -> None:
+    settings = QuickstartSettings(
+        out=str(tmp_path), samples_seen=64, num_generated=80, tokenizer="hieratok-tiny", generator=generator
+    )
+    report = run_quickstart(settings)
+    page = (tmp_path / "report.md").read_text()
+    assert report["samples_seen"]["tokenizer"] == 64
+    assert report["codebook"] == {"what": "continuous tokens: no codebook"}
+    assert "## Reconstruction, scale by scale" in page
+    assert "## Latents" in page
+    assert [(row["scales"], row["tokens"]) for row in report["reconstruction"]["psnr_by_scales"]] == [
+        (1, 1),
+        (2, 5),
+        (3, 21),
+    ]
+    for name in ("reconstruction.png", "samples.png", "curves.png"):
+        assert (tmp_path / name).is_file()
+    config = json.loads((tmp_path / "generator" / "model" / "config.json").read_text())
+    channels = report["latents"]["by_channel"]
+    assert config["latent_mean"] == pytest.approx([channel["mean"] for channel in channels], abs=1e-9)
+    # The generator's deviation has n - 1 in its denominator.
+    assert config["latent_std"] == pytest.approx([channel["std"] for channel in channels], rel=1e-4)
+    _check_the_saved_pipeline(tmp_path / "pipeline", report["sampling"])
+
+
+def _check_the_saved_pipeline(folder, sampling) -> None:
+    """It draws the same images again, and shows each step what is complete: with one level, the result after the last."""
+    pipe = hiergen.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    few = {**sampling, "num_steps": 3}
+    shown = []
+    images = pipe(
+        [1, 2],
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+        callback_on_step_end=lambda _, step, values: shown.append(values["images"]),
+        **few,
+    ).images
+    again = hiergen.from_pretrained(folder)([1, 2], generator=torch.Generator().manual_seed(0), output_type="pt", **few)
+    assert torch.equal(images, again.images)
+    assert [picture is None for picture in shown] == [True, True, False]
+    torch.testing.assert_close(shown[-1], images)
+
+
 def test_a_stopped_run_keeps_the_time_it_spent(tmp_path) -> None:
     times = module._Times(tmp_path / "times.json")
     with pytest.raises(KeyboardInterrupt), times.stage("train"):
@@ -65,6 +111,18 @@ def test_a_stopped_run_keeps_the_time_it_spent(tmp_path) -> None:
         ({"samples_seen": 10}, "samples_seen is 10, expected at least 64"),
         ({"num_generated": 85}, "num_generated is 85, expected a multiple of 10"),
         ({"tokenizer": "restok-tin"}, "unknown preset 'restok-tin'; did you mean"),
+        ({"tokenizer": "har-tiny"}, "tokenizer is 'har-tiny', a LevelAR; expected a preset of ResTok or HieraTok"),
+        ({"generator": "mar3d-tiny"}, "generator is 'mar3d-tiny', a MaskedCascade; expected a preset of LevelAR or"),
+        (
+            {"tokenizer": "hieratok-tiny"},
+            "'hieratok-tiny' gives continuous tokens, generator 'har-tiny' makes discrete ones; expected both alike, "
+            "e.g. --tokenizer hieratok-tiny --generator flow-tiny",
+        ),
+        (
+            {"generator": "mar-tiny"},
+            "'restok-tiny' gives discrete tokens, generator 'mar-tiny' makes continuous ones; expected both alike, "
+            "e.g. --tokenizer restok-tiny --generator har-tiny",
+        ),
     ],
 )
 def test_bad_settings_are_refused(changes, message) -> None:

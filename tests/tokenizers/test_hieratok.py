@@ -235,7 +235,7 @@ def test_presets() -> None:
             assert sum(p.numel() for p in model.decoder.blocks.parameters()) == pytest.approx(count, rel=2e-3)
             assert model.specs == (LevelSpec(256, (16, 16), 16),)
         tiny = HieraTok(**PRESETS["hieratok-tiny"].config)
-    assert tiny.specs == (LevelSpec(64, (8, 8), 8),)
+    assert tiny.specs == (LevelSpec(16, (4, 4), 8),)
 
 
 def test_refusals() -> None:

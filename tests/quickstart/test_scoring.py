@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hiergen.quickstart.scoring import rebuild_prefixes
+from hiergen.registry import create
+from hiergen.tokenizers.hieratok import HieraTok
+
+SMALL = {
+    "image_size": 16,
+    "patch_size": 4,
+    "latent_dim": 2,
+    "scales": [1, 2, 4],
+    **{
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in (("dim", 8), ("depth", 1), ("heads", 2))
+    },
+}
+
+
+def images(count: int = 70) -> torch.Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_a_tokenizer_of_one_level_is_shown_by_the_scales_of_its_decoder() -> None:
+    tokenizer = HieraTok(**SMALL, has_preview_heads=True).eval()
+    found = rebuild_prefixes(tokenizer, images())
+    assert (found.unit, found.counts, found.tokens) == ("scales", (1, 2, 3), (1, 5, 21))
+    with torch.no_grad():
+        for k, rebuilt in zip(found.counts, found.images, strict=True):
+            small = tokenizer.preview(images(), k)
+            assert small.shape[-1] == 4 * 2 ** (k - 1)
+            expected = F.interpolate(small, size=16, mode="bilinear").clamp(-1, 1)
+            torch.testing.assert_close(rebuilt, expected)
+        whole = tokenizer.decode(tokenizer.encode(images())).clamp(-1, 1)
+    torch.testing.assert_close(found.images[-1], whole)
+
+
+@pytest.mark.parametrize("changes", [{}, {"has_preview_heads": True, "mask": "full"}, {"scales": [4]}])
+def test_scales_that_show_nothing_are_left_out(changes) -> None:
+    found = rebuild_prefixes(HieraTok(**{**SMALL, **changes}).eval(), images(2))
+    assert (found.unit, found.counts, found.tokens) == ("levels", (1,), (16,))
+
+
+def test_levels_are_shown_as_levels() -> None:
+    found = rebuild_prefixes(HieraTok(**SMALL, latent="all", has_preview_heads=True).eval(), images(2))
+    assert (found.unit, found.counts, found.tokens) == ("levels", (1, 2, 3), (1, 5, 21))
+    tokenizer = create("restok-tiny").eval()
+    found = rebuild_prefixes(tokenizer, torch.zeros(1, 3, 32, 32))
+    assert found.unit == "levels"
+    assert found.counts == tokenizer.decodable_levels
+    assert found.tokens[-1] == 16

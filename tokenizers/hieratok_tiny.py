@@ -1,0 +1,22 @@
+"""Train hieratok-tiny on the embedded digits: minutes on two CPU cores."""
+
+from hiergen.training.config import OptimConfig, TrainConfig
+from hiergen.training.run import main
+from hiergen.training.tasks import TokenizerTaskConfig
+
+
+def recipe() -> TrainConfig:
+    return TrainConfig(
+        task=TokenizerTaskConfig(preset="hieratok-tiny", pixel_weight=10.0),
+        out="runs/hieratok_tiny",
+        samples=24_000,
+        batch_size=32,
+        optim=OptimConfig(lr=1e-3, warmup_samples=1_000, final_lr_ratio=0.05),
+        ema_decay=0.99,
+        log_every=1_000,
+        checkpoint_every=10_000,
+    )
+
+
+if __name__ == "__main__":
+    main(recipe)
