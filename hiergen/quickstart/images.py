@@ -5,9 +5,6 @@ Every stage leaves its result in the output folder and is passed over when it is
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.quickstart.report import markdown_report
 from hiergen.quickstart.scoring import rebuild_prefixes, score
 from hiergen.quickstart.settings import QuickstartSettings, family, generator_config, sampling, tokenizer_config
+from hiergen.quickstart.stages import StageTimes
 from hiergen.registry import Kind, get_preset, model_class
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
@@ -39,7 +37,7 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
     """
     out = check_writable(settings.out)
     console = Console(stderr=True)
-    times = _Times(out / "times.json")
+    times = StageTimes(out / "times.json")
     train, test = load_digits("train"), load_digits("test")
     console.print(f"[bold]hiergen quickstart[/] -> {out}: {len(train):,} handwritten digits, {len(test)} held out")
     with times.stage("train tokenizer"):
@@ -61,7 +59,7 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
     with atomic_directory(out / "pipeline") as temporary:
         pipeline.save_pretrained(temporary)
     report["parameters"] = {"tokenizer": _count(tokenizer), "generator": _count(generator)}
-    report["seconds"] = {**times.seconds, "total": round(sum(times.seconds.values()), 1)}
+    report["seconds"] = {**times.seconds, "total": times.total}
     write_json(out / "report.json", report)
     write_text(out / "report.md", markdown_report(report))
     console.print(f"report in {out / 'report.md'}, pictures in {out}")
@@ -117,30 +115,3 @@ def _draw_curves(settings: QuickstartSettings, runs: dict[Kind, FitResult]) -> N
 
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-class _Times:
-    """Seconds of each stage, added up over the sessions of a run that was stopped and continued."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def stage(self, name: str) -> _Stage:
-        return _Stage(name, self._add)
-
-    def _add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
-        write_json(self._path, self.seconds)
-
-
-class _Stage:
-    def __init__(self, name: str, add: Callable[[str, float], None]) -> None:
-        self._name, self._add = name, add
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        # Also when stopped: the time was spent.
-        self._add(self._name, time.perf_counter() - self._started)
