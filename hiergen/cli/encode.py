@@ -7,6 +7,7 @@ from typing import cast
 
 from hiergen.config import parse
 from hiergen.data.images import ImageSet
+from hiergen.data.pictures import PictureSet, Views
 from hiergen.data.sources import DataConfig, open_images
 
 
@@ -19,7 +20,7 @@ class EncodeSettings:
         out: Folder of the cache. A finished cache of the same tokenizer and data is left as it is.
         data: The images; `data.size` must be the tokenizer's.
         shapes: Encode shapes instead: a folder that `hiergen prepare-shapes` wrote (its train split), or "procedural".
-        flips: Also encode the mirror image of each.
+        views: What is encoded of each image: "center"; "flips", with its mirror image; or "ten_crop", the published ten crops.
         batch_size: Images a pass.
         device: Where to run.
     """
@@ -28,7 +29,7 @@ class EncodeSettings:
     out: str = "codes"
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     shapes: str = ""
-    flips: bool = False
+    views: Views = "center"
     batch_size: int = 64
     device: str = "cpu"
 
@@ -45,7 +46,7 @@ def main(args: list[str]) -> None:
     if settings.shapes:
         _encode_shapes(settings)
         return
-    images = cast(ImageSet, open_images(settings.data))
+    images = cast("ImageSet | PictureSet", open_images(settings.data))
     tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     with Progress() as progress:
         bar = progress.add_task("encode", total=len(images))
@@ -53,7 +54,7 @@ def main(args: list[str]) -> None:
             tokenizer,
             images,
             settings.out,
-            flips=settings.flips,
+            views=settings.views,
             batch_size=settings.batch_size,
             progress=lambda done: progress.update(bar, completed=done),
         )

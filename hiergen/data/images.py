@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,8 +76,12 @@ class ImageSet(Dataset):
         return digest.hexdigest()[:16]
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, *, data: bytes | None = None) -> Image.Image:
     """Return a picture as an RGB PIL image, wholly decoded.
+
+    Args:
+        path: The file, or what `data` is called in errors.
+        data: The bytes of an image file, in place of reading one.
 
     Raises:
         ValueError: If the file is missing, no image, truncated or larger than `MAX_PIXELS`; the file is named.
@@ -84,7 +89,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(path if data is None else io.BytesIO(data)) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise ValueError(f"{picture.width}x{picture.height} pixels, at most {MAX_PIXELS:,} are read")
                 return picture.convert("RGB")

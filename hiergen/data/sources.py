@@ -6,7 +6,9 @@ import dataclasses
 from typing import Literal
 
 from hiergen.data.digits import load_digits
-from hiergen.data.images import Dataset, load_folder
+from hiergen.data.images import Dataset, ImageSet, load_folder
+from hiergen.data.picture_archives import HubPictures, NpzPictures, ShardPictures
+from hiergen.data.pictures import FolderPictures, PictureSet, PictureSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,22 +16,63 @@ class DataConfig:
     """Where images come from.
 
     Attributes:
-        source: "digits" (embedded) or the path of a folder of pictures, sub-folders being classes.
-        split: Of the embedded set; a folder is taken whole.
+        source: "digits" (embedded); the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
+            shards); "hf:FOLDER" (a Hugging Face dataset on disk); or "npz:FILE" (an archive of encoded images).
+        split: Of the embedded set or a Hugging Face dataset; anything else is taken whole.
         size: Height and width in pixels.
+        in_memory: Decode everything once, at the start. False reads from disk when a batch asks, and is needed for what follows.
+        crop: "center", or "random" for ADM's random crop.
+        flip: Mirror every second image, at random.
+        min_crop: Smallest part of the short side that a random crop keeps.
     """
 
     source: str = "digits"
     split: Literal["train", "test"] = "train"
     size: int = 32
+    in_memory: bool = True
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    min_crop: float = 0.8
 
 
 def open_images(config: DataConfig) -> Dataset:
-    """Return the images of a config.
+    """Return the images of a config: an `ImageSet` in memory, or a `PictureSet` on disk.
 
     Raises:
-        ValueError: If the source does not exist or cannot be read.
+        ValueError: If the source does not exist or cannot be read, or what is asked for needs `in_memory=False`.
     """
+    changes = config.crop != "center" or config.flip
+    if config.in_memory and changes:
+        raise ValueError("crop='random' and flip=True need the pictures themselves: set in_memory=False")
     if config.source == "digits":
+        if not config.in_memory:
+            raise ValueError("the embedded digits are only in memory: set in_memory=True")
         return load_digits(config.split, size=config.size)
-    return load_folder(config.source, size=config.size)
+    if config.in_memory:
+        return load_images(config)
+    return PictureSet(
+        open_pictures(config), size=config.size, crop=config.crop, flip=config.flip, min_crop=config.min_crop
+    )
+
+
+def load_images(config: DataConfig) -> ImageSet:
+    """Return all images of a config in memory."""
+    if config.source.partition(":")[0] not in ("wds", "hf", "npz"):
+        return load_folder(config.source, size=config.size)
+    return PictureSet(open_pictures(config), size=config.size).load()
+
+
+def open_pictures(config: DataConfig) -> PictureSource:
+    """Return where the pictures of a config lie.
+
+    Raises:
+        ValueError: If it does not exist or cannot be read.
+    """
+    kind, _, place = config.source.partition(":")
+    if kind == "wds":
+        return ShardPictures(place)
+    if kind == "hf":
+        return HubPictures(place, split=config.split)
+    if kind == "npz":
+        return NpzPictures(place)
+    return FolderPictures(config.source)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hiergen.config import fingerprint
 from hiergen.data.codes import CodeSet, write_codes
 from hiergen.data.images import ImageSet
+from hiergen.data.pictures import PictureSet, Views, picture_views
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
 
@@ -34,10 +35,11 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 @torch.no_grad()
 def encode_images(
     tokenizer: Tokenizer,
-    images: ImageSet,
+    images: ImageSet | PictureSet,
     folder: str | Path,
     *,
     flips: bool = False,
+    views: Views | None = None,
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda done: None,
 ) -> CodeSet:
@@ -45,25 +47,60 @@ def encode_images(
 
     Args:
         tokenizer: In eval mode.
-        images: What to encode.
+        images: What to encode, in memory or on disk.
         folder: Where to; a cache of another tokenizer or other data is refused.
-        flips: Also encode the mirror images, as a second variant of each sample.
+        flips: The same as `views="flips"`.
+        views: "center", "flips" (the mirror image as a second variant of each sample) or "ten_crop" (ten variants; pictures on
+            disk only); see `hiergen.data.pictures.picture_views`. Broken pictures on disk are replaced by the next ones.
         batch_size: Images a pass.
         progress: Called with the number of images done.
 
     Raises:
-        ValueError: If the folder holds another cache, or values leave [-1, 1].
+        ValueError: If the folder holds another cache, values leave [-1, 1], or the views need pictures that are not there.
     """
+    kind: Views = views or ("flips" if flips else "center")
+    if isinstance(images, ImageSet) and kind == "ten_crop":
+        raise ValueError("views='ten_crop' needs the pictures themselves, got images in memory: set in_memory=False")
 
     def encode(start: int, stop: int) -> tuple[list[TokenPyramid], Tensor]:
+        if not isinstance(images, ImageSet):
+            return _encode_pictures(tokenizer, images, range(start, stop), kind, batch_size)
         chosen = images.images[start:stop]
-        views = [chosen, chosen.flip(-1)] if flips else [chosen]
-        return [encode_batches(tokenizer, view, batch_size=batch_size) for view in views], images.labels[start:stop]
+        variants = [chosen, chosen.flip(-1)] if kind == "flips" else [chosen]
+        pyramids = [encode_batches(tokenizer, variant, batch_size=batch_size) for variant in variants]
+        return pyramids, images.labels[start:stop]
 
-    source = fingerprint({"tokenizer": tokenizer_fingerprint(tokenizer), "data": images.fingerprint, "flips": flips})
+    known: dict[str, object] = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": images.fingerprint}
+    # Caches written before there were ten crops keep their fingerprint.
+    known |= {"views": kind} if kind == "ten_crop" else {"flips": kind == "flips"}
     return write_codes(
-        folder, encode, num_samples=len(images), classes=images.classes, source=source, progress=progress
+        folder,
+        encode,
+        num_samples=len(images),
+        classes=images.classes,
+        source=fingerprint(known),
+        progress=progress,
     )
+
+
+def _encode_pictures(
+    tokenizer: Tokenizer, pictures: PictureSet, places: range, kind: Views, batch_size: int
+) -> tuple[list[TokenPyramid], Tensor]:
+    """Return one pyramid a variant, and the labels, never holding more images than one pass."""
+    parts: list[list[TokenPyramid]] = []
+    labels: list[int] = []
+    count = max(1, batch_size // {"center": 1, "flips": 2, "ten_crop": 10}[kind])
+    for start in range(0, len(places), count):
+        read = [pictures.read(place) for place in places[start : start + count]]
+        labels += [pictures.source.labels[found] for _, found in read]
+        views = torch.stack([picture_views(picture, pictures.size, kind) for picture, _ in read])
+        pyramid = encode_batches(tokenizer, views.flatten(0, 1), batch_size=batch_size)
+        parts.append([pyramid[variant :: views.shape[1]] for variant in range(views.shape[1])])
+    joined = []
+    for variant in zip(*parts, strict=True):
+        levels = tuple(torch.cat([part.levels[k] for part in variant]) for k in range(len(variant[0])))
+        joined.append(TokenPyramid(levels, variant[0].specs))
+    return joined, torch.tensor(labels)
 
 
 @torch.no_grad()
