@@ -13,10 +13,10 @@ def recipe() -> TrainConfig:
     return TrainConfig(
         task=ShapeGeneratorTaskConfig(preset="mar3d-tiny", codes="runs/pyramid_vae_tiny/codes"),
         out="runs/mar3d_tiny",
-        samples=24_000,
+        samples=12_000,
         batch_size=32,
         optim=OptimConfig(lr=1e-3, weight_decay=0.02, warmup_samples=1_000, final_lr_ratio=0.05),
-        ema_decay=0.995,
+        ema_decay=0.99,
         log_every=800,
         checkpoint_every=4_000,
     )

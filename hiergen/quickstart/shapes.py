@@ -82,7 +82,7 @@ class ShapesQuickstartSettings:
     num_shapes: int = 512
     num_test: int = 32
     tokenizer_samples: int = 16_000
-    generator_samples: int = 16_000
+    generator_samples: int = 12_000
     num_variants: int = 2
     num_generated: int = 32
     depth: int = 6
@@ -195,7 +195,7 @@ def _generator_config(settings: ShapesQuickstartSettings) -> TrainConfig:
         batch_size=32,
         seed=settings.seed,
         optim=OptimConfig(lr=1e-3, weight_decay=0.02, warmup_samples=1_000, final_lr_ratio=0.05),
-        ema_decay=0.995,
+        ema_decay=0.99,
         log_every=800,
         checkpoint_every=4_000,
     )
