@@ -97,7 +97,7 @@ class Teacher(nn.Module):
         return summary, patches
 
 
-def timm_network(name: str, weights: str | Path | None, **options: Any) -> nn.Module:
+def timm_network(name: str, weights: str | Path | None, **options: Any) -> Any:
     """Return a network of timm without its classifier.
 
     Args:
