@@ -139,6 +139,8 @@ class PyramidVAE(Tokenizer):
         qkv_bias: Biases in the projections to queries, keys and values.
         final_encoder_norm: A last norm in the encoder.
         kl_weight: Weight of the KL term, which is a *mean* over tokens and channels.
+        init_scale: The blocks' weights start with a deviation of `init_scale / sqrt(width)`.
+        init_log_variance: Log-variance of a token at the start; None leaves it near 0, where noise hides the means at first.
 
     Raises:
         ValueError: If the sizes do not fit together.
@@ -172,6 +174,8 @@ class PyramidVAE(Tokenizer):
         qkv_bias: bool = True,
         final_encoder_norm: bool = True,
         kl_weight: float = 1e-3,
+        init_scale: float = 0.25,
+        init_log_variance: float | None = None,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -195,7 +199,9 @@ class PyramidVAE(Tokenizer):
             qkv_bias=qkv_bias,
             embed_dim=embed_dim,
         )
-        init_perceiver(self, std=0.25 * width**-0.5)
+        init_perceiver(self, std=init_scale * width**-0.5)
+        if init_log_variance is not None:
+            nn.init.constant_(self.to_moments.bias[token_dim:], init_log_variance)
 
     @property
     def specs(self) -> tuple[LevelSpec, ...]:

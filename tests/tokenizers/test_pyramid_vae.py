@@ -151,6 +151,15 @@ def test_forward_gives_logits_of_each_level_and_a_mean_kl() -> None:
     assert not torch.equal(drawn[0], drawn[2])
 
 
+def test_the_start_follows_its_settings() -> None:
+    model = PyramidVAE(**{**TINY, "width": 64, "init_scale": 1.0, "init_log_variance": -6.0})
+    for layer in (model.encoder_stack.blocks[0].mlp.up, model.decoder.cross_block.attention.key_value):
+        assert layer.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    assert (model.posterior(clouds().float()).log_variance + 6).abs().max() < 3
+    untouched = PyramidVAE(**TINY)
+    assert 0 < untouched.to_moments.bias.abs().max() <= TINY["width"] ** -0.5
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointed in (False, True):
