@@ -5,32 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from hiergen.training.tasks import TaskConfig
+from hiergen.training.optim import OptimConfig
+from hiergen.training.task import TaskConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with linear warm-up and a schedule.
-
-    Attributes:
-        lr: Peak learning rate.
-        betas: Decay of the moments.
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled; not applied to parameters that `hiergen.training.optim.decays` exempts.
-        warmup_samples: Linear warm-up from 0 over this many samples.
-        schedule: After warm-up: "cosine" to `lr * final_lr_ratio` at the end of the run, or "constant".
-        final_lr_ratio: See `schedule`.
-        clip_norm: Largest norm of each player's gradient; None for no clipping.
-    """
-
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
-    warmup_samples: int = 0
-    schedule: Literal["cosine", "constant"] = "cosine"
-    final_lr_ratio: float = 0.1
-    clip_norm: float | None = 1.0
+__all__ = ["OptimConfig", "TrainConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +24,7 @@ class TrainConfig:
         seed: Of everything random.
         precision: "no" is float32; "bf16" and "fp16" are autocast.
         num_workers: Processes that load data, per training process.
-        optim: Optimizer of every player.
+        optim: Optimizer of every player that has none of its own.
         ema_decay: Decay of the averaged weights, ramped as min(decay, (1 + s) / (10 + s)); None for no averaging.
         checkpoint_every: Samples between checkpoints; there is always one at the end.
         keep_last: Checkpoints to keep.

@@ -36,7 +36,7 @@ from hiergen.training.config import TrainConfig
 from hiergen.training.optim import learning_rate, make_optimizer
 from hiergen.training.progress import TrainProgress
 from hiergen.training.signals import GracefulStop
-from hiergen.training.tasks import Task
+from hiergen.training.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class _Run:
             module.train()
         self.losses = {name: self._wrap(_PlayerLoss(self.task, name)) for name in self.task.players}
         self.optimizers = {
-            name: self.accelerator.prepare(make_optimizer(module, config.optim))
+            name: self.accelerator.prepare(make_optimizer(module, self.task.optim(name) or config.optim))
             for name, module in self.task.players.items()
         }
         self.ema = self._make_ema()
@@ -168,10 +168,12 @@ class _Run:
     def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Update every player once; return the logged terms, still on the device."""
         config = self.config
-        rate = learning_rate(config, self.samples_seen)
         terms: dict[str, Tensor] = {}
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
+        self.task.begin_step(self.samples_seen)
+        active = [name for name in self.losses if self.samples_seen >= self.task.start(name)]
+        for name in active:
+            rate = learning_rate(config, self.samples_seen, optim=self.task.optim(name), start=self.task.start(name))
+            for group in self.optimizers[name].param_groups:
                 group["lr"] = rate
         for micro, part in enumerate(_split(batch, config.accumulation)):
             is_last = micro == config.accumulation - 1
@@ -180,7 +182,8 @@ class _Run:
             torch.manual_seed(derive_seed(config.seed, "step", self.samples_seen, rank, micro))
             rng = make_rng(config.seed, "draws", self.samples_seen, rank, micro, device=self.device)
             part = {key: value.to(self.device, non_blocking=True) for key, value in part.items()}
-            for name, loss in self.losses.items():
+            for name in active:
+                loss = self.losses[name]
                 with contextlib.nullcontext() if is_last else self.accelerator.no_sync(loss), _only(self.task, name):
                     result = loss(part, rng)
                     self.accelerator.backward(result["loss"] / config.accumulation)
@@ -189,14 +192,15 @@ class _Run:
                     terms[label] = (
                         terms.get(label, torch.zeros((), device=self.device)) + value.detach() / config.accumulation
                     )
-        for name, optimizer in self.optimizers.items():
-            terms[f"{name}/grad_norm" if len(self.optimizers) > 1 else "grad_norm"] = self._update(name, optimizer)
+        for name in active:
+            label = f"{name}/grad_norm" if len(self.optimizers) > 1 else "grad_norm"
+            terms[label] = self._update(name, self.optimizers[name])
         if self.ema is not None:
             self.ema.step(self.task.model.parameters())
         return terms
 
     def _update(self, name: str, optimizer: Any) -> Tensor:
-        limit = self.config.optim.clip_norm
+        limit = (self.task.optim(name) or self.config.optim).clip_norm
         parameters = [p for p in self.losses[name].parameters() if p.grad is not None]
         norm = self.accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
         norm = torch.as_tensor(norm, device=self.device).detach()
@@ -212,6 +216,8 @@ class _Run:
 
     def _write_log(self, meter: _Meter, seconds: float, progress: TrainProgress) -> None:
         values = meter.means(self.accelerator)
+        summary = self.task.summary(lambda x: cast(Tensor, self.accelerator.reduce(x, reduction="sum")))
+        values |= {name: float(value) for name, value in summary.items()}
         samples = meter.steps * self.config.batch_size
         meter.reset()
         skipped = float(self.accelerator.reduce(self.skipped, reduction="max"))
@@ -342,15 +348,18 @@ class _Meter:
 
     def reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        # Terms that begin later, or come now and then, are means over the steps that had them.
+        self._counts: dict[str, int] = {}
         self.steps = 0
 
     def add(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
             self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
+            self._counts[name] = self._counts.get(name, 0) + 1
         self.steps += 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        stacked = torch.stack(list(self._sums.values())) / self.steps
+        stacked = torch.stack([value / self._counts[name] for name, value in self._sums.items()])
         reduced = cast(Tensor, accelerator.reduce(stacked, reduction="mean"))
         return dict(zip(self._sums, reduced.tolist(), strict=True))
 

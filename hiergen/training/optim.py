@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from hiergen.training.config import OptimConfig, TrainConfig
+    from hiergen.training.config import TrainConfig
 
 #: A parameter whose name contains one of these is not decayed (ResTok's list, spec of arXiv:2601.03955; in timm's spirit).
 NO_DECAY = (
@@ -25,6 +26,31 @@ NO_DECAY = (
     "rope",
     "freqs_cis",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and a schedule.
+
+    Attributes:
+        lr: Peak learning rate.
+        betas: Decay of the moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled; not applied to parameters that `hiergen.training.optim.decays` exempts.
+        warmup_samples: Linear warm-up from 0 over this many samples.
+        schedule: After warm-up: "cosine" to `lr * final_lr_ratio` at the end of the run, or "constant".
+        final_lr_ratio: See `schedule`.
+        clip_norm: Largest norm of each player's gradient; None for no clipping.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    warmup_samples: int = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_lr_ratio: float = 0.1
+    clip_norm: float | None = 1.0
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -45,14 +71,22 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(config: TrainConfig, samples_seen: int) -> float:
-    """Return the learning rate of the step that starts after `samples_seen` samples."""
-    optim = config.optim
-    if samples_seen < optim.warmup_samples:
-        return optim.lr * (samples_seen + config.batch_size) / (optim.warmup_samples + config.batch_size)
+def learning_rate(config: TrainConfig, samples_seen: int, *, optim: OptimConfig | None = None, start: int = 0) -> float:
+    """Return the learning rate of the step that starts after `samples_seen` samples.
+
+    Args:
+        config: The run.
+        samples_seen: Where it is.
+        optim: In place of the run's.
+        start: Samples before the player's first step: its schedule counts from there and ends with the run.
+    """
+    optim = optim or config.optim
+    seen = samples_seen - start
+    if seen < optim.warmup_samples:
+        return optim.lr * (seen + config.batch_size) / (optim.warmup_samples + config.batch_size)
     if optim.schedule == "constant":
         return optim.lr
-    span = max(1, config.samples - optim.warmup_samples)
-    progress = min(1.0, (samples_seen - optim.warmup_samples) / span)
+    span = max(1, config.samples - start - optim.warmup_samples)
+    progress = min(1.0, (seen - optim.warmup_samples) / span)
     low = optim.lr * optim.final_lr_ratio
     return low + (optim.lr - low) * 0.5 * (1 + math.cos(math.pi * progress))

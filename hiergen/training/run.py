@@ -23,19 +23,27 @@ def main(recipe: Callable[[], TrainConfig]) -> None:
 def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> FitResult | None:
     """Apply overrides to a recipe's config and train.
 
-    `--dry-run` among the overrides prints the resolved config, the parameters and the samples to see, and returns None.
+    `--dry-run` among the overrides prints the resolved config, the parameters, what they take of memory, and the samples to see,
+    and returns None; it reads neither data nor weights.
     """
     dry = "--dry-run" in overrides
     config = parse(
         config, [word for word in overrides if word != "--dry-run"], prog=name, description=TrainConfig.__doc__
     )
     if dry:
-        print(json.dumps(to_json(config), indent=2))
-        task = config.task.build()
-        for player, module in task.players.items():
-            print(f"{player}: {sum(p.numel() for p in module.parameters()):,} parameters")
-        print(f"{config.samples:,} samples to see of {len(task.dataset):,} in {config.num_steps:,} steps")
+        _describe(config)
         return None
     result = fit(config, title=type(config.task).__name__.removesuffix("TaskConfig").lower())
     print(f"{result.samples_seen:,} samples seen; model in {result.model_dir}")
     return result
+
+
+def _describe(config: TrainConfig) -> None:
+    print(json.dumps(to_json(config), indent=2))
+    numbers = 0
+    for index, (player, count) in enumerate(config.task.count_parameters().items()):
+        print(f"{player}: {count:,} parameters")
+        # Weight, gradient and two moments; the first player also has an average.
+        numbers += count * (5 if index == 0 and config.ema_decay is not None else 4)
+    print(f"{numbers * 4 / 2**30:.2f} GiB for weights, gradients, moments and averages; activations come on top")
+    print(f"{config.samples:,} samples to see in {config.num_steps:,} steps")

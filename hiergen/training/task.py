@@ -1,0 +1,79 @@
+"""What the training loop needs to know of the thing that is trained: players, data, losses.
+
+A player is a model or a discriminator; the loop updates all players once a step, in order.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiergen.data.images import Dataset
+from hiergen.training.optim import OptimConfig
+
+
+class Task(abc.ABC):
+    """Players, data and losses of a run.
+
+    Attributes:
+        players: Modules by name, in the order of their updates; the first is the one that the run is about.
+        dataset: The samples.
+    """
+
+    players: dict[str, nn.Module]
+    dataset: Dataset
+
+    @abc.abstractmethod
+    def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Return named scalars of one player on one batch: "loss" is minimised, all are logged.
+
+        Called for every player in order; what a later player needs of an earlier one's pass, the task keeps in between.
+        """
+
+    @property
+    def model(self) -> Any:
+        """The model that the run is about: averaged, and saved at the end."""
+        return next(iter(self.players.values()))
+
+    def optim(self, player: str) -> OptimConfig | None:
+        """Return a player's own optimizer settings; None takes the run's."""
+        return None
+
+    def start(self, player: str) -> int:
+        """Return the samples seen before a player's first update; its schedule counts from there."""
+        return 0
+
+    def begin_step(self, samples_seen: int) -> None:
+        """Be told where the run is, before the losses of a step are asked for."""
+        return None
+
+    def summary(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return scalars over all batches since the last call, for the log.
+
+        Args:
+            reduce: Sums a tensor over all processes; every process makes the same calls.
+        """
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig(abc.ABC):
+    """The settings of a task; a subclass a task. JSON values only, because it is saved with the run."""
+
+    @abc.abstractmethod
+    def build(self) -> Task:
+        """Return the task, with models of random weights."""
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return the trained parameters of each player; subclasses do it without data, weights or memory."""
+        return {name: count_trained(module) for name, module in self.build().players.items()}
+
+
+def count_trained(module: nn.Module) -> int:
+    """Return how many numbers of a module are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,196 @@
+"""Train a tokenizer to reconstruct images: pixels, and as far as they are configured perception, a discriminator, a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hiergen.data.sources import DataConfig, open_images
+from hiergen.losses.adaptive_weight import adaptive_weight
+from hiergen.losses.adversarial import Adversary
+from hiergen.registry import create
+from hiergen.tokenizers.base import TokenizerOutput
+from hiergen.training.codebook_health import CodebookConfig, CodebookCounter, CodeRevival
+from hiergen.training.optim import OptimConfig
+from hiergen.training.task import Task, TaskConfig, count_trained
+from hiergen.training.tokenizer_losses import (
+    AdversarialConfig,
+    Alignment,
+    AlignmentConfig,
+    PerceptualConfig,
+    PerceptualTerm,
+    make_adversary,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerTaskConfig(TaskConfig):
+    """Train a tokenizer to reconstruct images.
+
+    Attributes:
+        preset: Name of a tokenizer preset.
+        overrides: Entries of the preset's config to replace.
+        data: The images.
+        pixel_loss: Mean squared ("mse") or absolute ("l1") error in [0, 1] space.
+        pixel_weight: Its weight.
+        perceptual: A perceptual term; None for none.
+        adversarial: A discriminator; None for none.
+        alignment: Alignment with a teacher; None for none.
+        codebook: Log the use of the codebook by each level, and revive dead codes; None for neither.
+    """
+
+    preset: str = "restok-tiny"
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    pixel_loss: Literal["mse", "l1"] = "mse"
+    pixel_weight: float = 1.0
+    perceptual: PerceptualConfig | None = None
+    adversarial: AdversarialConfig | None = None
+    alignment: AlignmentConfig | None = None
+    codebook: CodebookConfig | None = None
+
+    def build(self) -> TokenizerTask:
+        return TokenizerTask(self)
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return the trained parameters of each player, without reading weights or data."""
+        sides = {
+            name: dataclasses.replace(side, weights="random")
+            for name in ("adversarial", "alignment")
+            if (side := getattr(self, name)) is not None
+        }
+        with torch.device("meta"):
+            players = make_players(dataclasses.replace(self, **sides))
+        return {name: count_trained(module) for name, module in players.items()}
+
+
+class TokenizerPlayer(nn.Module):
+    """A tokenizer with what is trained beside it and thrown away afterwards."""
+
+    def __init__(self, tokenizer: Any, alignment: Alignment | None, revival: CodeRevival | None) -> None:
+        super().__init__()
+        self.tokenizer, self.alignment, self.revival = tokenizer, alignment, revival
+
+
+def make_players(config: TokenizerTaskConfig) -> dict[str, nn.Module]:
+    """Return "tokenizer" (the bare model where nothing is trained beside it) and, if configured, "discriminator"."""
+    tokenizer = create(config.preset, **config.overrides)
+    alignment = Alignment(config.alignment, tokenizer) if config.alignment else None
+    after = config.codebook.revive_after if config.codebook else None
+    revival = CodeRevival(tokenizer.config["vocab_size"], after) if after else None
+    players: dict[str, nn.Module] = {"tokenizer": tokenizer}
+    if alignment or revival:
+        players["tokenizer"] = TokenizerPlayer(tokenizer, alignment, revival)
+    if config.adversarial:
+        players["discriminator"] = make_adversary(config.adversarial)
+    return players
+
+
+class TokenizerTask(Task):
+    """Reconstruction: pixel loss plus whatever losses the bottleneck adds, plus the configured terms."""
+
+    def __init__(self, config: TokenizerTaskConfig) -> None:
+        self._config = config
+        self.players = make_players(config)
+        player = self.players["tokenizer"]
+        self._beside = player if isinstance(player, TokenizerPlayer) else None
+        self.tokenizer: Any = self._beside.tokenizer if self._beside else player
+        self._perceptual = PerceptualTerm(config.perceptual) if config.perceptual else None
+        self._counter = CodebookCounter(self.tokenizer.specs) if config.codebook else None
+        self.dataset = open_images(config.data)
+        self._samples_seen = 0
+        self._plays_adversary = False
+        self._revives = False
+        self._fake: Tensor | None = None
+
+    @property
+    def model(self) -> Any:
+        """The tokenizer alone."""
+        return self.tokenizer
+
+    def optim(self, player: str) -> OptimConfig | None:
+        is_second = player == "discriminator" and self._config.adversarial is not None
+        return self._config.adversarial.optim if is_second and self._config.adversarial else None
+
+    def start(self, player: str) -> int:
+        adversarial = self._config.adversarial
+        return adversarial.start_samples if adversarial and player == "discriminator" else 0
+
+    def begin_step(self, samples_seen: int) -> None:
+        before, self._samples_seen = self._samples_seen, samples_seen
+        adversarial = self._config.adversarial
+        self._plays_adversary = adversarial is not None and samples_seen >= adversarial.start_samples
+        if self._beside and self._beside.revival:
+            after = self._beside.revival.after
+            self._revives = before // after < samples_seen // after
+
+    def summary(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return self._counter.summary(reduce) if self._counter else {}
+
+    def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        image = batch["image"]
+        if player == "discriminator":
+            assert self._fake is not None
+            return self.players["discriminator"](image, self._fake, rng=rng)
+        terms: dict[str, Tensor] = {}
+        if self._revives:
+            self._revives = False
+            terms["revived"] = self._revive(image, rng)
+        output = self.tokenizer(image, rng=rng)
+        reconstruction = output.reconstruction.float()
+        # Halved, because the published weights of the terms are for images in [0, 1].
+        difference = (reconstruction - image) / 2
+        pixel = difference.square().mean() if self._config.pixel_loss == "mse" else difference.abs().mean()
+        total = self._config.pixel_weight * pixel
+        terms |= {"pixel": pixel, **output.losses}
+        if self._perceptual and self._config.perceptual:
+            terms["perceptual"] = self._perceptual(reconstruction, image, rng)
+            total = total + self._config.perceptual.weight * terms["perceptual"]
+        if self._plays_adversary:
+            adversarial, scale = self._adversarial(reconstruction, total, rng)
+            terms |= {"adversarial": adversarial, "adversarial_scale": scale}
+            total = total + scale * adversarial
+        total = total + sum(output.losses.values()) + self._align(image, output, terms)
+        self._watch(output)
+        if "is_substitute" in batch:
+            terms["broken_images"] = batch["is_substitute"].float().mean()
+        return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
+
+    def _adversarial(self, fake: Tensor, reference: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the term and its weight; keep the reconstruction for the discriminator's turn."""
+        config, adversary = self._config.adversarial, self.players["discriminator"]
+        assert config is not None
+        assert isinstance(adversary, Adversary)
+        self._fake = fake.detach()
+        term = adversary.generator_loss(fake, rng=rng)
+        scale = torch.full((), config.weight, device=fake.device)
+        if config.is_adaptive:
+            scale = scale * adaptive_weight(reference, term, self.tokenizer.get_parameter(config.adaptive_at))
+        return term, scale
+
+    def _align(self, image: Tensor, output: TokenizerOutput, terms: dict[str, Tensor]) -> Tensor | float:
+        config = self._config.alignment
+        if config is None or self._beside is None or self._beside.alignment is None:
+            return 0.0
+        found = self._beside.alignment(image, output.features)
+        terms |= found
+        weights = {"align_encoder": config.encoder_weight, "align_decoder": config.decoder_weight}
+        return torch.stack([weights[name] * term for name, term in found.items()]).sum()
+
+    def _watch(self, output: TokenizerOutput) -> None:
+        if self._counter:
+            self._counter.add(output.pyramid)
+        if self._beside and self._beside.revival:
+            self._beside.revival.note(output.pyramid, self._samples_seen)
+
+    def _revive(self, image: Tensor, rng: torch.Generator) -> Tensor:
+        assert self._beside is not None
+        assert self._beside.revival is not None
+        with torch.no_grad():
+            latents, _ = self.tokenizer.encode_latents(image)
+        codebook = self.tokenizer.quantizer.codebook
+        return self._beside.revival.revive(codebook, latents.float(), self._samples_seen, rng).float()
