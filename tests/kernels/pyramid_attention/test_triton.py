@@ -101,6 +101,22 @@ def test_rows_without_keys_are_zero(random_case):
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
+def test_queries_before_the_first_whole_group_are_zero(random_case):
+    # Causal at pool 8: the first seven queries of a block that reads keys see none themselves.
+    case = random_case(queries=16, keys=16, key_block=16, heads=1, pools=(8,), is_causal=True)
+
+    def run(attend, dtype):
+        inputs = [x.to(dtype).requires_grad_() for x in (case.q, case.k, case.v)]
+        out = attend(*inputs, case.plan)[0]
+        return [out, *torch.autograd.grad(out.sum(), inputs)]
+
+    ours, wanted = run(triton_attention, torch.float32), run(reference_attention, torch.float64)
+    for x, exact in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(x.double(), exact, rtol=1e-5, atol=1e-5)
+    assert torch.equal(ours[0][:, :, :7], torch.zeros(1, 1, 7, 16))
+    assert torch.equal(ours[1][:, :, :7], torch.zeros(1, 1, 7, 16))
+
+
 def test_nothing_is_read_beyond_the_keys_nor_left_unwritten(random_case, monkeypatch):
     case = random_case(queries=20, keys=41, dim=24, key_block=16)
     wanted = triton_attention(case.q.float(), case.k.float(), case.v.float(), case.plan)
