@@ -56,7 +56,8 @@ def vertical_crossings(triangles: Float[np.ndarray, "f 3 3"], points: Float[np.n
     """
     triangles = triangles.astype(np.float64, copy=False)
     points = points.astype(np.float64, copy=False)
-    parts = [_test_pairs(triangles, points, face, point) for face, point in _candidates(triangles, points)]
+    boxes = triangles[:, :, :2].min(axis=1), triangles[:, :, :2].max(axis=1)
+    parts = [_test_pairs(triangles, boxes, points, *pairs) for pairs in _candidates(boxes, points)]
     fields = [field.name for field in dataclasses.fields(Crossings)]
     if not parts:
         none = np.zeros(0, np.int64)
@@ -117,12 +118,13 @@ def _sum_at(index: np.ndarray, value: np.ndarray, size: int) -> np.ndarray:
     return np.bincount(index, weights=value, minlength=size).astype(np.int64)
 
 
-def _candidates(triangles: np.ndarray, points: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _candidates(boxes: tuple[np.ndarray, np.ndarray], points: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (face, point) pairs whose bounding boxes agree.
 
     Points are sorted by the cells of a grid, row by row; then those that a triangle may cover in one row of cells are contiguous.
     """
-    if not len(points) or not len(triangles):
+    flat_low, flat_high = boxes
+    if not len(points) or not len(flat_low):
         return
     low, high = points.min(axis=0), points.max(axis=0)
     side = max(1, int(np.sqrt(len(points) / POINTS_PER_CELL)))
@@ -136,7 +138,6 @@ def _candidates(triangles: np.ndarray, points: np.ndarray) -> Iterator[tuple[np.
     order = np.argsort(key, kind="stable")
     starts = np.searchsorted(key[order], np.arange(side * side + 1))
 
-    flat_low, flat_high = triangles[:, :, :2].min(axis=1), triangles[:, :, :2].max(axis=1)
     touched = np.flatnonzero(((flat_high >= low) & (flat_low <= high)).all(axis=1))
     first, last = cell(flat_low[touched]), cell(flat_high[touched])
     row_face, row = index_ranges(first[:, 1], last[:, 1] + 1)
@@ -154,11 +155,12 @@ def _candidates(triangles: np.ndarray, points: np.ndarray) -> Iterator[tuple[np.
         cut = stop
 
 
-def _test_pairs(triangles: np.ndarray, points: np.ndarray, face: np.ndarray, point: np.ndarray) -> Crossings:
+def _test_pairs(
+    triangles: np.ndarray, boxes: tuple[np.ndarray, np.ndarray], points: np.ndarray, face: np.ndarray, point: np.ndarray
+) -> Crossings:
     # A bounding box test first: most candidates end here, and it is far cheaper than three edge functions.
     x, y = points[point, 0], points[point, 1]
-    flat = triangles[:, :, :2]
-    low, high = flat.min(axis=1), flat.max(axis=1)
+    low, high = boxes
     near = (x >= low[face, 0]) & (x <= high[face, 0]) & (y >= low[face, 1]) & (y <= high[face, 1])
     face, point = face[near], point[near]
     corner = triangles[face]

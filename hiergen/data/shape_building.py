@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: The source of settings that names the embedded set.
 PROCEDURAL = "procedural"
+#: Coordinates that agree to this, at a longest side of 1.9, are the same.
+GEOMETRY_STEP = 1e-4
 #: Volume below which a shape has no inside to learn, in a cube of 9.
 MIN_VOLUME = 1e-4
 
@@ -61,6 +63,8 @@ class PrepareShapesSettings:
         views: Which conditioning views.
         num_workers: Processes; None takes one a core, 0 works in the calling process, where a crash is not contained.
         timeout: Seconds after which a shape is given up.
+        keep_duplicates: Also list shapes whose file or surface equals an earlier one's (assets that differ in color alone);
+            duplicates in the training split of what is in the test split would be a leak.
         retry_skipped: Try again what an earlier run skipped.
         show_progress: Draw a progress bar on standard error.
     """
@@ -79,6 +83,7 @@ class PrepareShapesSettings:
     views: ViewSettings = dataclasses.field(default_factory=ViewSettings)
     num_workers: int | None = None
     timeout: float = 600.0
+    keep_duplicates: bool = False
     retry_skipped: bool = False
     show_progress: bool = True
 
@@ -167,19 +172,22 @@ def build_record(job: ShapeJob, digest: str, settings: PrepareShapesSettings) ->
     if job.path is None:
         shape = procedural_shape(job.number, seed=settings.seed)
         mesh, inside = shape.to_mesh(), shape.solid.contains
+        shown = mesh
         meta = dataclasses.replace(meta, method=PROCEDURAL)
     elif settings.layout != "meshes":
         arrays = import_shape(job.path, settings.layout, num_farthest=settings.sampling.num_farthest)
         box = float(np.abs(arrays["volume_points"]).max())
         return ShapeRecord(meta=dataclasses.replace(meta, method=f"imported {settings.layout}", box=box), **arrays)
     else:
-        mesh, meta = _close(load_mesh(job.path, settings.limits), meta, settings, rng)
+        # Views show the source: what was remeshed has a hundred times the faces and no sharp edges.
+        shown = load_mesh(job.path, settings.limits)
+        mesh, meta = _close(shown, meta, settings, rng)
 
         def inside(points: np.ndarray) -> np.ndarray:
             return contains(mesh.triangles, points)
 
     arrays = sample_shape(mesh, inside, settings.sampling, rng)
-    views, transforms = render_views(mesh, settings.views, rng=rng)
+    views, transforms = render_views(shown, settings.views, rng=rng)
     if not views:
         return ShapeRecord(meta=meta, **arrays)
     return ShapeRecord(meta=meta, views=views, view_transforms=transforms, **arrays)
@@ -195,7 +203,7 @@ def source_digest(job: ShapeJob) -> str:
 def _close(
     mesh: trimesh.Trimesh, meta: ShapeMeta, settings: PrepareShapesSettings, rng: np.random.Generator
 ) -> tuple[trimesh.Trimesh, ShapeMeta]:
-    """Return a mesh normalized and watertight, with how that was done."""
+    """Normalize a mesh in place; return its closed surface and how that was made."""
     num_faces, num_parts, was_closed = len(mesh.faces), len(split_parts(mesh)), bool(mesh.is_watertight)
     up = _UP[settings.up_axis]
     vertices = np.asarray(mesh.vertices, np.float64)
@@ -207,7 +215,9 @@ def _close(
     volume = float(closed.mesh.volume)
     if volume < MIN_VOLUME:
         raise ValueError(f"encloses almost nothing: a volume of {volume:.2g} at a longest side of 1.9")
+    surface = np.rint(np.asarray(mesh.vertices) / GEOMETRY_STEP).astype(np.int64).tobytes() + mesh.faces.tobytes()
     notes = {
+        "geometry": hashlib.sha256(surface).hexdigest(),
         "faces": num_faces,
         "parts": num_parts,
         "was_closed": was_closed,

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,14 @@ def prepare_shapes(settings: PrepareShapesSettings) -> PrepareSummary:
                 skipped[job.source] = reason
     finally:
         finished = [job for job in jobs if states.get(job.key) in ("prepared", "reused")]
-        metas, repeated = _without_duplicates(load_meta(record_path(out, job.key)) for job in finished)
+        metas = sorted((load_meta(record_path(out, job.key)) for job in finished), key=lambda meta: meta.source)
+        repeated = {} if settings.keep_duplicates else find_duplicates(metas)
+        metas = [meta for meta in metas if meta.key not in repeated]
         write_index(out, metas, settings.record_settings())
-    for key, (source, first) in repeated.items():
-        states[key] = "skipped"
-        skipped[source] = f"has the same content as {first!r}"
+    for job in finished:
+        if job.key in repeated:
+            states[job.key] = "skipped"
+            skipped[job.source] = repeated[job.key]
     summary = PrepareSummary(
         out=str(out),
         num_prepared=sum(state == "prepared" for state in states.values()),
@@ -167,15 +170,17 @@ def _skip_path(out: str, key: str) -> Path:
     return Path(out) / "skipped" / f"{key}.json"
 
 
-def _without_duplicates(metas: Iterable[ShapeMeta]) -> tuple[list[ShapeMeta], dict[str, tuple[str, str]]]:
-    """Return the first of every content in order of source, and for the others their source and the first one's."""
-    first: dict[str, ShapeMeta] = {}
+def find_duplicates(metas: Sequence[ShapeMeta]) -> dict[str, str]:
+    """Return the keys of shapes whose file or normalized surface equals that of an earlier one, each with the reason."""
+    first: dict[str, str] = {}
     repeated = {}
-    for meta in sorted(metas, key=lambda meta: meta.source):
-        known = first.setdefault(meta.source_digest, meta)
-        if known is not meta:
-            repeated[meta.key] = (meta.source, known.source)
-    return list(first.values()), repeated
+    for meta in metas:
+        for what, value in (("content", meta.source_digest), ("surface", meta.notes.get("geometry", ""))):
+            known = first.setdefault(value, meta.source) if value else meta.source
+            if known != meta.source:
+                repeated[meta.key] = f"has the same {what} as {known!r}"
+                break
+    return repeated
 
 
 def _method(meta: ShapeMeta) -> str:

@@ -206,6 +206,24 @@ def test_shapes_without_volume_are_skipped_and_tangles_closed(tmp_path: Path) ->
     assert ShapeFolder(tmp_path / "out")[0].meta.notes["parts"] == 1
 
 
+def test_surfaces_that_occur_twice_are_listed_once(tmp_path: Path, source: Path) -> None:
+    box = source / "box"
+    # Another color, and another unit of length: not the same file, but the same surface.
+    (box / "painted.obj").write_text("usemtl red\n" + (box / "box_1.obj").read_text())
+    large = trimesh.load_mesh(box / "box_1.obj", process=False)
+    large.apply_scale(1000.0)
+    large.export(box / "scaled.obj")
+    summary = prepare_shapes(_settings(box, tmp_path / "out"))
+    assert summary.skipped == {
+        "copy.obj": "has the same content as 'box_1.obj'",
+        "painted.obj": "has the same surface as 'box_1.obj'",
+        "scaled.obj": "has the same surface as 'box_1.obj'",
+    }
+    assert len(ShapeFolder(tmp_path / "out")) == 2
+    kept = prepare_shapes(_settings(box, tmp_path / "out", keep_duplicates=True))
+    assert (kept.num_prepared, kept.num_reused, kept.skipped) == (0, 5, {})
+
+
 def test_procedural_shapes_are_prepared_as_in_memory(tmp_path: Path) -> None:
     settings = _settings("procedural", tmp_path / "out", count=3, offset=8, seed=2)
     assert prepare_shapes(settings).methods == {"procedural": 3}
