@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -66,7 +66,7 @@ def encode_shapes(
 
 @torch.no_grad()
 def encode_clouds(
-    tokenizer: PyramidVAE, shapes: ShapeDataset, indices: range, *, epoch: int = 0, seed: int = 0
+    tokenizer: PyramidVAE, shapes: ShapeDataset, indices: Sequence[int], *, epoch: int = 0, seed: int = 0
 ) -> TokenPyramid:
     """Return the tokens of some shapes as one batch, on the CPU."""
     points = shapes.batch([(index, epoch) for index in indices], seed=seed)["points"]

@@ -18,6 +18,7 @@ from hiergen.config import to_json
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shape_building import PROCEDURAL, PrepareShapesSettings
 from hiergen.data.shape_preparation import prepare_shapes
+from hiergen.data.shape_records import ShapeFolder
 from hiergen.data.shape_renders import ViewSettings
 from hiergen.data.shape_sampling import SamplingSettings
 from hiergen.data.shapes import TEST_OFFSET, ShapeBatchConfig, ShapeDataConfig, open_shapes
@@ -203,7 +204,11 @@ def _generator_config(settings: ShapesQuickstartSettings) -> TrainConfig:
 
 def _rebuild(tokenizer: PyramidVAE, settings: ShapesQuickstartSettings) -> list[list[trimesh.Trimesh]]:
     """Return the meshes of the held-out shapes from each level, and write them."""
-    pyramid = encode_clouds(tokenizer, open_shapes(_data(settings, "test")), range(settings.num_test))
+    data = _data(settings, "test")
+    # A folder is in the order of its keys, class after class; everything here counts shapes by their number.
+    numbers = [int(key.rsplit("-", 1)[1]) for key in ShapeFolder(data.source).keys]
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    pyramid = encode_clouds(tokenizer, open_shapes(data), order)
     extraction = ExtractionSettings(depth=settings.depth)
     levels = [decode_meshes(tokenizer, pyramid.prefix(k), extraction) for k in range(1, len(pyramid) + 1)]
     for spec, meshes in zip(pyramid.specs, levels, strict=True):

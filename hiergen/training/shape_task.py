@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hiergen.data.codes import CodeSet
+from hiergen.data.codes import INDEX, CodeSet
 from hiergen.data.shapes import ShapeDataConfig, open_shapes
 from hiergen.generators.cascade import MaskedCascade, StageChoice
 from hiergen.generators.latent_statistics import LatentStatistics, latent_statistics
@@ -42,6 +43,11 @@ class ShapeTokenizerTaskConfig(TaskConfig):
 
     def build(self) -> ShapeTokenizerTask:
         return ShapeTokenizerTask(self)
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return the tokenizer's parameters, without data, weights or memory."""
+        with torch.device("meta"):
+            return {"tokenizer": _count(create(self.preset, **self.overrides))}
 
 
 class ShapeTokenizerTask(Task):
@@ -105,6 +111,19 @@ class ShapeGeneratorTaskConfig(TaskConfig):
 
     def build(self) -> ShapeGeneratorTask:
         return ShapeGeneratorTask(self)
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return the parameters of the stages that are trained, for the cache's levels if it is there, otherwise for the preset's."""
+        derived = {}
+        if (Path(self.codes) / INDEX).is_file():
+            index = json.loads((Path(self.codes) / INDEX).read_text())
+            derived = {"level_specs": index["specs"], "num_classes": len(index["classes"])}
+        elif "feature_shapes" in self.overrides and self.overrides["feature_shapes"] is None:
+            derived = {"num_classes": 1}
+        with torch.device("meta"):
+            model = create(self.preset, **{**derived, **self.overrides})
+        stages = {"low": [model.low], "high": [model.high], "both": [model]}[self.stages]
+        return {"generator": sum(_count(stage) for stage in stages)}
 
 
 class ShapeGeneratorTask(Task):
@@ -170,3 +189,7 @@ def _start_from(model: MaskedCascade, folder: str) -> None:
             raise ValueError(f"start has {name} {trained.config[name]}, this cascade {model.config[name]}")
     model.low.load_state_dict(trained.low.state_dict())
     model.initialize_high()
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

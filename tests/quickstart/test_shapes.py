@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,8 @@ from PIL import Image
 
 import hiergen
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
+from hiergen.pipelines.shape_encoding import encode_clouds
+from hiergen.quickstart import shapes as module
 from hiergen.quickstart.shape_report import shape_markdown
 from hiergen.quickstart.shape_scores import draw_contact_sheet, generation_scores, reconstruction_scores
 from hiergen.quickstart.shapes import ShapesQuickstartSettings, run_shapes_quickstart
@@ -68,6 +71,23 @@ def test_meshes_are_written_where_there_is_a_surface(finished) -> None:
         assert len(files) == settings.num_test - level["without_surface"]
         for path in files[:1]:
             assert trimesh.load(path, force="mesh").faces.shape[1] == 3
+
+
+def test_reconstructions_are_compared_with_the_shapes_they_came_from(finished, monkeypatch) -> None:
+    """The records of a folder lie class after class, the references class by class in turn."""
+    out, settings, _ = finished
+    seen = []
+
+    def look(tokenizer, shapes, indices, **options):
+        seen.extend(shapes.classes[shapes.labels[index]] for index in indices)
+        return encode_clouds(tokenizer, shapes, indices, **options)
+
+    monkeypatch.setattr(module, "encode_clouds", look)
+    tokenizer = hiergen.from_pretrained(out / "tokenizer" / "model")
+    twice = dataclasses.replace(settings, out=str(out.parent / "twice"), num_test=2 * COUNT)
+    module._prepare(twice)
+    module._rebuild(tokenizer, twice)
+    assert seen == list(PROCEDURAL_CLASSES) * 2
 
 
 def test_an_untrained_model_gets_a_bad_report(finished) -> None:

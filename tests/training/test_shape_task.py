@@ -182,3 +182,13 @@ def test_another_coarse_stage_is_refused(codes, tmp_path) -> None:
 def test_a_tokenizer_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="preset 'restok-tiny' is a ResTok, expected a PyramidVAE"):
         ShapeTokenizerTaskConfig(preset="restok-tiny").build()
+
+
+def test_parameters_are_counted_without_building(codes) -> None:
+    built = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes)).build().generator
+    for stages, model in (("both", built), ("low", built.low), ("high", built.high)):
+        config = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes), stages=stages)
+        assert config.count_parameters() == {"generator": sum(p.numel() for p in model.parameters())}
+    absent = ShapeGeneratorTaskConfig(preset="mar3d", overrides={"feature_shapes": None}, codes="nowhere", stages="low")
+    assert 3e8 < absent.count_parameters()["generator"] < 5e8
+    assert TOKENIZER.count_parameters()["tokenizer"] == sum(p.numel() for p in TOKENIZER.build().tokenizer.parameters())
