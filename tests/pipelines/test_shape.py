@@ -99,7 +99,7 @@ def test_saved_is_loaded_by_class_and_by_name(pipe, tmp_path) -> None:
 def test_a_field_without_surface_becomes_a_mesh_without_faces(pipe, caplog) -> None:
     nn.init.zeros_(pipe.tokenizer.decoder.output.weight)
     nn.init.constant_(pipe.tokenizer.decoder.output.bias, -1.0)
-    pyramid = pipe.generator.generate(torch.tensor([0, 1]), pipe.generator.make_settings(num_steps=1, head_steps=1))
+    pyramid = pipe.generator.generate(torch.tensor([0, 1]), pipe.generator.make_settings(num_steps=1, head_steps=2))
     with caplog.at_level(logging.WARNING):
         meshes = decode_meshes(pipe.tokenizer, pyramid, COARSE)
     assert [len(mesh.faces) for mesh in meshes] == [0, 0]

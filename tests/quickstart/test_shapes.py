@@ -57,7 +57,7 @@ def test_everything_that_is_promised_is_written(finished) -> None:
     assert set(report["seconds"]) >= {"prepare shapes", "train tokenizer", "train generator", "generate", "total"}
     pipe = hiergen.from_pretrained(out / "pipeline")
     pipe.set_progress_bar_config(disable=True)
-    assert len(pipe([1], num_steps=1, head_steps=1).meshes) == 1
+    assert len(pipe([1], num_steps=1, head_steps=2).meshes) == 1
     assert not [name for name in os.listdir(out) if name.startswith((".tmp", ".del"))]
 
 
