@@ -22,7 +22,7 @@ def recipe() -> TrainConfig:
             near_weight=0.5,
         ),
         out="runs/pyramid_vae_tiny",
-        samples=16_000,
+        samples=18_000,
         batch_size=8,
         optim=OptimConfig(lr=2e-3, betas=(0.9, 0.98), warmup_samples=800, final_lr_ratio=0.02),
         ema_decay=0.99,

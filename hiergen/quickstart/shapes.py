@@ -82,7 +82,7 @@ class ShapesQuickstartSettings:
     out: str = "quickstart-shapes"
     num_shapes: int = 512
     num_test: int = 32
-    tokenizer_samples: int = 16_000
+    tokenizer_samples: int = 18_000
     generator_samples: int = 12_000
     num_variants: int = 2
     num_generated: int = 32
