@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.generators.base import Generator
-from hiergen.registry import create
+from hiergen.registry import create, get_preset
 from hiergen.training.task import Task, TaskConfig, count_trained
 from hiergen.training.tokenizer_task import TokenizerTask, TokenizerTaskConfig
 
@@ -25,8 +25,8 @@ class GeneratorTaskConfig(TaskConfig):
 
     Attributes:
         preset: Name of a generator preset.
-        overrides: Entries of the preset's config to replace. The tokenizer's level specs and the number of classes come from
-            the cache and need not be given.
+        overrides: Entries of the preset's config to replace. The tokenizer's level specs, the number of classes and, for a preset
+            that does not say how to scale continuous tokens, their mean and deviation come from the cache and need not be given.
         codes: Folder that `hiergen encode` wrote.
     """
 
@@ -52,7 +52,11 @@ class GeneratorTask(Task):
 
     def __init__(self, config: GeneratorTaskConfig) -> None:
         self.dataset = codes = CodeSet.open(config.codes)
-        derived = {"level_specs": codes.level_specs, "num_classes": len(codes.classes)}
+        derived = {
+            "level_specs": codes.level_specs,
+            "num_classes": len(codes.classes),
+            **_standardization(config.preset, codes),
+        }
         self.generator = cast(Generator, create(config.preset, **{**derived, **config.overrides}))
         self.generator.check_tokenizer(codes.specs)
         self.players = {"generator": self.generator}
@@ -60,3 +64,17 @@ class GeneratorTask(Task):
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         codes = cast(CodeSet, self.dataset)
         return self.generator.loss(codes.pyramid(batch), batch["label"], rng=rng)
+
+
+#: The generators that standardize tokens by one mean and deviation a channel.
+_STANDARDIZING = ("FlowTransformer", "MaskedAR")
+
+
+def _standardization(preset: str, codes: CodeSet) -> dict[str, list[float]]:
+    """Return the config entries that standardize the tokens of a cache, none where the preset scales them in its own way."""
+    chosen = get_preset(preset)
+    says_how = any(name.startswith("latent_") for name in chosen.config)
+    if chosen.model not in _STANDARDIZING or says_how or any(spec.is_discrete for spec in codes.specs):
+        return {}
+    statistics = codes.statistics()
+    return {"latent_mean": list(statistics.mean), "latent_std": list(statistics.std)}
