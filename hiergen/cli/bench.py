@@ -15,6 +15,8 @@ BENCHMARKS = {
     "hieratok": "HieraTok decoding with a dense mask, with one attention call a scale, and with a single scale",
     "har": "HAR sampling with and without cache, against a plain transcription of the official loop",
     "mesh": "surface extraction: points evaluated and time, against the dense grid",
+    "psa": "pyramid sparse attention, against dense attention and a binary block mask at equal compute",
+    "psa-quality": "error of pyramid sparse attention by density and by estimator of importance",
     "mar": "MAR sampling, against a plain transcription of the official loop",
 }
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from hiergen.config import parse
 
+#: Fields that are handed on to the generator where they are given.
+SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "num_steps")
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerateSettings:
@@ -19,10 +22,12 @@ class GenerateSettings:
         out: Folder for the PNG files and `grid.png`.
         seed: Of all random draws.
         guidance_scale: 1 is no guidance.
-        guidance_schedule: How guidance changes over the steps.
+        guidance_schedule: How guidance changes over the steps. This and what follows is the generator's own default where it is
+            not given, and an error where the generator knows no such setting.
         temperature: Of the draws.
         top_k: Draw among so many ids; 0 for all.
         top_p: Draw among the ids that make up this probability; 1 for all.
+        num_steps: Steps of a masked or flow generator.
         device: Where to run.
     """
 
@@ -32,10 +37,11 @@ class GenerateSettings:
     out: str = "generated"
     seed: int = 0
     guidance_scale: float = 1.5
-    guidance_schedule: str = "constant"
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    guidance_schedule: str | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    num_steps: int | None = None
     device: str = "cpu"
 
 
@@ -55,11 +61,7 @@ def main(args: list[str]) -> None:
         num_images_per_label=settings.count,
         generator=torch.Generator(settings.device).manual_seed(settings.seed),
         output_type="pt",
-        guidance_scale=settings.guidance_scale,
-        guidance_schedule=settings.guidance_schedule,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
+        **{name: value for name in SAMPLING if (value := getattr(settings, name)) is not None},
     ).images
     for index, picture in enumerate(to_pictures(images)):
         label, number = settings.labels[index // settings.count], index % settings.count

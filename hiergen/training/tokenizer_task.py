@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.losses.adaptive_weight import adaptive_weight
 from hiergen.losses.adversarial import Adversary
+from hiergen.pyramid import LevelSpec
 from hiergen.registry import create
 from hiergen.tokenizers.base import TokenizerOutput
 from hiergen.training.codebook_health import CodebookConfig, CodebookCounter, CodeRevival
@@ -100,7 +101,8 @@ class TokenizerTask(Task):
         self._beside = player if isinstance(player, TokenizerPlayer) else None
         self.tokenizer: Any = self._beside.tokenizer if self._beside else player
         self._perceptual = PerceptualTerm(config.perceptual) if config.perceptual else None
-        self._counter = CodebookCounter(self.tokenizer.specs) if config.codebook else None
+        specs = cast(tuple[LevelSpec, ...], self.tokenizer.specs)
+        self._counter = CodebookCounter(specs) if config.codebook else None
         self.dataset = open_images(config.data)
         self._samples_seen = 0
         self._plays_adversary = False

@@ -219,7 +219,7 @@ def test_bad_sources_are_refused(records: list[ShapeRecord], tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"records have classes \['bed'\], expected some of \['mug'\]"):
         ShapeDataset(records[:1], BATCH, classes=["mug"])
     # Where types are checked as the suite runs, a wrong literal is refused before our message is.
-    with pytest.raises((ValueError, TypeError), match="split is 'val', expected 'train', 'test' or 'all'|Type-check"):
+    with pytest.raises((ValueError, TypeError), match=r"split is 'val', expected 'train', 'test' or 'all'|Type-check"):
         open_shapes(ShapeDataConfig(split="val"))  # type: ignore[arg-type]
     save_record(records[0], record_path(tmp_path, records[0].meta.key))
     write_index(tmp_path, [records[0].meta], {})

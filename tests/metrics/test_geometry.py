@@ -153,6 +153,6 @@ def test_bad_input_is_named() -> None:
         GeometryProtocol(thresholds=(0.0,))
     # Where types are checked as the suite runs, a wrong literal is refused before our message is.
     with pytest.raises(
-        (ValueError, TypeError), match="normalize is 'both', expected 'each', 'reference' or 'none'|Type-check"
+        (ValueError, TypeError), match=r"normalize is 'both', expected 'each', 'reference' or 'none'|Type-check"
     ):
         GeometryProtocol(normalize="both")  # type: ignore[arg-type]
