@@ -94,7 +94,7 @@ class PictureSet(Dataset):
         source: PictureSource,
         *,
         size: int,
-        crop: Literal["center", "random"] = "center",
+        crop: str = "center",
         flip: bool = False,
         min_crop: float = 0.8,
     ) -> None:
@@ -186,7 +186,7 @@ def random_crop(picture: Image.Image, size: int, draws: np.random.Generator, *, 
     return picture.crop((left, top, left + size, top + size))
 
 
-def picture_views(picture: Image.Image, size: int, kind: Views) -> Float[Tensor, "views 3 h w"]:
+def picture_views(picture: Image.Image, size: int, kind: str) -> Float[Tensor, "views 3 h w"]:
     """Return views of a picture in [-1, 1].
 
     "center" is the central crop; "flips" it and its mirror image; "ten_crop" the four corners (top left, top right, bottom left,

@@ -53,7 +53,7 @@ class LPIPS(nn.Module):
         The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv:1801.03924, version 0.1 of its weights.
     """
 
-    def __init__(self, network: LPIPSNetwork = "vgg") -> None:
+    def __init__(self, network: str = "vgg") -> None:
         super().__init__()
         if network not in _STAGES:
             raise ValueError(f"network is {network!r}, expected one of {', '.join(_STAGES)}")
@@ -67,7 +67,7 @@ class LPIPS(nn.Module):
     @classmethod
     def from_files(
         cls,
-        network: LPIPSNetwork = "vgg",
+        network: str = "vgg",
         *,
         folder: str | Path | None = None,
         backbone: str | Path | None = None,

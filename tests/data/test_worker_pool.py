@@ -37,7 +37,7 @@ def obey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str
 
 def test_a_lost_or_hanging_worker_costs_one_job(obey: Callable[[str], str]) -> None:
     jobs = ["a", "die", "hang", "raise", "killed", "b"]
-    outcomes = {outcome.index: outcome for outcome in run_isolated(obey, jobs, num_workers=2, timeout=3)}
+    outcomes = {outcome.index: outcome for outcome in run_isolated(obey, jobs, num_workers=2, timeout=3.0)}
     assert sorted(outcomes) == list(range(6))
     assert [outcomes[index].status for index in range(6)] == ["done", "died", "timeout", "failed", "died", "done"]
     assert (outcomes[0].value, outcomes[5].value) == ("A", "B")

@@ -88,13 +88,13 @@ def test_losses_and_moving_averages_by_hand() -> None:
     real, fake = torch.full((2, 1, 2, 2), 0.2), torch.full((2, 1, 2, 2), -0.1, requires_grad=True)
     # Logits 0.6 and -0.3: hinge (0.4 + 0.7) / 2; averages 0: relu(0.6)^2 + relu(0.3)^2.
     terms = adversary(real, fake)
-    assert float(terms["loss"]) == pytest.approx(0.55 + 0.5 * (0.36 + 0.09))
+    assert terms["loss"].item() == pytest.approx(0.55 + 0.5 * (0.36 + 0.09))
     (slope,) = torch.autograd.grad(terms["loss"], adversary.discriminator.scale)
-    assert float(slope) == pytest.approx((-0.2 - 0.1) / 2 + 0.5 * (2 * 0.6 * 0.2 + 2 * 0.3 * 0.1))
+    assert slope.item() == pytest.approx((-0.2 - 0.1) / 2 + 0.5 * (2 * 0.6 * 0.2 + 2 * 0.3 * 0.1), abs=1e-6)
     assert float(adversary.ema_real_logits_mean) == pytest.approx(0.15)
     assert float(adversary.ema_fake_logits_mean) == pytest.approx(-0.075)
     # Second pass: relu(0.6 + 0.075)^2 + relu(0.15 + 0.3)^2.
-    assert float(adversary(real, fake)["lecam"]) == pytest.approx(0.675**2 + 0.45**2)
+    assert adversary(real, fake)["lecam"].item() == pytest.approx(0.675**2 + 0.45**2)
     adversary.eval()(real, fake)
     assert float(adversary.ema_real_logits_mean) == pytest.approx(0.75 * 0.15 + 0.15)
     assert set(adversary.state_dict()) == {"discriminator.scale", "ema_real_logits_mean", "ema_fake_logits_mean"}
