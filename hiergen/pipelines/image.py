@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images import to_pictures
 from hiergen.generators.base import Generator
+from hiergen.pipelines.base import HiergenPipeline
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
 
@@ -34,7 +34,7 @@ class ImagePipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToImagePipeline(DiffusionPipeline):
+class ClassToImagePipeline(HiergenPipeline):
     """Class labels -> images.
 
     Example:
@@ -49,11 +49,6 @@ class ClassToImagePipeline(DiffusionPipeline):
         super().__init__()
         generator.check_tokenizer(tokenizer.specs)
         self.register_modules(tokenizer=tokenizer, generator=generator)
-
-    def register_modules(self, **modules: Any) -> None:
-        """Register the parts under the package's public names, so that a saved pipeline does not depend on where they live."""
-        super().register_modules(**modules)
-        self.register_to_config(**{name: ("hiergen", type(module).__name__) for name, module in modules.items()})
 
     @torch.no_grad()
     def __call__(

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from hiergen.data.meshes import require_shape_libraries
 from hiergen.data.surface_extraction import EmptySurfaceError, ExtractionSettings, extract_mesh
 from hiergen.generators.base import Generator
+from hiergen.pipelines.base import HiergenPipeline
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.pyramid_vae import PyramidVAE
 
@@ -39,7 +39,7 @@ class ShapePipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToShapePipeline(DiffusionPipeline):
+class ClassToShapePipeline(HiergenPipeline):
     """Class labels -> meshes.
 
     Example:
@@ -54,11 +54,6 @@ class ClassToShapePipeline(DiffusionPipeline):
         super().__init__()
         generator.check_tokenizer(tokenizer.specs)
         self.register_modules(tokenizer=tokenizer, generator=generator)
-
-    def register_modules(self, **modules: Any) -> None:
-        """Register the parts under the package's public names, so that a saved pipeline does not depend on where they live."""
-        super().register_modules(**modules)
-        self.register_to_config(**{name: ("hiergen", type(module).__name__) for name, module in modules.items()})
 
     @torch.no_grad()
     def __call__(
