@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from hiergen.data.digits import load_digits
+from hiergen.data.idx_pictures import IdxPictures
 from hiergen.data.images import Dataset, ImageSet, load_folder
 from hiergen.data.picture_archives import HubPictures, NpzPictures, ShardPictures
 from hiergen.data.pictures import FolderPictures, PictureSet, PictureSource
@@ -17,8 +18,9 @@ class DataConfig:
 
     Attributes:
         source: "digits" (embedded); the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
-            shards); "hf:FOLDER" (a Hugging Face dataset on disk); or "npz:FILE" (an archive of encoded images).
-        split: Of the embedded set or a Hugging Face dataset; anything else is taken whole.
+            shards); "hf:FOLDER" (a Hugging Face dataset on disk); "npz:FILE" (an archive of encoded images); or "idx:FOLDER" (the
+            files of MNIST, or of another set in its form, such as Fashion-MNIST).
+        split: Of the embedded set, a Hugging Face dataset or MNIST's files; anything else is taken whole.
         size: Height and width in pixels.
         in_memory: Decode everything once, at the start. False reads from disk when a batch asks, and is needed for what follows.
         crop: "center", or "random" for ADM's random crop.
@@ -57,7 +59,7 @@ def open_images(config: DataConfig) -> Dataset:
 
 def load_images(config: DataConfig) -> ImageSet:
     """Return all images of a config in memory."""
-    if config.source.partition(":")[0] not in ("wds", "hf", "npz"):
+    if config.source.partition(":")[0] not in ("wds", "hf", "npz", "idx"):
         return load_folder(config.source, size=config.size)
     return PictureSet(open_pictures(config), size=config.size).load()
 
@@ -75,4 +77,6 @@ def open_pictures(config: DataConfig) -> PictureSource:
         return HubPictures(place, split=config.split)
     if kind == "npz":
         return NpzPictures(place)
+    if kind == "idx":
+        return IdxPictures(place, split=config.split)
     return FolderPictures(config.source)
