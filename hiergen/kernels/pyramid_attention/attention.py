@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hiergen.kernels.dispatch import Backend, choose
 from hiergen.kernels.pyramid_attention.config import PSAConfig, psa_preset
 from hiergen.kernels.pyramid_attention.flex import flex_attention
+from hiergen.kernels.pyramid_attention.gather import gather_attention
 from hiergen.kernels.pyramid_attention.op import triton_attention
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
 from hiergen.kernels.pyramid_attention.planning import make_plan
@@ -59,7 +60,7 @@ def pyramid_sparse_attention(
         key_mask: True for real keys.
         scale: Of the products, k^-1/2 by default.
         rng: For the plan's "sampled" estimators.
-        backend: "auto", "triton", "flex" or "reference".
+        backend: "auto", "triton", "flex", "gather" or "reference".
         return_lse: Whether to return also the natural log-sum-exp of the scores, (b, h, queries).
 
     Raises:
@@ -175,7 +176,7 @@ def _refuse_flex(request: PyramidRequest, is_named: bool) -> str | None:
     return None
 
 
-def _refuse_reference(request: PyramidRequest, is_named: bool) -> str | None:
+def _refuse_nothing(request: PyramidRequest, is_named: bool) -> str | None:
     return None
 
 
@@ -185,7 +186,8 @@ BACKENDS: tuple[Backend, ...] = (
         "triton", "an NVIDIA GPU of compute capability 8.0, or TRITON_INTERPRET=1", _refuse_triton, triton_attention
     ),
     Backend("flex", "a GPU that PyTorch compiles for, or a CPU without gradients", _refuse_flex, flex_attention),
-    Backend("reference", "memory for the dense product", _refuse_reference, reference_attention),
+    Backend("gather", "memory for the keys that every query block reads", _refuse_nothing, gather_attention),
+    Backend("reference", "memory for the dense product", _refuse_nothing, reference_attention),
 )
 
 
