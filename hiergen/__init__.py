@@ -32,6 +32,8 @@ _PUBLIC = {
     "PSAConfig": "hiergen.kernels.pyramid_attention",
     "PyramidSparseAttention": "hiergen.kernels.pyramid_attention",
     "pyramid_sparse_attention": "hiergen.kernels.pyramid_attention",
+    "apply_pyramid_attention": "hiergen.video",
+    "remove_pyramid_attention": "hiergen.video",
 }
 
 #: diffusers loads a pipeline's parts by the base classes that it finds in the package that the parts come from.

@@ -1,0 +1,406 @@
+"""Pyramid attention in whole transformers: where it must change nothing, what it must equal, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+from hiergen.kernels.pyramid_attention import pyramid_sparse_attention, token_order
+from hiergen.video import apply_pyramid_attention, remove_pyramid_attention
+
+
+def run(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).sample
+
+
+def at(case, timestep, **options):
+    return case.inputs(timestep=timestep, **options)
+
+
+@pytest.mark.parametrize("order", ["gilbert", "tiles", "raster"])
+def test_a_full_plan_equals_the_untouched_model(case, full, order):
+    """To 2e-6 in float32: the same sums in another order. Ragged and whole grids, one model, one after the other."""
+    model = case.model()
+    for grid in [(3, 5, 4), (2, 4, 4), (1, 1, 19), (3, 5, 4)]:
+        inputs = case.inputs(grid, batch=2)
+        expected = run(model, inputs)
+        with apply_pyramid_attention(model, dataclasses.replace(full, order=order)):
+            torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
+
+
+def test_sparse_attention_equals_the_operation_put_into_every_call(case, sparse, monkeypatch):
+    """The official way, which moves queries, keys and values in every layer, must agree with moving tokens once."""
+    grid = (3, 5, 4)
+    model, inputs = case.model(), case.inputs(grid, batch=2)
+    dense = run(model, inputs)
+    with apply_pyramid_attention(model, sparse):
+        once = run(model, inputs)
+
+    path, layout = case.dispatch
+    owner, name = path.rsplit(".", 1)
+    dispatch = getattr(importlib.import_module(owner), name)
+    config = dataclasses.replace(sparse, text_tokens=case.text_tokens, text_at=case.text_at)
+    text = {"text_before" if case.text_at == "start" else "text_after": case.text_tokens}
+    order, axis, num_calls = token_order("gilbert", grid, **text), layout.index("s"), 0
+
+    def attention(q, k, v, attn_mask=None, **options):
+        nonlocal num_calls
+        if q.shape[axis] != len(order.index) or k.shape[axis] != len(order.index):
+            return dispatch(q, k, v, attn_mask=attn_mask, **options)
+        num_calls += 1
+        q, k, v = (order.apply(x, dim=axis) for x in (q, k, v))
+        key_mask = None if attn_mask is None else order.apply(attn_mask[:, 0, 0])
+        out = pyramid_sparse_attention(q, k, v, config=config, layout=layout, key_mask=key_mask)
+        return order.undo(out, dim=axis)
+
+    monkeypatch.setattr(path, attention)
+    torch.testing.assert_close(run(model, inputs), once, rtol=0, atol=2e-6)
+    assert num_calls == 2
+    assert not torch.allclose(once, dense, atol=1e-3)
+
+
+def test_removing_it_leaves_no_trace(case, sparse):
+    model, inputs = case.model(), case.inputs()
+    expected, processors = run(model, inputs), model.attn_processors
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    attributes = set(vars(model))
+    handle = apply_pyramid_attention(model, sparse)
+    assert not torch.equal(run(model, inputs), expected)
+    handle.remove()
+    assert torch.equal(run(model, inputs), expected)
+    assert all(model.attn_processors[name] is processor for name, processor in processors.items())
+    assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    assert set(vars(model)) == attributes
+
+
+def test_it_is_removed_at_the_end_of_a_with_block_that_fails(wan, sparse):
+    model, inputs = wan.model(), wan.inputs()
+    expected = run(model, inputs)
+    with pytest.raises(RuntimeError, match="stop"), apply_pyramid_attention(model, sparse):
+        raise RuntimeError("stop")
+    assert torch.equal(run(model, inputs), expected)
+
+
+def test_a_processor_that_somebody_else_put_in_meanwhile_stays(wan, sparse):
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+    model = wan.model()
+    apply_pyramid_attention(model, sparse)
+    other = WanAttnProcessor()
+    model.blocks[0].attn1.set_processor(other)
+    remove_pyramid_attention(model)
+    assert model.blocks[0].attn1.processor is other
+    assert type(model.blocks[1].attn1.processor) is WanAttnProcessor
+
+
+def test_warm_up_steps_are_the_untouched_model_bit_for_bit(case, sparse):
+    """Guidance in two passes (every timestep twice), in one batch, and none."""
+    model = case.model()
+    for passes, batch in ((2, 1), (1, 2), (1, 1)):
+        inputs = [at(case, t, batch=batch) for t in (900.0, 600.0, 300.0) for _ in range(passes)]
+        expected = [run(model, x) for x in inputs]
+        with apply_pyramid_attention(model, sparse, warmup_steps=2):
+            for _ in range(2):  # two videos
+                same = [torch.equal(run(model, x), y) for x, y in zip(inputs, expected, strict=True)]
+                assert same == [True] * 2 * passes + [False] * passes
+
+
+def test_warm_up_follows_the_number_of_sampling_steps(wan):
+    model = wan.model()
+    for options, expected in (({}, 15), ({"num_inference_steps": 50}, 15), ({"num_inference_steps": 30}, 9),
+                              ({"num_inference_steps": 4}, 1), ({"warmup_steps": 0}, 0)):  # fmt: skip
+        with apply_pyramid_attention(model, "wan2.1-14b-balanced", **options) as handle:
+            assert handle.warmup_steps == expected
+    with apply_pyramid_attention(model, "wan2.2-a14b-balanced", num_inference_steps=20) as handle:
+        assert handle.warmup_steps == 6
+
+
+def test_two_transformers_count_their_steps_together(wan, sparse):
+    """As of Wan 2.2 A14B: the second takes over in mid-video, beyond the dense steps."""
+    pair = [wan.model(), wan.model()]
+    with apply_pyramid_attention(pair, sparse, warmup_steps=1, collect_statistics=True) as handle:
+        for model, timestep in ((0, 900.0), (0, 700.0), (1, 400.0), (1, 200.0)):
+            run(pair[model], at(wan, timestep))
+        assert [(call.step, call.density == 1) for call in handle.statistics if call.layer == 0] == [
+            (0, True), (1, False), (2, False), (3, False)
+        ]  # fmt: skip
+
+
+def test_dense_layers_keep_their_processors(wan, sparse):
+    model = wan.model(num_layers=3)
+    before = [block.attn1.processor for block in model.blocks]
+    with apply_pyramid_attention(model, sparse, dense_layers=[0, -1]):
+        assert [block.attn1.processor is p for block, p in zip(model.blocks, before, strict=True)] == [True, False, True]
+    inputs = wan.inputs()
+    expected = run(model, inputs)
+    with apply_pyramid_attention(model, sparse, dense_layers=range(3)):
+        torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("order", ["gilbert", "raster"])
+def test_every_token_may_have_its_own_timestep(wan, full, sparse, order):
+    """As Wan 2.2 5B gives them: the modulation of each token has to move with it."""
+    model, inputs = wan.model(), wan.inputs(by_token=True, batch=2)
+    model.scale_shift_table.data *= 3
+    expected = run(model, inputs)
+    with apply_pyramid_attention(model, dataclasses.replace(full, order=order)):
+        torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
+
+
+def test_the_image_branch_of_image_to_video_stays_dense(wan, full, sparse):
+    model = wan.model(added_kv_proj_dim=24, image_dim=6)
+    image = torch.randn(1, 5, 6)
+    text = torch.randn(1, 512, 8)
+    inputs = wan.inputs() | {"encoder_hidden_states": text, "encoder_hidden_states_image": image}
+    expected = run(model, inputs)
+    cross = [block.attn2.processor for block in model.blocks]
+    with apply_pyramid_attention(model, full):
+        torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
+        assert [block.attn2.processor for block in model.blocks] == cross
+
+
+def test_fused_projections_are_used(wan, full):
+    model, inputs = wan.model(), wan.inputs()
+    expected = run(model, inputs)
+    model.fuse_qkv_projections()
+    for name in ("to_q", "to_k", "to_v"):
+        setattr(model.blocks[0].attn1, name, None)
+    with apply_pyramid_attention(model, full):
+        torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
+
+
+def test_bfloat16_runs_and_stays_near_float32(case, sparse):
+    model, inputs = case.model(), case.inputs()
+    with apply_pyramid_attention(model, sparse):
+        expected = run(model, inputs)
+    half = case.model().to(torch.bfloat16)
+    low = {name: x.bfloat16() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in inputs.items()}
+    dense_error = (run(half, low).float() - run(model, inputs)).abs().max()
+    with apply_pyramid_attention(half, sparse):
+        out = run(half, low)
+    assert out.dtype == torch.bfloat16
+    # Rounding may move blocks between pools, hence more than the factor of two of a fixed plan.
+    assert (out.float() - expected).abs().max() < 4 * dense_error
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of RMSNorm, in the dense model too
+def test_autocast_runs(wan, sparse):
+    model, inputs = wan.model(), wan.inputs()
+    with apply_pyramid_attention(model, sparse), torch.autocast("cpu", torch.bfloat16):
+        assert run(model, inputs).isfinite().all()
+
+
+def test_gradients_pass_and_checkpointing_does_not_change_them(case, sparse):
+    model, inputs = case.model(), case.inputs()
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model.train().zero_grad()
+        with apply_pyramid_attention(model, sparse):
+            model(**inputs).sample.square().mean().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 20
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+def test_a_copy_of_the_model_carries_its_own(wan, sparse):
+    model, inputs = wan.model(), wan.inputs()
+    dense = run(model, inputs)
+    apply_pyramid_attention(model, sparse)
+    twin = copy.deepcopy(model)
+    remove_pyramid_attention(model)
+    assert torch.equal(run(model, inputs), dense)
+    assert not torch.equal(run(twin, inputs), dense)
+    remove_pyramid_attention(twin)
+    assert torch.equal(run(twin, inputs), dense)
+
+
+def test_saved_weights_and_configuration_are_the_untouched_models(wan, sparse, tmp_path):
+    model = wan.model()
+    with apply_pyramid_attention(model, sparse):
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path)
+    assert "WanAttnProcessor" in str(again.attn_processors)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+
+
+def test_offloading_hooks_of_diffusers_and_accelerate_do_not_disturb(wan, sparse):
+    from accelerate import cpu_offload
+
+    model, inputs = wan.model(), wan.inputs()
+    with apply_pyramid_attention(model, sparse):
+        expected = run(model, inputs)
+        model.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+        assert torch.equal(run(model, inputs), expected)
+    other = wan.model()
+    cpu_offload(other, execution_device=torch.device("cpu"))
+    with apply_pyramid_attention(other, sparse):
+        assert torch.equal(run(other, inputs), expected)
+
+
+#: The run-time check of annotations that tests run under cannot be traced: hence a process of its own.
+COMPILE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from conftest import CASES, SPARSE
+from hiergen.video import apply_pyramid_attention, remove_pyramid_attention
+
+torch.set_num_threads(1)
+case = CASES["wan"]
+model, inputs = case.model(num_layers=1), [case.inputs(timestep=t) for t in (900.0, 500.0)]
+
+def agree(compiled, expected):
+    for x, y in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(compiled(**x).sample, y, rtol=0, atol=1e-6)
+
+with torch.no_grad():
+    dense = [model(**x).sample for x in inputs]
+    handle = apply_pyramid_attention(model, SPARSE, warmup_steps=1)
+    expected = [model(**x).sample for x in inputs]
+    assert torch.equal(dense[0], expected[0]) and not torch.allclose(dense[1], expected[1], atol=1e-3)
+
+    # The regional way of diffusers: every block one graph, the step decided outside of them.
+    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    agree(model, expected)
+
+    # The whole model in one graph, the step given by hand.
+    for block in model.blocks:
+        block._compiled_call_impl = None
+    whole = torch.compile(model, fullgraph=True, backend="eager")
+    for step in (0, 1):
+        handle.set_step(step)
+        torch.testing.assert_close(whole(**inputs[step]).sample, expected[step], rtol=0, atol=1e-6)
+
+    remove_pyramid_attention(whole)
+    agree(whole, dense)
+"""
+
+
+def test_torch_compile_sees_one_graph():
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(Path(__file__).parent)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def pipeline(wan, **parts) -> WanPipeline:
+    pipe = WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=wan.model(), **parts,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sample(pipe, **options):
+    text = torch.randn(2, 1, 7, 8, generator=torch.Generator().manual_seed(3))
+    settings = {
+        "height": 64, "width": 48, "num_frames": 9, "num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "latent",
+    } | options  # fmt: skip
+    rng = torch.Generator().manual_seed(0)
+    return pipe(prompt_embeds=text[0], negative_prompt_embeds=text[1], generator=rng, **settings).frames
+
+
+def test_a_pipeline_samples_with_guidance_and_without(wan, full, sparse):
+    pipe = pipeline(wan)
+    for guidance in (5.0, 1.0):
+        dense = sample(pipe, guidance_scale=guidance)
+        with apply_pyramid_attention(pipe, full):
+            torch.testing.assert_close(sample(pipe, guidance_scale=guidance), dense, rtol=0, atol=2e-5)
+        with apply_pyramid_attention(pipe, sparse, warmup_steps=1, collect_statistics=True) as handle:
+            out = sample(pipe, guidance_scale=guidance)
+            passes = 2 if guidance > 1 else 1
+            assert [call.step for call in handle.statistics] == [step for step in range(4) for _ in range(2 * passes)]
+            assert {call.density == 1 for call in handle.statistics if call.step == 0} == {True}
+            assert {call.density < 0.6 for call in handle.statistics if call.step > 0} == {True}
+        assert not torch.allclose(out, dense, atol=1e-3)
+        assert torch.equal(sample(pipe, guidance_scale=guidance), dense)
+
+
+def test_a_pipeline_of_two_transformers_hands_over_in_mid_video(wan, sparse):
+    pipe = pipeline(wan, transformer_2=wan.model(), boundary_ratio=0.8)
+    with apply_pyramid_attention(pipe, sparse, warmup_steps=1, collect_statistics=True) as handle:
+        sample(pipe, guidance_scale=1.0)
+        assert [call.step for call in handle.statistics if call.layer == 0] == [0, 1, 2, 3]
+    assert "WanAttnProcessor" in str(pipe.transformer_2.attn_processors)
+
+
+def test_statistics_are_kept_only_on_request(wan, sparse):
+    model, inputs = wan.model(), wan.inputs()
+    with apply_pyramid_attention(model, sparse, collect_statistics=True) as handle:
+        run(model, inputs)
+        calls = handle.statistics
+        assert [(call.step, call.layer) for call in calls] == [(0, 0), (0, 1)]
+        assert all(0.1 < call.density < 0.5 and call.seconds > 0 for call in calls)
+        handle.clear_statistics()
+        assert handle.statistics == []
+    with (
+        apply_pyramid_attention(model, sparse) as handle,
+        pytest.raises(ValueError, match="call apply_pyramid_attention with collect_statistics=True"),
+    ):
+        _ = handle.statistics
+
+
+def test_what_cannot_work_is_refused_by_name(wan, sparse):
+    model = wan.model()
+    cases = [
+        (TypeError, "knows no Linear, expected one of WanTransformer3DModel", lambda: apply_pyramid_attention(torch.nn.Linear(2, 2), sparse)),
+        (TypeError, "model is a str, expected a transformer of diffusers", lambda: apply_pyramid_attention("wan", sparse)),
+        (TypeError, "model is a list", lambda: apply_pyramid_attention([], sparse)),
+        (ValueError, "there is no PSA preset 'wan3'", lambda: apply_pyramid_attention(model, "wan3")),
+        (ValueError, "no pyramid attention to remove", lambda: remove_pyramid_attention(model)),
+        (ValueError, "dense_layers holds 2, expected numbers of 2 layers", lambda: apply_pyramid_attention(model, sparse, dense_layers=[2])),
+        (ValueError, "warmup_steps is -1", lambda: apply_pyramid_attention(model, sparse, warmup_steps=-1)),
+        (ValueError, "num_inference_steps is 0", lambda: apply_pyramid_attention(model, sparse, num_inference_steps=0)),
+        (ValueError, "expected one of them", lambda: apply_pyramid_attention(model, sparse, warmup_steps=1, num_inference_steps=9)),
+        (ValueError, "backend is 'cuda', expected one of 'auto', 'triton'", lambda: apply_pyramid_attention(model, sparse, backend="cuda")),
+    ]  # fmt: skip
+    for error, message, call in cases:
+        with pytest.raises(error, match=message):
+            call()
+    with apply_pyramid_attention(model, sparse), pytest.raises(ValueError, match="has pyramid attention already"):
+        apply_pyramid_attention(model, sparse)
+
+
+def test_a_refused_call_changes_nothing(wan, sparse):
+    model = wan.model()
+    with pytest.raises(TypeError, match="knows no Linear"):
+        apply_pyramid_attention([model, torch.nn.Linear(2, 2)], sparse)
+    with pytest.raises(ValueError, match="no pyramid attention to remove"):
+        remove_pyramid_attention(model)
+
+
+def test_masks_and_context_parallelism_are_refused(wan, sparse):
+    model = wan.model()
+    attention = model.blocks[0].attn1
+    with apply_pyramid_attention(model, sparse):
+        with pytest.raises(ValueError, match=r"attention mask of shape \(1, 60\)"):
+            attention(torch.randn(1, 60, 24), None, torch.ones(1, 60))
+        attention.processor._parallel_config = None
+        with pytest.raises(ValueError, match="call remove_pyramid_attention before enable_parallelism"):
+            attention.processor._parallel_config = object()
+    attention.processor._parallel_config = object()
+    with pytest.raises(ValueError, match="runs under context parallelism"):
+        apply_pyramid_attention(model, sparse)
+
+
+def test_the_dense_backend_of_diffusers_reaches_the_dense_steps(wan, sparse):
+    model = wan.model()
+    originals = [block.attn1.processor for block in model.blocks]
+    with apply_pyramid_attention(model, sparse):
+        model.set_attention_backend("_native_math")
+        assert {processor._attention_backend.value for processor in originals} == {"_native_math"}
+        model.reset_attention_backend()

@@ -1,0 +1,71 @@
+"""Reordered tokens: operators as PyTorch wants them, and every kind of tensor moved to the same order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hiergen.kernels.pyramid_attention import token_order
+from hiergen.video import reordering
+from hiergen.video.reordering import Entrance, order_tokens
+
+GRID = (2, 3, 4)
+
+
+@pytest.fixture
+def entrance() -> Entrance:
+    return Entrance(token_order("gilbert", GRID), batch=2)
+
+
+def test_the_operator_returns_the_order_of_the_kernels():
+    found, expected = order_tokens("gilbert", GRID, torch.zeros(1)), token_order("gilbert", GRID)
+    assert torch.equal(found.index, expected.index)
+    assert torch.equal(found.inverse, expected.inverse)
+
+
+def test_the_operator_is_registered_as_pytorch_wants():
+    given = (torch.zeros(1), *GRID, "tiles")
+    torch.library.opcheck(reordering.token_order_op, given, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_caller_may_write_into_the_result():
+    order_tokens("gilbert", GRID, torch.zeros(1)).index.zero_()
+    assert torch.equal(order_tokens("gilbert", GRID, torch.zeros(1)).index, token_order("gilbert", GRID).index)
+
+
+def test_every_kind_of_tensor_moves_alike(entrance):
+    """All made of the tokens' numbers: after the move each must read as the order's index."""
+    numbers = torch.arange(24.0)
+    index = entrance.order.index.float()
+    tokens = numbers[None, :, None].expand(2, 24, 3)
+    assert torch.equal(reordering.reorder_tokens(entrance, tokens)[1, :, 2], index)
+    volume = numbers.view(1, 1, *GRID).expand(2, 3, *GRID)
+    assert torch.equal(reordering.reorder_volume(entrance, volume).flatten(2)[1, 2], index)
+    for moved in reordering.reorder_flat_tables(entrance, (numbers[:, None], numbers[:, None])):
+        assert torch.equal(moved[:, 0], index)
+    for moved in reordering.reorder_batched_tables(entrance, (numbers[None, :, None, None],) * 2):
+        assert torch.equal(moved.flatten(), index)
+    _, modulation, text = reordering.reorder_wan_modulation(entrance, (tokens, tokens, "text"))
+    assert torch.equal(modulation[1, :, 2], index)
+    assert text == "text"
+    modulation, last = reordering.reorder_ltx_modulation(entrance, (tokens.flatten(0, 1), tokens.flatten(0, 1)))
+    assert torch.equal(modulation.view(2, 24, 3)[1, :, 2], index)
+    assert torch.equal(last, tokens.flatten(0, 1))
+
+
+def test_text_before_the_video_stays(entrance):
+    tokens = torch.cat([torch.full((1, 5, 1), -1.0), torch.arange(24.0)[None, :, None]], dim=1)
+    moved = reordering.reorder_tokens(entrance, tokens)[0, :, 0]
+    assert torch.equal(moved, torch.cat([torch.full((5,), -1.0), entrance.order.index.float()]))
+
+
+def test_modulation_that_all_tokens_share_stays(entrance):
+    shared = torch.randn(2, 6)
+    assert torch.equal(reordering.reorder_wan_modulation(entrance, (shared, shared))[1], shared)
+    assert torch.equal(reordering.reorder_ltx_modulation(entrance, (shared, shared))[0], shared)
+
+
+def test_a_grid_that_does_not_hold_the_tokens_is_refused():
+    reordering.check_grid("LTX", GRID, 24)
+    with pytest.raises(ValueError, match=r"LTX was given 25 video tokens for a grid of 2 x 3 x 4 = 24 .*order='raster'"):
+        reordering.check_grid("LTX", GRID, 25)
