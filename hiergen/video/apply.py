@@ -66,9 +66,7 @@ class PyramidAttentionHandle:
 
     def _recorder(self) -> Recorder:
         if self._settings.recorder is None:
-            raise ValueError(
-                "no statistics were collected; call apply_pyramid_attention with collect_statistics=True"
-            )
+            raise ValueError("no statistics were collected; call apply_pyramid_attention with collect_statistics=True")
         return self._settings.recorder
 
 
@@ -159,7 +157,7 @@ def _checked(transformer: nn.Module, dense_layers: Sequence[int]) -> tuple[Archi
         raise ValueError(
             f"this {type(transformer).__name__} has pyramid attention already; call remove_pyramid_attention first"
         )
-    attentions: list[Any] = architecture.attentions(transformer)
+    attentions = architecture.attentions(transformer)
     if any(getattr(attention.processor, "_parallel_config", None) is not None for attention in attentions):
         raise ValueError(
             f"this {type(transformer).__name__} runs under context parallelism, which splits the sequence that pyramid "

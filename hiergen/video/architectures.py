@@ -29,7 +29,7 @@ class Architecture:
         rotary_argument: The argument that holds rotary tables, where the model does not make them.
     """
 
-    attentions: Callable[[Any], list[nn.Module]]
+    attentions: Callable[[Any], list[Any]]
     processor: type[PyramidProcessor]
     grid: Callable[[Any, Inputs], Grid]
     enters: Mapping[str, Callable[[Entrance, Any], Any]]

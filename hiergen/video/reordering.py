@@ -40,7 +40,9 @@ def order_tokens(name: OrderName, grid: Grid, like: Tensor) -> TokenOrder:
 
 
 @torch.library.custom_op(
-    "hiergen::token_order", mutates_args=(), schema="(Tensor like, int frames, int rows, int columns, str name) -> Tensor"
+    "hiergen::token_order",
+    mutates_args=(),
+    schema="(Tensor like, int frames, int rows, int columns, str name) -> Tensor",
 )
 def token_order_op(like: Tensor, frames: int, rows: int, columns: int, name: str) -> Tensor:
     """Return index and inverse of a `TokenOrder`, (2, n)."""

@@ -139,7 +139,11 @@ def test_dense_layers_keep_their_processors(wan, sparse):
     model = wan.model(num_layers=3)
     before = [block.attn1.processor for block in model.blocks]
     with apply_pyramid_attention(model, sparse, dense_layers=[0, -1]):
-        assert [block.attn1.processor is p for block, p in zip(model.blocks, before, strict=True)] == [True, False, True]
+        assert [block.attn1.processor is p for block, p in zip(model.blocks, before, strict=True)] == [
+            True,
+            False,
+            True,
+        ]
     inputs = wan.inputs()
     expected = run(model, inputs)
     with apply_pyramid_attention(model, sparse, dense_layers=range(3)):

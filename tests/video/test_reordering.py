@@ -67,5 +67,7 @@ def test_modulation_that_all_tokens_share_stays(entrance):
 
 def test_a_grid_that_does_not_hold_the_tokens_is_refused():
     reordering.check_grid("LTX", GRID, 24)
-    with pytest.raises(ValueError, match=r"LTX was given 25 video tokens for a grid of 2 x 3 x 4 = 24 .*order='raster'"):
+    with pytest.raises(
+        ValueError, match=r"LTX was given 25 video tokens for a grid of 2 x 3 x 4 = 24 .*order='raster'"
+    ):
         reordering.check_grid("LTX", GRID, 25)
