@@ -5,12 +5,15 @@ Letters: `b` batch, `n` positions, `d` channels of the teacher.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from hiergen.losses.teachers import timm_network
 
 
 def cosine_hinge_loss(
@@ -46,30 +49,27 @@ class PatchTeacher(nn.Module):
 
     Args:
         name: Model name in timm.
+        weights: File of its weights; None takes timm's cache or download; "random" for tests.
         image_size: Side to which images are resized; the map has `image_size / patch` tokens along each side.
-        is_pretrained: Load the published weights (downloads them once).
+        options: Of the model in timm.
 
     Raises:
+        FileNotFoundError: If the weights are nowhere.
         ImportError: If timm is not installed.
     """
 
     def __init__(
         self,
         name: str = "vit_large_patch14_dinov2.lvd142m",
+        weights: str | Path | None = None,
         *,
         image_size: int = 224,
-        is_pretrained: bool = True,
-        **model_options: Any,
+        **options: Any,
     ) -> None:
         super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError('a PatchTeacher needs timm: pip install "hiergen[images]"') from error
         self.image_size = image_size
-        self.model: Any = timm.create_model(
-            name, pretrained=is_pretrained, num_classes=0, dynamic_img_size=True, **model_options
-        )
+        self.model: Any = timm_network(name, weights, dynamic_img_size=True, **options)
+        self.dim: int = self.model.embed_dim
         self.model.requires_grad_(False)
         self.eval()
 

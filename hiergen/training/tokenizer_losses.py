@@ -108,11 +108,11 @@ class PerceptualTerm:
         self._jitter = config.jitter
 
     def __call__(self, reconstruction: Tensor, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the mean distance of a batch."""
+        """Return the distance of each image of a batch."""
         distance = self._distance.on(images.device)
         if self._jitter:
-            return jittered(distance, reconstruction, images, margin=self._jitter, rng=rng).mean()
-        return distance(reconstruction, images).mean()
+            return jittered(distance, reconstruction, images, margin=self._jitter, rng=rng)
+        return distance(reconstruction, images)
 
 
 def make_adversary(config: AdversarialConfig) -> Adversary:

@@ -26,6 +26,7 @@ from hiergen.training.tokenizer_losses import (
     PerceptualTerm,
     make_adversary,
 )
+from hiergen.training.vae_terms import VAEConfig, VAETerms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TokenizerTaskConfig(TaskConfig):
         perceptual: A perceptual term; None for none.
         adversarial: A discriminator; None for none.
         alignment: Alignment with a teacher; None for none.
+        vae: VA-VAE's objective in place of the weighted means above; None for those.
         codebook: Log the use of the codebook by each level, and revive dead codes; None for neither.
     """
 
@@ -52,7 +54,14 @@ class TokenizerTaskConfig(TaskConfig):
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
     alignment: AlignmentConfig | None = None
+    vae: VAEConfig | None = None
     codebook: CodebookConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.vae is not None and self.alignment is not None:
+            raise ValueError("alignment is set beside vae, which has its own: use vae.foundation")
+        if self.vae is not None and self.adversarial is not None and self.adversarial.is_adaptive:
+            raise ValueError("adversarial.is_adaptive is set beside vae, which always adapts its weight: leave it out")
 
     def build(self) -> TokenizerTask:
         return TokenizerTask(self)
@@ -101,6 +110,7 @@ class TokenizerTask(Task):
         self._beside = player if isinstance(player, TokenizerPlayer) else None
         self.tokenizer: Any = self._beside.tokenizer if self._beside else player
         self._perceptual = PerceptualTerm(config.perceptual) if config.perceptual else None
+        self._vae = self._make_vae(config.vae) if config.vae else None
         specs = cast(tuple[LevelSpec, ...], self.tokenizer.specs)
         self._counter = CodebookCounter(specs) if config.codebook else None
         self.dataset = open_images(config.data)
@@ -143,32 +153,57 @@ class TokenizerTask(Task):
             self._revives = False
             terms["revived"] = self._revive(image, rng)
         output = self.tokenizer(image, rng=rng)
-        reconstruction = output.reconstruction.float()
-        # Halved, because the published weights of the terms are for images in [0, 1].
-        difference = (reconstruction - image) / 2
-        pixel = difference.square().mean() if self._config.pixel_loss == "mse" else difference.abs().mean()
-        total = self._config.pixel_weight * pixel
-        terms |= {"pixel": pixel, **output.losses}
-        if self._perceptual and self._config.perceptual:
-            terms["perceptual"] = self._perceptual(reconstruction, image, rng)
-            total = total + self._config.perceptual.weight * terms["perceptual"]
-        if self._plays_adversary:
-            adversarial, scale = self._adversarial(reconstruction, total, rng)
-            terms |= {"adversarial": adversarial, "adversarial_scale": scale}
-            total = total + scale * adversarial
-        total = total + sum(output.losses.values()) + self._align(image, output, terms)
+        total = self._objective(image, output, terms, rng)
         self._watch(output)
         if "is_substitute" in batch:
             terms["broken_images"] = batch["is_substitute"].float().mean()
         return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
 
+    def _objective(
+        self, image: Tensor, output: TokenizerOutput, terms: dict[str, Tensor], rng: torch.Generator
+    ) -> Tensor:
+        """Return the loss and add its parts to `terms`; keep the reconstruction for the discriminator's turn."""
+        reconstruction = output.reconstruction.float()
+        # Halved, because the published weights of the terms are for images in [0, 1].
+        difference = (reconstruction - image) / 2
+        terms["pixel"] = difference.square().mean() if self._config.pixel_loss == "mse" else difference.abs().mean()
+        distances = self._perceptual(reconstruction, image, rng) if self._perceptual else None
+        if distances is not None:
+            terms["perceptual"] = distances.mean()
+        if self._plays_adversary:
+            self._fake = reconstruction.detach()
+        if self._vae:
+            logits = self._adversary.logits(reconstruction, rng=rng) if self._plays_adversary else None
+            terms |= self._vae(image, output, perceptual=distances, fake_logits=logits)
+            return terms.pop("loss")
+        total = self._config.pixel_weight * terms["pixel"]
+        terms |= output.losses
+        if self._config.perceptual:
+            total = total + self._config.perceptual.weight * terms["perceptual"]
+        if self._plays_adversary:
+            adversarial, scale = self._adversarial(reconstruction, total, rng)
+            terms |= {"adversarial": adversarial, "adversarial_scale": scale}
+            total = total + scale * adversarial
+        return total + sum(output.losses.values()) + self._align(image, output, terms)
+
+    def _make_vae(self, vae: VAEConfig) -> VAETerms:
+        perceptual, adversarial = self._config.perceptual, self._config.adversarial
+        return VAETerms(
+            vae,
+            self.tokenizer,
+            perceptual_weight=perceptual.weight if perceptual else 0.0,
+            adversarial_weight=adversarial.weight if adversarial else 0.0,
+        )
+
+    @property
+    def _adversary(self) -> Adversary:
+        return cast(Adversary, self.players["discriminator"])
+
     def _adversarial(self, fake: Tensor, reference: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the term and its weight; keep the reconstruction for the discriminator's turn."""
-        config, adversary = self._config.adversarial, self.players["discriminator"]
+        """Return the term and its weight."""
+        config = self._config.adversarial
         assert config is not None
-        assert isinstance(adversary, Adversary)
-        self._fake = fake.detach()
-        term = adversary.generator_loss(fake, rng=rng)
+        term = self._adversary.generator_loss(fake, rng=rng)
         scale = torch.full((), config.weight, device=fake.device)
         if config.is_adaptive:
             scale = scale * adaptive_weight(reference, term, self.tokenizer.get_parameter(config.adaptive_at))

@@ -52,7 +52,8 @@ def test_half_precision_is_widened() -> None:
 
 def test_teacher_is_frozen_and_drops_its_class_token() -> None:
     options = {"embed_dim": 32, "depth": 1, "num_heads": 2}
-    teacher = PatchTeacher("vit_tiny_patch16_224", image_size=64, is_pretrained=False, **options)
+    teacher = PatchTeacher("vit_tiny_patch16_224", "random", image_size=64, **options)
+    assert teacher.dim == 32
     assert not teacher.train().model.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     images = torch.rand(2, 3, 64, 64) * 2 - 1
