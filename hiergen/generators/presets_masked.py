@@ -31,28 +31,38 @@ def _config(dim: int, depth: int, num_heads: int, head_depth: int, head_dim: int
     }
 
 
+_TINY: dict[str, Any] = {
+    "num_classes": 10,
+    "num_buffer": 4,
+    "encoder_dim": 128,
+    "encoder_depth": 3,
+    "encoder_heads": 4,
+    "decoder_dim": 128,
+    "decoder_depth": 3,
+    "decoder_heads": 4,
+    "attention_dropout": 0.0,
+    "dropout": 0.0,
+    "head_dim": 192,
+    "head_depth": 3,
+}
+
 PRESETS: dict[str, Preset] = {
     "mar-b": Preset("MaskedAR", _config(768, 12, 12, 6, 1024), "MAR, arXiv:2406.11838, base, 208 M parameters"),
     "mar-l": Preset("MaskedAR", _config(1024, 16, 16, 8, 1280), "MAR, arXiv:2406.11838, large, 479 M parameters"),
     "mar-h": Preset("MaskedAR", _config(1280, 20, 16, 12, 1536), "MAR, arXiv:2406.11838, huge, 943 M parameters"),
     "mar-tiny": Preset(
         "MaskedAR",
-        {
-            "level_specs": specs_to_json((LevelSpec(num_tokens=16, grid=(4, 4), dim=8),)),
-            "num_classes": 10,
-            "num_buffer": 4,
-            "encoder_dim": 128,
-            "encoder_depth": 3,
-            "encoder_heads": 4,
-            "decoder_dim": 128,
-            "decoder_depth": 3,
-            "decoder_heads": 4,
-            "attention_dropout": 0.0,
-            "dropout": 0.0,
-            "head_dim": 192,
-            "head_depth": 3,
-        },
+        {"level_specs": specs_to_json((LevelSpec(num_tokens=16, grid=(4, 4), dim=8),)), **_TINY},
         "ours: trains on a CPU in minutes; the tokens of hieratok-tiny",
+    ),
+    "mar-tiny-levels": Preset(
+        "MaskedAR",
+        {
+            "level_specs": specs_to_json([LevelSpec(side**2, (side, side), dim=8) for side in (1, 2, 4)]),
+            "order": "levelwise",
+            **_TINY,
+        },
+        "ours: mar-tiny on the levels of hieratok-tiny-levels, the coarsest map first, every finer one given the coarser",
     ),
     "mar3d-lr": Preset(
         "MaskedAR",

@@ -17,6 +17,23 @@ def _parts(encoder: str, decoder: str) -> dict[str, Any]:
     return config
 
 
+_TINY: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "latent_dim": 8,
+    "scales": [1, 2, 4],
+    "encoder_dim": 128,
+    "encoder_depth": 3,
+    "encoder_heads": 4,
+    "decoder_dim": 128,
+    "decoder_depth": 4,
+    "decoder_heads": 4,
+    "tail_depth": 2,
+    "kl_weight": 0.1,
+    "has_preview_heads": True,
+    "preview_weight": 0.2,
+}
+
 PRESETS: dict[str, Preset] = {
     "hieratok-s": Preset(model="HieraTok", config=_parts("s", "s"), source="Ours, after HieraTok, arXiv:2509.23736"),
     "hieratok-b": Preset(model="HieraTok", config=_parts("b", "b"), source="Ours, after HieraTok, arXiv:2509.23736"),
@@ -28,22 +45,12 @@ PRESETS: dict[str, Preset] = {
     ),
     "hieratok-tiny": Preset(
         model="HieraTok",
-        config={
-            "image_size": 32,
-            "patch_size": 8,
-            "latent_dim": 8,
-            "scales": [1, 2, 4],
-            "encoder_dim": 128,
-            "encoder_depth": 3,
-            "encoder_heads": 4,
-            "decoder_dim": 128,
-            "decoder_depth": 4,
-            "decoder_heads": 4,
-            "tail_depth": 2,
-            "kl_weight": 0.1,
-            "has_preview_heads": True,
-            "preview_weight": 0.2,
-        },
+        config=_TINY,
         source="Ours: trains on two CPU cores, on 32 x 32 images",
+    ),
+    "hieratok-tiny-levels": Preset(
+        model="HieraTok",
+        config={**_TINY, "latent": "all"},
+        source="Ours: hieratok-tiny with latents of their own for every scale, for generators that go level by level",
     ),
 }

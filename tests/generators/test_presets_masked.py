@@ -6,6 +6,7 @@ from accelerate import init_empty_weights
 from hiergen.generators.cascade import MaskedCascade
 from hiergen.generators.masked import MaskedAR
 from hiergen.generators.presets_masked import PRESETS
+from hiergen.registry import create
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,9 @@ def test_the_tiny_presets_are_tiny() -> None:
         image, shape = MaskedAR(**PRESETS["mar-tiny"].config), MaskedCascade(**PRESETS["mar3d-tiny"].config)
     assert sum(p.numel() for p in image.parameters()) < 5e6
     assert sum(p.numel() for p in shape.parameters()) < 10e6
+
+
+def test_presets_fit_their_tokenizers() -> None:
+    for tokenizer, generator in (("hieratok-tiny", "mar-tiny"), ("hieratok-tiny-levels", "mar-tiny-levels")):
+        with init_empty_weights(include_buffers=False):
+            create(generator).check_tokenizer(create(tokenizer).specs)

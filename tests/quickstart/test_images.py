@@ -105,6 +105,40 @@ def _check_the_saved_pipeline(folder, sampling) -> None:
     torch.testing.assert_close(shown[-1], images)
 
 
+def test_level_by_level_generation_gets_the_same_report(tmp_path, monkeypatch) -> None:
+    quick = dataclasses.replace(FAMILIES["MaskedAR"], sampling={**FAMILIES["MaskedAR"].sampling, **FEW["MaskedAR"]})
+    monkeypatch.setitem(FAMILIES, "MaskedAR", quick)
+    settings = QuickstartSettings(
+        out=str(tmp_path),
+        samples_seen=64,
+        num_generated=80,
+        tokenizer="hieratok-tiny-levels",
+        generator="mar-tiny-levels",
+    )
+    report = run_quickstart(settings)
+    rows = report["reconstruction"]["psnr_by_levels"]
+    assert [(row["levels"], row["tokens"]) for row in rows] == [(1, 1), (2, 5), (3, 21)]
+    config = json.loads((tmp_path / "generator" / "model" / "config.json").read_text())
+    assert config["order"] == "levelwise"
+    assert [spec["grid"] for spec in config["level_specs"]] == [[1, 1], [2, 2], [4, 4]]
+    # Each step shows what is complete: the coarsest map after one step, the next after three more, the image after the last.
+    pipe = hiergen.from_pretrained(tmp_path / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    shown = []
+    made = pipe(
+        [1, 2],
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+        callback_on_step_end=lambda _, step, values: shown.append(values),
+        **report["sampling"],
+    )
+    assert [len(values["pyramid"]) for values in shown] == [1, 1, 1, 2, 2, 2, 3]
+    for values in shown:
+        for level, whole in zip(values["pyramid"].levels, made.pyramid.levels, strict=False):
+            assert torch.equal(level, whole)
+    torch.testing.assert_close(shown[0]["images"], pipe.tokenizer.decode(made.pyramid.prefix(1)).clamp(-1, 1))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
