@@ -22,6 +22,7 @@ _PUBLIC = {
     "ResTok": "hiergen.tokenizers.restok",
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
     "HieraTok": "hiergen.tokenizers.hieratok",
+    "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder",
     "LevelAR": "hiergen.generators.level_ar",
     "FlowTransformer": "hiergen.generators.flow_transformer",
     "MaskedAR": "hiergen.generators.masked",

@@ -10,9 +10,12 @@ from safetensors import SafetensorError
 
 from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES, model_class, pipeline_class
 
+#: The class of diffusers' that `hiergen convert ldm-vae` writes and that is loaded as a `KLAutoencoder`.
+_AUTOENCODER = "AutoencoderKL"
+
 
 def from_pretrained(path: str | Path, **options: Any) -> Any:
-    """Return the tokenizer, generator or pipeline that `save_pretrained` wrote.
+    """Return the tokenizer, generator or pipeline that `save_pretrained` wrote; an `AutoencoderKL` of diffusers becomes a tokenizer.
 
     Args:
         path: A folder, or the id of a Hub repository.
@@ -23,16 +26,26 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
             chooses code: only the classes of `hiergen.registry` are loaded.
     """
     name = _class_name(str(path))
-    if name in PIPELINE_CLASSES or name in MODEL_CLASSES:
-        found = pipeline_class(name) if name in PIPELINE_CLASSES else model_class(name)
+    if name in PIPELINE_CLASSES or name in MODEL_CLASSES or name == _AUTOENCODER:
         try:
+            if name == _AUTOENCODER:
+                return _autoencoder(path, options)
+            found = pipeline_class(name) if name in PIPELINE_CLASSES else model_class(name)
             return found.from_pretrained(path, **options)
         except SafetensorError as error:
             raise ValueError(
                 f"the weights in {str(path)!r} are damaged ({error}); save or download them again"
             ) from error
-    known = ", ".join(sorted({*MODEL_CLASSES, *PIPELINE_CLASSES}))
+    known = ", ".join(sorted({*MODEL_CLASSES, *PIPELINE_CLASSES, _AUTOENCODER}))
     raise ValueError(f"{str(path)!r} holds a {name!r}, which hiergen does not load; it loads {known}")
+
+
+def _autoencoder(path: str | Path, options: dict[str, Any]) -> Any:
+    from diffusers import AutoencoderKL
+
+    from hiergen.tokenizers.kl_autoencoder import KLAutoencoder
+
+    return KLAutoencoder.from_autoencoder(AutoencoderKL.from_pretrained(path, **options))
 
 
 def _class_name(path: str) -> str:

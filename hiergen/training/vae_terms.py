@@ -71,7 +71,7 @@ class VAETerms:
     ) -> None:
         if not hasattr(tokenizer, "latent_weight"):
             raise ValueError(
-                f"vae needs a tokenizer with a Gaussian bottleneck, such as HieraTok; got {type(tokenizer).__name__}"
+                f"vae needs a tokenizer with a Gaussian bottleneck, such as HieraTok or KLAutoencoder; got {type(tokenizer).__name__}"
             )
         self._tokenizer = tokenizer
         foundation = config.foundation if config.foundation and config.foundation.weight else None

@@ -134,7 +134,8 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"adversarial\.is_adaptive is set beside vae"):
         dataclasses.replace(CONFIG, adversarial=AdversarialConfig(is_adaptive=True))
     with pytest.raises(
-        ValueError, match="vae needs a tokenizer with a Gaussian bottleneck, such as HieraTok; got ResTok"
+        ValueError,
+        match="vae needs a tokenizer with a Gaussian bottleneck, such as HieraTok or KLAutoencoder; got ResTok",
     ):
         TokenizerTaskConfig(vae=VAEConfig()).build()
     for dim in (None, 7):
