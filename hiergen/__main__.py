@@ -16,6 +16,7 @@ VERBS = {
     "encode": "write a dataset as a cache of token pyramids",
     "reconstruct": "encode and decode images, level by level",
     "generate": "generate images from class labels",
+    "demo": "look at models in the browser: reconstruct, generate, compare",
     "convert": "convert official weights to hiergen's layout",
     "bench": "measure speed side by side with a baseline",
 }

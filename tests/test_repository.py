@@ -25,7 +25,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("tokenizers", "generators"),
     ("registry", "convert", "metrics", "data", "video", "figures"),
     ("training", "pipelines"),
-    ("quickstart", "benchmarks"),
+    ("quickstart", "benchmarks", "demo"),
     ("cli",),
     ("__main__",),
 )

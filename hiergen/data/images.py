@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 #: Larger pictures are refused: decoding is a known way to exhaust memory.
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: What a picture may be, whatever its suffix. Pillow knows more: some of them run other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 #: (index, epoch): which sample, and for the how-manieth time it is visited.
 Sample = tuple[int, int]
@@ -76,23 +78,28 @@ class ImageSet(Dataset):
         return digest.hexdigest()[:16]
 
 
-def read_image(path: str | Path, *, data: bytes | None = None) -> Image.Image:
+def read_image(path: str | Path, *, data: bytes | None = None, max_pixels: int | None = None) -> Image.Image:
     """Return a picture as an RGB PIL image, wholly decoded.
 
     Args:
         path: The file, or what `data` is called in errors.
         data: The bytes of an image file, in place of reading one.
+        max_pixels: Larger pictures are refused, before they are decoded; None for `MAX_PIXELS`.
 
     Raises:
-        ValueError: If the file is missing, no image, truncated or larger than `MAX_PIXELS`; the file is named.
+        ValueError: If the file is missing, no image of `FORMATS`, truncated or larger than `max_pixels`; the file is named.
     """
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path if data is None else io.BytesIO(data)) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"{picture.width}x{picture.height} pixels, at most {MAX_PIXELS:,} are read")
+            with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as picture:
+                if picture.width * picture.height > most:
+                    raise ValueError(f"{picture.width}x{picture.height} pixels, at most {most:,} are read")
                 return picture.convert("RGB")
+    except UnidentifiedImageError as error:
+        # Pillow's own message holds the address of an object.
+        raise ValueError(f"image {str(path)!r} cannot be read: it is no {', '.join(FORMATS)} picture") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {str(path)!r} cannot be read: {error}") from error
 

@@ -18,8 +18,9 @@ from hiergen.figures import as_rows, log_curves, save_curves, save_image_grid
 from hiergen.files import atomic_directory, check_writable, write_json, write_text
 from hiergen.pipelines.encoding import encode_images
 from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.quickstart.report import markdown_report
-from hiergen.quickstart.scoring import rebuild_prefixes, score
+from hiergen.quickstart.scoring import score
 from hiergen.quickstart.settings import QuickstartSettings, family, generator_config, sampling, tokenizer_config
 from hiergen.quickstart.stages import StageTimes
 from hiergen.registry import Kind, get_preset, model_class

@@ -39,6 +39,7 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
         "encode",
         "reconstruct",
         "generate",
+        "demo",
         "convert",
         "bench",
     ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hiergen.quickstart.scoring import rebuild_prefixes
+from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.registry import create
 from hiergen.tokenizers.hieratok import HieraTok
 

@@ -1,0 +1,16 @@
+"""`hiergen demo [MODEL ...]`: a web page to look at models with."""
+
+from __future__ import annotations
+
+from hiergen.config import parse
+
+
+def main(args: list[str]) -> None:
+    from hiergen.demo.settings import DemoSettings
+
+    # Models come first; what begins with a dash, and all after it, are options.
+    count = next((index for index, word in enumerate(args) if word.startswith("-")), len(args))
+    settings = parse(DemoSettings(models=tuple(args[:count])), args[count:], prog="hiergen demo [MODEL ...]")
+    from hiergen.demo.app import launch
+
+    launch(settings)

@@ -1,0 +1,196 @@
+"""Tab "Generate": pictures of a class, level by level as they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+
+from hiergen.data.images import to_pictures
+from hiergen.demo.library import DemoModel, Library
+from hiergen.demo.page import Page, explained
+from hiergen.demo.pictures import montage
+from hiergen.demo.reconstruct import information
+from hiergen.demo.steps import stream_steps
+from hiergen.pyramid import TokenPyramid
+
+MAX_IMAGES = 8
+MAX_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateRequest:
+    """What is asked for.
+
+    Attributes:
+        label: Class, from 0.
+        count: Pictures.
+        guidance_scale: 1 is no guidance.
+        temperature: Of the draws; not read by generators that have none.
+        seed: Of everything random.
+    """
+
+    label: int
+    count: int = 4
+    guidance_scale: float = 1.5
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("count", 1, MAX_IMAGES),
+            ("guidance_scale", 0, 20),
+            ("temperature", 0, 4),
+            ("seed", 0, MAX_SEED),
+        ):
+            value = getattr(self, name)
+            # Written so that NaN is refused too.
+            if not least <= value <= most:
+                raise ValueError(f"{name} is {value}, expected {least} to {most}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a generation is.
+
+    Attributes:
+        step: Steps done.
+        levels: The complete levels so far, coarse to fine: a sheet of all pictures each, with a caption.
+        is_done: Whether this is the result.
+    """
+
+    step: int
+    levels: tuple[tuple[Image.Image, str], ...]
+    is_done: bool
+
+
+def has_setting(entry: DemoModel, name: str) -> bool:
+    """Return whether the generator of a model knows a setting."""
+    return name in {field.name for field in dataclasses.fields(entry.generator.settings_class)}
+
+
+def generate(entry: DemoModel, request: GenerateRequest, *, seconds: float) -> Iterator[Progress]:
+    """Yield the progress of a generation; the last one is the result.
+
+    Raises:
+        ValueError: If the class is unknown or a setting out of range.
+        StoppedError: If it took longer than `seconds`.
+    """
+    if not 0 <= request.label < entry.num_classes:
+        raise ValueError(f"label is {request.label}, expected 0 to {entry.num_classes - 1}")
+    chosen = {**entry.notes.sampling, "guidance_scale": request.guidance_scale}
+    if has_setting(entry, "temperature"):
+        chosen["temperature"] = request.temperature
+    levels: list[tuple[Image.Image, str]] = []
+
+    def run(report: Callable[[Progress], None]) -> None:
+        def show(pipe: Any, step: int, shown: dict[str, Any]) -> None:
+            pyramid = shown["pyramid"]
+            if pyramid is not None and len(pyramid) > len(levels):
+                levels.append((_sheet(shown["images"]), _caption(pyramid)))
+            report(Progress(step + 1, tuple(levels), is_done=False))
+
+        result = entry.model(
+            request.label,
+            num_images_per_label=request.count,
+            generator=torch.Generator(entry.model.device).manual_seed(request.seed),
+            callback_on_step_end=show,
+            output_type="pt",
+            **chosen,
+        )
+        final = (_sheet(result.images), _caption(result.pyramid))
+        report(Progress(0, (*levels[: len(result.pyramid) - 1], final), is_done=True))
+
+    yield from stream_steps(run, seconds=seconds)
+
+
+def _sheet(images: torch.Tensor) -> Image.Image:
+    return montage(to_pictures(images))
+
+
+def _caption(pyramid: TokenPyramid) -> str:
+    return f"{pyramid.num_tokens} token{'s' * (pyramid.num_tokens > 1)}, {information(pyramid.specs)} a picture"
+
+
+def add_tab(page: Page, library: Library) -> None:
+    """Add the tab to the page that is being built."""
+    import gradio as gr
+
+    titles = library.image_generators()
+
+    def run(
+        title: str, label: int, count: float, guidance_scale: float, temperature: float, seed: float
+    ) -> Iterator[tuple[Any, ...]]:
+        request = GenerateRequest(
+            label=int(label),
+            count=int(count),
+            guidance_scale=float(guidance_scale),
+            temperature=float(temperature),
+            seed=int(seed),
+        )
+        sent = 0
+        for now in generate(library.get(title), request, seconds=page.settings.max_seconds):
+            # Steps that complete no level change nothing but the line below.
+            changed = now.is_done or len(now.levels) > sent
+            sent = len(now.levels)
+            yield (
+                (now.levels[-1][0], list(now.levels), _status(now)) if changed else (gr.skip(), gr.skip(), _status(now))
+            )
+
+    def change(title: str) -> tuple[Any, ...]:
+        entry = library.get(title)
+        usual = entry.notes.sampling.get("guidance_scale", 1.5)
+        return (
+            gr.Dropdown(choices=_choices(entry), value=min(3, entry.num_classes - 1)),
+            gr.Slider(value=usual),
+            gr.Slider(interactive=has_setting(entry, "temperature")),
+            entry.notes.about,
+        )
+
+    first = library.get(titles[0])
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            model = gr.Dropdown(titles, value=titles[0], label="Model")
+            about = gr.Markdown(first.notes.about, elem_classes="about")
+            label = gr.Dropdown(
+                _choices(first), value=min(3, first.num_classes - 1), label="Class", elem_id="generate-class"
+            )
+            count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Pictures")
+            guidance = gr.Slider(
+                0, 8, value=first.notes.sampling.get("guidance_scale", 1.5), step=0.25, label="Guidance (1: none)"
+            )
+            temperature = gr.Slider(
+                0, 2, value=1, step=0.05, label="Temperature", interactive=has_setting(first, "temperature")
+            )
+            with gr.Row():
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100)
+                again = gr.Button("Another seed", min_width=100)
+            with gr.Row():
+                start = gr.Button("Generate", variant="primary", elem_id="generate-start", min_width=100)
+                stop = gr.Button("Stop", elem_id="generate-stop", min_width=100)
+        with gr.Column(scale=2, min_width=300):
+            shown = page.picture("Generated", name="generate-shown", height=360)
+            status = gr.Markdown(elem_id="generate-status")
+            strip = page.row("Level by level, as they were made", name="generate-levels")
+    model.input(change, model, [label, guidance, temperature, about], queue=False, api_visibility="private")
+    inputs, outputs = [model, label, count, guidance, temperature, seed], [shown, strip, status]
+    run_now = explained(run)
+    # One at a time: a second press while the first runs does nothing.
+    event = {**page.event, "trigger_mode": "once"}
+    started = start.click(run_now, inputs, outputs, api_name="generate", **event)
+    reseeded = again.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED})", queue=False)
+    restarted = reseeded.then(run_now, inputs, outputs, api_visibility="private", **event)
+    stop.click(lambda: "Stopped.", None, status, cancels=[started, restarted], queue=False, api_visibility="private")
+
+
+def _choices(entry: DemoModel) -> list[tuple[str, int]]:
+    return [(entry.class_name(label), label) for label in range(entry.num_classes)]
+
+
+def _status(now: Progress) -> str:
+    if now.is_done:
+        return f"Done: {now.levels[-1][1]}."
+    return f"Step {now.step}: {len(now.levels)} level{'s' * (len(now.levels) != 1)} complete."

@@ -1,0 +1,159 @@
+"""The models that a demo offers: those that come with the package, and others by folder or Hub id."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiergen.config import from_json
+from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.loading import from_pretrained
+from hiergen.pipelines.shape import ClassToShapePipeline
+from hiergen.registry import nearest
+from hiergen.tokenizers.base import Tokenizer
+from hiergen.tokenizers.pyramid_vae import PyramidVAE
+
+#: The models that come with the package, one folder each.
+PACKAGED = Path(__file__).parent / "models"
+#: What a model's folder may say about it to the demo.
+NOTES_FILE = "demo.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelNotes:
+    """What a folder's `demo.json` says about its model; data only, all of it optional.
+
+    Attributes:
+        title: Name in the menus; the folder's name where it is empty.
+        about: One sentence: trained on what, how good.
+        classes: Names of the classes.
+        sampling: Settings of the generator, by field.
+        examples: "digits" where the embedded digits are the right pictures to try.
+    """
+
+    title: str = ""
+    about: str = ""
+    classes: tuple[str, ...] = ()
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    examples: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoModel:
+    """A loaded model with its notes.
+
+    Attributes:
+        model: A pipeline, or a tokenizer alone; in eval mode.
+        notes: What is said about it.
+    """
+
+    model: Any
+    notes: ModelNotes
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model if isinstance(self.model, Tokenizer) else self.model.tokenizer
+
+    @property
+    def generator(self) -> Any:
+        """The generator; None for a tokenizer alone."""
+        return None if isinstance(self.model, Tokenizer) else self.model.generator
+
+    @property
+    def num_classes(self) -> int:
+        return 0 if self.generator is None else int(self.generator.config["num_classes"] or 0)
+
+    def class_name(self, label: int) -> str:
+        return self.notes.classes[label] if label < len(self.notes.classes) else f"class {label}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """Models by title, in the order of the menus."""
+
+    models: dict[str, DemoModel]
+
+    def get(self, title: str) -> DemoModel:
+        """Return a model by its title.
+
+        Raises:
+            ValueError: If there is none, with the nearest titles.
+        """
+        if title not in self.models:
+            raise ValueError(f"there is no model {title!r}{nearest(title, self.models)}")
+        return self.models[title]
+
+    def image_tokenizers(self) -> list[str]:
+        """Return the titles of the models that encode pictures."""
+        return [title for title, entry in self.models.items() if not isinstance(entry.tokenizer, PyramidVAE)]
+
+    def image_generators(self) -> list[str]:
+        """Return the titles of the models that make pictures."""
+        return [title for title, entry in self.models.items() if isinstance(entry.model, ClassToImagePipeline)]
+
+    def shape_generators(self) -> list[str]:
+        """Return the titles of the models that make meshes."""
+        return [title for title, entry in self.models.items() if isinstance(entry.model, ClassToShapePipeline)]
+
+
+def load_library(sources: Sequence[str] = (), *, packaged: bool = True, device: str = "cpu") -> Library:
+    """Return the models of some folders or Hub ids, after those that come with the package.
+
+    Raises:
+        ValueError: If there is no model at all, a folder holds none that the demo can show, or its notes are damaged.
+    """
+    paths = [str(path) for path in packaged_models()] if packaged else []
+    models: dict[str, DemoModel] = {}
+    for path in [*paths, *sources]:
+        entry = load_model(path, device=device)
+        title = entry.notes.title or Path(path).name
+        while title in models:
+            title += "'"
+        models[title] = entry
+    if not models:
+        raise ValueError("there is no model to show: name a folder or a Hub id, or leave the packaged models in")
+    return Library(models)
+
+
+def packaged_models() -> list[Path]:
+    """Return the folders of the models that come with the package."""
+    return sorted(path.parent for path in PACKAGED.glob("*/model_index.json"))
+
+
+def load_model(path: str, *, device: str = "cpu") -> DemoModel:
+    """Return one model, in float32 and eval mode, with the notes that its folder holds.
+
+    Raises:
+        ValueError: If it cannot be loaded or is a generator alone, or its notes are damaged.
+    """
+    model = from_pretrained(path, dtype=torch.float32)
+    if not isinstance(model, (Tokenizer, ClassToImagePipeline, ClassToShapePipeline)):
+        raise ValueError(
+            f"{path!r} holds a {type(model).__name__}; the demo shows tokenizers, and pipelines of a tokenizer and a generator"
+        )
+    model.to(device)  # type: ignore[arg-type]  # as diffusers declares it for its models
+    for part in [model] if isinstance(model, Tokenizer) else model.components.values():
+        part.eval()
+    if not isinstance(model, Tokenizer):
+        model.set_progress_bar_config(disable=True)
+    return DemoModel(model, read_notes(path))
+
+
+def read_notes(path: str) -> ModelNotes:
+    """Return the notes in a model's folder; empty ones where there is no such file.
+
+    Raises:
+        ValueError: If the file is not what `ModelNotes` says.
+    """
+    file = Path(path) / NOTES_FILE
+    if not file.is_file():
+        return ModelNotes()
+    try:
+        return from_json(ModelNotes, json.loads(file.read_text(encoding="utf-8")), where=str(file))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the notes {str(file)!r} cannot be used: {error}") from error

@@ -1,0 +1,91 @@
+"""Pictures in and out of the demo: reading uploads, examples, tokens as colors, what a level adds."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import math
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from hiergen.data.digits import load_digits
+from hiergen.data.images import center_crop, read_image, to_pictures, to_tensor
+from hiergen.pyramid import LevelSpec
+
+#: Side of the square that stands for a token, in pixels.
+CELL = 12
+#: Tokens of a level without a grid, in a row.
+ROW = 16
+#: Colors of neighboring ids differ by this share of the color circle, the golden ratio: any few ids are far apart.
+_TURN = 0.618033988749895
+
+
+def open_upload(data: bytes, *, size: int, max_pixels: int) -> Tensor:
+    """Return an uploaded picture as a model sees it: `(1, 3, size, size)` in [-1, 1], the central square.
+
+    Raises:
+        ValueError: If it is no picture, is damaged, or has more than `max_pixels` pixels (before any is decoded).
+    """
+    picture = read_image("upload", data=data, max_pixels=max_pixels)
+    # Cameras store sideways pictures with a note on how to hold them.
+    return to_tensor(center_crop(ImageOps.exif_transpose(picture), size))[None]
+
+
+@functools.lru_cache(maxsize=4)
+def digit_examples(size: int) -> tuple[Tensor, list[Image.Image]]:
+    """Return a held-out digit of each class, `(10, 3, size, size)` in [-1, 1], and as pictures."""
+    digits = load_digits("test", size=size)
+    chosen = torch.cat([torch.where(digits.labels == label)[0][:1] for label in range(len(digits.classes))])
+    images = digits.images[chosen]
+    return images, to_pictures(images)
+
+
+def draw_tokens(tokens: Tensor, spec: LevelSpec) -> Image.Image:
+    """Return a picture of one level's tokens, a square each, in the order of its grid or in rows.
+
+    The color of an id is its own (equal ids, equal colors). That of a vector is its three main directions among the tokens of
+    this level, each over its range: colors of one picture compare with each other, not with those of another.
+
+    Args:
+        tokens: `(n,)` ids or `(n, d)` vectors.
+        spec: Of the level.
+    """
+    if spec.is_discrete:
+        colors = np.array([colorsys.hls_to_rgb(int(i) * _TURN % 1, 0.35 + int(i) * 7 % 4 / 10, 0.65) for i in tokens])
+    else:
+        colors = _main_directions(tokens).numpy()
+    columns = spec.grid[-1] if spec.grid is not None else min(ROW, spec.num_tokens)
+    rows = math.ceil(spec.num_tokens / columns)
+    cells = np.full((rows * columns, 3), 1.0)
+    cells[: spec.num_tokens] = colors
+    small = (cells.reshape(rows, columns, 3) * 255).round().astype(np.uint8)
+    return Image.fromarray(np.kron(small, np.ones((CELL, CELL, 1), np.uint8)))
+
+
+def _main_directions(tokens: Tensor) -> Tensor:
+    centered = (tokens - tokens.mean(dim=0)).double()
+    _, _, directions = torch.linalg.svd(centered, full_matrices=False)
+    values = centered @ directions[:3].T
+    values = torch.nn.functional.pad(values, (0, 3 - values.shape[1]))
+    low, high = values.amin(dim=0), values.amax(dim=0)
+    return torch.where(high > low, (values - low) / (high - low).clamp_min(1e-12), 0.5)
+
+
+def difference(after: Tensor, before: Tensor) -> Tensor:
+    """Return what a level adds, `(after - before) / 2`, as an image in [-1, 1]: mid grey is no change."""
+    return (after - before) / 2
+
+
+def montage(pictures: list[Image.Image]) -> Image.Image:
+    """Return pictures of one size as a sheet, about square, with a thin white line between."""
+    width, height = pictures[0].size
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    gap = 1 if len(pictures) > 1 else 0
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % columns * (width + gap), number // columns * (height + gap)))
+    return sheet

@@ -1,0 +1,90 @@
+"""Models for the demo with random weights: what is tested is the demo, and it must not need trained ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hiergen.config import to_json
+from hiergen.demo.library import NOTES_FILE, DemoModel, Library, ModelNotes
+from hiergen.files import write_json
+from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.shape import ClassToShapePipeline
+from hiergen.pyramid import specs_to_json
+from hiergen.registry import create
+
+
+def image_pipeline() -> ClassToImagePipeline:
+    tokenizer = create("restok-tiny").eval()
+    generator = create("har-tiny", depth=1, level_specs=specs_to_json(tokenizer.specs)).eval()
+    pipe = ClassToImagePipeline(tokenizer=tokenizer, generator=generator)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def shape_pipeline() -> ClassToShapePipeline:
+    tokenizer = create("pyramid-vae-tiny").eval()
+    generator = create("mar3d-tiny", depth=1, num_classes=8, level_specs=specs_to_json(tokenizer.specs)).eval()
+    pipe = ClassToShapePipeline(tokenizer=tokenizer, generator=generator)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    digits = ModelNotes(classes=tuple("0123456789"), about="Random weights.")
+    quick = ModelNotes(sampling={"num_steps": 1, "head_steps": 2, "guidance_scale": 1.0})
+    return Library(
+        {
+            "one-dimensional": DemoModel(image_pipeline(), digits),
+            "two-dimensional": DemoModel(create("hieratok-tiny").eval(), digits),
+            "shapes": DemoModel(shape_pipeline(), quick),
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A demo that runs in a process of its own, with a password."""
+
+    url: str
+    name: str = "ada"
+    password: str = "correct horse"
+
+
+@pytest.fixture(scope="session")
+def server(library, tmp_path_factory) -> Iterator[Server]:
+    """`hiergen demo` on the models of `library`, with small limits."""
+    pytest.importorskip("gradio", reason="the demo's page needs gradio")
+    folder = tmp_path_factory.mktemp("demo")
+    for title, entry in library.models.items():
+        entry.model.save_pretrained(folder / title)
+        write_json(folder / title / NOTES_FILE, to_json(entry.notes))
+    (folder / "people").write_text(f"{Server.name}:{Server.password}\n")
+    limits = {"max_upload_mb": 1, "max_queue": 4, "max_pixels": 250_000, "packaged": False}
+    options = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "hiergen", "demo", *(str(folder / title) for title in library.models)]
+    with (
+        open(folder / "log", "w") as log,
+        subprocess.Popen(
+            [*command, "--auth_file", str(folder / "people"), *options],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "GRADIO_TEMP_DIR": str(folder / "cache"), "PYTHONUNBUFFERED": "1"},
+        ) as process,
+    ):
+        found = None
+        while found is None and (line := process.stdout.readline()):
+            found = re.search(r"http://\S+", line)
+        assert found is not None, Path(folder / "log").read_text()
+        yield Server(found[0].rstrip("/"))
+        process.terminate()

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from hiergen.demo.compare import comparison_table, draw_comparison
+from hiergen.demo.pictures import digit_examples
+from hiergen.demo.reconstruct import reconstruct
+
+
+def test_two_models_on_one_picture(library) -> None:
+    image = digit_examples(32)[0][:1]
+    results = {title: reconstruct(library.get(title).tokenizer, image) for title in library.image_tokenizers()}
+    lines = comparison_table(results).splitlines()
+    assert len(lines) == 2 + sum(len(result.steps) for result in results.values())
+    assert lines[2].startswith("| one-dimensional | 1 level | 1 | 9 bits | ")
+    assert lines[-1].startswith("| two-dimensional | 3 scales | 21 | 128 numbers | ")
+    picture = draw_comparison(results)
+    assert picture.width > 500
+    assert len(picture.getcolors(maxcolors=2**20)) > 20

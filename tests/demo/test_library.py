@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from hiergen.data.digits import load_digits
+from hiergen.demo.library import (
+    NOTES_FILE,
+    ModelNotes,
+    load_library,
+    load_model,
+    packaged_models,
+    read_notes,
+)
+from hiergen.metrics.pixel import psnr
+from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.registry import create
+
+PACKAGED_DIGITS = [path for path in packaged_models() if path.name.startswith("digits")]
+
+
+def test_models_come_with_the_package_each_with_a_card_and_a_few_megabytes() -> None:
+    assert len(packaged_models()) >= 2
+    for folder in packaged_models():
+        card = (folder / "README.md").read_text()
+        for needed in ("- data: ", "- command: `hiergen quickstart", "seed 0", "## Measured", "license: "):
+            assert needed in card, folder
+        size = sum(file.stat().st_size for file in folder.rglob("*"))
+        assert size < 8 * 2**20, f"{folder} has {size:,} bytes"
+        assert {file.suffix for file in folder.rglob("*") if file.is_file()} <= {".json", ".md", ".safetensors"}
+
+
+@pytest.mark.parametrize("folder", PACKAGED_DIGITS, ids=lambda path: path.name)
+def test_the_card_of_a_packaged_model_says_the_truth(folder) -> None:
+    """The ratios of the card, measured again on every fifth of the digits."""
+    entry = load_model(str(folder))
+    assert len(entry.notes.classes) == entry.num_classes == 10
+    claimed = [float(value) for value in re.findall(r"([\d.]+) dB \(\d+\)", (folder / "README.md").read_text())]
+    test = load_digits("test").images[::5]
+    with torch.no_grad():
+        found = [float(psnr(images, test).mean()) for images in rebuild_prefixes(entry.tokenizer, test).images]
+    assert found == pytest.approx(claimed, abs=0.5)
+
+
+def test_a_library_lists_models_by_what_they_can_do(library) -> None:
+    assert library.image_tokenizers() == ["one-dimensional", "two-dimensional"]
+    assert library.image_generators() == ["one-dimensional"]
+    assert library.shape_generators() == ["shapes"]
+    with pytest.raises(ValueError, match="there is no model 'one-dimensionl'; did you mean one-dimensional"):
+        library.get("one-dimensionl")
+    entry = library.get("shapes")
+    assert entry.class_name(3) == "class 3"
+    assert entry.num_classes == 8
+    assert library.get("two-dimensional").num_classes == 0
+
+
+def test_folders_are_loaded_beside_the_packaged_models(tmp_path) -> None:
+    folder = tmp_path / "mine"
+    create("restok-tiny").save_pretrained(folder)
+    library = load_library([str(folder), str(folder)])
+    assert list(library.models)[-2:] == ["mine", "mine'"]
+    assert len(library.models) == 2 + len(packaged_models())
+    for entry in library.models.values():
+        assert not entry.tokenizer.training
+        assert {parameter.dtype for parameter in entry.tokenizer.parameters()} == {torch.float32}
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="there is no model to show"):
+        load_library(packaged=False)
+    create("har-tiny", depth=1).save_pretrained(tmp_path / "generator")
+    with pytest.raises(ValueError, match="holds a LevelAR; the demo shows tokenizers, and pipelines"):
+        load_model(str(tmp_path / "generator"))
+    with pytest.raises(ValueError, match="neither a folder nor"):
+        load_model("nobody/nothing")
+
+
+def test_notes_are_data_and_strict(tmp_path) -> None:
+    assert read_notes(str(tmp_path)) == ModelNotes()
+    (tmp_path / NOTES_FILE).write_text(json.dumps({"title": "Mine", "sampling": {"top_p": 0.9}}))
+    assert read_notes(str(tmp_path)) == ModelNotes(title="Mine", sampling={"top_p": 0.9})
+    for text in ('{"titel": "Mine"}', "{", "[]"):
+        (tmp_path / NOTES_FILE).write_text(text)
+        with pytest.raises(ValueError, match=r"the notes .*demo\.json' cannot be used"):
+            read_notes(str(tmp_path))

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import trimesh
+
+from hiergen.data.surface_extraction import ExtractionSettings
+from hiergen.demo.shapes import ShapeRequest, describe_mesh, generate_shape
+from hiergen.pipelines.shape import decode_meshes
+
+
+def test_the_coarse_mesh_comes_first_and_both_are_the_pipelines_own(library) -> None:
+    entry = library.get("shapes")
+    progress = list(generate_shape(entry, ShapeRequest(label=2, seed=4, depth=5), seconds=60.0))
+    counts = [len(now.meshes) for now in progress]
+    assert counts == sorted(counts)
+    assert 1 in counts
+    assert progress[-1].is_done
+    assert progress[-1].tokens == tuple(spec.num_tokens for spec in entry.tokenizer.specs)
+    settings = ExtractionSettings(depth=5)
+    expected = entry.model(
+        2,
+        generator=torch.Generator().manual_seed(4),
+        extraction=settings,
+        **{**entry.notes.sampling, "guidance_scale": 2.0},
+    )
+    for count, mesh in enumerate(progress[-1].meshes, start=1):
+        (whole,) = decode_meshes(entry.tokenizer, expected.pyramid.prefix(count), settings)
+        assert (mesh.vertices == whole.vertices).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"depth": 9}, "depth is 9, expected 5 to 7"),
+        ({"seed": -1}, "seed is -1, expected 0 to"),
+        ({"guidance_scale": 1e9}, "guidance_scale is 1000000000.0, expected 0 to 20"),
+    ],
+)
+def test_settings_have_bounds_whoever_sends_them(values, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        ShapeRequest(label=0, **values)
+
+
+def test_a_class_that_is_not_there(library) -> None:
+    with pytest.raises(ValueError, match="label is 8, expected 0 to 7"):
+        list(generate_shape(library.get("shapes"), ShapeRequest(label=8), seconds=60.0))
+
+
+def test_a_mesh_is_described_and_an_empty_one_said_to_be() -> None:
+    assert describe_mesh(trimesh.creation.box(), 16) == "16 tokens: 8 vertices, 12 triangles, watertight"
+    assert describe_mesh(trimesh.Trimesh(), 16) == "16 tokens: no surface came out. Try another seed."
