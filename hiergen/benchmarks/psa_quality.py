@@ -1,12 +1,14 @@
 """`hiergen bench psa-quality`: how far sparse attention is from exact attention, by density, estimator and kind of mask.
 
-On synthetic heads with known structure (`attention_inputs`), so it compares methods and says little about a model.
+On synthetic heads with known structure (`attention_inputs`), which compare methods and say little about a model, or on the queries, keys
+and values of a model (`inputs`). Quotas and thresholds are compared at the same mean density, and so are the pyramid and a binary block mask.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiergen.benchmarks.attention_inputs import structured_heads
-from hiergen.benchmarks.psa import config_of_density, video_grid
-from hiergen.kernels.pyramid_attention import plan_from_scores, reference_attention
+from hiergen.benchmarks.psa import binary_config, config_of_density, video_grid
+from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, plan_from_scores
 from hiergen.kernels.pyramid_attention.config import ImportanceName
+from hiergen.kernels.pyramid_attention.gather import gather_attention
 from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
+from hiergen.weights import read_weights
 
 ESTIMATORS: tuple[ImportanceName, ...] = ("sampled", "sampled_softmax", "pyramid", "block_mean", "antidiagonal")
+
+
+#: A plan of given mean density: pools or a plain block mask, the same number of blocks in every row or as many as a row's scores ask for.
+KINDS = ("pyramid", "binary", "pyramid_threshold", "binary_threshold")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,16 +35,19 @@ class Settings:
     """What to compare.
 
     Attributes:
-        tokens: Of the sequence, about.
-        heads: Heads; local, content and mixed ones take turns.
-        dim: Channels of a head.
+        inputs: A safetensors file with q, k, v of (1, heads, tokens, channels), tokens already in the order to cut blocks in; None
+            makes synthetic heads.
+        tokens: Of the synthetic sequence, about.
+        heads: Synthetic heads; local, content and mixed ones take turns.
+        dim: Channels of a synthetic head.
         densities: Shares of the dense product.
         query_block: Queries of a block.
         key_block: Keys of a block.
-        sharpness: Standard deviation of the scores, in nats.
+        sharpness: Standard deviation of the synthetic scores, in nats.
         seed: Of inputs and samples.
     """
 
+    inputs: Path | None = None
     tokens: int = 2048
     heads: int = 3
     dim: int = 64
@@ -48,10 +59,13 @@ class Settings:
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Measure, print a table in Markdown, return the rows: relative errors, and the attention mass in the top 10 % of blocks."""
+    """Measure, print a table in Markdown, return the rows: relative errors, and the attention mass in the top 10 % of blocks.
+
+    Raises:
+        ValueError: If the file of inputs holds other tensors than q, k and v of one 4-D shape.
+    """
     rng = torch.Generator().manual_seed(settings.seed)
-    grid = video_grid(settings.tokens)
-    q, k, v = structured_heads(grid, heads=settings.heads, dim=settings.dim, rng=rng, sharpness=settings.sharpness)
+    q, k, v = _inputs(settings, rng)
     exact = F.scaled_dot_product_attention(q, k, v)
     mass = block_mass(q, k, settings.query_block, settings.key_block)
     request = ImportanceRequest(query_block=settings.query_block, key_block=settings.key_block, rng=rng, stride=8)
@@ -60,17 +74,55 @@ def run(settings: Settings) -> dict[str, Any]:
     for name, score in scores.items():
         row: dict[str, Any] = {"importance": name, "mass_in_top_tenth": captured_mass(score, mass, 0.1)}
         for density in settings.densities:
-            config = config_of_density(density, settings.query_block, settings.key_block, "pyramid")
-            plan = plan_from_scores(score, q.shape[2], k, config)
-            computed = float(plan.density)
-            binary = plan_from_scores(score, q.shape[2], k, dataclasses.replace(config, bounds=((1, computed),)))
-            for kind, a_plan in (("pyramid", plan), ("binary", binary)):
-                out, _ = reference_attention(q, k, v, a_plan)
+            for kind, plan in plans_of_density(score, k, q.shape[2], density, settings).items():
+                out, _ = gather_attention(q, k, v, plan)
                 row[f"{kind}@{density}"] = float((out - exact).norm() / exact.norm())
-                row[f"{kind}_density@{density}"] = float(a_plan.density)
+                row[f"{kind}_density@{density}"] = float(plan.density)
         rows.append(row)
     _print(rows, settings)
-    return {"settings": dataclasses.asdict(settings), "grid": list(grid), "rows": rows}
+    described = dataclasses.asdict(settings) | {"inputs": settings.inputs and str(settings.inputs)}
+    return {"settings": described, "shape": list(q.shape), "rows": rows}
+
+
+def plans_of_density(
+    scores: Tensor, k: Tensor, num_queries: int, density: float, settings: Settings
+) -> dict[str, PyramidPlan]:
+    """Return one plan of each of `KINDS`, all of the density that the first one has after whole blocks were counted."""
+    quota = config_of_density(density, settings.query_block, settings.key_block, "pyramid")
+
+    def plan(config: PSAConfig) -> PyramidPlan:
+        return plan_from_scores(scores, num_queries, k, config)
+
+    def threshold(shares: tuple[tuple[int, float], ...]) -> PyramidPlan:
+        """Bisect the shares, scaled together, until the mean density is the one wanted."""
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            bounds = tuple((pool, share * middle) for pool, share in shares)
+            tried = plan(dataclasses.replace(quota, mode="threshold", bounds=bounds, min_full=0.0))
+            low, high = (middle, high) if float(tried.density) < computed else (low, middle)
+        return tried
+
+    pyramid = plan(quota)
+    computed = float(pyramid.density)
+    return {
+        "pyramid": pyramid,
+        "binary": plan(binary_config(quota, pyramid)),
+        # The proportions of the published preset for the largest model, up to reading everything.
+        "pyramid_threshold": threshold(((1, 0.5), (2, 0.625), (4, 0.75), (8, 1.0))),
+        "binary_threshold": threshold(((1, 1.0),)),
+    }
+
+
+def _inputs(settings: Settings, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    if settings.inputs is None:
+        grid = video_grid(settings.tokens)
+        return structured_heads(grid, heads=settings.heads, dim=settings.dim, rng=rng, sharpness=settings.sharpness)
+    found = read_weights(settings.inputs)
+    shapes = {name: tuple(x.shape) for name, x in found.items()}
+    if sorted(shapes) != ["k", "q", "v"] or len(set(shapes.values())) > 1 or len(shapes["q"]) != 4:
+        raise ValueError(f"inputs holds {shapes}, expected q, k and v of one shape (1, heads, tokens, channels)")
+    return found["q"].float(), found["k"].float(), found["v"].float()
 
 
 def block_mass(q: Tensor, k: Tensor, query_block: int, key_block: int) -> Tensor:
@@ -89,8 +141,12 @@ def captured_mass(scores: Tensor, mass: Tensor, share: float) -> float:
 
 
 def _print(rows: list[dict[str, Any]], settings: Settings) -> None:
-    head = ["importance", "mass in top 10 %", *(f"density {x}: pyramid / binary" for x in settings.densities)]
+    print("Errors: quotas, pyramid / binary; thresholds, pyramid / binary.\n")
+    head = ["importance", "mass in top 10 %", *(f"density {x}" for x in settings.densities)]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for row in rows:
-        errors = (f"{row[f'pyramid@{x}']:.3f} / {row[f'binary@{x}']:.3f}" for x in settings.densities)
+        errors = (
+            "{:.3f} / {:.3f}; {:.3f} / {:.3f}".format(*(row[f"{kind}@{x}"] for kind in KINDS))
+            for x in settings.densities
+        )
         print("| " + " | ".join([row["importance"], f"{row['mass_in_top_tenth']:.3f}", *errors]) + " |")

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hiergen.benchmarks import psa, psa_quality
 from hiergen.benchmarks.attention_inputs import structured_heads
@@ -26,13 +27,15 @@ def test_speed_runs_and_writes(tmp_path):
     )
     result = psa.run(settings)
     assert json.loads((tmp_path / "psa.json").read_text())["grid"] == result["grid"]
-    assert (tmp_path / "psa.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("psa.png", "plan.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     entries = result["attention"]
     assert entries["dense, cuDNN"] == {"reason": "not for cpu"}
     assert entries["dense, flash"]["error"] < 1e-5
     assert entries["pyramid"]["error"] == entries["pyramid, all in"]["error"] < 0.5
     assert entries["pyramid"]["density"] == pytest.approx(0.3, abs=0.06)
-    assert entries["binary mask"]["density"] <= entries["pyramid"]["density"]
+    # The mask that pyramid attention is compared with never computes less.
+    assert 0 <= entries["binary mask"]["density"] - entries["pyramid"]["density"] < 1 / 15
     assert set(result["preparation_ms"]) == {"importance", "assignment", "lists", "pyramid"}
 
 
@@ -61,6 +64,24 @@ def test_quality_by_hand_on_the_ends():
         assert row["pyramid@1.0"] < 1e-5
         assert row["pyramid@0.2"] > row["pyramid@1.0"]
         assert row["mass_in_top_tenth"] <= rows["exact mass"]["mass_in_top_tenth"] + 1e-6
+        # All kinds of plan compute about the same: whole blocks of a row, of which there are 16.
+        computed = row["pyramid_density@0.2"]
+        assert all(abs(row[f"{kind}_density@0.2"] - computed) < 1 / 15 for kind in psa_quality.KINDS)
+        assert row["binary_density@0.2"] >= computed - 1e-6
+
+
+def test_quality_of_a_models_inputs(tmp_path):
+    q, k, v = (torch.randn(1, 2, 96, 16) for _ in range(3))
+    save_file({"q": q, "k": k, "v": v}, tmp_path / "inputs.safetensors")
+    settings = psa_quality.Settings(
+        inputs=tmp_path / "inputs.safetensors", densities=(1.0,), query_block=16, key_block=16
+    )
+    result = psa_quality.run(settings)
+    assert result["shape"] == [1, 2, 96, 16]
+    assert max(row["pyramid@1.0"] for row in result["rows"]) < 1e-5
+    save_file({"q": q, "k": k[:, :, 1:].contiguous(), "v": v}, tmp_path / "inputs.safetensors")
+    with pytest.raises(ValueError, match=r"inputs holds .*'k': \(1, 2, 95, 16\).*, expected q, k and v of one shape"):
+        psa_quality.run(settings)
 
 
 def test_structured_heads_repeat_and_are_as_sharp_as_asked():

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.config import PSAConfig
+from hiergen.kernels.pyramid_attention.prepare import MAX_COLUMNS, assign_pools_op, runs_triton
 
 
 def assign_pools(
@@ -24,13 +25,28 @@ def assign_pools(
 
     Source:
         Pyramid Sparse Attention, arXiv:2512.04025, section 3, and the rules of its code that the paper does not state: the
-        crossing block, the floor under pool 1, rounding to whole tiles (fields of `PSAConfig`). Scores are summed in float32,
-        there in the model's dtype.
+        crossing block, the floor under pool 1, rounding to whole tiles (fields of `PSAConfig`). Scores are summed in float64, so
+        that the order of the sum decides nothing; there in the model's dtype.
     """
-    num_columns = scores.shape[-1]
-    columns = torch.arange(num_columns, device=scores.device)
     if visible is None:
-        visible = torch.full((scores.shape[2],), num_columns, device=scores.device)
+        visible = torch.full((scores.shape[2],), scores.shape[-1], device=scores.device)
+    if runs_triton(scores.device) and scores.shape[-1] <= MAX_COLUMNS:
+        return assign_by_kernel(scores, config, visible)
+    return assign_by_sorting(scores, config, visible)
+
+
+def assign_by_kernel(scores: Tensor, config: PSAConfig, visible: Tensor) -> UInt8[Tensor, "b h i j"]:
+    """Return the pools through one Triton program a row."""
+    pools, bounds, units = zip(*_runs(config), strict=True)
+    include = (config.energy_rule == "start") if config.mode == "energy" else (config.crossing == "include")
+    return assign_pools_op(
+        scores, visible, list(pools), list(bounds), list(units), config.mode, config.epsilon, config.min_full, include
+    )
+
+
+def assign_by_sorting(scores: Tensor, config: PSAConfig, visible: Tensor) -> UInt8[Tensor, "b h i j"]:
+    """Return the pools in plain PyTorch."""
+    columns = torch.arange(scores.shape[-1], device=scores.device)
     hidden = columns >= visible[:, None]
     order = scores.float().masked_fill(hidden, -torch.inf).sort(dim=-1, descending=True, stable=True)
     mass = order.values.clamp(min=0.0)
@@ -41,22 +57,28 @@ def assign_pools(
     return torch.zeros_like(pools).scatter_(-1, order.indices, pools).masked_fill_(hidden, 0)
 
 
+def _runs(config: PSAConfig) -> list[tuple[int, float, int]]:
+    """Return (pool, bound, blocks that a run is rounded to) in the order of assignment."""
+    bounds = sorted(config.bounds, key=lambda entry: entry[1]) if config.mode == "threshold" else config.bounds
+    tiles = config.key_block // config.rounding_tile
+    return [(pool, bound, -(-pool // tiles)) for pool, bound in bounds]
+
+
 def _by_runs(mass: Tensor, config: PSAConfig, visible: Tensor) -> Tensor:
     """Return pools by sorted position, for modes "threshold" and "quota"."""
     position = torch.arange(mass.shape[-1], device=mass.device)
-    share = mass.cumsum(dim=-1)
+    share = mass.double().cumsum(dim=-1)
     share = share / share[..., -1:]
     limit = visible.expand(mass.shape[:-1])
     previous = torch.zeros_like(limit)
     pools = torch.zeros(mass.shape, dtype=torch.uint8, device=mass.device)
     by_threshold = config.mode == "threshold"
-    for pool, bound in sorted(config.bounds, key=lambda entry: entry[1]) if by_threshold else config.bounds:
+    for pool, bound, unit in _runs(config):
         if by_threshold:
             within = (share <= bound + config.epsilon).sum(dim=-1)
             end = torch.where(within > 0, within + int(config.crossing == "include"), previous)
         else:
             end = (limit.double() * bound).floor().long()
-        unit = -(-pool // (config.key_block // config.rounding_tile))
         if unit > 1:
             length = (end - previous).clamp(min=0)
             end = torch.minimum(previous + -(-length // unit) * unit, limit)
@@ -74,10 +96,9 @@ def _by_runs(mass: Tensor, config: PSAConfig, visible: Tensor) -> Tensor:
 
 def _by_interval(mass: Tensor, config: PSAConfig) -> Tensor:
     """Return pools by sorted position, for mode "energy": each block by the interval that its share falls into."""
-    end = mass.cumsum(dim=-1)
-    total = end[..., -1:]
-    end = end / total
-    share = end if config.energy_rule == "end" else torch.cat([torch.zeros_like(end[..., :1]), end[..., :-1]], dim=-1)
+    wide = mass.double()
+    end = wide.cumsum(dim=-1)
+    share = (end if config.energy_rule == "end" else end - wide) / end[..., -1:]
     pools = torch.zeros(mass.shape, dtype=torch.uint8, device=mass.device)
     lower = 0.0
     for pool, bound in config.bounds:

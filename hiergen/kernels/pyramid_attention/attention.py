@@ -15,7 +15,7 @@ from hiergen.kernels.pyramid_attention.gather import gather_attention
 from hiergen.kernels.pyramid_attention.op import triton_attention
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
 from hiergen.kernels.pyramid_attention.planning import make_plan
-from hiergen.kernels.pyramid_attention.prepare import triton_problem
+from hiergen.kernels.pyramid_attention.prepare import key_pyramid, triton_problem
 from hiergen.kernels.pyramid_attention.reference import reference_attention
 
 Layout = Literal["bhsd", "bshd"]
@@ -75,9 +75,19 @@ def pyramid_sparse_attention(
     if layout == "bshd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     _check_shapes(q, k, v, key_mask)
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    request = PyramidRequest(q.device, q.dtype, q.shape[-1], needs_grad)
+    chosen = choose("pyramid_attention", BACKENDS, request, backend)
+    options: dict[str, Any] = {}
     if plan is None:
         settings = psa_preset(config or "default") if config is None or isinstance(config, str) else config
-        plan = make_plan(q, k, settings, is_causal=is_causal, key_offset=key_offset, key_mask=key_mask, rng=rng)
+        if chosen.name == "triton" and key_mask is None and settings.tail == "exact":
+            # Planning and attention read the same pyramid.
+            with_cosines = settings.similarity is not None
+            options["pyramid"] = key_pyramid(k, v, settings.key_block, tail="exact", with_cosines=with_cosines)
+        plan = make_plan(
+            q, k, settings, is_causal=is_causal, key_offset=key_offset, key_mask=key_mask, rng=rng, **options
+        )
     elif config is not None or is_causal or key_offset:
         raise ValueError(
             "plan was given together with config, is_causal or key_offset, which are the plan's own; give one"
@@ -87,10 +97,7 @@ def pyramid_sparse_attention(
         raise ValueError(
             "key_mask was given with a plan whose tail is 'replicate', which counts repeated keys; use 'exact'"
         )
-    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    request = PyramidRequest(q.device, q.dtype, q.shape[-1], needs_grad)
-    chosen = choose("pyramid_attention", BACKENDS, request, backend)
-    out, lse = chosen.run(q, k, v, plan, scale=scale, key_mask=key_mask)
+    out, lse = chosen.run(q, k, v, plan, scale=scale, key_mask=key_mask, **options)
     out = out.transpose(1, 2) if layout == "bshd" else out
     return (out, lse) if return_lse else out
 

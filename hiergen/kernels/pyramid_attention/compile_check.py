@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 _STRIDED = {"q_strides", "k_strides", "v_strides", "o_strides", "do_strides", "dq_strides", "dk_strides", "dv_strides"}
-_INTEGER_POINTERS = {"IDS", "COUNTS", "ORDER"}
-_FLOAT_POINTERS = {"LOG_COUNTS", "LSE", "DELTA"}
+#: Types of what the pointers point to; the others to queries, keys and values.
+_POINTERS = {
+    **dict.fromkeys(("IDS", "COUNTS", "ORDER"), "i32"),
+    **dict.fromkeys(("LOG_COUNTS", "LSE", "DELTA", "BLOCK_LSE", "SCORES", "COSINES"), "fp32"),
+    "POOLS": "u8",
+    "VISIBLE": "i64",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +89,7 @@ def compile_kernel(
             signature[name] = ("i32", "i32", "i32")
             attributes |= {(index, item): divisible for item in range(3)}
         elif name.isupper():
-            signature[name] = (
-                "*i32" if name in _INTEGER_POINTERS else "*fp32" if name in _FLOAT_POINTERS else f"*{dtype}"
-            )
+            signature[name] = "*" + _POINTERS.get(name, dtype)
             attributes[(index,)] = divisible
         else:
             signature[name] = "fp32" if name.startswith("scale") else "i32"

@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.config import ImportanceName
-from hiergen.kernels.pyramid_attention.pooling import padded_length
+from hiergen.kernels.pyramid_attention.pooling import padded_length, pool_counts
+from hiergen.kernels.pyramid_attention.prepare import MAX_KEY_BLOCK, pooled_importance_op, runs_triton
 
 #: Scores held at once while estimating, in elements.
 _CHUNK = 1 << 25
@@ -42,6 +43,7 @@ class ImportanceRequest:
         key_offsets: Sampled positions inside a key block, (b, g, key_block / sample_fraction).
         rng: Draws the offsets; without offsets and generator they are evenly spaced.
         stride: Of the antidiagonal estimator.
+        keys_by_eight: Means of 8 keys up to whole key blocks, (b, g, m, k), where the pyramid has been built already ("pyramid").
     """
 
     query_block: int = 128
@@ -56,6 +58,7 @@ class ImportanceRequest:
     key_offsets: Int[Tensor, "b g t"] | None = None
     rng: torch.Generator | None = None
     stride: int = 8
+    keys_by_eight: Float[Tensor, "b g m k"] | None = None
 
 
 @torch.no_grad()
@@ -78,6 +81,8 @@ def estimate_importance(
     if name == "sampled_softmax":
         return sampled_scores(q, k, request, softmax=True)
     if name == "pyramid":
+        if runs_triton(q.device) and request.key_block <= MAX_KEY_BLOCK:
+            return fused_scores(q, k, request)
         return pooled_scores(q, k, request, query_pool=8, key_pool=8)
     if name == "block_mean":
         return pooled_scores(q, k, request, query_pool=request.query_block, key_pool=request.key_block)
@@ -154,7 +159,7 @@ def pooled_scores(
     Pools of 8 reuse what the pyramid holds; pools of a whole block compare block means.
     """
     queries, count_q = _means(q, request.query_block, query_pool, None)
-    keys, count_k = _means(k, request.key_block, key_pool, request.key_mask)
+    keys, count_k = _pooled_keys(k, key_pool, request)
     keys = keys.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     bias = count_k.log()[:, None, None]
     first_key = torch.arange(keys.shape[2], device=q.device) * key_pool
@@ -169,6 +174,18 @@ def pooled_scores(
         rows.append(weight.unflatten(-1, (-1, request.key_block // key_pool)).sum(dim=-1))
     mass = torch.cat(rows, dim=2) * (count_q > 0)[:, None, :, None]
     return mass.unflatten(2, (-1, request.query_block // query_pool)).mean(dim=3)
+
+
+def fused_scores(
+    q: Float[Tensor, "b h q k"], k: Float[Tensor, "b g n k"], request: ImportanceRequest
+) -> Float[Tensor, "b h i j"]:
+    """Return `pooled_scores` at pools of 8 through two Triton kernels; means are rounded to the dtype of the inputs."""
+    keys, count_k = _pooled_keys(k, 8, request)
+    log_counts = None if request.key_mask is None else count_k.float().log2()
+    return pooled_importance_op(
+        q, keys.to(q.dtype), log_counts, k.shape[2], request.query_block, request.key_block, request.is_causal,
+        request.key_offset, _scale(q, request),
+    )  # fmt: skip
 
 
 def antidiagonal_scores(
@@ -240,6 +257,16 @@ def _seen_keys(request: ImportanceRequest, at_k: Tensor) -> Tensor | None:
         return None
     mask = request.key_mask[:, None].expand(-1, at_k.shape[1], -1)
     return mask.gather(2, at_k)[:, :, None]
+
+
+def _pooled_keys(k: Tensor, pool: int, request: ImportanceRequest) -> tuple[Tensor, Tensor]:
+    """Return means of `pool` real keys and how many each stands for; those of 8 are taken from the pyramid if it is there."""
+    if pool == 8 and request.keys_by_eight is not None:
+        padded = padded_length(k.shape[2], request.key_block)
+        count = pool_counts(k.shape[2], padded, 8, key_mask=request.key_mask, device=k.device)
+        wide = torch.promote_types(k.dtype, torch.float32)
+        return request.keys_by_eight.to(wide), count.to(wide)
+    return _means(k, request.key_block, pool, request.key_mask)
 
 
 def _means(x: Tensor, block: int, pool: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan, sort_by_pool
 from hiergen.kernels.pyramid_attention.pooling import build_pyramid, packed_log_counts
-from hiergen.kernels.pyramid_attention.prepare import key_pyramid_op, on_device
+from hiergen.kernels.pyramid_attention.prepare import KeyPyramid, key_pyramid, on_device
 
 # Schemas are written out: PyTorch cannot derive them when annotations are checked at run time.
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor pooled, Tensor? log_counts, Tensor pools, Tensor ids, Tensor counts, Tensor order"
@@ -104,17 +104,28 @@ def triton_attention(
     *,
     scale: float | None = None,
     key_mask: Bool[Tensor, "b n"] | None = None,
+    pyramid: KeyPyramid | None = None,
 ) -> tuple[Float[Tensor, "b h q k"], Float[Tensor, "b h q"]]:
-    """Return output and natural log-sum-exp (float32) through the Triton kernels; arguments as `reference_attention`."""
+    """Return output and natural log-sum-exp (float32) through the Triton kernels; arguments as `reference_attention`.
+
+    Args:
+        pyramid: Of these keys and values, without a mask, where it has been built already.
+    """
     limit, factor = plan.pooled_limit, q.shape[-1] ** -0.5 if scale is None else scale
     return pyramid_attention_op(
-        q, k, v, *prepare(q, k, v, plan, key_mask=key_mask),
+        q, k, v, *prepare(q, k, v, plan, key_mask=key_mask, pyramid=pyramid),
         plan.query_block, plan.key_block, plan.is_causal, plan.key_offset, limit, factor,
     )  # fmt: skip
 
 
 def prepare(
-    q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan, *, key_mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: PyramidPlan,
+    *,
+    key_mask: Tensor | None = None,
+    pyramid: KeyPyramid | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     """Return what the operator reads beside queries, keys and values: pyramid, log counts, pools, ids, counts, order."""
     plan = plan.with_lists()
@@ -124,8 +135,8 @@ def prepare(
         x.expand(*q.shape[:2], *x.shape[2:]).contiguous() for x in (plan.pools, lists.ids, lists.counts, lists.order)
     )
     if key_mask is None:
-        pooled = key_pyramid_op(k, v, plan.key_block, plan.tail == "replicate")
-        return pooled, None, pools, ids, counts, order
+        pyramid = pyramid or key_pyramid(k, v, plan.key_block, tail=plan.tail)
+        return pyramid.pooled, None, pools, ids, counts, order
     pooled = torch.stack([build_pyramid(x, plan.key_block, key_mask=key_mask) for x in (k, v)])
     log_counts = packed_log_counts(plan.num_keys, plan.padded_keys, key_mask=key_mask)
     return pooled, log_counts, pools, ids, counts, order

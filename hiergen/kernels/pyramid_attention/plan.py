@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule, padded_length
-from hiergen.kernels.pyramid_attention.prepare import plan_lists_op, triton_problem
+from hiergen.kernels.pyramid_attention.prepare import plan_lists_op, runs_triton
 
 Span = tuple[int, int]
 
@@ -193,7 +193,7 @@ def visible_blocks(plan: PyramidPlan, *, device: torch.device | None = None) -> 
 def build_lists(plan: PyramidPlan) -> PlanLists:
     """Return the lists of a plan: by one kernel on a GPU that runs Triton, by stable sorting elsewhere."""
     device = plan.pools.device
-    if device.type == "cuda" and triton_problem("cuda", -1 if device.index is None else device.index) is None:
+    if runs_triton(device):
         numbers = (plan.num_keys, plan.query_block, plan.key_block, plan.is_causal, plan.key_offset)
         ids, counts = plan_lists_op(plan.pools, *numbers)
     else:

@@ -14,6 +14,7 @@ from hiergen.kernels.pyramid_attention.config import PSAConfig
 from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan, Span
 from hiergen.kernels.pyramid_attention.pooling import similarity_cap
+from hiergen.kernels.pyramid_attention.prepare import KeyPyramid
 
 
 @torch.no_grad()
@@ -26,6 +27,7 @@ def make_plan(
     key_offset: int = 0,
     key_mask: Bool[Tensor, "b n"] | None = None,
     rng: torch.Generator | None = None,
+    pyramid: KeyPyramid | None = None,
 ) -> PyramidPlan:
     """Return the plan for these queries and keys, lists filled.
 
@@ -38,10 +40,12 @@ def make_plan(
         key_offset: See `PyramidPlan`.
         key_mask: True for real keys.
         rng: Draws the samples of the "sampled" estimators.
+        pyramid: Of these keys, with exact tail and without mask, where it has been built already: its means and cosines are used.
     """
     request = ImportanceRequest(
         query_block=config.query_block, key_block=config.key_block, is_causal=is_causal, key_offset=key_offset,
         key_mask=key_mask, sample_fraction=config.sample_fraction, rng=rng, stride=config.stride,
+        keys_by_eight=None if pyramid is None else pyramid.keys_by_eight,
     )  # fmt: skip
     return plan_from_scores(
         estimate_importance(config.importance, q, k, request),
@@ -50,6 +54,7 @@ def make_plan(
         config,
         is_causal=is_causal,
         key_offset=key_offset,
+        pyramid=pyramid,
     )
 
 
@@ -62,6 +67,7 @@ def plan_from_scores(
     *,
     is_causal: bool = False,
     key_offset: int = 0,
+    pyramid: KeyPyramid | None = None,
 ) -> PyramidPlan:
     """Return the plan for given block scores; `make_plan` with scores of any origin."""
     num_keys = k.shape[2]
@@ -75,7 +81,10 @@ def plan_from_scores(
     if is_causal:
         plan = _apply_causal_rules(plan, visible, config.sink_blocks)
     if config.similarity is not None:
-        cap = similarity_cap(k, config.key_block, config.similarity)
+        if pyramid is None:
+            cap = similarity_cap(k, config.key_block, config.similarity)
+        else:
+            cap = pyramid.similarity_cap(config.key_block, config.similarity)
         cap = cap.repeat_interleave(scores.shape[1] // k.shape[1], dim=1)[:, :, None]
         plan = dataclasses.replace(plan, pools=torch.minimum(plan.pools, cap))
     return plan.with_lists()

@@ -17,10 +17,13 @@ from torch import Tensor
 @triton.jit
 @no_type_check
 def pyramid_kernel(
-    X, OUT, x_stride_b, x_stride_g, x_stride_n, num_keys, heads, padded,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, GROUPS: tl.constexpr, REPLICATE: tl.constexpr,
+    X, OUT, COSINES, x_stride_b, x_stride_g, x_stride_n, num_keys, heads, padded,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, GROUPS: tl.constexpr, REPLICATE: tl.constexpr, SIMILARITY: tl.constexpr,
 ):  # fmt: skip
-    """Write pools 2, 4 and 8 of 8·GROUPS keys of one head; OUT is (b·g, padded·7/8, D), contiguous."""
+    """Write pools 2, 4 and 8 of 8·GROUPS keys of one head; OUT is (b·g, padded·7/8, D), contiguous.
+
+    With SIMILARITY also COSINES (b·g, 3, padded / 8): sums over each group of 8 of the cosines of first and last of 2, 4 and 8.
+    """
     head = tl.program_id(1).to(tl.int64)
     x = X + (head // heads) * x_stride_b + (head % heads) * x_stride_g
     out = OUT + head * (padded // 8 * 7) * D
@@ -28,16 +31,35 @@ def pyramid_kernel(
     d = tl.arange(0, BLOCK_D)
     d_mask = d < D
     total8 = tl.zeros([GROUPS, BLOCK_D], tl.float32)
+    first2, first4, first8 = total8, total8, total8
+    cosine2 = tl.zeros([GROUPS], tl.float32)
+    cosine4, cosine8 = cosine2, cosine2
     for quarter in tl.static_range(2):
         total4 = tl.zeros([GROUPS, BLOCK_D], tl.float32)
         for pair in tl.static_range(2):
             total2 = tl.zeros([GROUPS, BLOCK_D], tl.float32)
             for member in tl.static_range(2):
                 key = group * 8 + (quarter * 4 + pair * 2 + member)
+                # The last key stands in for those past the end: in the cosines always, in the means if asked for.
+                at = x + tl.minimum(key, num_keys - 1).to(tl.int64)[:, None] * x_stride_n + d[None, :]
+                token = tl.load(at, mask=d_mask[None, :], other=0.0).to(tl.float32)
                 if REPLICATE:
-                    key = tl.minimum(key, num_keys - 1)
-                at = x + key.to(tl.int64)[:, None] * x_stride_n + d[None, :]
-                total2 += tl.load(at, mask=(key < num_keys)[:, None] & d_mask[None, :], other=0.0).to(tl.float32)
+                    total2 += token
+                else:
+                    total2 += tl.where((key < num_keys)[:, None], token, 0.0)
+                if SIMILARITY:
+                    if member == 0:
+                        first2 = token
+                        if pair == 0:
+                            first4 = token
+                            if quarter == 0:
+                                first8 = token
+                    else:
+                        cosine2 += _cosine(first2, token)
+                        if pair == 1:
+                            cosine4 += _cosine(first4, token)
+                            if quarter == 1:
+                                cosine8 += _cosine(first8, token)
             row2 = group * 4 + (quarter * 2 + pair)
             _store_mean(out, row2, total2, row2 * 2, num_keys, 2, padded, d, D, REPLICATE)
             total4 += total2
@@ -46,6 +68,20 @@ def pyramid_kernel(
         total8 += total4
     start8 = padded // 4 * 3
     _store_mean(out + start8.to(tl.int64) * D, group, total8, group * 8, num_keys, 8, padded, d, D, REPLICATE)
+    if SIMILARITY:
+        at = COSINES + head * 3 * (padded // 8) + group
+        exists = group < padded // 8
+        tl.store(at, cosine2, mask=exists)
+        tl.store(at + padded // 8, cosine4, mask=exists)
+        tl.store(at + padded // 8 * 2, cosine8, mask=exists)
+
+
+@triton.jit
+@no_type_check
+def _cosine(x, y):
+    """Return the cosines of rows, with the official code's epsilons."""
+    norm = tl.sqrt(tl.sum(x * x, 1) + 1e-12) * tl.sqrt(tl.sum(y * y, 1) + 1e-12)
+    return tl.sum(x * y, 1) / (norm + 1e-6)
 
 
 @triton.jit
@@ -95,14 +131,21 @@ def list_kernel(
         start += found
 
 
-def build_pyramid(x: Tensor, key_block: int, *, out: Tensor, replicate: bool = False) -> None:
-    """Write what `pooling.build_pyramid` returns without a mask, in one pass over `x` (b g n k), into `out`, contiguous."""
+def build_pyramid(
+    x: Tensor, key_block: int, *, out: Tensor, replicate: bool = False, cosines: Tensor | None = None
+) -> None:
+    """Write what `pooling.build_pyramid` returns without a mask, in one pass over `x` (b g n k), into `out`, contiguous.
+
+    Args:
+        cosines: (b, g, 3, padded / 8) float32, contiguous, if the sums of cosines are wanted too.
+    """
     batch, heads, num_keys, dim = x.shape
     padded = -(-num_keys // key_block) * key_block
     groups = 16
     pyramid_kernel[(triton.cdiv(padded // 8, groups), batch * heads)](
-        x, out, *x.stride()[:3], num_keys, heads, padded,
-        D=dim, BLOCK_D=triton.next_power_of_2(dim), GROUPS=groups, REPLICATE=replicate, num_warps=4, enable_fp_fusion=True,
+        x, out, cosines if cosines is not None else out, *x.stride()[:3], num_keys, heads, padded,
+        D=dim, BLOCK_D=triton.next_power_of_2(dim), GROUPS=groups, REPLICATE=replicate, SIMILARITY=cosines is not None,
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -25,14 +26,14 @@ def _loop(scores: list[float], config: PSAConfig) -> list[int]:
     """Return the pools by the published rules, one block after the other (key block over tile at least 1)."""
     n = len(scores)
     order = sorted(range(n), key=lambda j: (-scores[j], j))
-    share = torch.tensor([scores[j] for j in order]).cumsum(0)
-    share = (share / share[-1]).tolist()
+    # Python adds float64, as the rules do.
+    share = list(itertools.accumulate(scores[j] for j in order))
+    share = [end / share[-1] for end in share]
     levels, previous = [0] * n, 0
     entries = sorted(config.bounds, key=lambda e: e[1]) if config.mode == "threshold" else config.bounds
     for pool, bound in entries:
         if config.mode == "threshold":
-            # Compared in float32, the precision of the shares.
-            count = sum(c <= torch.tensor(bound + 1e-6).item() for c in share)
+            count = sum(c <= bound + 1e-6 for c in share)
             end = count + 1 if count else previous
             if pool == 1:
                 end = max(end, math.floor(config.min_full * n) + 1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan, sorted_lists
-from hiergen.kernels.pyramid_attention.pooling import build_pyramid
-from hiergen.kernels.pyramid_attention.prepare import key_pyramid_op, plan_lists_op, triton_problem
+from hiergen.kernels.pyramid_attention.pooling import build_pyramid, similarity_cap
+from hiergen.kernels.pyramid_attention.prepare import key_pyramid, plan_lists_op, runs_triton, triton_problem
 
 pytest.importorskip("triton")
 
@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 def test_the_pyramid_and_its_gradient(keys, key_block, tail):
     # Channels-last strides, as they come from a projection.
     k, v = (torch.randn(2, keys, 3, 24).transpose(1, 2).requires_grad_() for _ in range(2))
-    ours = key_pyramid_op(k, v, key_block, tail == "replicate")
+    ours = key_pyramid(k, v, key_block, tail=tail).pooled
     wide = [x.double() for x in (k, v)]
     plain = torch.stack([build_pyramid(x, key_block, tail=tail) for x in wide])
     torch.testing.assert_close(ours.double(), plain, rtol=1e-6, atol=1e-6)
@@ -26,9 +26,26 @@ def test_the_pyramid_and_its_gradient(keys, key_block, tail):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("keys", "key_block", "tail"), [(100, 32, "exact"), (41, 16, "replicate"), (64, 64, "exact")])
+def test_the_similarity_cap_comes_with_the_pyramid(keys, key_block, tail):
+    # A walk: neighbors are alike, more or less, so that every pool is borne somewhere.
+    k = torch.randn(2, 3, keys, 24).cumsum(2).requires_grad_()
+    pyramid = key_pyramid(k, k, key_block, tail=tail, with_cosines=True)
+    found = set()
+    for thresholds in ((0.9, 0.8, 0.5), (0.7, 0.65, 0.6), (-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)):
+        wanted = similarity_cap(k.detach(), key_block, thresholds)
+        assert torch.equal(pyramid.similarity_cap(key_block, thresholds), wanted)
+        found |= set(wanted.flatten().tolist())
+    assert {1, 8} <= found
+    assert not pyramid.cosines.requires_grad
+    torch.autograd.grad(pyramid.pooled.sum(), k)
+    with pytest.raises(ValueError, match="built without cosines"):
+        key_pyramid(k, k, key_block, tail=tail).similarity_cap(key_block, (0.5, 0.5, 0.5))
+
+
 def test_half_precision_is_averaged_in_single():
     k = torch.tensor([2048.0] + [1.0] * 7, dtype=torch.float16)[None, None, :, None].expand(1, 1, 8, 16)
-    assert key_pyramid_op(k, k, 8, False)[0, 0, 0, -1, 0].item() == pytest.approx((2048 + 7) / 8, rel=1e-3)
+    assert key_pyramid(k, k, 8, tail="exact").pooled[0, 0, 0, -1, 0].item() == pytest.approx((2048 + 7) / 8, rel=1e-3)
 
 
 @pytest.mark.parametrize(("is_causal", "key_offset"), [(False, 0), (True, 35)])
@@ -45,3 +62,4 @@ def test_why_triton_cannot_run():
     assert triton_problem("mps", -1) == "the inputs are on mps"
     if not torch.cuda.is_available():
         assert triton_problem("cpu", -1) is None
+    assert not runs_triton(torch.device("cpu"))
