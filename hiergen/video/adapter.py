@@ -67,7 +67,8 @@ class TransformerAdapter:
         if counter.is_dense or config.order == "raster":
             return None
         sample = inputs["hidden_states"]
-        order = order_tokens(config.order, self.architecture.grid(model, inputs), sample)
+        grid, fixed = self.architecture.grid(model, inputs), self.architecture.fixed_frames(model)
+        order = order_tokens(config.order, grid, sample, fixed_frames=fixed)
         self.entrance = Entrance(order, sample.shape[0])
         return self._with_rotary_tables(inputs)
 

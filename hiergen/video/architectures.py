@@ -9,7 +9,13 @@ from typing import Any
 from torch import nn
 
 from hiergen.video import reordering
-from hiergen.video.processors import PyramidProcessor, WanProcessor
+from hiergen.video.processors import (
+    CogVideoXProcessor,
+    HunyuanVideoProcessor,
+    LTXProcessor,
+    PyramidProcessor,
+    WanProcessor,
+)
 from hiergen.video.reordering import Entrance, Grid
 
 #: Arguments of a transformer's forward pass by name.
@@ -27,6 +33,7 @@ class Architecture:
         enters: Modules whose outputs are by token, and what to do with them.
         leaves_at: The module whose first input is put back in raster order.
         rotary_argument: The argument that holds rotary tables, where the model does not make them.
+        fixed_frames: First frames whose tokens must stay in place, because the model treats them by their position.
     """
 
     attentions: Callable[[Any], list[Any]]
@@ -35,12 +42,38 @@ class Architecture:
     enters: Mapping[str, Callable[[Entrance, Any], Any]]
     leaves_at: str
     rotary_argument: str | None = None
+    fixed_frames: Callable[[Any], int] = lambda model: 0
 
 
 def _wan_grid(model: Any, inputs: Inputs) -> Grid:
     frames, rows, columns = inputs["hidden_states"].shape[2:]
     patch = model.config.patch_size
     return frames // patch[0], rows // patch[1], columns // patch[2]
+
+
+def _cogvideox_grid(model: Any, inputs: Inputs) -> Grid:
+    frames, _, rows, columns = inputs["hidden_states"].shape[1:]
+    patch = model.config.patch_size
+    return frames // (model.config.patch_size_t or 1), rows // patch, columns // patch
+
+
+def _hunyuan_grid(model: Any, inputs: Inputs) -> Grid:
+    frames, rows, columns = inputs["hidden_states"].shape[2:]
+    patch = model.config.patch_size
+    return frames // model.config.patch_size_t, rows // patch, columns // patch
+
+
+def _ltx_grid(model: Any, inputs: Inputs) -> Grid:
+    """Return the grid that the caller gave; LTX takes its tokens already in a row."""
+    num_tokens = inputs["hidden_states"].shape[1]
+    frames, rows, columns = (inputs.get(name) for name in ("num_frames", "height", "width"))
+    if frames is None or rows is None or columns is None or frames * rows * columns != num_tokens:
+        raise ValueError(
+            f"LTX was given {num_tokens} video tokens and num_frames={frames}, height={rows}, width={columns}: tokens "
+            "outside of one grid (as conditioning frames are) have no place in order 'gilbert' or 'tiles'; use a PSAConfig "
+            "with order='raster'"
+        )
+    return frames, rows, columns
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -52,6 +85,36 @@ ARCHITECTURES: dict[str, Architecture] = {
             "rope": reordering.reorder_batched_tables,
             "patch_embedding": reordering.reorder_volume,
             "condition_embedder": reordering.reorder_wan_modulation,
+        },
+        leaves_at="norm_out",
+    ),
+    "CogVideoXTransformer3DModel": Architecture(
+        attentions=lambda model: [block.attn1 for block in model.transformer_blocks],
+        processor=CogVideoXProcessor,
+        grid=_cogvideox_grid,
+        enters={"patch_embed": reordering.reorder_tokens},
+        leaves_at="norm_final",
+        rotary_argument="image_rotary_emb",
+    ),
+    "HunyuanVideoTransformer3DModel": Architecture(
+        attentions=lambda model: [
+            block.attn for block in (*model.transformer_blocks, *model.single_transformer_blocks)
+        ],
+        processor=HunyuanVideoProcessor,
+        grid=_hunyuan_grid,
+        enters={"rope": reordering.reorder_flat_tables, "x_embedder": reordering.reorder_tokens},
+        leaves_at="norm_out",
+        # Image-to-video by token replacement: the first frame has a modulation of its own.
+        fixed_frames=lambda model: int(model.config.image_condition_type == "token_replace"),
+    ),
+    "LTXVideoTransformer3DModel": Architecture(
+        attentions=lambda model: [block.attn1 for block in model.transformer_blocks],
+        processor=LTXProcessor,
+        grid=_ltx_grid,
+        enters={
+            "rope": reordering.reorder_batched_tables,
+            "proj_in": reordering.reorder_tokens,
+            "time_embed": reordering.reorder_ltx_modulation,
         },
         leaves_at="norm_out",
     ),

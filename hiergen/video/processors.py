@@ -118,7 +118,7 @@ class PyramidProcessor(abc.ABC):
 
 
 class WanProcessor(PyramidProcessor):
-    """Self-attention of Wan 2.1 and 2.2."""
+    """Self-attention of Wan 2.1 and 2.2: video tokens alone."""
 
     def __call__(
         self,
@@ -136,11 +136,68 @@ class WanProcessor(PyramidProcessor):
     ) -> tuple[Tensor, Tensor]:
         _refuse_mask(mask)
         q, k, v = _project(attn, hidden_states)
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
-        if tables is not None:
-            q, k = _rotate_pairs(q, tables), _rotate_pairs(k, tables)
-        out, density = self.attend(q, k, v)
-        return attn.to_out[1](attn.to_out[0](out)), density
+        q, k, v = (_split_heads(attn, x) for x in (attn.norm_q(q), attn.norm_k(k), v))
+        out, density = self.attend(_rotate(q, tables), _rotate(k, tables), v)
+        return _project_out(attn, out), density
+
+
+class LTXProcessor(PyramidProcessor):
+    """Self-attention of LTX: video tokens alone, rotary tables over all heads."""
+
+    def sparse(
+        self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
+    ) -> tuple[Tensor, Tensor]:
+        _refuse_mask(mask)
+        q, k, v = _project(attn, hidden_states)
+        q, k = _rotate(attn.norm_q(q), tables), _rotate(attn.norm_k(k), tables)
+        out, density = self.attend(*(_split_heads(attn, x) for x in (q, k, v)))
+        return _project_out(attn, out), density
+
+
+class CogVideoXProcessor(PyramidProcessor):
+    """Attention of CogVideoX: text before video in one sequence."""
+
+    def sparse(
+        self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        _refuse_mask(mask)
+        assert text is not None
+        num_text = text.shape[1]
+        q, k, v = (_split_heads(attn, x) for x in _project(attn, torch.cat([text, hidden_states], dim=1)))
+        q, k = _normalize(attn.norm_q, q), _normalize(attn.norm_k, k)
+        tables = _for_heads(tables)
+        q, k = (torch.cat([x[:, :num_text], _rotate(x[:, num_text:], tables)], dim=1) for x in (q, k))
+        out, density = self.attend(q, k, v, text_tokens=num_text, text_at="start")
+        out = _project_out(attn, out)
+        return (out[:, num_text:], out[:, :num_text]), density
+
+
+class HunyuanVideoProcessor(PyramidProcessor):
+    """Attention of HunyuanVideo: video before text, in two streams or in one, with a mask over the text's padding."""
+
+    def sparse(
+        self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        assert text is not None
+        num_video, num_text, tables = hidden_states.shape[1], text.shape[1], _for_heads(tables)
+        if attn.add_q_proj is None:
+            joined = torch.cat([hidden_states, text], dim=1)
+            q, k, v = (_split_heads(attn, x) for x in _project(attn, joined))
+            q, k = _normalize(attn.norm_q, q), _normalize(attn.norm_k, k)
+            q, k = (torch.cat([_rotate(x[:, :num_video], tables), x[:, num_video:]], dim=1) for x in (q, k))
+        else:
+            video = [_split_heads(attn, x) for x in _project(attn, hidden_states)]
+            words = [_split_heads(attn, part(text)) for part in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)]
+            video = [_rotate(_normalize(attn.norm_q, video[0]), tables), _rotate(_normalize(attn.norm_k, video[1]), tables), video[2]]  # fmt: skip
+            words = [_normalize(attn.norm_added_q, words[0]), _normalize(attn.norm_added_k, words[1]), words[2]]
+            q, k, v = (torch.cat(pair, dim=1) for pair in zip(video, words, strict=True))
+        out, density = self.attend(q, k, v, text_tokens=num_text, text_at="end", key_mask=_key_mask(mask))
+        hidden_states, text = out[:, :num_video], out[:, num_video:]
+        if getattr(attn, "to_out", None) is not None:
+            hidden_states = _project_out(attn, hidden_states)
+        if getattr(attn, "to_add_out", None) is not None:
+            text = attn.to_add_out(text)
+        return (hidden_states, text), density
 
 
 def _project(attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,16 +207,45 @@ def _project(attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
 
 
-def _rotate_pairs(x: Float[Tensor, "b n h k"], tables: Tables) -> Float[Tensor, "b n h k"]:
-    """Return Wan's rotary embedding: channels 2i and 2i + 1 turn by the angle that both of their table entries hold."""
-    cos, sin = tables[0][..., 0::2], tables[1][..., 1::2]
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+def _project_out(attn: Any, x: Tensor) -> Tensor:
+    # The second is dropout.
+    return attn.to_out[1](attn.to_out[0](x))
+
+
+def _split_heads(attn: Any, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n h k"]:
+    return x.unflatten(2, (attn.heads, -1))
+
+
+def _normalize(norm: nn.Module | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
+
+
+def _for_heads(tables: Tables | None) -> Tables | None:
+    """Return tables (n, k) with the axes of heads and videos."""
+    return None if tables is None else (tables[0][None, :, None], tables[1][None, :, None])
+
+
+def _rotate(x: Tensor, tables: Tables | None) -> Tensor:
+    """Return the rotary embedding of `x`: channels 2i and 2i + 1 turn by one angle, which both hold in the tables."""
+    if tables is None:
+        return x
+    cos, sin = (table[..., 0::2].to(x.device) for table in tables)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+def _key_mask(mask: Tensor | None) -> Bool[Tensor, "b n"] | None:
+    """Return a mask over keys from one of shape (b, 1, 1, n); others are refused."""
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1:3] != (1, 1):
+        _refuse_mask(mask)
+    return mask[:, 0, 0]
 
 
 def _refuse_mask(mask: Tensor | None) -> None:
     if mask is not None:
         raise ValueError(
-            f"self-attention was given an attention mask of shape {tuple(mask.shape)}, which pyramid attention cannot "
-            "follow in this model; leave the mask out, or call remove_pyramid_attention"
+            f"self-attention was given an attention mask of shape {tuple(mask.shape)} and {mask.dtype}, which pyramid "
+            "attention cannot follow in this model; leave the mask out, or call remove_pyramid_attention"
         )

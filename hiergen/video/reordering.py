@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import torch
@@ -33,31 +32,39 @@ class Entrance:
         return self.order.index.shape[0]
 
 
-def order_tokens(name: OrderName, grid: Grid, like: Tensor) -> TokenOrder:
-    """Return the order of a grid's tokens on the device of `like`, computed once per grid; one node of a compiled graph."""
-    both = token_order_op(like, *grid, name)
+def order_tokens(name: OrderName, grid: Grid, like: Tensor, *, fixed_frames: int = 0) -> TokenOrder:
+    """Return the order of a grid's tokens on the device of `like`, computed once per grid; one node of a compiled graph.
+
+    Args:
+        fixed_frames: First frames whose tokens stay where they are.
+    """
+    both = token_order_op(like, *grid, name, fixed_frames)
     return TokenOrder(both[0], both[1])
 
 
 @torch.library.custom_op(
     "hiergen::token_order",
     mutates_args=(),
-    schema="(Tensor like, int frames, int rows, int columns, str name) -> Tensor",
+    schema="(Tensor like, int frames, int rows, int columns, str name, int fixed_frames) -> Tensor",
 )
-def token_order_op(like: Tensor, frames: int, rows: int, columns: int, name: str) -> Tensor:
+def token_order_op(like: Tensor, frames: int, rows: int, columns: int, name: str, fixed_frames: int) -> Tensor:
     """Return index and inverse of a `TokenOrder`, (2, n)."""
     # A copy: an operator's result is its caller's own, who may write into it.
-    return _stored_order(name, (frames, rows, columns), like.device).clone()
+    return _stored_order(name, (frames, rows, columns), fixed_frames, like.device).clone()
 
 
 @token_order_op.register_fake
-def _token_order_fake(like: Tensor, frames: int, rows: int, columns: int, name: str) -> Tensor:
+def _token_order_fake(like: Tensor, frames: int, rows: int, columns: int, name: str, fixed_frames: int) -> Tensor:
     return like.new_empty((2, frames * rows * columns), dtype=torch.int64)
 
 
 @functools.lru_cache(maxsize=16)
-def _stored_order(name: OrderName, grid: Grid, device: torch.device) -> Tensor:
-    order = token_order(name, grid)
+def _stored_order(name: OrderName, grid: Grid, fixed_frames: int, device: torch.device) -> Tensor:
+    frames, rows, columns = grid
+    if frames > fixed_frames:
+        order = token_order(name, (frames - fixed_frames, rows, columns), text_before=fixed_frames * rows * columns)
+    else:
+        order = token_order("raster", grid)
     return torch.stack([order.index, order.inverse]).to(device)
 
 
@@ -99,17 +106,3 @@ def reorder_ltx_modulation(entrance: Entrance, outputs: tuple[Tensor, Tensor]) -
     if by_token.shape[1] == entrance.num_tokens:
         modulation = entrance.order.apply(by_token).flatten(0, 1)
     return modulation, embedded
-
-
-def check_grid(name: str, grid: Grid, num_tokens: int) -> None:
-    """Check that a grid has as many cells as the video has tokens.
-
-    Raises:
-        ValueError: If not.
-    """
-    if math.prod(grid) != num_tokens:
-        raise ValueError(
-            f"{name} was given {num_tokens} video tokens for a grid of {grid[0]} x {grid[1]} x {grid[2]} = "
-            f"{math.prod(grid)} (frames x rows x columns); extra tokens have no place in order "
-            "'gilbert' or 'tiles', use a PSAConfig with order='raster'"
-        )

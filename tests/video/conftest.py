@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    HunyuanVideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
+    WanTransformer3DModel,
+)
 
 from hiergen.kernels import PSAConfig
 
@@ -69,9 +75,93 @@ def wan_inputs(
     }
 
 
+def tiny_cogvideox(**changes: Any) -> CogVideoXTransformer3DModel:
+    """Version 1: positions in the embedding, no rotary tables."""
+    torch.manual_seed(0)
+    settings = {
+        "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8,
+        "text_embed_dim": 8, "num_layers": 2, "sample_width": 8, "sample_height": 10, "sample_frames": 9, "patch_size": 2,
+        "max_text_seq_length": 7,
+    } | changes  # fmt: skip
+    return CogVideoXTransformer3DModel(**settings).eval()
+
+
+def tiny_cogvideox15(**changes: Any) -> CogVideoXTransformer3DModel:
+    """Version 1.5: rotary tables, patches over two frames."""
+    return tiny_cogvideox(**{"patch_size_t": 2, "use_rotary_positional_embeddings": True} | changes)
+
+
+def cogvideox_inputs(
+    grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0, version: float = 1.0
+) -> dict[str, Any]:
+    frames, rows, columns = grid
+    inputs: dict[str, Any] = {
+        "hidden_states": noise(batch, frames * (1 if version == 1 else 2), 4, 2 * rows, 2 * columns),
+        "timestep": steps(timestep, batch, None),
+        "encoder_hidden_states": noise(batch, 7, 8, seed=2),
+    }
+    if version > 1:
+        angles = noise(frames * rows * columns, 8, seed=4).repeat_interleave(2, dim=1)
+        inputs["image_rotary_emb"] = (angles.cos(), angles.sin())
+    return inputs
+
+
+def tiny_hunyuan(**changes: Any) -> HunyuanVideoTransformer3DModel:
+    """One layer of two streams and one of a single stream."""
+    torch.manual_seed(0)
+    settings = {
+        "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 10, "num_layers": 1,
+        "num_single_layers": 1, "num_refiner_layers": 1, "patch_size": 2, "patch_size_t": 1, "text_embed_dim": 8,
+        "pooled_projection_dim": 8, "rope_axes_dim": (2, 4, 4),
+    } | changes  # fmt: skip
+    return HunyuanVideoTransformer3DModel(**settings).eval()
+
+
+def hunyuan_inputs(grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0) -> dict[str, Any]:
+    """The texts of a batch have 5, 4, ... tokens of 7, the others are padding."""
+    frames, rows, columns = grid
+    return {
+        "hidden_states": noise(batch, 4, frames, 2 * rows, 2 * columns),
+        "timestep": steps(timestep, batch, None),
+        "encoder_hidden_states": noise(batch, 7, 8, seed=2),
+        "encoder_attention_mask": (torch.arange(7) < 5 - torch.arange(batch)[:, None]).long(),
+        "pooled_projections": noise(batch, 8, seed=3),
+        "guidance": torch.full((batch,), 6000.0),
+    }
+
+
+def tiny_ltx(**changes: Any) -> LTXVideoTransformer3DModel:
+    torch.manual_seed(0)
+    settings = {
+        "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16,
+        "num_layers": 2, "caption_channels": 8,
+    } | changes  # fmt: skip
+    return LTXVideoTransformer3DModel(**settings).eval()
+
+
+def ltx_inputs(
+    grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0, by_token: bool = False
+) -> dict[str, Any]:
+    frames, rows, columns = grid
+    tokens = frames * rows * columns
+    return {
+        "hidden_states": noise(batch, tokens, 4),
+        "timestep": steps(timestep, batch, tokens if by_token else None),
+        "encoder_hidden_states": noise(batch, 7, 8, seed=2),
+        "encoder_attention_mask": torch.ones(batch, 7),
+        "num_frames": frames, "height": rows, "width": columns,
+    }  # fmt: skip
+
+
+MODELS = "diffusers.models.transformers"
+SDPA = ("torch.nn.functional.scaled_dot_product_attention", "bhsd")
 CASES = {
-    "wan": Case(tiny_wan, wan_inputs, ("diffusers.models.transformers.transformer_wan.dispatch_attention_fn", "bshd")),
-}
+    "wan": Case(tiny_wan, wan_inputs, (f"{MODELS}.transformer_wan.dispatch_attention_fn", "bshd")),
+    "cogvideox": Case(tiny_cogvideox, cogvideox_inputs, SDPA, "start", 7),
+    "cogvideox1.5": Case(tiny_cogvideox15, functools.partial(cogvideox_inputs, version=1.5), SDPA, "start", 7),
+    "hunyuan": Case(tiny_hunyuan, hunyuan_inputs, (f"{MODELS}.transformer_hunyuan_video.dispatch_attention_fn", "bshd"), "end", 7),
+    "ltx": Case(tiny_ltx, ltx_inputs, (f"{MODELS}.transformer_ltx.dispatch_attention_fn", "bshd")),
+}  # fmt: skip
 
 
 @pytest.fixture(params=CASES)
@@ -92,3 +182,8 @@ def full() -> PSAConfig:
 @pytest.fixture
 def sparse() -> PSAConfig:
     return SPARSE
+
+
+@pytest.fixture
+def cases() -> dict[str, Case]:
+    return CASES

@@ -150,14 +150,62 @@ def test_dense_layers_keep_their_processors(wan, sparse):
         torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["wan", "ltx"])
 @pytest.mark.parametrize("order", ["gilbert", "raster"])
-def test_every_token_may_have_its_own_timestep(wan, full, sparse, order):
-    """As Wan 2.2 5B gives them: the modulation of each token has to move with it."""
-    model, inputs = wan.model(), wan.inputs(by_token=True, batch=2)
-    model.scale_shift_table.data *= 3
+def test_every_token_may_have_its_own_timestep(cases, full, name, order):
+    """As Wan 2.2 5B and LTX image-to-video give them: the modulation of each token has to move with it."""
+    case = cases[name]
+    model, inputs = case.model(), case.inputs(by_token=True, batch=2)
     expected = run(model, inputs)
     with apply_pyramid_attention(model, dataclasses.replace(full, order=order)):
         torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
+
+
+def test_the_first_frame_of_hunyuan_image_to_video_stays_in_place(cases, full):
+    case = cases["hunyuan"]
+    model = case.model(image_condition_type="token_replace", num_layers=2)
+    for grid in ((3, 5, 4), (1, 5, 4)):
+        inputs = case.inputs(grid)
+        expected = run(model, inputs)
+        with apply_pyramid_attention(model, full):
+            torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
+
+
+def test_fused_projections_of_cogvideox_are_used(cases, full):
+    case = cases["cogvideox1.5"]
+    model, inputs = case.model(), case.inputs()
+    expected = run(model, inputs)
+    model.fuse_qkv_projections()
+    with apply_pyramid_attention(model, full):
+        torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
+    assert "FusedCogVideoX" in str(model.attn_processors)
+
+
+def test_arguments_may_be_given_by_position(cases, sparse):
+    case = cases["cogvideox1.5"]
+    model, inputs = case.model(), case.inputs()
+    tables = inputs.pop("image_rotary_emb")
+    with apply_pyramid_attention(model, sparse), torch.no_grad():
+        expected = model(**inputs, image_rotary_emb=tables).sample
+        given = (inputs["hidden_states"], inputs["encoder_hidden_states"], inputs["timestep"], None, None, tables)
+        assert torch.equal(model(*given).sample, expected)
+        assert torch.equal(model(*given, return_dict=False)[0], expected)
+
+
+def test_ltx_without_one_grid_runs_in_raster_order_alone(cases, full):
+    case = cases["ltx"]
+    model, inputs = case.model(), case.inputs()
+    for name in ("num_frames", "height", "width"):
+        del inputs[name]
+    inputs["video_coords"] = torch.rand(1, 3, 60) * 20
+    expected = run(model, inputs)
+    with apply_pyramid_attention(model, dataclasses.replace(full, order="raster")):
+        torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
+    with apply_pyramid_attention(model, full):
+        with pytest.raises(ValueError, match=r"60 video tokens and num_frames=None.*order='raster'"):
+            run(model, inputs)
+        with pytest.raises(ValueError, match="60 video tokens and num_frames=3, height=5, width=5"):
+            run(model, inputs | {"num_frames": 3, "height": 5, "width": 5})
 
 
 def test_the_image_branch_of_image_to_video_stays_dense(wan, full, sparse):
@@ -387,11 +435,27 @@ def test_a_refused_call_changes_nothing(wan, sparse):
         remove_pyramid_attention(model)
 
 
+@pytest.mark.parametrize("name", ["cogvideox1.5", "hunyuan"])
+def test_text_reads_everything_in_full(cases, sparse, name):
+    """With every block of video skipped, what text queries get must still be dense attention."""
+    model, inputs = cases[name].model(), cases[name].inputs()
+    block, outputs = model.transformer_blocks[0], []
+    attention = block.attn1 if hasattr(block, "attn1") else block.attn
+    attention.register_forward_hook(lambda module, args, output: outputs.append(output))
+    run(model, inputs)
+    with apply_pyramid_attention(model, dataclasses.replace(sparse, bounds=((1, 0.0),), order="raster")):
+        run(model, inputs)
+    (video, text), (sparse_video, sparse_text) = outputs
+    torch.testing.assert_close(sparse_text, text, rtol=0, atol=2e-6)
+    # The video's block at the text's border is read in full.
+    assert not torch.allclose(sparse_video[:, 20:40], video[:, 20:40], atol=1e-3)
+
+
 def test_masks_and_context_parallelism_are_refused(wan, sparse):
     model = wan.model()
     attention = model.blocks[0].attn1
     with apply_pyramid_attention(model, sparse):
-        with pytest.raises(ValueError, match=r"attention mask of shape \(1, 60\)"):
+        with pytest.raises(ValueError, match=r"attention mask of shape \(1, 60\) and torch.float32"):
             attention(torch.randn(1, 60, 24), None, torch.ones(1, 60))
         attention.processor._parallel_config = None
         with pytest.raises(ValueError, match="call remove_pyramid_attention before enable_parallelism"):

@@ -24,7 +24,7 @@ def test_the_operator_returns_the_order_of_the_kernels():
 
 
 def test_the_operator_is_registered_as_pytorch_wants():
-    given = (torch.zeros(1), *GRID, "tiles")
+    given = (torch.zeros(1), *GRID, "tiles", 0)
     torch.library.opcheck(reordering.token_order_op, given, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -65,9 +65,9 @@ def test_modulation_that_all_tokens_share_stays(entrance):
     assert torch.equal(reordering.reorder_ltx_modulation(entrance, (shared, shared))[0], shared)
 
 
-def test_a_grid_that_does_not_hold_the_tokens_is_refused():
-    reordering.check_grid("LTX", GRID, 24)
-    with pytest.raises(
-        ValueError, match=r"LTX was given 25 video tokens for a grid of 2 x 3 x 4 = 24 .*order='raster'"
-    ):
-        reordering.check_grid("LTX", GRID, 25)
+def test_fixed_frames_stay(entrance):
+    order = order_tokens("gilbert", (3, 3, 4), torch.zeros(1), fixed_frames=1)
+    assert torch.equal(order.index[:12], torch.arange(12))
+    assert torch.equal(order.index[12:] - 12, entrance.order.index)
+    alone = order_tokens("gilbert", (1, 3, 4), torch.zeros(1), fixed_frames=1)
+    assert torch.equal(alone.index, torch.arange(12))
