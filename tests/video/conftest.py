@@ -15,6 +15,7 @@ from diffusers import (
     LTXVideoTransformer3DModel,
     WanTransformer3DModel,
 )
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from hiergen.kernels import PSAConfig
 
@@ -153,6 +154,31 @@ def ltx_inputs(
     }  # fmt: skip
 
 
+#: Of language models.
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+
+
+def qwen() -> Qwen2_5_VLForConditionalGeneration:
+    """Language part of 8-channel heads, three rotary sections; a vision tower of one layer."""
+    torch.manual_seed(0)
+    text = SIZES | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32, "patch_size": 4,
+        "window_size": 16, "fullatt_block_indexes": [0], "in_channels": 3,
+    }  # fmt: skip
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=60, video_token_id=61,
+                              vision_start_token_id=62, vision_end_token_id=63)  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
 MODELS = "diffusers.models.transformers"
 SDPA = ("torch.nn.functional.scaled_dot_product_attention", "bhsd")
 CASES = {
@@ -187,3 +213,23 @@ def sparse() -> PSAConfig:
 @pytest.fixture
 def cases() -> dict[str, Case]:
     return CASES
+
+
+@pytest.fixture(name="llama")
+def _llama() -> Callable[[], LlamaForCausalLM]:
+    return llama
+
+
+@pytest.fixture(name="qwen")
+def _qwen() -> Callable[[], Qwen2_5_VLForConditionalGeneration]:
+    return qwen
+
+
+@pytest.fixture(params=[llama, qwen])
+def make(request) -> Callable[[], Any]:
+    return request.param
+
+
+@pytest.fixture
+def language_sizes() -> dict[str, Any]:
+    return SIZES

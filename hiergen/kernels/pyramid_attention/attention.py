@@ -183,6 +183,12 @@ def _refuse_flex(request: PyramidRequest, is_named: bool) -> str | None:
     return None
 
 
+def _refuse_gather(request: PyramidRequest, is_named: bool) -> str | None:
+    if torch.compiler.is_compiling() and not is_named:
+        return "its sizes depend on the plan's values, which splits a compiled graph"
+    return None
+
+
 def _refuse_nothing(request: PyramidRequest, is_named: bool) -> str | None:
     return None
 
@@ -193,7 +199,7 @@ BACKENDS: tuple[Backend, ...] = (
         "triton", "an NVIDIA GPU of compute capability 8.0, or TRITON_INTERPRET=1", _refuse_triton, triton_attention
     ),
     Backend("flex", "a GPU that PyTorch compiles for, or a CPU without gradients", _refuse_flex, flex_attention),
-    Backend("gather", "memory for the keys that every query block reads", _refuse_nothing, gather_attention),
+    Backend("gather", "memory for the keys that every query block reads", _refuse_gather, gather_attention),
     Backend("reference", "memory for the dense product", _refuse_nothing, reference_attention),
 )
 
