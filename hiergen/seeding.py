@@ -1,10 +1,16 @@
-"""Seeds as a pure function of what they are for, so that a resumed run draws what the uninterrupted one would have drawn."""
+"""Seeds as a pure function of what they are for, and draws that do not depend on the batch they are made in.
+
+The first let a resumed run draw what the uninterrupted one would have drawn; the second (`SampleRng`) let an evaluation give the same
+samples whatever the batch size and the number of processes.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -18,3 +24,104 @@ def make_rng(*parts: int | str, device: torch.device | str = "cpu") -> torch.Gen
     rng = torch.Generator(device=device)
     rng.manual_seed(derive_seed(*parts))
     return rng
+
+
+class SampleRng:
+    """One source of random numbers a sample of a batch: what a sample draws does not depend on what else is in the batch.
+
+    Where a `torch.Generator` is accepted as `rng` for sampling, this is too. A draw for the whole batch is made of one draw of each
+    sample's own generator, so the same sample gets the same numbers in a batch of 1 or 64, on one process or on many.
+
+    Args:
+        rngs: A generator for each sample, in the order of the batch, all on one device.
+
+    Raises:
+        ValueError: If there is none, or they lie on several devices.
+    """
+
+    def __init__(self, rngs: Sequence[torch.Generator]) -> None:
+        devices = {rng.device for rng in rngs}
+        if len(devices) != 1:
+            raise ValueError(
+                f"rngs are {len(rngs)} generators on {len(devices)} devices, expected some, all on one device"
+            )
+        self._rngs = tuple(rngs)
+
+    @classmethod
+    def of(cls, indices: Iterable[int], *parts: int | str) -> SampleRng:
+        """Return the generators `make_rng(*parts, index)`, one a sample, on the CPU: the same numbers on every device."""
+        return cls([make_rng(*parts, index) for index in indices])
+
+    @property
+    def device(self) -> torch.device:
+        return self._rngs[0].device
+
+    def __len__(self) -> int:
+        return len(self._rngs)
+
+    def stack(
+        self, draw: Callable[[torch.Generator, tuple[int, ...]], Tensor], shape: Sequence[int], dim: int
+    ) -> Tensor:
+        """Return a draw of `shape` whose slices along `dim`, one a sample, each come from that sample's generator.
+
+        Raises:
+            ValueError: If the shape holds another number of samples.
+        """
+        sizes = tuple(shape)
+        if not sizes or sizes[dim] != len(self._rngs):
+            raise ValueError(
+                f"a draw of shape {sizes} has not {len(self._rngs)} samples, one a generator, along dim {dim}"
+            )
+        one = sizes[:dim] + sizes[dim + 1 :]
+        return torch.stack([draw(rng, one) for rng in self._rngs], dim=dim)
+
+
+#: What draws: one generator for the whole batch, or one for each sample of it.
+Rng = torch.Generator | SampleRng
+
+
+def draw_uniform(shape: Sequence[int], *, rng: Rng | None, device: torch.device, batch_dim: int = 0) -> Tensor:
+    """Return float32 numbers in [0, 1) on `device`, drawn where `rng` lives (on `device` without one).
+
+    Args:
+        shape: Of the result.
+        rng: A `SampleRng` draws for each sample along `batch_dim` by itself.
+        device: Where the numbers are wanted.
+        batch_dim: Which dimension of `shape` counts samples.
+    """
+
+    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
+        return torch.rand(size, generator=source, device=device if source is None else source.device)
+
+    return _draw(draw, shape, rng, batch_dim).to(device)
+
+
+def draw_normal(
+    shape: Sequence[int],
+    *,
+    rng: Rng | None,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    batch_dim: int = 0,
+) -> Tensor:
+    """Return unit normal numbers on `device`; see `draw_uniform`."""
+
+    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
+        return torch.randn(size, generator=source, device=device if source is None else source.device, dtype=dtype)
+
+    return _draw(draw, shape, rng, batch_dim).to(device)
+
+
+def draw_exponential(shape: Sequence[int], *, rng: Rng | None, device: torch.device) -> Tensor:
+    """Return float32 numbers of the exponential distribution of mean 1 on `device`; see `draw_uniform`."""
+
+    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
+        return torch.empty(size, device=device if source is None else source.device).exponential_(generator=source)
+
+    return _draw(draw, shape, rng, 0).to(device)
+
+
+def _draw(
+    draw: Callable[[torch.Generator | None, tuple[int, ...]], Tensor], shape: Sequence[int], rng: Rng | None, dim: int
+) -> Tensor:
+    return rng.stack(draw, shape, dim) if isinstance(rng, SampleRng) else draw(rng, tuple(shape))

@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from hiergen.pyramid import LevelSpec, TokenPyramid
+from hiergen.seeding import Rng
 
 #: Called after each generation step with the index of the step and the levels that are complete so far (None before the first).
 StepCallback = Callable[[int, TokenPyramid | None], None]
@@ -46,10 +47,17 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
         condition: Tensor,
         settings: Any = None,
         *,
-        rng: torch.Generator | None = None,
+        rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
-        """Return one pyramid a row of `condition`. `settings` is the dataclass of the generator's family."""
+        """Return one pyramid a row of `condition`.
+
+        Args:
+            condition: Class labels `(b,)`, or what else the generator is conditioned on.
+            settings: The dataclass of the generator's family.
+            rng: Source of all draws; a `SampleRng` makes each sample's draws independent of what else is in the batch.
+            callback: Called after each step.
+        """
 
     @classmethod
     def make_settings(cls, **values: Any) -> Any:

@@ -18,6 +18,7 @@ from hiergen.generators.masked import MaskedAR
 from hiergen.generators.masking import MaskedARSettings
 from hiergen.generators.prefix import Condition
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json, specs_to_json
+from hiergen.seeding import Rng
 
 StageChoice = Literal["both", "low", "high"]
 
@@ -223,7 +224,7 @@ class MaskedCascade(Generator):
         settings: MaskedCascadeSettings | None = None,
         *,
         low: TokenPyramid | None = None,
-        rng: torch.Generator | None = None,
+        rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
         """Return both levels, one sample a row of the condition.

@@ -12,7 +12,6 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from hiergen.nn.table import Table
 from hiergen.nn.time_embedding import TimeEmbedding
 from hiergen.nn.transformer_block import FeedForwardKind, ModulatedBlock, NormKind, make_norm, modulate, pairwise_table
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
+from hiergen.seeding import Rng, draw_normal
 
 
 class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
@@ -224,7 +224,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         condition: Int[Tensor, " b"],
         settings: FlowSettings | None = None,
         *,
-        rng: torch.Generator | None = None,
+        rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
         """Return one pyramid a label, in the tokenizer's own (not standardized) units.
@@ -277,10 +277,10 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
 
         return velocity
 
-    def _noise(self, batch: int, device: torch.device, rng: torch.Generator | None) -> Tensor:
+    def _noise(self, batch: int, device: torch.device, rng: Rng | None) -> Tensor:
         shape = (batch, self._specs[-1].dim, sum(spec.num_tokens for spec in self._specs))
         # Drawn channel by channel: for one level these are the numbers that a (b, c, h, w) draw gives.
-        return randn_tensor(shape, generator=rng, device=device, dtype=torch.float32).transpose(1, 2)
+        return draw_normal(shape, rng=rng, device=device).transpose(1, 2)
 
     def _fold(self, tokens: Tensor) -> Tensor:
         p = self.config["patch_size"]

@@ -26,6 +26,7 @@ from hiergen.nn.constants import Constants
 from hiergen.nn.llama_block import LlamaBlock, RMSNorm, swiglu_dim
 from hiergen.nn.positions import rotary_table
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
+from hiergen.seeding import Rng
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ class LevelAR(Generator):
         condition: Tensor,
         settings: LevelARSettings | None = None,
         *,
-        rng: torch.Generator | None = None,
+        rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
         """Return one pyramid of ids a label, generated coarse to fine with dropout off.
@@ -199,7 +200,7 @@ class LevelAR(Generator):
         Args:
             condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
-            rng: Draws the tokens, all of a step in one call, sample after sample.
+            rng: Draws the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each step with its index and the levels that are complete.
 
         Raises:
@@ -221,7 +222,7 @@ class LevelAR(Generator):
         condition: Tensor,
         layout: GroupLayout,
         settings: LevelARSettings,
-        rng: torch.Generator | None,
+        rng: Rng | None,
         callback: StepCallback | None,
     ) -> Tensor:
         batch = condition.shape[0]

@@ -36,13 +36,12 @@ from hiergen.generators.masking import (
     guidance_at,
     make_stages,
     mask_ratio,
-    random_normal,
     random_orders,
-    random_uniform,
     unmask_counts,
 )
 from hiergen.generators.prefix import Condition, ConditionPrefix, augment_low_res
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
+from hiergen.seeding import Rng, draw_normal, draw_uniform
 
 
 class MaskedAR(Generator):
@@ -207,7 +206,7 @@ class MaskedAR(Generator):
         config: Any = self.config
         device = self.device
         stage = self._draw_stage(rng)
-        u = float(random_uniform((), rng=rng, device=torch.device("cpu")))
+        u = float(draw_uniform((), rng=rng, device=torch.device("cpu")))
         num_masked = math.ceil(
             stage.num_tokens * mask_ratio(u, minimum=config.mask_ratio_min, std=config.mask_ratio_std)
         )
@@ -215,13 +214,13 @@ class MaskedAR(Generator):
         time = noise = drop = None
         if config.low_res_shape is not None:
             low, high = config.low_res_noise
-            time = low + (high - low) * random_uniform((batch,), rng=rng, device=device)
-            noise = random_normal((batch, *config.low_res_shape), rng=rng, device=device, dtype=dtype)
+            time = low + (high - low) * draw_uniform((batch,), rng=rng, device=device)
+            noise = draw_normal((batch, *config.low_res_shape), rng=rng, device=device, dtype=dtype)
         if self.training and config.condition_drop > 0:
-            drop = random_uniform((batch,), rng=rng, device=device) < config.condition_drop
+            drop = draw_uniform((batch,), rng=rng, device=device) < config.condition_drop
         rows = (config.diffusion_batch_mul, batch, num_masked)
-        timesteps = (random_uniform(rows, rng=rng, device=device) * config.num_timesteps).long()
-        head_noise = random_normal((*rows, self.specs[0].dim), rng=rng, device=device, dtype=dtype)
+        timesteps = (draw_uniform(rows, rng=rng, device=device) * config.num_timesteps).long()
+        head_noise = draw_normal((*rows, self.specs[0].dim), rng=rng, device=device, dtype=dtype)
         return MaskedDraws(stage, num_masked, order, time, noise, drop, timesteps, head_noise)
 
     def loss_of_draws(
@@ -252,7 +251,7 @@ class MaskedAR(Generator):
         settings: MaskedARSettings | None = None,
         *,
         low_res: Float[Tensor, "b m c"] | None = None,
-        rng: torch.Generator | None = None,
+        rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
         """Return one pyramid a row of the condition, without dropout whatever the mode of the module.
@@ -282,7 +281,7 @@ class MaskedAR(Generator):
         config: Any = self.config
         weights = config.level_weights or [math.sqrt(stage.num_tokens) for stage in self.stages]
         edges = torch.tensor(weights, dtype=torch.float64, device="cpu").cumsum(0)
-        u = float(random_uniform((), rng=rng, device=torch.device("cpu")))
+        u = float(draw_uniform((), rng=rng, device=torch.device("cpu")))
         return self.stages[int(torch.searchsorted(edges, u * edges[-1], right=True))]
 
     def _check_condition(self, condition: Condition, low_res: Tensor | None) -> int:
@@ -297,7 +296,7 @@ def _generate(
     condition: Condition,
     settings: MaskedARSettings,
     low_res: Tensor | None,
-    rng: torch.Generator | None,
+    rng: Rng | None,
     callback: StepCallback | None,
 ) -> TokenPyramid:
     batch, device = model._check_condition(condition, low_res), model.device
@@ -318,7 +317,7 @@ def _generate(
             guidance = guidance_at(settings, step, len(counts), hidden=hidden, num_tokens=stage.num_tokens)
             values = model.head.sample(
                 z[:batch],
-                random_normal(shape, rng=rng, device=device, dtype=wide),
+                draw_normal(shape, rng=rng, device=device, dtype=wide, batch_dim=1),
                 settings.sampler(),
                 null_z=z[batch:] if settings.is_guided else None,
                 guidance=guidance,
@@ -340,13 +339,13 @@ def _sampling_prefix(
     condition: Condition,
     settings: MaskedARSettings,
     low_res: Tensor | None,
-    rng: torch.Generator | None,
+    rng: Rng | None,
     wide: torch.dtype,
 ) -> Tensor:
     """Return the embedded prefix, `(b, p, d)`, or with guidance that of "no condition" below it, `(2 b, p, d)`."""
     time, drop = None, None
     if low_res is not None:
-        noise = random_normal(tuple(low_res.shape), rng=rng, device=model.device, dtype=wide)
+        noise = draw_normal(tuple(low_res.shape), rng=rng, device=model.device, dtype=wide)
         time = torch.full((len(low_res),), settings.low_res_noise, device=model.device)
         low_res = augment_low_res(low_res.to(model.device, wide), time, noise)
     prefix = model.prefix(condition, low_res, time)

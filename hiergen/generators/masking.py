@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hiergen.generators.diffusion_chain import HeadSampler, HeadSamplerKind, HeadSpacing
 from hiergen.pyramid import LevelSpec
+from hiergen.seeding import Rng, draw_uniform
 
 GuidanceSchedule = Literal["official", "paper", "constant"]
 Order = Literal["random", "levelwise"]
@@ -133,27 +134,13 @@ def make_stages(sizes: Sequence[int], order: Order) -> tuple[Stage, ...]:
     return tuple(Stage(level, sum(sizes[: level + 1]), size) for level, size in enumerate(sizes))
 
 
-def random_uniform(shape: Sequence[int], *, rng: torch.Generator | None, device: torch.device) -> Tensor:
-    """Return float32 numbers in [0, 1), drawn where `rng` lives (or on `device` without one), on `device`."""
-    source = rng.device if rng is not None else device
-    return torch.rand(tuple(shape), generator=rng, device=source).to(device)
-
-
-def random_normal(
-    shape: Sequence[int], *, rng: torch.Generator | None, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Return unit normal numbers, drawn where `rng` lives (or on `device` without one), on `device`."""
-    source = rng.device if rng is not None else device
-    return torch.randn(tuple(shape), generator=rng, device=source, dtype=dtype).to(device)
-
-
-def random_orders(batch: int, stage: Stage, *, rng: torch.Generator | None, device: torch.device) -> Int[Tensor, "b n"]:
+def random_orders(batch: int, stage: Stage, *, rng: Rng | None, device: torch.device) -> Int[Tensor, "b n"]:
     """Return one order a sample: a uniformly random permutation of the stage's own tokens, then the given ones in place.
 
     One draw of `(batch, stage.num_tokens)` uniform numbers, which are ranked.
     """
     given = stage.length - stage.num_tokens
-    own = random_uniform((batch, stage.num_tokens), rng=rng, device=device).argsort(dim=1, stable=True) + given
+    own = draw_uniform((batch, stage.num_tokens), rng=rng, device=device).argsort(dim=1, stable=True) + given
     return torch.cat((own, torch.arange(given, device=device).expand(batch, -1)), dim=1)
 
 

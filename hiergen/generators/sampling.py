@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hiergen.seeding import Rng, draw_exponential
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawSettings:
@@ -58,17 +60,17 @@ def keep_top_p(logits: Float[Tensor, "... v"], p: float) -> Float[Tensor, "... v
 
 
 def draw_ids(
-    logits: Float[Tensor, "*rows v"], settings: DrawSettings, *, rng: torch.Generator | None = None
+    logits: Float[Tensor, "*rows v"], settings: DrawSettings, *, rng: Rng | None = None
 ) -> Int[Tensor, "*rows"]:
     """Return one id a row of logits, int64, without waiting for the device.
 
-    All rows are drawn in one call, in row-major order, and equal what `torch.multinomial` draws from the same `rng`.
+    With one generator all rows are drawn in one call, in row-major order, and equal what `torch.multinomial` draws from it.
 
     Args:
         logits: Unnormalized log probabilities; filtered and normalized in float32.
         settings: Temperature, truncation, greedy or not.
-        rng: Where random numbers come from. On another device than the logits (a CPU generator for reproducible seeds), the
-            numbers are drawn there and moved.
+        rng: Where random numbers come from; a `SampleRng` draws for each row of the first dimension by itself. On another device
+            than the logits (a CPU generator for reproducible seeds), the numbers are drawn there and moved.
     """
     logits = logits.float()
     if settings.greedy:
@@ -79,8 +81,7 @@ def draw_ids(
     if settings.top_p < 1:
         logits = keep_top_p(logits, settings.top_p)
     probabilities = logits.softmax(dim=-1)
-    device = probabilities.device if rng is None else rng.device
     # The largest of p / Exponential(1) falls on id i with probability p_i: what torch.multinomial does, less its checks of
     # the input, which make a GPU wait.
-    noise = torch.empty(probabilities.shape, device=device).exponential_(generator=rng)
-    return (probabilities / noise.to(probabilities.device)).argmax(dim=-1)
+    noise = draw_exponential(probabilities.shape, rng=rng, device=probabilities.device)
+    return (probabilities / noise).argmax(dim=-1)

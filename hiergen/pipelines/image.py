@@ -15,6 +15,7 @@ from hiergen.data.images import to_pictures
 from hiergen.generators.base import Generator
 from hiergen.pipelines.base import HiergenPipeline
 from hiergen.pyramid import TokenPyramid
+from hiergen.seeding import Rng
 from hiergen.tokenizers.base import Tokenizer
 
 #: Called after each generation step with the pipeline, the step's index and {"images": preview in [-1, 1] or None}.
@@ -56,7 +57,7 @@ class ClassToImagePipeline(HiergenPipeline):
         class_labels: int | Sequence[int],
         *,
         num_images_per_label: int = 1,
-        generator: torch.Generator | None = None,
+        generator: Rng | None = None,
         callback_on_step_end: PreviewCallback | None = None,
         output_type: str = "pil",
         **settings: Any,
@@ -66,7 +67,7 @@ class ClassToImagePipeline(HiergenPipeline):
         Args:
             class_labels: One label or several.
             num_images_per_label: Images for each label, next to each other in the result.
-            generator: Source of all random draws; None seeds from the operating system.
+            generator: Source of all random draws, for the batch or for each sample (`SampleRng`); None seeds from the operating system.
             callback_on_step_end: Called after each step with a preview decoded from the levels that are complete.
             output_type: "pil" for PIL images, "pt" for a tensor in [-1, 1].
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `temperature`, `top_p`.

@@ -15,6 +15,7 @@ from hiergen.data.surface_extraction import EmptySurfaceError, ExtractionSetting
 from hiergen.generators.base import Generator
 from hiergen.pipelines.base import HiergenPipeline
 from hiergen.pyramid import TokenPyramid
+from hiergen.seeding import Rng
 from hiergen.tokenizers.pyramid_vae import PyramidVAE
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class ClassToShapePipeline(HiergenPipeline):
         class_labels: int | Sequence[int],
         *,
         num_shapes_per_label: int = 1,
-        generator: torch.Generator | None = None,
+        generator: Rng | None = None,
         callback_on_step_end: ShapeStepCallback | None = None,
         extraction: ExtractionSettings | None = None,
         **settings: Any,
@@ -71,7 +72,7 @@ class ClassToShapePipeline(HiergenPipeline):
         Args:
             class_labels: One label or several.
             num_shapes_per_label: Shapes for each label, next to each other in the result.
-            generator: Source of all random draws; None seeds from the operating system.
+            generator: Source of all random draws, for the batch or for each sample (`SampleRng`); None seeds from the operating system.
             callback_on_step_end: Called after each step with the levels that are complete.
             extraction: Resolution, box and simplification of the meshes; None takes a grid of 129 nodes an axis.
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `num_steps`, `head_sampler`.
