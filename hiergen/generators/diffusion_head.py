@@ -7,7 +7,7 @@ loss are in `diffusion_chain`. Letters: `b` batch, `k` tokens, `c` channels of a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +88,7 @@ class DiffusionHead(nn.Module):
     ) -> None:
         super().__init__()
         self.token_dim, self.num_timesteps = token_dim, num_timesteps
+        self._compiled: Callable[..., Tensor] | None = None
         self.time = TimeEmbedding(width)
         self.condition = nn.Linear(condition_dim, width)
         self.input = nn.Linear(token_dim, width)
@@ -187,21 +188,49 @@ class DiffusionHead(nn.Module):
                 modulations = self._modulations(part[:, None, None, None] + condition)
                 for offset in range(len(part)):
                     index = start + offset
-                    output = self._denoise(self.input(x.to(dtype)), [m[offset] for m in modulations]).to(x.dtype)
-                    fresh = noise[index + 1] if index + 1 < len(steps) else None
-                    x = _step(x, output, steps[index], fresh, guidance)
+                    # Nothing is added after the last step, nor by a sampler without noise.
+                    fresh = noise[index + 1] if index + 1 < len(steps) and steps[index].sigma else None
+                    x = self._advance(x, [m[offset] for m in modulations], steps[index], fresh, guidance)
             return x
 
+    def compile_sampling(self, **options: Any) -> None:
+        """Compile the step that `sample` repeats: one graph whatever the step, the guidance and the number of tokens.
 
-def _step(x: Tensor, output: Tensor, step: StepCoefficients, noise: Tensor | None, guidance: float) -> Tensor:
-    """Return the token after one sampler step; `output` is `(1, ...)`, or `(2, ...)` with the null condition second."""
-    eps, fraction = output.chunk(2, dim=-1)
-    guided = eps[0] if output.shape[0] == 1 else eps[1] + guidance * (eps[0] - eps[1])
-    mean = step.x_scale * x + step.eps_scale * guided
-    if noise is None or step.sigma == 0:
-        return mean
-    if step.log_variance_range is None:
-        return mean + step.sigma * noise
-    low, high = step.log_variance_range
-    share = (fraction[0] + 1) / 2
-    return mean + step.sigma * torch.exp(0.5 * (share * high + (1 - share) * low)) * noise
+        Args:
+            options: Of `torch.compile`.
+        """
+        self._compiled = torch.compile(self._step, fullgraph=True, dynamic=True, **options)
+
+    def _advance(
+        self, x: Tensor, modulations: list[Tensor], step: StepCoefficients, noise: Tensor | None, guidance: float
+    ) -> Tensor:
+        is_learned = step.log_variance_range is not None
+        numbers = (step.x_scale, step.eps_scale, step.sigma, *(step.log_variance_range or (0.0, 0.0)), guidance)
+        if self._compiled is None:
+            return self._step(x, modulations, numbers, noise, is_learned)
+        # As a tensor: a graph holds plain numbers fast and would be compiled again for each step.
+        table = torch.tensor(numbers, dtype=torch.float64).to(x.device, x.dtype, non_blocking=True)
+        # Where CUDA graphs are in use, the next call writes over this one's result.
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._compiled(x, modulations, table, noise, is_learned).clone()
+
+    def _step(
+        self,
+        x: Tensor,
+        modulations: list[Tensor],
+        numbers: tuple[float, ...] | Tensor,
+        noise: Tensor | None,
+        is_learned: bool,
+    ) -> Tensor:
+        """Return the token after one sampler step; modulations are `(1, ...)`, or `(2, ...)` with the null condition second."""
+        x_scale, eps_scale, sigma, low, high, guidance = numbers
+        output = self._denoise(self.input(x.to(self.input.weight.dtype)), modulations).to(x.dtype)
+        eps, fraction = output.chunk(2, dim=-1)
+        guided = eps[0] if output.shape[0] == 1 else eps[1] + guidance * (eps[0] - eps[1])
+        mean = x_scale * x + eps_scale * guided
+        if noise is None:
+            return mean
+        if not is_learned:
+            return mean + sigma * noise
+        share = (fraction[0] + 1) / 2
+        return mean + sigma * (0.5 * (share * high + (1 - share) * low)).exp() * noise

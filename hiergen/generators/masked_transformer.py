@@ -7,6 +7,8 @@ tokens, `k` tokens asked for, `c` channels of a token, `d` width of the encoder,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -74,6 +76,7 @@ class MaskedTransformer(CheckpointedModule):
     def __init__(self, size: MaskedTransformerSize) -> None:
         super().__init__()
         self.num_prefix = size.num_prefix
+        self._compiled: Callable[..., Tensor] | None = None
         places = size.num_prefix + size.num_tokens
         self.token_proj = nn.Linear(size.token_dim, size.encoder_dim)
         self.token_norm = nn.LayerNorm(size.encoder_dim, eps=1e-6)
@@ -116,15 +119,27 @@ class MaskedTransformer(CheckpointedModule):
             queries: The places asked for, hidden or not.
             length: Places that the decoder sees: all of them, or fewer from the front.
         """
-        x = self._run_all(self.encoder, torch.cat((prefix, rows), dim=1))
-        x = self.decoder_proj(self.encoder_norm(x))
-        front, known = x[:, : self.num_prefix], x[:, self.num_prefix :]
-        hidden = self.mask_token.to(x.dtype).expand(len(x), length, -1)
-        x = torch.cat((front, scatter_tokens(hidden, visible, known)), dim=1)
-        x = self._run_all(self.decoder, x + self.decoder_positions[:, : self.num_prefix + length])
+        front = torch.arange(self.num_prefix, device=visible.device).expand(len(visible), -1)
+        places = torch.cat((front, self.num_prefix + visible), dim=1)
+        transform = self._transform if self._compiled is None or self.training else self._compiled
+        x = transform(torch.cat((prefix, rows), dim=1), places, self.num_prefix + length)
         # The final norm acts on every row alone, so it is applied to the rows asked for and no others.
-        answers = self.decoder_norm(gather_tokens(x[:, self.num_prefix :], queries))
+        answers = self.decoder_norm(gather_tokens(x, self.num_prefix + queries))
         return answers + self.query_positions[0][queries]
+
+    def compile_sampling(self, **options: Any) -> None:
+        """Compile encoder and decoder for evaluation: one graph whatever the number of visible tokens.
+
+        Args:
+            options: Of `torch.compile`.
+        """
+        self._compiled = torch.compile(self._transform, fullgraph=True, dynamic=True, **options)
+
+    def _transform(self, rows: Tensor, places: Tensor, length: int) -> Tensor:
+        """Return what stands at the first `length` places, prefix included, after both parts; hidden ones start as mask tokens."""
+        x = self.decoder_proj(self.encoder_norm(self._run_all(self.encoder, rows)))
+        x = scatter_tokens(self.mask_token.to(x.dtype).expand(len(x), length, -1), places, x)
+        return self._run_all(self.decoder, x + self.decoder_positions[:, :length])
 
     def _run_all(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
         for block in blocks:

@@ -28,6 +28,17 @@ def test_run_measures_both_samplers_and_their_tokens_agree(capsys: pytest.Captur
     assert "plain" in printed
 
 
+def test_the_compiled_sampler_is_measured_too() -> None:
+    settings = Settings(
+        preset="mar-tiny", batches=(1,), num_steps=2, head_steps=3, repeats=1, device="cpu", compile=True
+    )
+    # Here only the benchmark is tested, so nothing is really compiled.
+    with torch.compiler.set_stance("force_eager"):
+        rows = run(settings)["rows"]
+    assert [row["sampler"] for row in rows] == ["hiergen", "plain", "compiled"]
+    assert rows[2]["relative_difference"] < 1e-4
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_plain_sampler_makes_the_tokens_of_generate(guidance_scale: float) -> None:
     model = create("mar-tiny").eval()

@@ -240,3 +240,20 @@ def test_unknown_choices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=f"{name} is 'other', expected one of"):
         make(**{name: "other"})
+
+
+def test_compiled_sampling_is_the_same_with_one_graph_a_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The run-time check of annotations is no part of a graph.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    torch._dynamo.reset()
+    model, labels = make(PYRAMID), torch.tensor([1, 4])
+    settings = FlowSettings(num_steps=6, guidance_scale=2.0, guidance_start=0.3)
+    expected = model.generate(labels, settings, rng=seeded()).concat()
+    model.compile_sampling(backend="eager")
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    torch.testing.assert_close(model.generate(labels, settings, rng=seeded()).concat(), expected)
+    # Guided steps have twice the batch of the others.
+    assert counters["unique_graphs"] == 2
+    model.generate(labels, settings, rng=seeded(1))
+    assert counters["unique_graphs"] == 2

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -332,3 +333,28 @@ def test_errors_say_what_came_and_what_was_expected() -> None:
         model.generate(LABELS, MaskedARSettings(num_steps=(1, 2)))
     with pytest.raises(ValueError, match="expected continuous levels"):
         _model((LevelSpec(4, None, 3, 16),))
+
+
+def test_compiled_sampling_is_the_same_and_compiles_nothing_after_the_first_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The run-time check of annotations is no part of a graph.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    torch._dynamo.reset()
+    model = _model(LEVELS, order="levelwise")
+    settings = dataclasses.replace(FAST, num_steps=9)
+    other = dataclasses.replace(settings, guidance_scale=3.0, temperature=0.9)
+    expected = [model.generate(LABELS, each, rng=_rng()).concat() for each in (settings, other)]
+    model.compile_sampling(backend="eager")
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    torch.testing.assert_close(model.generate(LABELS, settings, rng=_rng()).concat(), expected[0])
+    graphs = counters["unique_graphs"]
+    # No graph a step: with and without noise, one token and several, and for the transformer none, one and several visible ones.
+    assert graphs <= 8
+    torch.testing.assert_close(model.generate(LABELS, other, rng=_rng()).concat(), expected[1])
+    assert counters["unique_graphs"] == graphs
+    # Training goes the usual way, with gradients.
+    model.train().loss(_pyramid(LEVELS), LABELS, rng=_rng())["loss"].backward()
+    assert model.transformer.mask_token.grad is not None
+    assert counters["unique_graphs"] == graphs
