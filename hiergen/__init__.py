@@ -34,6 +34,7 @@ _PUBLIC = {
     "PyramidSparseAttention": "hiergen.kernels.pyramid_attention",
     "pyramid_sparse_attention": "hiergen.kernels.pyramid_attention",
     "apply_pyramid_attention": "hiergen.video",
+    "register_pyramid_attention": "hiergen.video",
     "remove_pyramid_attention": "hiergen.video",
 }
 

@@ -58,12 +58,13 @@ class PyramidProcessor(abc.ABC):
         """Return what the replaced processor returns, by dense attention in dense steps and sparse in the others."""
         settings = self.settings
         mark = None if settings.recorder is None else settings.recorder.start(hidden_states.device)
-        density: Tensor | float = 1.0
+        density: Tensor | float | None = 1.0
         if settings.counter.is_dense:
             out = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         else:
             out, density = self.sparse(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if settings.recorder is not None:
+            assert density is not None
             settings.recorder.stop(
                 mark, hidden_states.device, step=settings.counter.step, layer=self.layer, density=density
             )
@@ -72,8 +73,8 @@ class PyramidProcessor(abc.ABC):
     @abc.abstractmethod
     def sparse(
         self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
-    ) -> tuple[Any, Tensor]:
-        """Return the layer's output, and the density of its plan (a scalar tensor)."""
+    ) -> tuple[Any, Tensor | None]:
+        """Return the layer's output, and the density of its plan (a scalar tensor) where calls are recorded."""
 
     def attend(
         self,
@@ -84,15 +85,20 @@ class PyramidProcessor(abc.ABC):
         text_tokens: int = 0,
         text_at: Literal["start", "end"] = "start",
         key_mask: Bool[Tensor, "b n"] | None = None,
-    ) -> tuple[Float[Tensor, "b n d"], Tensor]:
-        """Return pyramid attention with heads joined, and the plan's density."""
+    ) -> tuple[Float[Tensor, "b n d"], Tensor | None]:
+        """Return pyramid attention with heads joined, and the plan's density where calls are recorded."""
         # Norms keep float32 under autocast; values have the dtype that dense attention would run in.
         q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
         config = dataclasses.replace(self.settings.config, text_tokens=text_tokens, text_at=text_at)
-        plan = make_plan(q, k, config, key_mask=key_mask)
-        out = pyramid_sparse_attention(q, k, v, plan=plan, key_mask=key_mask, backend=self.settings.backend)
+        source: dict[str, Any] = {"config": config}
+        density = None
+        if self.settings.recorder is not None:
+            # A plan of its own, to look at; otherwise planning and attention share their reading of the keys.
+            source = {"plan": make_plan(q, k, config, key_mask=key_mask)}
+            density = source["plan"].density
+        out = pyramid_sparse_attention(q, k, v, key_mask=key_mask, backend=self.settings.backend, **source)
         assert isinstance(out, Tensor)
-        return out.transpose(1, 2).flatten(2), plan.density
+        return out.transpose(1, 2).flatten(2), density
 
     @property
     def _attention_backend(self) -> Any:
@@ -133,7 +139,7 @@ class WanProcessor(PyramidProcessor):
 
     def sparse(
         self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         _refuse_mask(mask)
         q, k, v = _project(attn, hidden_states)
         q, k, v = (_split_heads(attn, x) for x in (attn.norm_q(q), attn.norm_k(k), v))
@@ -146,7 +152,7 @@ class LTXProcessor(PyramidProcessor):
 
     def sparse(
         self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         _refuse_mask(mask)
         q, k, v = _project(attn, hidden_states)
         q, k = _rotate(attn.norm_q(q), tables), _rotate(attn.norm_k(k), tables)
@@ -159,7 +165,7 @@ class CogVideoXProcessor(PyramidProcessor):
 
     def sparse(
         self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         _refuse_mask(mask)
         assert text is not None
         num_text = text.shape[1]
@@ -177,7 +183,7 @@ class HunyuanVideoProcessor(PyramidProcessor):
 
     def sparse(
         self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         assert text is not None
         num_video, num_text, tables = hidden_states.shape[1], text.shape[1], _for_heads(tables)
         if attn.add_q_proj is None:

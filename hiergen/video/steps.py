@@ -11,7 +11,8 @@ class StepCounter:
 
     So guidance in two passes, guidance in one batch and no guidance count alike. Samplers go one way through time: a
     timestep against the way of the steps before starts a new video. Only after a video of a single step can the first
-    timestep of the next not be told from a second step, unless it is the same; `reset` says so by hand.
+    timestep of the next not be told from a second step, unless it is the same; `reset` says so by hand. Steps whose timesteps a
+    scheduler rounds to the same number count as one.
 
     Attributes:
         warmup_steps: Steps with dense attention.

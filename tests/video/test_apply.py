@@ -397,13 +397,13 @@ def test_statistics_are_kept_only_on_request(wan, sparse):
         calls = handle.statistics
         assert [(call.step, call.layer) for call in calls] == [(0, 0), (0, 1)]
         assert all(0.1 < call.density < 0.5 and call.seconds > 0 for call in calls)
+        recorded = run(model, inputs)
         handle.clear_statistics()
         assert handle.statistics == []
-    with (
-        apply_pyramid_attention(model, sparse) as handle,
-        pytest.raises(ValueError, match="call apply_pyramid_attention with collect_statistics=True"),
-    ):
-        _ = handle.statistics
+    with apply_pyramid_attention(model, sparse) as handle:
+        assert torch.equal(run(model, inputs), recorded)
+        with pytest.raises(ValueError, match="call apply_pyramid_attention with collect_statistics=True"):
+            _ = handle.statistics
 
 
 def test_what_cannot_work_is_refused_by_name(wan, sparse):
