@@ -125,7 +125,7 @@ def _theme() -> Any:
 
 
 def _models(library: Library) -> str:
-    lines = ["## Models", "", "| model | parameters | trained on, and how good |", "|---|---|---|"]
+    lines = ["## Models", "", "| model | weights | trained on, and how good |", "|---|---|---|"]
     for title, entry in library.models.items():
         parts = [entry.tokenizer, entry.generator]
         count = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())

@@ -167,7 +167,7 @@ def add_tab(page: Page, library: Library) -> None:
             )
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100)
-                again = gr.Button("Another seed", min_width=100)
+                again = gr.Button("Another seed", min_width=100, elem_id="generate-again")
             with gr.Row():
                 start = gr.Button("Generate", variant="primary", elem_id="generate-start", min_width=100)
                 stop = gr.Button("Stop", elem_id="generate-stop", min_width=100)

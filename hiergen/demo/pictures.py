@@ -62,7 +62,11 @@ def draw_tokens(tokens: Tensor, spec: LevelSpec) -> Image.Image:
     cells = np.full((rows * columns, 3), 1.0)
     cells[: spec.num_tokens] = colors
     small = (cells.reshape(rows, columns, 3) * 255).round().astype(np.uint8)
-    return Image.fromarray(np.kron(small, np.ones((CELL, CELL, 1), np.uint8)))
+    large = np.kron(small, np.ones((CELL, CELL, 1), np.uint8))
+    # A white line between neighbors, which may be equal.
+    large[CELL - 1 :: CELL] = 255
+    large[:, CELL - 1 :: CELL] = 255
+    return Image.fromarray(large)
 
 
 def _main_directions(tokens: Tensor) -> Tensor:

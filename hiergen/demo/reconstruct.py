@@ -116,7 +116,7 @@ def add_tab(page: Page, library: Library) -> None:
         )
         unit, last = result.unit.removesuffix("s"), len(result.steps)
         steps = [(step.picture, step.caption) for step in result.steps]
-        added = [(step.added, f"+ {unit} {step.count}") for step in result.steps]
+        added = [(step.added, f"+ {unit} {step.count - 1}") for step in result.steps]
         slider = gr.Slider(minimum=1, maximum=max(last, 2), value=last, interactive=last > 1)
         return result.source, result.steps[-1].picture, slider, steps, added, list(result.codes), describe(result)
 

@@ -82,10 +82,8 @@ def generate_shape(entry: DemoModel, request: ShapeRequest, *, seconds: float) -
     meshes: list[trimesh.Trimesh] = []
     tokens: list[int] = []
 
-    def add_levels(pyramid: TokenPyramid | None) -> None:
+    def add_levels(pyramid: TokenPyramid) -> None:
         # Levels are alternative resolutions of one shape: a mesh is decoded from the finest that is given.
-        if pyramid is None:
-            return
         for count in range(len(meshes) + 1, len(pyramid) + 1):
             part = pyramid.prefix(count)
             meshes.append(decode_meshes(entry.tokenizer, part, extraction)[0])
@@ -93,7 +91,8 @@ def generate_shape(entry: DemoModel, request: ShapeRequest, *, seconds: float) -
 
     def run(report: Callable[[ShapeProgress], None]) -> None:
         def show(pipe: Any, step: int, shown: dict[str, Any]) -> None:
-            add_levels(shown["pyramid"])
+            if shown["pyramid"] is not None and len(shown["pyramid"]) < len(entry.tokenizer.specs):
+                add_levels(shown["pyramid"])
             report(ShapeProgress(step + 1, tuple(meshes), tuple(tokens), is_done=False))
 
         result = entry.model(

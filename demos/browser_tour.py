@@ -1,0 +1,229 @@
+"""Use every tab of a running demo as a person would, in Chromium, and keep pictures of what is seen.
+
+    hiergen demo --port 7871 &
+    python demos/browser_tour.py --url http://127.0.0.1:7871 --out tour
+
+Needs selenium, Chromium and its driver. Ends with an error where something a person needs does not come.
+"""
+
+import argparse
+import base64
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+FLAGS = (
+    "headless",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-quic",
+    "no-first-run",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+    "hide-scrollbars",
+    "enable-unsafe-swiftshader",
+)
+#: Width and height of the window, in pixels: a desk and a telephone.
+WINDOWS = {"desktop": (1280, 1000), "mobile": (390, 844)}
+PATIENCE = 90.0
+
+
+class Visitor:
+    """Somebody in front of the page."""
+
+    def __init__(self, url: str, out: Path, window: str, folder: Path) -> None:
+        width, height = WINDOWS[window]
+        options = Options()
+        for flag in (*FLAGS, f"window-size={width},{height}", f"user-data-dir={folder / window}"):
+            options.add_argument(f"--{flag}")
+        options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+        self.driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        # Chromium makes no window narrower than 500 pixels; a telephone is emulated.
+        device = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": window == "mobile"}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        self.url, self.out, self.window, self.folder = url, out, window, folder
+
+    def find(self, selector: str) -> Any:
+        return self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, selector), selector)[0]
+
+    def wait(self, condition: Callable[[], Any], what: str) -> Any:
+        """Return the first true value of a condition."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            try:
+                if found := condition():
+                    return found
+            except Exception as error:  # the page is redrawn under our hands
+                if "stale" not in str(error) and "intercept" not in str(error):
+                    raise
+            time.sleep(0.1)
+        self.keep("failed")
+        raise SystemExit(f"{self.window}: {what} did not come within {PATIENCE:g} s")
+
+    def keep(self, name: str) -> None:
+        """Save a picture of the whole page."""
+        height = self.driver.execute_script("return document.documentElement.scrollHeight")
+        shot = {"captureBeyondViewport": True, "format": "png", "clip": self._clip(height)}
+        data = self.driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
+        path = self.out / f"{self.window}-{name}.png"
+        path.write_bytes(base64.b64decode(data))
+        with Image.open(path) as picture:
+            # Few colors are in it: a palette makes it a third of the size.
+            picture.convert("RGB").quantize(128).save(path, optimize=True)
+
+    def _clip(self, height: int) -> dict[str, float]:
+        return {"x": 0, "y": 0, "width": WINDOWS[self.window][0], "height": min(height, 2_400), "scale": 1}
+
+    def click(self, selector: str) -> None:
+        def press() -> bool:
+            element = self.find(selector)
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+            element.click()
+            return True
+
+        self.wait(press, selector)
+
+    def open_tab(self, title: str) -> None:
+        def press() -> bool:
+            tabs = self.driver.find_elements(By.CSS_SELECTOR, "button[role=tab]")
+            named = [tab for tab in tabs if tab.text == title]
+            if not named:
+                # On a narrow page some tabs are behind the button with the dots.
+                self.driver.find_element(By.CSS_SELECTOR, ".overflow-menu > button").click()
+                menu = self.driver.find_elements(By.CSS_SELECTOR, ".overflow-dropdown button")
+                named = [tab for tab in menu if tab.text == title]
+            named[0].click()
+            return True
+
+        self.driver.execute_script("window.scrollTo(0, 0)")
+        self.wait(press, f"tab {title}")
+
+    def picture(self, name: str) -> str:
+        """Return the address of the picture that a part shows; empty without one."""
+        found = self.driver.find_elements(By.CSS_SELECTOR, f"#{name} img")
+        return found[0].get_attribute("src") if found else ""
+
+    def text(self, name: str) -> str:
+        return self.find(f"#{name}").text
+
+
+def reconstruct(visitor: Visitor) -> None:
+    started = time.monotonic()
+    visitor.wait(lambda: visitor.picture("reconstruct-shown"), "the first picture")
+    print(f"{visitor.window}: first picture {time.monotonic() - started:.1f} s after the page was opened")
+    before = visitor.picture("reconstruct-shown")
+    visitor.click(".examples .gallery-item:nth-child(9) button")
+    visitor.wait(lambda: visitor.picture("reconstruct-shown") not in ("", before), "the picture of another digit")
+    visitor.wait(lambda: "PSNR" in visitor.text("reconstruct-numbers"), "the table")
+    visitor.keep("reconstruct")
+    fine = visitor.picture("reconstruct-shown")
+    visitor.find("#reconstruct-level input[type=range]").send_keys(Keys.HOME)
+    visitor.wait(lambda: visitor.picture("reconstruct-shown") not in ("", fine), "the coarsest level")
+    visitor.keep("reconstruct-coarse")
+
+
+def upload(visitor: Visitor) -> None:
+    good, bad = visitor.folder / "mine.png", visitor.folder / "broken.png"
+    gradient = Image.linear_gradient("L").resize((300, 200))
+    gradient.paste(255, (100, 40, 150, 160))
+    gradient.convert("RGB").save(good)
+    bad.write_bytes(b"\x89PNG\r\n\x1a\n but not for long")
+    before = visitor.picture("reconstruct-shown")
+    visitor.find(".upload input[type=file]").send_keys(str(good))
+    visitor.wait(lambda: visitor.picture("reconstruct-shown") not in ("", before), "the picture of the upload")
+    visitor.keep("upload")
+    visitor.click(".upload button[aria-label='Clear'], .upload button[aria-label='Remove this file']")
+    visitor.find(".upload input[type=file]").send_keys(str(bad))
+    said = visitor.wait(lambda: visitor.find(".toast-body").text, "an answer to a broken picture")
+    if "cannot be read" not in said and "no PNG" not in said:
+        raise SystemExit(f"a broken picture is answered with {said!r}")
+    visitor.keep("upload-broken")
+
+
+def generate(visitor: Visitor) -> None:
+    visitor.open_tab("Generate")
+    visitor.click("#generate-start")
+    visitor.wait(lambda: visitor.text("generate-status").startswith("Done"), "the end of generating")
+    visitor.keep("generate")
+    first = visitor.picture("generate-shown")
+    visitor.click("#generate-again")
+    visitor.wait(lambda: visitor.picture("generate-shown") not in ("", first), "other pictures from another seed")
+    visitor.click("#generate-start")
+    visitor.click("#generate-stop")
+    visitor.wait(lambda: visitor.text("generate-status") != "", "an answer to stopping")
+
+
+def shapes(visitor: Visitor) -> None:
+    visitor.open_tab("Shapes")
+    visitor.click("#shapes-start")
+    visitor.wait(lambda: visitor.text("shapes-status").startswith("Done"), "the end of generating")
+    visitor.find("#shapes-fine canvas")
+    # The viewer draws when it likes.
+    time.sleep(3)
+    visitor.keep("shapes")
+
+
+def compare(visitor: Visitor) -> None:
+    visitor.open_tab("Compare")
+    visitor.wait(lambda: "PSNR" in visitor.text("compare-table"), "the table")
+    visitor.keep("compare")
+
+
+def tour(url: str, out: Path, window: str, folder: Path, login: str | None) -> None:
+    visitor = Visitor(url, out, window, folder)
+    try:
+        visitor.driver.get(url)
+        if login is not None:
+            name, _, password = login.partition(":")
+            for selector, value in (("input:not([type=password])", name), ("input[type=password]", password)):
+                visitor.find(selector).send_keys(value)
+            visitor.find("input[type=password]").send_keys(Keys.ENTER)
+        reconstruct(visitor)
+        upload(visitor)
+        tabs = {
+            tab["props"]["label"]
+            for tab in visitor.driver.execute_script("return window.gradio_config.components")
+            if tab["type"] == "tabitem"
+        }
+        for title, visit in (("Generate", generate), ("Shapes", shapes), ("Compare", compare)):
+            if title in tabs:
+                visit(visitor)
+        width = visitor.driver.execute_script("return document.documentElement.scrollWidth")
+        if width > WINDOWS[window][0]:
+            raise SystemExit(f"{window}: the page is {width} pixels wide, wider than its window")
+        errors = [entry["message"] for entry in visitor.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        # The viewer of meshes asks for WebGPU first and says aloud that there is none.
+        if errors := [text for text in errors if "WebGPU" not in text]:
+            raise SystemExit(f"{window}: the browser's console holds {errors}")
+        print(f"{window}: {', '.join(sorted(tabs))} answered")
+    finally:
+        visitor.driver.quit()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:7860")
+    parser.add_argument("--out", default="tour", help="folder for the pictures")
+    parser.add_argument("--login", help="name:password, where the demo asks for them")
+    parser.add_argument("--windows", nargs="+", default=list(WINDOWS), choices=list(WINDOWS))
+    options = parser.parse_args()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for window in options.windows:
+            tour(options.url, out, window, Path(folder), options.login)
+
+
+if __name__ == "__main__":
+    main()
