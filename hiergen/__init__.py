@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0.dev0"
@@ -16,6 +17,7 @@ _PUBLIC = {
     "TokenPyramid": "hiergen.pyramid",
     "create": "hiergen.registry",
     "list_presets": "hiergen.registry",
+    "register": "hiergen.registry",
     "from_pretrained": "hiergen.pipelines.loading",
     "ClassToImagePipeline": "hiergen.pipelines.image",
     "ClassToShapePipeline": "hiergen.pipelines.shape",
@@ -49,12 +51,18 @@ __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    module = _PUBLIC.get(name) or _FOUND_BY_DIFFUSERS.get(name)
+    module = _PUBLIC.get(name) or _FOUND_BY_DIFFUSERS.get(name) or _registered(name)
     if module is None:
         raise AttributeError(f"module 'hiergen' has no attribute {name!r}")
     value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
+
+
+def _registered(name: str) -> str | None:
+    """Return the module of a class given to `hiergen.registry.register`: pipelines look their parts up here."""
+    registry = sys.modules.get("hiergen.registry")
+    return None if registry is None else registry.MODEL_CLASSES.get(name)
 
 
 def __dir__() -> list[str]:

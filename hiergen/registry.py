@@ -75,6 +75,32 @@ def list_presets(pattern: str = "*", *, kind: Kind | None = None) -> list[str]:
     return sorted(fnmatch.filter(presets(kind), pattern))
 
 
+def register(model: type[Any], kind: Kind, named: Mapping[str, Preset]) -> None:
+    """Make a model class of your own, and presets of it, known by name: to recipes, to `create` and to `from_pretrained`.
+
+    Call it where the class is defined, so that importing that module is all it takes. Nothing read from a file ever calls it.
+
+    Args:
+        model: A `Tokenizer` or a `Generator`.
+        kind: Which of the two.
+        named: Presets by name.
+
+    Raises:
+        ValueError: If a name is that of a class or preset of hiergen, or a preset is of another class.
+    """
+    name = model.__name__
+    if MODEL_CLASSES.get(name, "").startswith("hiergen."):
+        raise ValueError(f"the model class {name!r} is taken by {MODEL_CLASSES[name]}; choose another name")
+    known = presets()
+    for preset_name, preset in named.items():
+        if preset.model != name:
+            raise ValueError(f"preset {preset_name!r} is of {preset.model!r}, expected {name!r}")
+        if preset_name in known and known[preset_name].model != name:
+            raise ValueError(f"the preset {preset_name!r} is taken by {known[preset_name].model}; choose another name")
+    MODEL_CLASSES[name] = model.__module__
+    importlib.import_module(PRESET_MODULES[kind]).PRESETS.update(named)
+
+
 def get_preset(name: str) -> Preset:
     """Return a preset by name.
 

@@ -1,0 +1,145 @@
+"""Every guide is run as it is written, commands and code, in a folder as its reader has it; only the training is shorter."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import trimesh
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from hiergen.__main__ import main
+from hiergen.registry import MODEL_CLASSES, PRESET_MODULES, create
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+
+#: What a test adds to a command, by its beginning: the same work in less time.
+SHORTER = {
+    "hiergen train": "--samples 16 --batch_size 8 --log_every 8",
+    "hiergen encode --tokenizer runs/restok_tiny/model --out": "--data.split test",
+    "hiergen prepare-shapes": "--sampling.num-surface 1024 --sampling.num-volume 128 --sampling.num-near 64 "
+    "--sampling.num-farthest 0 --views.num-views 0 --num-workers 0",
+}
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch) -> Path:
+    """The folder that a guide is read in: the recipes, and what the guide says that its reader has."""
+    for name in ("tokenizers", "generators"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known, loaded = dict(MODEL_CLASSES), set(sys.modules)
+    tables = {kind: sys.modules[module].PRESETS for kind, module in PRESET_MODULES.items() if module in sys.modules}
+    before = {kind: dict(table) for kind, table in tables.items()}
+    yield tmp_path
+    # What a guide registered is its own.
+    MODEL_CLASSES.clear()
+    MODEL_CLASSES.update(known)
+    for kind, table in tables.items():
+        table.clear()
+        table.update(before[kind])
+    for name in set(sys.modules) - loaded:
+        if name in ("residual_grid", "table") or name.startswith("hiergen_recipe_"):
+            del sys.modules[name]
+
+
+def own_images(folder: Path) -> None:
+    for number, name in enumerate(("cats", "dogs")):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for index in range(4):
+            Image.effect_noise((40 + index, 36), 40 + 40 * number).save(folder / "pictures" / name / f"{index}.png")
+
+
+def own_meshes(folder: Path) -> None:
+    for name, size in (("cubes", 1.0), ("planks", 0.3)):
+        (folder / "meshes" / name).mkdir(parents=True)
+        for index in range(2):
+            trimesh.creation.box((1.0, size, 1.0 + index)).export(folder / "meshes" / name / f"{index}.ply")
+
+
+def official_weights(folder: Path) -> None:
+    from hiergen.convert.level_ar import to_official as har
+    from hiergen.convert.restok import to_official as restok
+
+    (folder / "official").mkdir()
+    published = {
+        "projection": "reinterpreted",
+        "merge": "even",
+        "cnn_shortcut": "branch",
+        "learnable_image_tokens": True,
+    }
+    tokenizer = create("restok-tiny", **published)
+    generator = create("har-tiny", depth=1, num_classes=4)
+    for name, tensors in (("restok", restok(tokenizer)), ("har", har(generator))):
+        save_file(
+            {key: value.contiguous().clone() for key, value in tensors.items()},
+            folder / "official" / f"{name}.safetensors",
+        )
+    layout, heads = tokenizer.config, generator.config
+    settings = {
+        "restok": {
+            "crop_size": 32,
+            **{key: layout[key] for key in ("encoder_heads", "decoder_heads", "num_latent_tokens", "min_tokens")},
+        },
+        "har": {
+            "n_head": heads["num_heads"],
+            "num_latent_tokens": 16,
+            "ar_token_num": heads["num_ar_tokens"],
+            "token_size": layout["code_dim"],
+        },
+    }
+    for name, values in settings.items():
+        (folder / "official" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+
+
+PREPARED = {"own_images": own_images, "own_meshes": own_meshes, "official_weights": official_weights}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_the_guide_does_what_it_says(guide, reader, capsys) -> None:
+    PREPARED.get(guide.stem, lambda folder: None)(reader)
+    namespace: dict[str, object] = {"__name__": guide.stem}
+    ran = 0
+    for language, text in BLOCK.findall(guide.read_text()):
+        if language == "bash":
+            for line in text.splitlines():
+                ran += 1
+                run(line, capsys)
+        elif language == "python":
+            ran += 1
+            if found := re.match(r"# (\w+\.py)\n", text):
+                (reader / found[1]).write_text(text)
+                continue
+            exec(compile(text, guide.name, "exec"), namespace)
+    assert ran
+
+
+def run(line: str, capsys) -> None:
+    words = shlex.split(line, comments=True)
+    assert words[0] == "hiergen", line
+    for beginning, more in SHORTER.items():
+        if line.startswith(beginning):
+            words += shlex.split(more)
+    code = main(words[1:])
+    assert code == 0, f"{line}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_every_link_of_a_guide_leads_somewhere(guide) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", guide.read_text())
+    assert [target for target in targets if "://" not in target and not (guide.parent / target).exists()] == []
+
+
+def test_every_guide_is_named_in_the_readme() -> None:
+    shown = set(re.findall(r"docs/guides/(\w+)\.md", (ROOT / "README.md").read_text()))
+    assert shown == {guide.stem for guide in GUIDES}
+    assert torch.get_num_threads() == 1
