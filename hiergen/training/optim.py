@@ -37,6 +37,7 @@ class OptimConfig:
         betas: Decay of the moments.
         eps: Added to the root of the second moment.
         weight_decay: Decoupled; not applied to parameters that `hiergen.training.optim.decays` exempts.
+        no_decay: Parts of further names that it is not applied to.
         warmup_samples: Linear warm-up from 0 over this many samples.
         schedule: After warm-up: "cosine" to `lr * final_lr_ratio` at the end of the run, or "constant".
         final_lr_ratio: See `schedule`.
@@ -47,23 +48,25 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 1e-4
+    no_decay: tuple[str, ...] = ()
     warmup_samples: int = 0
     schedule: Literal["cosine", "constant"] = "cosine"
     final_lr_ratio: float = 0.1
     clip_norm: float | None = 1.0
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether weight decay applies: matrices and convolutions whose name is not in `NO_DECAY`."""
-    return parameter.ndim >= 2 and not any(part in name for part in NO_DECAY)
+def decays(name: str, parameter: nn.Parameter, *, exempt: tuple[str, ...] = ()) -> bool:
+    """Return whether weight decay applies: matrices and convolutions with no part of `NO_DECAY` or `exempt` in their name."""
+    return parameter.ndim >= 2 and not any(part in name for part in NO_DECAY + exempt)
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters, in two groups: decayed and not."""
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    exempt = config.no_decay
     groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trainable if decays(name, p)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trainable if not decays(name, p)], "weight_decay": 0.0},
+        {"params": [p for name, p in trainable if decays(name, p, exempt=exempt)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in trainable if not decays(name, p, exempt=exempt)], "weight_decay": 0.0},
     ]
     # Fused, because only the fused step takes `found_inf`: a bad step is skipped on the device, without asking the host.
     return torch.optim.AdamW(

@@ -59,6 +59,7 @@ class GeneratorTask(Task):
         }
         self.generator = cast(Generator, create(config.preset, **{**derived, **config.overrides}))
         self.generator.check_tokenizer(codes.specs)
+        _check_scale(self.generator, codes)
         self.players = {"generator": self.generator}
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
@@ -78,3 +79,30 @@ def _standardization(preset: str, codes: CodeSet) -> dict[str, list[float]]:
         return {}
     statistics = codes.statistics()
     return {"latent_mean": list(statistics.mean), "latent_std": list(statistics.std)}
+
+
+#: Root mean square of standardized tokens that a generator is trained on; it is 1 for the tokenizer that the statistics are of.
+_RMS_RANGE = (0.25, 4.0)
+
+
+def _check_scale(generator: Any, codes: CodeSet) -> None:
+    """Check that a generator's statistics are those of the tokenizer that made a cache, by what they make of its tokens.
+
+    Raises:
+        ValueError: If they clearly are not. A flow or diffusion model learns nothing on tokens far from unit size.
+    """
+    if not hasattr(generator, "standardize"):
+        return
+    statistics = codes.statistics()
+    mean, std = (torch.tensor(values)[None, None] for values in (statistics.mean, statistics.std))
+    centered = generator.standardize(mean)
+    # The deviation alone: what one deviation from the mean becomes, less the mean.
+    spread = generator.standardize(mean + std) - centered
+    rms = float((centered.square() + spread.square()).mean().sqrt())
+    low, high = _RMS_RANGE
+    if not low <= rms <= high:
+        raise ValueError(
+            f"the generator's latent statistics give the tokens of this cache a root mean square of {rms:.3g}, expected about 1 "
+            f"({low} to {high}): they are another tokenizer's. Leave latent_mean, latent_std and latent_multiplier out of the "
+            f"overrides, or give those of the cache: mean {list(statistics.mean)}, std {list(statistics.std)}"
+        )

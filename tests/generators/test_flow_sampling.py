@@ -49,6 +49,20 @@ def test_solvers_take_torchdiffeqs_steps(solver: str, theirs: str) -> None:
     torch.testing.assert_close(integrate(slope, start, times, solver=solver), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_shifted_euler_steps_are_diffusers() -> None:
+    """Their noise level is 1 - t and their model predicts the slope along it; shifting t by s shifts the level by 1 / s."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    matrix, start = torch.randn(5, 5), torch.randn(3, 5)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1 / 0.3)
+    scheduler.set_timesteps(sigmas=[1 - step / 12 for step in range(12)])
+    x = start
+    for t, level in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        x = scheduler.step(-torch.sin(x @ matrix) * (2 - level), t, x).prev_sample
+    ours = integrate(lambda state, time: torch.sin(state @ matrix) * (1 + time), start, time_grid(12, 0.3))
+    torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
+
+
 def test_solvers_have_their_order() -> None:
     # x' = x + t has the solution 2 e^t - 1 - t for x(0) = 1.
     exact = 2 * math.e - 2

@@ -49,3 +49,17 @@ def test_overrides_and_presets_that_scale_go_before_the_statistics(codes, tmp_pa
     ).build()
     assert task.generator.config["latent_multiplier"] == 0.2325
     assert task.generator.config["latent_std"] is None
+
+
+@pytest.mark.parametrize(
+    "given", [{"latent_std": [0.01, 0.7]}, {"latent_multiplier": 0.01}, {"latent_mean": [90.0, 3.0]}]
+)
+def test_statistics_of_another_tokenizer_are_refused(given, codes, tmp_path) -> None:
+    wide = {"latent_mean": list(codes.statistics().mean), "latent_std": list(codes.statistics().std)}
+    config = GeneratorTaskConfig(
+        preset="flow-tiny", codes=str(tmp_path / "codes"), overrides={**SMALL, **wide, **given}
+    )
+    with pytest.raises(
+        ValueError, match=r"the generator's latent statistics give the tokens of this cache a root mean square"
+    ):
+        config.build()

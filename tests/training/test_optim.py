@@ -34,6 +34,9 @@ def test_only_matrices_outside_the_list_are_decayed() -> None:
     optimizer = make_optimizer(module, OptimConfig(weight_decay=0.3))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 4]
+    more = nn.ModuleDict({"linear": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    optimizer = make_optimizer(more, OptimConfig(no_decay=("head.",)))
+    assert optimizer.param_groups[0]["params"] == [more["linear"].weight]
 
 
 def test_a_step_that_found_infinity_changes_nothing() -> None:
