@@ -10,6 +10,7 @@ import sys
 VERBS = {
     "quickstart": "train a tokenizer and a generator on embedded digits, sample, score, draw",
     "quickstart-shapes": "the same on embedded procedural shapes, to meshes",
+    "quickstart-video": "the same on embedded moving digits, to clips, with dense and with sparse attention",
     "prepare-shapes": "turn meshes into records to train shape tokenizers on",
     "info": "list presets, or describe one: parameters, levels, source",
     "train": "run a recipe; run it again to resume",

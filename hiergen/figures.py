@@ -32,10 +32,11 @@ def save_image_grid(
         row_labels: Caption of each row.
         column_labels: Caption of each column.
         title: Above everything.
-        scale: Inches an image.
+        scale: Height of an image in inches.
     """
     columns = rows[0].shape[0]
-    figure, axes = _canvas(len(rows), columns, scale, title is not None)
+    width = scale * rows[0].shape[-1] / rows[0].shape[-2]
+    figure, axes = _canvas(len(rows), columns, (scale, width), title is not None)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             pixels = image.detach().float().clamp(-1, 1).add(1).div(2).permute(1, 2, 0).cpu().numpy()
@@ -75,12 +76,12 @@ def log_curves(log: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict
     }
 
 
-def _canvas(rows: int, columns: int, scale: float, has_title: bool) -> tuple[Any, Any]:
+def _canvas(rows: int, columns: int, size: tuple[float, float], has_title: bool) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
-    figure = Figure(figsize=(columns * scale + 1.2, rows * scale + (0.4 if has_title else 0.1)), layout=layout)
+    figure = Figure(figsize=(columns * size[1] + 1.2, rows * size[0] + (0.4 if has_title else 0.1)), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])

@@ -23,6 +23,8 @@ MODEL_CLASSES: dict[str, str] = {
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
     "HieraTok": "hiergen.tokenizers.hieratok",
     "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder",
+    "FrameTokenizer": "hiergen.tokenizers.frames",
+    "PatchComponents": "hiergen.tokenizers.patch_components",
     "LevelAR": "hiergen.generators.level_ar",
     "FlowTransformer": "hiergen.generators.flow_transformer",
     "MaskedAR": "hiergen.generators.masked",
@@ -33,6 +35,7 @@ MODEL_CLASSES: dict[str, str] = {
 PIPELINE_CLASSES: dict[str, str] = {
     "ClassToImagePipeline": "hiergen.pipelines.image",
     "ClassToShapePipeline": "hiergen.pipelines.shape",
+    "ClassToVideoPipeline": "hiergen.pipelines.video",
 }
 
 #: The modules that hold a literal table `PRESETS: dict[str, Preset]`.

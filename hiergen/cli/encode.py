@@ -20,6 +20,9 @@ class EncodeSettings:
         out: Folder of the cache. A finished cache of the same tokenizer and data is left as it is.
         data: The images; `data.size` must be the tokenizer's.
         shapes: Encode shapes instead: a folder that `hiergen prepare-shapes` wrote (its train split), or "procedural".
+        videos: Encode clips instead: a folder of video files. A tokenizer of images takes them frame by frame.
+        num_frames: Frames of a clip, where the tokenizer is one of images.
+        stride: Frames of a file from one frame of a clip to the next.
         views: What is encoded of each image: "center"; "flips", with its mirror image; or "ten_crop", the published ten crops.
         batch_size: Images a pass.
         device: Where to run.
@@ -29,6 +32,9 @@ class EncodeSettings:
     out: str = "codes"
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     shapes: str = ""
+    videos: str = ""
+    num_frames: int = 16
+    stride: int = 1
     views: Views = "center"
     batch_size: int = 64
     device: str = "cpu"
@@ -45,6 +51,9 @@ def main(args: list[str]) -> None:
     check_writable(settings.out)
     if settings.shapes:
         _encode_shapes(settings)
+        return
+    if settings.videos:
+        _encode_videos(settings)
         return
     images = cast("ImageSet | PictureSet", open_images(settings.data))
     tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
@@ -73,3 +82,28 @@ def _encode_shapes(settings: EncodeSettings) -> None:
     shapes = open_shapes(cloud_config(tokenizer, settings.shapes))
     codes = encode_shapes(tokenizer, shapes, settings.out, batch_size=settings.batch_size)
     print(f"{len(codes):,} shapes of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}")
+
+
+def _encode_videos(settings: EncodeSettings) -> None:
+    from hiergen.data.videos import load_clips
+    from hiergen.pipelines.loading import from_pretrained
+    from hiergen.pipelines.video_encoding import encode_videos
+    from hiergen.tokenizers.frames import FrameTokenizer
+    from hiergen.tokenizers.hieratok import HieraTok
+    from hiergen.tokenizers.patch_components import PatchComponents
+
+    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
+    if isinstance(tokenizer, HieraTok):
+        tokenizer = FrameTokenizer.of(tokenizer, settings.num_frames)
+    if isinstance(tokenizer, FrameTokenizer):
+        frames, size = tokenizer.config["num_frames"], tokenizer.frame_size
+    elif isinstance(tokenizer, PatchComponents):
+        frames, size, _ = tokenizer.config["video_size"]
+    else:
+        raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no videos")
+    videos = load_clips(settings.videos, num_frames=frames, size=size, stride=settings.stride)
+    codes = encode_videos(tokenizer, videos, settings.out, batch_size=max(settings.batch_size // frames, 1))
+    print(
+        f"{len(codes):,} clips of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}; "
+        f"{len(videos.skipped)} files skipped"
+    )

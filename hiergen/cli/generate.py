@@ -1,11 +1,17 @@
-"""`hiergen generate`: images from class labels."""
+"""`hiergen generate`: images or clips from class labels."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hiergen.config import parse
+
+if TYPE_CHECKING:
+    import torch
+
+    from hiergen.pipelines.video import ClassToVideoPipeline
 
 #: Fields that are handed on to the generator where they are given.
 SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "num_steps")
@@ -13,13 +19,13 @@ SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_
 
 @dataclasses.dataclass(frozen=True)
 class GenerateSettings:
-    """Generate images.
+    """Generate images, or clips where the pipeline makes those.
 
     Attributes:
         pipeline: Folder or Hub id of a pipeline.
         labels: Class labels.
-        count: Images for each label.
-        out: Folder for the PNG files and `grid.png`.
+        count: Images or clips for each label.
+        out: Folder for the PNG files and `grid.png`, or the MP4 files and `grid.gif`.
         seed: Of all random draws.
         guidance_scale: 1 is no guidance.
         guidance_schedule: How guidance changes over the steps. This and what follows is the generator's own default where it is
@@ -53,15 +59,17 @@ def main(args: list[str]) -> None:
     from hiergen.figures import as_rows, save_image_grid
     from hiergen.files import atomic_path, check_writable
     from hiergen.pipelines.loading import from_pretrained
+    from hiergen.pipelines.video import ClassToVideoPipeline
 
     out = check_writable(settings.out)
     pipeline = from_pretrained(settings.pipeline).to(settings.device)
+    rng = torch.Generator(settings.device).manual_seed(settings.seed)
+    sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
+    if isinstance(pipeline, ClassToVideoPipeline):
+        _generate_videos(pipeline, settings, out, rng, sampling)
+        return
     images = pipeline(
-        settings.labels,
-        num_images_per_label=settings.count,
-        generator=torch.Generator(settings.device).manual_seed(settings.seed),
-        output_type="pt",
-        **{name: value for name in SAMPLING if (value := getattr(settings, name)) is not None},
+        settings.labels, num_images_per_label=settings.count, generator=rng, output_type="pt", **sampling
     ).images
     for index, picture in enumerate(to_pictures(images)):
         label, number = settings.labels[index // settings.count], index % settings.count
@@ -71,3 +79,26 @@ def main(args: list[str]) -> None:
         out / "grid.png", as_rows(images, settings.count), row_labels=[str(label) for label in settings.labels]
     )
     print(f"{len(images)} images and grid.png in {out}")
+
+
+def _generate_videos(
+    pipeline: ClassToVideoPipeline,
+    settings: GenerateSettings,
+    out: Path,
+    rng: torch.Generator,
+    sampling: dict[str, Any],
+) -> None:
+    import torch
+
+    from hiergen.data.video_files import require_pyav, tile_videos, write_gif, write_mp4
+
+    require_pyav()
+    videos = pipeline(
+        settings.labels, num_videos_per_label=settings.count, generator=rng, output_type="pt", **sampling
+    ).frames
+    assert isinstance(videos, torch.Tensor)
+    for index, video in enumerate(videos):
+        label, number = settings.labels[index // settings.count], index % settings.count
+        write_mp4(out / f"class{label:04d}-{number:03d}.mp4", video)
+    write_gif(out / "grid.gif", tile_videos(videos.split(settings.count)))
+    print(f"{len(videos)} clips and grid.gif in {out}")

@@ -8,8 +8,13 @@ from typing import Literal
 from hiergen.data.digits import load_digits
 from hiergen.data.idx_pictures import IdxPictures
 from hiergen.data.images import Dataset, ImageSet, load_folder
+from hiergen.data.moving_digits import moving_digits
 from hiergen.data.picture_archives import HubPictures, NpzPictures, ShardPictures
 from hiergen.data.pictures import FolderPictures, PictureSet, PictureSource
+from hiergen.data.videos import load_clips
+
+#: Of the source "moving-digits": every fourth frame of so many clips.
+NUM_DIGIT_CLIPS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +22,8 @@ class DataConfig:
     """Where images come from.
 
     Attributes:
-        source: "digits" (embedded); the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
+        source: "digits" (embedded); "moving-digits" (frames of the embedded clips); "clips:FOLDER" (frames of a folder of video files);
+            the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
             shards); "hf:FOLDER" (a Hugging Face dataset on disk); "npz:FILE" (an archive of encoded images); or "idx:FOLDER" (the
             files of MNIST, or of another set in its form, such as Fashion-MNIST).
         split: Of the embedded set, a Hugging Face dataset or MNIST's files; anything else is taken whole.
@@ -46,10 +52,15 @@ def open_images(config: DataConfig) -> Dataset:
     changes = config.crop != "center" or config.flip
     if config.in_memory and changes:
         raise ValueError("crop='random' and flip=True need the pictures themselves: set in_memory=False")
-    if config.source == "digits":
-        if not config.in_memory:
-            raise ValueError("the embedded digits are only in memory: set in_memory=True")
+    kind, _, place = config.source.partition(":")
+    if kind in ("digits", "moving-digits", "clips") and not config.in_memory:
+        raise ValueError("the embedded digits and frames of clips are only in memory: set in_memory=True")
+    if kind == "digits":
         return load_digits(config.split, size=config.size)
+    if kind == "moving-digits":
+        return moving_digits(config.split, NUM_DIGIT_CLIPS, size=config.size).frames(every=4)
+    if kind == "clips":
+        return load_clips(place, num_frames=1, size=config.size).frames()
     if config.in_memory:
         return load_images(config)
     return PictureSet(

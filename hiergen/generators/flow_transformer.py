@@ -1,21 +1,23 @@
 """A transformer that carries noise to continuous tokens along a learned velocity field: LightningDiT, and SiT with its flags off.
 
+Levels are maps, or videos of latents.
+
 Letters: `b` batch, `n` tokens of all levels (latents), `m` tokens inside the network (patches of latents), `c` channels of a latent,
 `d` channels inside, `h w` a latent map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hiergen.config import to_json
 from hiergen.generators.base import Generator, StepCallback, check_labels
 from hiergen.generators.flow_sampling import (
     FlowSettings,
@@ -28,10 +30,13 @@ from hiergen.generators.flow_sampling import (
     time_grid,
     velocity_losses,
 )
+from hiergen.generators.latent_patches import LatentPatches
 from hiergen.generators.latent_statistics import LatentStandardizer
+from hiergen.generators.sparse_attention import PlanListener, SparseAttention
+from hiergen.kernels.attention import attention as dense_attention
+from hiergen.kernels.pyramid_attention import PSAConfig
 from hiergen.nn.checkpointing import CheckpointedModule
-from hiergen.nn.positions import rotary_table
-from hiergen.nn.pyramid_positions import common_frame_positions, sincos_embedding
+from hiergen.nn.pyramid_positions import axial_rotary_table, common_frame_positions, sincos_embedding
 from hiergen.nn.table import Table
 from hiergen.nn.time_embedding import TimeEmbedding
 from hiergen.nn.transformer_block import FeedForwardKind, ModulatedBlock, NormKind, make_norm, modulate, pairwise_table
@@ -43,11 +48,11 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     """A class-conditional flow over the continuous tokens of one tokenizer.
 
     The defaults are LightningDiT-XL/1 without its latent size. `norm="layer", ffn="gelu", use_rotary=False` is SiT
-    (`has_double_output=True` in its published form). Several levels form one sequence on a common frame; that is ours, the papers
-    have one level.
+    (`has_double_output=True` in its published form). Several levels form one sequence on a common frame, and grids may have frames
+    before rows and columns; both are ours, the papers have one level of images.
 
     Args:
-        level_specs: The tokenizer's levels as JSON (`specs_to_json`): continuous, two-dimensional grids, equal channels.
+        level_specs: The tokenizer's levels as JSON (`specs_to_json`): continuous, on grids of two or three axes, equal channels.
         num_classes: Labels are 0 to num_classes - 1; one more row of the table stands for "no label".
         dim: Channels inside.
         depth: Blocks.
@@ -56,7 +61,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         mlp_ratio: Hidden channels of the feed-forward layers over `dim` ("swiglu" takes two thirds of it).
         norm: "rms", or "layer" without parameters.
         ffn: "swiglu" or "gelu".
-        use_rotary: Rotate queries and keys by (row, column), besides the position that is added at the start.
+        use_rotary: Rotate queries and keys by their position, besides the position that is added at the start.
         use_shift: Whether the modulation of a block shifts besides scaling. Off in no released model.
         use_qk_norm: Normalize queries and keys. On in no released model.
         has_double_output: The last layer gives twice the channels and the second half is dropped.
@@ -66,12 +71,14 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         latent_multiplier: Standardized tokens are multiplied by it.
         time_distribution: Training times: "logit_normal" or "uniform".
         cosine_weight: Weight of the direction loss beside the squared error; 0 leaves it out.
+        attention: Settings of pyramid sparse attention (`PSAConfig` as JSON) in training and sampling; None for dense attention.
+            `set_attention` changes it. For models of one level.
 
     Raises:
         ValueError: If the levels or sizes do not fit together.
 
     Source:
-        LightningDiT, arXiv:2501.01423; SiT, arXiv:2401.08740.
+        LightningDiT, arXiv:2501.01423; SiT, arXiv:2401.08740; for `attention`, PSA, arXiv:2512.04025.
     """
 
     settings_class = FlowSettings
@@ -103,10 +110,11 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         latent_multiplier: float = 1.0,
         time_distribution: TimeDistribution = "logit_normal",
         cosine_weight: float = 1.0,
+        attention: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
-        self._grids = _patch_grids(self._specs, patch_size)
+        self._patches = LatentPatches(self._specs, patch_size)
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
         if num_heads < 1 or dim % num_heads:
@@ -118,18 +126,18 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         channels = self._specs[-1].dim
         self._compiled: Callable[..., Tensor] | None = None
         self.standardize = LatentStandardizer(channels, latent_mean, latent_std, multiplier=latent_multiplier)
-        positions = common_frame_positions(self._grids)
+        positions = common_frame_positions(self._patches.grids)
         self.position_table = Table(sincos_embedding(positions, dim))
         self.rotary: Table | None = None
         if use_rotary:
-            self.rotary = Table(pairwise_table(rotary_table(positions, dim // num_heads)))
+            self.rotary = Table(pairwise_table(axial_rotary_table(positions, dim // num_heads)))
+        self._sparse = self._make_sparse(attention, None)
         self._build()
         self._init_weights()
 
     def _build(self) -> None:
-        config, channels = self.config, self._specs[-1].dim
-        dim, patch_area = config["dim"], config["patch_size"] ** 2
-        self.patch_embed = nn.Linear(channels * patch_area, dim)
+        config, dim = self.config, self.config["dim"]
+        self.patch_embed = nn.Linear(self._patches.dim, dim)
         self.time_embed = TimeEmbedding(dim)
         self.label_embed = nn.Embedding(config["num_classes"] + 1, dim)
         self.blocks = nn.ModuleList(
@@ -146,7 +154,31 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         )
         self.final_norm = make_norm(config["norm"], dim)
         self.final_modulation = nn.Linear(dim, 2 * dim)
-        self.final_linear = nn.Linear(dim, channels * patch_area * (2 if config["has_double_output"] else 1))
+        self.final_linear = nn.Linear(dim, self._patches.dim * (2 if config["has_double_output"] else 1))
+
+    def set_attention(
+        self, attention: PSAConfig | Mapping[str, Any] | None, *, on_plan: PlanListener | None = None
+    ) -> None:
+        """Take pyramid sparse attention with other settings, or dense attention (None), from now on; the weights stay.
+
+        Args:
+            attention: `PSAConfig`, or its JSON form. What is saved with the model.
+            on_plan: Told of every plan, e.g. to note densities.
+
+        Raises:
+            ValueError: If the model has several levels, or the settings are unknown.
+        """
+        self._sparse = self._make_sparse(attention, on_plan)
+        self.register_to_config(attention=None if self._sparse is None else to_json(self._sparse.config))
+
+    def _make_sparse(
+        self, attention: PSAConfig | Mapping[str, Any] | None, on_plan: PlanListener | None
+    ) -> SparseAttention | None:
+        if attention is None:
+            return None
+        if len(self._specs) > 1:
+            raise ValueError(f"attention is given for a model of {len(self._specs)} levels, expected one level")
+        return SparseAttention(attention, self._patches.grids[0], on_plan=on_plan)
 
     @property
     def specs(self) -> tuple[LevelSpec, ...]:
@@ -158,7 +190,12 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         return self.config["num_classes"]
 
     def velocity(
-        self, tokens: Float[Tensor, "b n c"], time: Float[Tensor, " b"], condition: Int[Tensor, " b"]
+        self,
+        tokens: Float[Tensor, "b n c"],
+        time: Float[Tensor, " b"],
+        condition: Int[Tensor, " b"],
+        *,
+        is_dense: bool = False,
     ) -> Float[Tensor, "b n c"]:
         """Return the velocity of standardized tokens.
 
@@ -166,15 +203,22 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             tokens: All levels, coarse to fine, row-major: x_t.
             time: 0 (noise) to 1 (data), one a sample; not scaled by 1000.
             condition: Labels, or `null_label`.
+            is_dense: Attend densely whatever `attention` is.
         """
-        x = self.patch_embed(self._fold(tokens.to(self.patch_embed.weight.dtype)))
+        x = self.patch_embed(self._patches.fold(tokens.to(self.patch_embed.weight.dtype)))
         x = x + self.position_table().to(x.dtype)
         c = self.time_embed(time) + self.label_embed(condition)
         rotary = self.rotary() if self.rotary is not None else None
+        sparse = None if is_dense else self._sparse
+        if sparse is not None:
+            x = sparse.order.apply(x)
+            rotary = None if rotary is None else sparse.order.apply(rotary)
         for block in self.blocks:
-            x = self.run(block, x, c, rotary)
+            x = self.run(block, x, c, rotary, dense_attention if sparse is None else sparse)
         shift, scale = self.final_modulation(F.silu(c)).chunk(2, dim=-1)
-        return self._unfold(self.final_linear(modulate(self.final_norm(x), shift, scale)))
+        x = self.final_linear(modulate(self.final_norm(x), shift, scale))
+        # The second half of a doubled output was meant for a learned variance; no sampler of these models reads it.
+        return self._patches.unfold(x if sparse is None else sparse.order.undo(x))
 
     def forward(
         self, sample: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], condition: Int[Tensor, " b"]
@@ -231,6 +275,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         """Return one pyramid a label, in the tokenizer's own (not standardized) units.
 
         The only random draw is the noise, (b, c, n) normal numbers. The state is kept in at least float32, whatever the weights.
+        With sparse attention the first `warmup_steps` of its settings are dense.
 
         Args:
             condition: Labels, 0 to num_classes - 1.
@@ -274,6 +319,9 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         return self
 
     def _guided_velocity(self, condition: Tensor, settings: FlowSettings) -> VelocityFn:
+        warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
+        times = time_grid(settings.num_steps, settings.timestep_shift)
+        dense_until = times[min(warmup, settings.num_steps)]
         both = torch.cat((condition, torch.full_like(condition, self.null_label)))
         compute = self._compiled or self.velocity
 
@@ -281,10 +329,11 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             is_guided = settings.is_guided_at(time)
             labels = both if is_guided else condition
             batch = torch.cat((state, state)) if is_guided else state
-            times = torch.full((labels.shape[0],), time, device=state.device, dtype=state.dtype)
+            moments = torch.full((labels.shape[0],), time, device=state.device, dtype=state.dtype)
             # Where CUDA graphs are in use, the next call writes over this one's result.
             torch.compiler.cudagraph_mark_step_begin()
-            slope = compute(batch, times, labels).to(state.dtype, copy=self._compiled is not None)
+            slope = compute(batch, moments, labels, is_dense=time < dense_until)
+            slope = slope.to(state.dtype, copy=self._compiled is not None)
             if not is_guided:
                 return slope
             conditional, null = slope.chunk(2)
@@ -297,29 +346,6 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         # Drawn channel by channel: for one level these are the numbers that a (b, c, h, w) draw gives.
         return draw_normal(shape, rng=rng, device=device).transpose(1, 2)
 
-    def _fold(self, tokens: Tensor) -> Tensor:
-        p = self.config["patch_size"]
-        if p == 1:
-            return tokens
-        levels = tokens.split([spec.num_tokens for spec in self._specs], dim=1)
-        return torch.cat(
-            [
-                rearrange(x, "b (h p w q) c -> b (h w) (c p q)", h=h, w=w, p=p, q=p)
-                for x, (h, w) in zip(levels, self._grids, strict=True)
-            ],
-            dim=1,
-        )
-
-    def _unfold(self, x: Tensor) -> Tensor:
-        p, channels = self.config["patch_size"], self._specs[-1].dim
-        levels = x.split([h * w for h, w in self._grids], dim=1)
-        tokens = [
-            rearrange(level, "b (h w) (p q c) -> b (h p w q) c", h=h, w=w, p=p, q=p)
-            for level, (h, w) in zip(levels, self._grids, strict=True)
-        ]
-        # The second half of a doubled output was meant for a learned variance; no sampler of these models reads it.
-        return torch.cat(tokens, dim=1)[..., :channels]
-
     def _init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -331,18 +357,3 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         modulations = [module.modulation for module in self.modules() if isinstance(module, ModulatedBlock)]
         for linear in (*modulations, self.final_modulation, self.final_linear):
             nn.init.zeros_(linear.weight)
-
-
-def _patch_grids(specs: tuple[LevelSpec, ...], patch_size: int) -> list[tuple[int, int]]:
-    if not specs:
-        raise ValueError("level_specs is empty, expected at least one level")
-    grids = []
-    for index, spec in enumerate(specs):
-        if spec.is_discrete or spec.grid is None or len(spec.grid) != 2 or spec.dim != specs[-1].dim:
-            raise ValueError(
-                f"level {index} is {spec}, expected continuous tokens on a 2-D grid, of the same dim as every other level"
-            )
-        if patch_size < 1 or any(side % patch_size for side in spec.grid):
-            raise ValueError(f"patch_size is {patch_size}, expected a divisor of the grid {spec.grid} of level {index}")
-        grids.append((spec.grid[0] // patch_size, spec.grid[1] // patch_size))
-    return grids

@@ -56,4 +56,27 @@ PRESETS: dict[str, Preset] = {
         },
         source="Ours: trains on two CPU cores, for hieratok-tiny on 32 x 32 images",
     ),
+    "flow-video-tiny": Preset(
+        model="FlowTransformer",
+        config={
+            "level_specs": [{"num_tokens": 1024, "grid": [16, 8, 8], "dim": 8}],
+            "num_classes": 10,
+            "dim": 64,
+            "depth": 3,
+            "num_heads": 2,
+            "cosine_weight": 0.0,
+        },
+        source="Ours: trains on two CPU cores, for patches-tiny on clips of 32 frames of 32 x 32 pixels",
+    ),
+    "flow-video-s": Preset(
+        model="FlowTransformer",
+        config={
+            "level_specs": [{"num_tokens": 4096, "grid": [16, 16, 16], "dim": 8}],
+            "dim": 384,
+            "depth": 12,
+            "num_heads": 6,
+            "use_qk_norm": True,
+        },
+        source="Ours, untrained: DiT-S of arXiv:2212.09748 on clips, for frames-128 (16 frames of 128 x 128 pixels) on one GPU",
+    ),
 }

@@ -196,12 +196,16 @@ class ModulatedBlock(nn.Module):
         self.modulation = nn.Linear(dim, (6 if use_shift else 4) * dim)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"], rotary: Float[Tensor, "2 n k"] | None
+        self,
+        x: Float[Tensor, "b n d"],
+        condition: Float[Tensor, "b d"],
+        rotary: Float[Tensor, "2 n k"] | None,
+        attend: AttendFn = attention,
     ) -> Float[Tensor, "b n d"]:
-        """Return the tokens after modulated attention and feed-forward."""
+        """Return the tokens after modulated attention and feed-forward; `attend` as in `SelfAttention`."""
         parts = self.modulation(F.silu(condition)).chunk(6 if self.use_shift else 4, dim=-1)
         shift1, scale1, gate1 = parts[:3] if self.use_shift else (None, *parts[:2])
         shift2, scale2, gate2 = parts[3:] if self.use_shift else (None, *parts[2:])
-        attended = self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary)
+        attended = self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary, attend=attend)
         x = x + gate1.unsqueeze(1) * attended
         return x + gate2.unsqueeze(1) * self.ffn(modulate(self.norm2(x), shift2, scale2))

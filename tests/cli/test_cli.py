@@ -33,6 +33,7 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
     assert list(VERBS) == [
         "quickstart",
         "quickstart-shapes",
+        "quickstart-video",
         "prepare-shapes",
         "info",
         "train",

@@ -106,13 +106,15 @@ def test_patches_are_squares_of_the_map() -> None:
     # With the network between them removed, folding and unfolding must be inverse, channel order apart.
     model = make(patch_size=2)
     sample = torch.randn(2, 16, 6)
-    folded = model._fold(sample)
+    folded = model._patches.fold(sample)
     for token, (row, column) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
         square = sample.reshape(2, 4, 4, 6)[:, row : row + 2, column : column + 2]
         assert torch.equal(folded[:, token], square.permute(0, 3, 1, 2).flatten(1))
         out = torch.zeros(2, 4, 24)
         out[:, token] = square.flatten(1)
-        assert torch.equal(model._unfold(out).reshape(2, 4, 4, 6)[:, row : row + 2, column : column + 2], square)
+        assert torch.equal(
+            model._patches.unfold(out).reshape(2, 4, 4, 6)[:, row : row + 2, column : column + 2], square
+        )
 
 
 def test_loss_by_hand_and_order_of_draws() -> None:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hiergen.nn.pyramid_positions import common_frame_positions, sincos_embedding
+from hiergen.nn.positions import rotary_table
+from hiergen.nn.pyramid_positions import axial_rotary_table, common_frame_positions, sincos_embedding, split_channels
 
 
 def test_common_frame_by_hand() -> None:
@@ -28,3 +29,30 @@ def test_sincos_by_hand() -> None:
     torch.testing.assert_close(table, torch.tensor([column + row]))
     with pytest.raises(ValueError, match="dim is 6"):
         sincos_embedding(torch.zeros(1, 2), 6)
+
+
+def test_videos_have_frames_before_rows_and_columns() -> None:
+    positions = common_frame_positions([(1, 2, 2), (2, 2, 4)])
+    assert positions[:2].tolist() == [[0.5, 0, 0.5], [0.5, 0, 2.5]]
+    assert positions[4:].tolist() == [[t, r, c] for t in range(2) for r in range(2) for c in range(4)]
+    table = sincos_embedding(torch.tensor([[3.0, 2.0, 5.0]], dtype=torch.float64), 8)
+    column, row, frame = ([math.sin(x), math.cos(x)] for x in (5, 2, 3))
+    slow = 3 * 10000 ** (-1 / 2)
+    torch.testing.assert_close(
+        table, torch.tensor([[*column, *row, frame[0], math.sin(slow), frame[1], math.cos(slow)]])
+    )
+
+
+def test_channels_are_split_evenly_and_the_first_axis_takes_the_rest() -> None:
+    assert [split_channels(dim, 3) for dim in (24, 32, 64)] == [[8, 8, 8], [12, 10, 10], [24, 20, 20]]
+    assert split_channels(16, 2) == [8, 8]
+    positions = common_frame_positions([(3, 4)])
+    assert torch.equal(axial_rotary_table(positions, 16), rotary_table(positions, 16))
+    video = common_frame_positions([(2, 2, 2)])
+    turned = axial_rotary_table(video, 32)
+    assert turned.shape == (2, 8, 16)
+    # Tokens 0 and 4 differ in their frame only, and so do their angles.
+    assert torch.equal(turned[:, 0, 6:], turned[:, 4, 6:])
+    assert not torch.equal(turned[:, 0, :6], turned[:, 4, :6])
+    with pytest.raises(ValueError, match="dim is 4, expected an even number of at least 6 for 3 position axes"):
+        split_channels(4, 3)

@@ -1,0 +1,56 @@
+"""Pyramid sparse attention inside a generator whose tokens lie on one grid: its settings, its order of tokens, who is told of its plans.
+
+Letters: `b` batch, `h` heads, `n` tokens, `k` channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hiergen.config import from_json
+from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, make_plan, pyramid_sparse_attention, token_order
+
+#: Told of every plan before it is used, e.g. to note its density.
+PlanListener = Callable[[PyramidPlan], None]
+
+
+class SparseAttention:
+    """The attention of all blocks of a model.
+
+    Tokens are put in order once before the first block and back after the last; rotary tables go with them.
+
+    Args:
+        config: Settings, or their JSON form (`hiergen.config.to_json`).
+        grid: Frames, rows and columns of the tokens; two sizes are one frame.
+        on_plan: Told of every plan.
+
+    Raises:
+        ValueError: If the settings are not those of `PSAConfig`, or ask for protected text, which there is none of.
+    """
+
+    def __init__(
+        self, config: PSAConfig | Mapping[str, Any], grid: tuple[int, ...], *, on_plan: PlanListener | None = None
+    ) -> None:
+        self.config = config if isinstance(config, PSAConfig) else from_json(PSAConfig, config, where="attention")
+        if self.config.text_tokens:
+            raise ValueError(
+                f"attention has text_tokens {self.config.text_tokens}, expected 0: the sequence holds no text"
+            )
+        rows, columns = grid[-2:]
+        self.order = token_order(self.config.order, (grid[0] if len(grid) == 3 else 1, rows, columns))
+        self._on_plan = on_plan
+
+    def __call__(
+        self, query: Float[Tensor, "b h n k"], key: Float[Tensor, "b h n k"], value: Float[Tensor, "b h n k"]
+    ) -> Float[Tensor, "b h n k"]:
+        """Return the attention of ordered tokens, with a plan made for them."""
+        plan = make_plan(query, key, self.config)
+        if self._on_plan is not None:
+            self._on_plan(plan)
+        out = pyramid_sparse_attention(query, key, value, plan=plan)
+        assert isinstance(out, Tensor)
+        return out

@@ -1,0 +1,141 @@
+"""Judges of the embedded clips, trained on the spot: a network over whole clips for distances, a machine on single frames for labels.
+
+Letters: `n b` clips, `t h w` a clip, `s` side of a crop, `d` features.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from hiergen.metrics.classifiers import LabelClassifier
+from hiergen.seeding import derive_seed, make_rng
+
+#: Directions of `hiergen.data.moving_digits`.
+_NUM_DIRECTIONS = 4
+
+
+class ClipNetwork(nn.Module):
+    """Three convolutions over space and time and a linear layer; features are the 32 channels before the scores.
+
+    It is trained to tell what moves and where it starts to, so that features carry appearance and motion.
+    """
+
+    FEATURES = 32
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv3d(1, 8, (5, 3, 3), stride=(4, 2, 2), padding=(2, 1, 1)), nn.GELU()]
+        for channels, wider in ((8, 24), (24, 64)):
+            layers += [nn.Conv3d(channels, wider, 3, stride=(1, 2, 2), padding=1), nn.GELU()]
+        # The place of a thing is lost, the order of the four quarters of a clip is not.
+        self.trunk = nn.Sequential(
+            *layers, nn.AdaptiveMaxPool3d((4, 1, 1)), nn.Flatten(), nn.Linear(256, self.FEATURES)
+        )
+        self.heads = nn.ModuleList([nn.Linear(self.FEATURES, count) for count in (num_classes, _NUM_DIRECTIONS)])
+        self.register_buffer("mean", torch.zeros(self.FEATURES))
+        self.register_buffer("std", torch.ones(self.FEATURES))
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(self, videos: UInt8[Tensor, "b 3 t h w"]) -> Float[Tensor, "b d"]:
+        """Return the features of uint8 clips, of mean 0 and deviation 1 over the clips that it was trained on."""
+        return (self.trunk(_ink(videos)) - self.mean) / self.std
+
+    def scores(self, videos: UInt8[Tensor, "b 3 t h w"]) -> tuple[Tensor, Tensor]:
+        """Return scores of the classes and of the directions."""
+        features = F.gelu(self.trunk(_ink(videos)))
+        return self.heads[0](features), self.heads[1](features)
+
+    @torch.no_grad()
+    def accuracy(
+        self, videos: UInt8[Tensor, "n 3 t h w"], labels: Int64[Tensor, " n"], directions: Int64[Tensor, " n"]
+    ) -> tuple[float, float]:
+        """Return the shares of clips whose class and whose direction are told right."""
+        parts = [self.scores(part) for part in videos.split(64)]
+        said = [torch.cat([part[k].argmax(dim=1) for part in parts]) for k in (0, 1)]
+        return tuple(float((a == b).double().mean()) for a, b in zip(said, (labels, directions), strict=True))  # type: ignore[return-value]
+
+
+def train_clip_network(
+    videos: UInt8[Tensor, "n 3 t h w"],
+    labels: Int64[Tensor, " n"],
+    directions: Int64[Tensor, " n"],
+    *,
+    epochs: int = 12,
+    seed: int = 0,
+) -> ClipNetwork:
+    """Return a network trained on clips; the same seed gives the same network on the same machine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "clip-network"))
+        network = ClipNetwork(int(labels.max()) + 1)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
+        rng = make_rng(seed, "clip-network-order")
+        for _ in range(epochs):
+            for part in torch.randperm(len(labels), generator=rng).split(32):
+                what, where = network.scores(videos[part])
+                loss = F.cross_entropy(what, labels[part]) + F.cross_entropy(where, directions[part])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    network.eval().requires_grad_(False)
+    features = torch.cat([network(part) for part in videos.split(64)])
+    network.mean.copy_(features.mean(dim=0))
+    network.std.copy_(features.std(dim=0).clamp_min(1e-6))
+    return network
+
+
+class FrameJudge:
+    """A support vector machine on single frames: it says what a clip shows, frame by frame, and shares nothing with our networks.
+
+    A frame is cropped around its center of brightness and reduced to 8 x 8 pixels; the class that most frames show is the clip's.
+
+    Args:
+        videos: Clips to learn from, of one bright thing on black each.
+        labels: What they show.
+        crop: Side of the crop in pixels.
+        every: Learn from every so many-th frame.
+    """
+
+    def __init__(
+        self, videos: UInt8[Tensor, "n 3 t h w"], labels: Int64[Tensor, " n"], *, crop: int = 16, every: int = 5
+    ) -> None:
+        self._crop = crop
+        frames = videos[:, :, ::every].transpose(1, 2)
+        self._machine = LabelClassifier(
+            crop_brightest(frames.flatten(0, 1), crop), labels.repeat_interleave(frames.shape[1])
+        )
+
+    def predict(self, videos: UInt8[Tensor, "n 3 t h w"]) -> Int64[Tensor, "n t"]:
+        """Return the class of each frame."""
+        frames = crop_brightest(videos.transpose(1, 2).flatten(0, 1), self._crop)
+        return self._machine.predict(frames).unflatten(0, (videos.shape[0], -1))
+
+    def accuracy(self, videos: UInt8[Tensor, "n 3 t h w"], labels: Int64[Tensor, " n"]) -> tuple[float, float]:
+        """Return the share of clips whose label most frames show, and the share of frames that show it."""
+        said = self.predict(videos)
+        return (
+            float((said.mode(dim=1).values == labels).double().mean()),
+            float((said == labels[:, None]).double().mean()),
+        )
+
+
+def crop_brightest(images: UInt8[Tensor, "n 3 h w"], side: int) -> UInt8[Tensor, "n 3 s s"]:
+    """Return squares around the center of brightness of each image, moved inside where they would stick out."""
+    bright = images.float().mean(dim=1).clamp_min(1e-3)
+    total = bright.sum(dim=(1, 2))
+    corners = []
+    for axis, size in ((1, images.shape[2]), (2, images.shape[3])):
+        places = torch.arange(size, dtype=torch.float32) + 0.5
+        center = (bright.sum(dim=3 - axis) * places).sum(dim=1) / total
+        corners.append((center - side / 2).round().long().clamp(0, size - side))
+    rows, columns = (corner[:, None] + torch.arange(side) for corner in corners)
+    number = torch.arange(len(images))[:, None, None]
+    return images.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
+
+
+def _ink(videos: Tensor) -> Tensor:
+    return videos.float().mean(dim=1, keepdim=True) / 127.5 - 1

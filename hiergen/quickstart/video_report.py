@@ -1,0 +1,82 @@
+"""The video quickstart's report as Markdown: every number beside what it was measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def video_markdown(report: Mapping[str, Any]) -> str:
+    """Return the report of `run_video_quickstart` as a page to read."""
+    settings, extractor, tokenizer = report["settings"], report["extractor"], report["tokenizer"]
+    before, after = tokenizer["numbers_per_clip"]
+    sections = [
+        "# hiergen quickstart-video",
+        f"{report['what'].capitalize()}. Seed {settings['seed']}; {settings['num_clips']:,} training clips, "
+        f"{report['samples_seen']:,} training samples for the generator; {report['seconds']['total']} s in all on "
+        f"{report['threads']} threads.",
+        "![contact sheet](contact_sheet.png)",
+        "`samples.mp4` and `samples.gif` show the same clips moving: real, generated with dense attention, generated with sparse "
+        "attention from the same noise.",
+        "## Do the clips show the digit that was asked for, and look like real ones?",
+        f"Judge: {report['judge']}; a clip shows what most of its frames show. Fréchet distances are to the "
+        f"{settings['num_clips']:,} real train clips, on `{extractor['name']}`: {extractor['description']}. On held-out clips it "
+        f"tells {extractor['digit_accuracy']:.1%} of the digits and {extractor['direction_accuracy']:.1%} of the directions.",
+        _sets_table(report["sets"]),
+        "Flicker is the mean change of a pixel from frame to frame, of 1; real motion flickers too. Distances of few clips are "
+        "biased upward: compare sets of equal count.",
+        "## Sparse attention against dense",
+        "The same weights, the same noise; the generator was trained with dense attention. Density is the share of the dense "
+        "products that is computed. PSNR, SSIM and flicker error compare each frame, or change between frames, with the dense clip's.",
+        _sparse_table(report["sparse_against_dense"]),
+        "## Tokenizer",
+        f"{before:,} numbers of a clip become {after:,}; on held-out clips {tokenizer['psnr_db']:.2f} dB PSNR, SSIM "
+        f"{tokenizer['ssim']:.4f}. It is linear (principal components of patches) and fitted in closed form.",
+        "## Training",
+        "![curves](curves.png)",
+        _table(["model", "parameters"], [[name, f"{count:,}"] for name, count in report["parameters"].items()]),
+        _table(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in report["seconds"].items()]),
+        f"Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _sets_table(sets: Mapping[str, Mapping[str, Any]]) -> str:
+    head = ["clips", "count", "judge agrees, clips", "judge agrees, frames", "Fréchet", "flicker"]
+    rows = [
+        [
+            name,
+            str(entry["count"]),
+            f"{entry['clips_agree']:.1%}",
+            f"{entry['frames_agree']:.1%}",
+            f"{entry['frechet']['distance']:.2f}",
+            f"{entry['flicker']:.4f}",
+        ]
+        for name, entry in sets.items()
+    ]
+    return _table(head, rows)
+
+
+def _sparse_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ["attention", "density", "PSNR (dB)", "SSIM", "flicker error", "CPU seconds a clip"]
+    cells = [
+        [
+            row["name"],
+            f"{row['density']:.3f}",
+            _number(row, "psnr_db", 2),
+            _number(row, "ssim", 3),
+            _number(row, "flicker_error", 4),
+            f"{row['cpu_seconds_per_clip']:.2f}",
+        ]
+        for row in rows
+    ]
+    return _table(head, cells)
+
+
+def _number(row: Mapping[str, Any], name: str, digits: int) -> str:
+    return f"{row[name]:.{digits}f}" if name in row else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

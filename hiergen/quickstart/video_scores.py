@@ -1,0 +1,118 @@
+"""What the video quickstart measures: the tokenizer, the clips by class, and sparse attention against dense from the same noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hiergen import __version__
+from hiergen.config import to_json
+from hiergen.data.images import to_uint8
+from hiergen.data.moving_digits import MovingDigits, moving_digits
+from hiergen.data.videos import from_uint8
+from hiergen.metrics.clip_classifiers import FrameJudge, train_clip_network
+from hiergen.metrics.video import VideoExtractor, compare_videos, frechet_video_distance, temporal_flicker
+from hiergen.quickstart.video_samples import Drawn
+from hiergen.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from hiergen.quickstart.videos import VideoQuickstartSettings
+
+#: Clips that the extractor is trained on, each seen three times.
+EXTRACTOR_CLIPS = 2000
+
+
+def video_scores(
+    settings: VideoQuickstartSettings,
+    tokenizer: Tokenizer,
+    drawn: Mapping[str, Drawn],
+    train: MovingDigits,
+    test: MovingDigits,
+) -> dict[str, Any]:
+    """Return the measurements of a run, as JSON values.
+
+    Args:
+        settings: Of the run.
+        tokenizer: In eval mode.
+        drawn: Generated clips by kind of attention; the first is dense, what the others are compared with.
+        train: Real clips that were trained on.
+        test: Real clips of other digits.
+    """
+    extractor, accuracy = digit_clip_extractor(train, test, seed=settings.seed)
+    judge = FrameJudge(train.videos, train.labels)
+    with torch.no_grad():
+        rebuilt = tokenizer.decode(tokenizer.encode(from_uint8(test.videos))).clamp(-1, 1)
+    sets = {"real test": (from_uint8(test.videos), test.labels), "rebuilt test": (rebuilt, test.labels)}
+    sets |= {name: (made.videos, made.labels) for name, made in drawn.items()}
+    real = from_uint8(train.videos)
+    frames, size = train.videos.shape[2:4]
+    measured = {}
+    for name, (videos, labels) in sets.items():
+        by_clip, by_frame = judge.accuracy(to_uint8(videos), labels)
+        measured[name] = {
+            "count": len(labels),
+            "clips_agree": by_clip,
+            "frames_agree": by_frame,
+            "flicker": float(temporal_flicker(videos).mean()),
+            "frechet": dataclasses.asdict(frechet_video_distance(videos, real, extractor)),
+        }
+    return {
+        "what": f"quickstart on moving handwritten digits, {frames} frames of {size} x {size} pixels, trained from random weights",
+        "settings": to_json(settings),
+        "versions": {"hiergen": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "extractor": {
+            "name": extractor.name,
+            "description": extractor.description,
+            "digit_accuracy": accuracy[0],
+            "direction_accuracy": accuracy[1],
+        },
+        "judge": "support vector machine on 8 x 8 pixels around the center of brightness of a frame, trained on real train clips",
+        "tokenizer": {
+            "numbers_per_clip": [3 * real[0, 0].numel(), sum(spec.num_tokens * spec.dim for spec in tokenizer.specs)],
+            **compare_videos(rebuilt, from_uint8(test.videos)),
+        },
+        "sets": measured,
+        "sparse_against_dense": _against_dense(drawn),
+    }
+
+
+def digit_clip_extractor(
+    train: MovingDigits, test: MovingDigits, *, seed: int
+) -> tuple[VideoExtractor, tuple[float, float]]:
+    """Return the extractor of the embedded clips, and how often it tells digit and direction of held-out clips right.
+
+    It is trained on clips of its own: other paths of the train digits.
+
+    Args:
+        train: For the number of frames and their size.
+        test: Held-out clips.
+        seed: Of its weights and its clips.
+    """
+    frames, size = train.videos.shape[2:4]
+    clips = moving_digits("train", EXTRACTOR_CLIPS, num_frames=frames, size=size, seed=seed + 1)
+    network = train_clip_network(clips.videos, clips.labels, clips.directions, epochs=3, seed=seed)
+    accuracy = network.accuracy(test.videos, test.labels, test.directions)
+    extractor = VideoExtractor(
+        "digit-clips-cnn-32",
+        f"32 features of a small 3-D convolutional classifier of digit and direction, trained on {EXTRACTOR_CLIPS:,} clips of the train "
+        "digits with the same seed (not I3D: these distances compare only with each other)",
+        network,
+    )
+    return extractor, accuracy
+
+
+def _against_dense(drawn: Mapping[str, Drawn]) -> list[dict[str, Any]]:
+    (_, dense), *others = drawn.items()
+    rows = [_row("dense", dense, None)]
+    return rows + [_row(name, made, dense.videos) for name, made in others]
+
+
+def _row(name: str, made: Drawn, reference: Tensor | None) -> dict[str, Any]:
+    cost = {"name": name, "density": made.density, "cpu_seconds_per_clip": made.cpu_seconds / len(made.labels)}
+    return cost if reference is None else {**cost, **compare_videos(made.videos, reference)}

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hiergen.__main__ import main
+from hiergen.data.video_files import read_frames, write_mp4
+from hiergen.generators.flow_transformer import FlowTransformer
+from hiergen.pipelines.video import ClassToVideoPipeline
+from hiergen.pyramid import specs_to_json
+from hiergen.registry import create
+from hiergen.tokenizers.patch_components import PatchComponents
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("videos")
+    for name, frames in (("a/1.mp4", 9), ("b/2.mp4", 4)):
+        (out / "clips" / name).parent.mkdir(parents=True)
+        write_mp4(out / "clips" / name, torch.rand(3, frames, 16, 16) * 2 - 1)
+    (out / "clips" / "broken.mkv").write_text("nothing")
+    tokenizer = PatchComponents(video_size=(4, 16, 16), patch_size=(2, 8, 8), dim=3)
+    tokenizer.save_pretrained(out / "patches")
+    generator = FlowTransformer(level_specs=specs_to_json(tokenizer.specs), num_classes=2, dim=16, depth=1, num_heads=1)
+    ClassToVideoPipeline(tokenizer=tokenizer, generator=generator).save_pretrained(out / "pipeline")
+    return out
+
+
+def test_clips_become_codes(folder, tmp_path, capsys) -> None:
+    arguments = ["encode", "--videos", str(folder / "clips")]
+    assert main([*arguments, "--tokenizer", str(folder / "patches"), "--out", str(tmp_path / "a")]) == 0
+    assert "3 clips of 8 tokens" in capsys.readouterr().out
+    small = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "has_preview_heads": False}
+    create("hieratok-tiny", **small).save_pretrained(tmp_path / "images")
+    arguments += ["--tokenizer", str(tmp_path / "images"), "--num-frames", "2", "--out", str(tmp_path / "b")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "6 clips of 32 tokens" in printed
+    assert "1 files skipped" in printed
+
+
+def test_a_tokenizer_of_ids_encodes_no_clips(folder, tmp_path, capsys) -> None:
+    create("restok-tiny").save_pretrained(tmp_path / "t")
+    arguments = ["encode", "--tokenizer", str(tmp_path / "t"), "--videos", str(folder / "clips")]
+    assert main([*arguments, "--out", str(tmp_path / "c")]) == 1
+    assert "holds a ResTok, which encodes no videos" in capsys.readouterr().err
+
+
+def test_labels_become_files(folder, tmp_path, capsys) -> None:
+    arguments = ["generate", "--pipeline", str(folder / "pipeline"), "--labels", "1", "0", "--count", "2"]
+    assert main([*arguments, "--num-steps", "1", "--out", str(tmp_path)]) == 0
+    assert "4 clips and grid.gif" in capsys.readouterr().out
+    assert read_frames(tmp_path / "class0001-001.mp4", size=16).shape == (3, 4, 16, 16)
+    assert read_frames(tmp_path / "grid.gif", size=16).shape[1] == 4
