@@ -50,8 +50,13 @@ def save_image_grid(
     _save(figure, path)
 
 
-def save_curves(path: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> None:
-    """Write one panel a key, each with named (x, y) curves; x is samples seen."""
+def save_curves(
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    x_label: str = "samples seen",
+) -> None:
+    """Write one panel a key, each with named (x, y) curves."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(panels), 3.0), layout="constrained")
@@ -59,7 +64,7 @@ def save_curves(path: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequen
         for color, (name, (x, y)) in zip(PALETTE, curves.items(), strict=False):
             axis.plot(x, y, label=name, color=color, linewidth=1.6)
         axis.set_title(title, fontsize=10, color=INK)
-        axis.set_xlabel("samples seen", fontsize=8)
+        axis.set_xlabel(x_label, fontsize=8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)

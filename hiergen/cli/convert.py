@@ -1,4 +1,4 @@
-"""`hiergen convert FAMILY SRC DST`: official weights to hiergen's layout."""
+"""`hiergen convert FAMILY SRC DST`: official weights, or official codes, to hiergen's layout."""
 
 from __future__ import annotations
 
@@ -25,25 +25,32 @@ FAMILIES = {
 
 @dataclasses.dataclass(frozen=True)
 class ConvertSettings:
-    """Convert official weights.
+    """Convert official weights, or codes.
 
     Attributes:
-        family: Which official code wrote them: restok, har, mar, mar3d, flow (LightningDiT, SiT) or ldm-vae.
-        source: A .safetensors, .bin, .pt or .pth file; pickles are read with `weights_only=True`.
-        target: Folder to write, for `from_pretrained`.
+        family: Which official code wrote them: restok, har, mar, mar3d, flow (LightningDiT, SiT) or ldm-vae; "codes" for the ids that
+            ResTok's program extracted.
+        source: A .safetensors, .bin, .pt or .pth file; pickles are read with `weights_only=True`. Of codes, the folder that holds
+            `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
+        target: Folder to write, for `from_pretrained`; of codes, the cache that generators are trained on.
         config: The official YAML or JSON config, where it is needed; sizes are read from the tensors.
+        tokenizer: Of codes: preset of the tokenizer that made them.
     """
 
     family: tyro.conf.Positional[str]
     source: tyro.conf.Positional[str]
     target: tyro.conf.Positional[str]
     config: str | None = None
+    tokenizer: str = "restok-l-128"
 
 
 def main(args: list[str]) -> None:
     settings = tyro.cli(ConvertSettings, args=args, prog="hiergen convert")
+    if settings.family == "codes":
+        _convert_codes(settings)
+        return
     if settings.family not in FAMILIES:
-        raise ValueError(f"unknown family {settings.family!r}{nearest(settings.family, FAMILIES)}")
+        raise ValueError(f"unknown family {settings.family!r}{nearest(settings.family, {**FAMILIES, 'codes': ''})}")
     from hiergen.files import atomic_directory
 
     state, config = read_weights(settings.source), read_config(settings.config)
@@ -52,6 +59,19 @@ def main(args: list[str]) -> None:
         model.save_pretrained(temporary)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{type(model).__name__} of {count:,} parameters written to {settings.target}")
+
+
+def _convert_codes(settings: ConvertSettings) -> None:
+    import torch
+
+    from hiergen.data.code_importers import find_npy_folders, import_npy_codes
+    from hiergen.registry import create
+
+    with torch.device("meta"):
+        specs = create(settings.tokenizer).specs
+    codes = import_npy_codes(*find_npy_folders(settings.source), settings.target, specs=specs)
+    variants = codes.levels[0].shape[1]
+    print(f"{len(codes):,} images, {variants} codings each, of {len(codes.classes)} classes in {settings.target}")
 
 
 def read_config(path: str | None) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hiergen.pipelines.video import ClassToVideoPipeline
 
 #: Fields that are handed on to the generator where they are given.
-SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "num_steps")
+SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "num_steps", "num_levels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class GenerateSettings:
         top_k: Draw among so many ids; 0 for all.
         top_p: Draw among the ids that make up this probability; 1 for all.
         num_steps: Steps of a masked or flow generator.
+        num_levels: Stop after so many levels and decode those; of a generator of levels.
         device: Where to run.
     """
 
@@ -48,6 +49,7 @@ class GenerateSettings:
     top_k: int | None = None
     top_p: float | None = None
     num_steps: int | None = None
+    num_levels: int | None = None
     device: str = "cpu"
 
 

@@ -60,6 +60,22 @@ def import_npy_codes(
     return write_codes(folder, encode, num_samples=count, classes=names, source=f"npy-{digest.hexdigest()[:12]}")
 
 
+def find_npy_folders(root: str | Path) -> tuple[Path, Path]:
+    """Return the folders of codes and of labels below the folder that ResTok's program wrote: `<name>_codes` and `<name>_labels`.
+
+    Raises:
+        ValueError: If there is not exactly one of each.
+    """
+    found = []
+    for ending in ("codes", "labels"):
+        folders = sorted(path for path in Path(root).glob(f"*_{ending}") if path.is_dir())
+        if len(folders) != 1:
+            names = ", ".join(path.name for path in folders) or "none"
+            raise ValueError(f"{str(root)!r} holds {names}, expected one folder named *_{ending}")
+        found.append(folders[0])
+    return found[0], found[1]
+
+
 def _read(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)

@@ -6,14 +6,17 @@ vector machine on pixels, which judges whether a generated image shows the class
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hiergen.files import atomic_path
 from hiergen.seeding import derive_seed, make_rng
 
 
@@ -76,6 +79,25 @@ def train_feature_network(
     network.eval().requires_grad_(False)
     network.standardize(images)
     return network
+
+
+def saved_feature_network(
+    path: str | Path,
+    images: UInt8[Tensor, "n 3 h w"],
+    labels: Int64[Tensor, " n"],
+    *,
+    epochs: int = 15,
+    seed: int = 0,
+) -> FeatureNetwork:
+    """Return the network in a safetensors file; where there is none, train it and write it, so that later runs compare with this one."""
+    file = Path(path)
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as temporary:
+            save_file(train_feature_network(images, labels, epochs=epochs, seed=seed).state_dict(), temporary)
+    network = FeatureNetwork(int(labels.max()) + 1)
+    network.load_state_dict(load_file(file))
+    return network.eval().requires_grad_(False)
 
 
 class LabelClassifier:

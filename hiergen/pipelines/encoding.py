@@ -13,12 +13,13 @@ from hiergen.config import fingerprint
 from hiergen.data.codes import CodeSet, write_codes
 from hiergen.data.images import ImageSet
 from hiergen.data.pictures import PictureSet, Views, picture_views
+from hiergen.generators.base import Generator
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
 
 
-def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """Return 16 hexadecimal digits that change when the tokenizer's config or any of its weights change."""
+def tokenizer_fingerprint(tokenizer: Tokenizer | Generator) -> str:
+    """Return 16 hexadecimal digits that change when the config or any of the weights of a tokenizer (or generator) change."""
     digest = hashlib.sha256()
     config = {k: v for k, v in tokenizer.config.items() if not k.startswith("_")}
     digest.update(fingerprint(config).encode())

@@ -12,7 +12,8 @@ from torch import nn
 if TYPE_CHECKING:
     from hiergen.training.config import TrainConfig
 
-#: A parameter whose name contains one of these is not decayed (ResTok's list, spec of arXiv:2601.03955; in timm's spirit).
+#: A parameter whose name contains one of these is not decayed (ResTok's list, spec of arXiv:2601.03955; in timm's spirit). The source's
+#: codebook is an "embedding"; ours has its own name.
 NO_DECAY = (
     "ln",
     "bias",
@@ -22,6 +23,7 @@ NO_DECAY = (
     "norm",
     "gamma",
     "embed",
+    "codebook",
     "mask_latent_token",
     "rope",
     "freqs_cis",

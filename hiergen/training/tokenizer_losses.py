@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hiergen.losses.adversarial import Adversary, Augmentation
 from hiergen.losses.alignment import cosine_hinge_loss
 from hiergen.losses.dino_discriminator import DinoDiscriminator, dino_backbone
-from hiergen.losses.patch_gan import PatchDiscriminator
+from hiergen.losses.patch_gan import BlurPoolDiscriminator, PatchDiscriminator
 from hiergen.losses.perceptual import LPIPS, ConvNeXtLogits, LPIPSNetwork, WeightedMix, jittered
 from hiergen.losses.teachers import Teacher, TeacherName
 from hiergen.losses.weight_files import Frozen
@@ -49,11 +49,12 @@ class AdversarialConfig:
         start_samples: Samples seen before the discriminator and the term begin.
         is_adaptive: Scale the term so that its gradient at `adaptive_at` equals that of the reconstruction terms.
         adaptive_at: Name of the tokenizer's parameter for `is_adaptive`: the last weight.
-        discriminator: "dino" (frozen DINO features, five heads) or "patch" (convolutional).
+        discriminator: "dino" (frozen DINO features, five heads), "patch" (convolutional) or "blur" (convolutional, blurred where it
+            halves: ResTok's alternative to DINO).
         augment: Put differentiable augmentation in front.
         lecam_weight: Of the LeCam regularization.
         weights: File of the DINO backbone; None takes timm's cache or download; "random" for trials.
-        options: Of the backbone in timm, or of `PatchDiscriminator`.
+        options: Of the backbone in timm, of `PatchDiscriminator` or of `BlurPoolDiscriminator`.
         optim: The discriminator's own optimizer; None takes the run's. Its schedule counts from the start.
     """
 
@@ -61,7 +62,7 @@ class AdversarialConfig:
     start_samples: int = 0
     is_adaptive: bool = False
     adaptive_at: str = "pixel_decoder.conv_out.weight"
-    discriminator: Literal["dino", "patch"] = "dino"
+    discriminator: Literal["dino", "patch", "blur"] = "dino"
     augment: bool = True
     lecam_weight: float = 1e-3
     weights: str | None = None
@@ -120,7 +121,8 @@ def make_adversary(config: AdversarialConfig) -> Adversary:
     if config.discriminator == "dino":
         discriminator: nn.Module = DinoDiscriminator(dino_backbone(config.weights, **config.options))
     else:
-        discriminator = PatchDiscriminator(**config.options)
+        kinds = {"patch": PatchDiscriminator, "blur": BlurPoolDiscriminator}
+        discriminator = kinds[config.discriminator](**config.options)
     augmentation = Augmentation() if config.augment else None
     return Adversary(discriminator, augmentation=augmentation, lecam_weight=config.lecam_weight)
 

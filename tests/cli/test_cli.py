@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from hiergen.__main__ import VERBS, main
 from hiergen.cli.bench import BENCHMARKS
 from hiergen.cli.convert import FAMILIES, read_config
 from hiergen.cli.train import load_recipe
+from hiergen.data.codes import CodeSet
 from hiergen.registry import create
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +117,18 @@ def test_convert_writes_a_model_that_loads(tmp_path, capsys) -> None:
     assert (tmp_path / "out" / "config.json").is_file()
     assert main(["convert", "hat", "a", "b"]) == 1
     assert "did you mean har" in capsys.readouterr().err
+
+
+def test_convert_imports_official_codes(tmp_path, capsys) -> None:
+    for name in ("a_codes", "a_labels"):
+        (tmp_path / name).mkdir()
+    for index in range(3):
+        np.save(tmp_path / "a_codes" / f"{index}.npy", np.full((10, 16), index))
+        np.save(tmp_path / "a_labels" / f"{index}.npy", np.int64(index))
+    arguments = ["convert", "codes", str(tmp_path), str(tmp_path / "cache"), "--tokenizer", "restok-tiny"]
+    assert main(arguments) == 0
+    assert "3 images, 10 codings each, of 3 classes" in capsys.readouterr().out
+    assert CodeSet.open(tmp_path / "cache").levels[4][2, 7].tolist() == [2] * 8
 
 
 def test_a_config_file_must_be_a_mapping(tmp_path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiergen.data.code_importers import import_npy_codes
+from hiergen.data.code_importers import find_npy_folders, import_npy_codes
 from hiergen.pyramid import LevelSpec
 
 SPECS = tuple(LevelSpec(num_tokens=n, dim=2, vocab_size=9) for n in (1, 1, 2))
@@ -46,3 +46,14 @@ def test_damaged_files_are_named(tmp_path) -> None:
     (paths[1] / "2.npy").unlink()
     with pytest.raises(ValueError, match=r"2\.npy' cannot be read"):
         import_npy_codes(*paths, specs=SPECS)
+
+
+def test_the_two_folders_are_found_by_their_endings(tmp_path) -> None:
+    for name in ("in_codes", "in_labels"):
+        (tmp_path / name).mkdir()
+    assert find_npy_folders(tmp_path) == (tmp_path / "in_codes", tmp_path / "in_labels")
+    (tmp_path / "other_labels").mkdir()
+    with pytest.raises(ValueError, match=r"holds in_labels, other_labels, expected one folder named \*_labels"):
+        find_npy_folders(tmp_path)
+    with pytest.raises(ValueError, match=r"holds none, expected one folder named \*_codes"):
+        find_npy_folders(tmp_path / "in_codes")

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from hiergen.convert import level_ar as convert_har
+from hiergen.convert import restok as convert_restok
+from hiergen.registry import create
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.optim import decays, learning_rate, make_optimizer
 from hiergen.training.tasks import TokenizerTaskConfig
@@ -37,6 +40,34 @@ def test_only_matrices_outside_the_list_are_decayed() -> None:
     more = nn.ModuleDict({"linear": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     optimizer = make_optimizer(more, OptimConfig(no_decay=("head.",)))
     assert optimizer.param_groups[0]["params"] == [more["linear"].weight]
+
+
+def test_the_same_parameters_are_decayed_as_in_the_official_program() -> None:
+    """Its rule on its names, of the tokenizer and of the generator; the codebook is an embedding there."""
+    words = [
+        "ln",
+        "bias",
+        "latent_tokens",
+        "mask_token",
+        "embedding",
+        "norm",
+        "gamma",
+        "embed",
+        "mask_latent_token",
+        "rope",
+        "freqs_cis",
+    ]
+    tokenizer = create("restok-tiny", projection="reinterpreted", merge="even", cnn_shortcut="branch")
+    names = {entry.name: entry.official for entry in convert_restok._entries(tokenizer)}
+    generator = create("har-tiny", depth=1)
+    names |= {ours: (official,) for ours, official in convert_har._official_names(1, has_special=True).items()}
+    decayed = []
+    for name, parameter in [*tokenizer.named_parameters(), *generator.named_parameters()]:
+        for official in names[name]:
+            is_exempt = parameter.ndim < 2 or any(word in official for word in words)
+            assert decays(name, parameter) is not is_exempt, (name, official)
+        decayed.append(decays(name, parameter))
+    assert 20 < sum(decayed) < len(decayed) - 20
 
 
 def test_a_step_that_found_infinity_changes_nothing() -> None:

@@ -1,0 +1,91 @@
+"""Quality against number of levels: reconstructions from every prefix, and generations that stop early.
+
+    python eval/score_prefixes.py --pipeline quickstart/pipeline --out runs/prefixes
+    python eval/score_prefixes.py --pipeline PIPELINE --images.source IMAGENET/val --images.size 256 --inception WEIGHTS
+
+Distances are of reconstructions to the images themselves (rFID with `--inception`), and of generated images to the images. Without
+`--inception` (torch-fidelity's weights) they are on 32 features of a classifier of the images, which compare only with each other.
+"""
+
+import dataclasses
+import sys
+from typing import Any, cast
+
+import torch
+
+from hiergen.config import parse
+from hiergen.data.images import ImageSet, to_uint8
+from hiergen.data.sources import DataConfig, open_images
+from hiergen.figures import save_curves
+from hiergen.files import check_writable, write_json, write_text
+from hiergen.metrics.classifiers import saved_feature_network
+from hiergen.metrics.fidelity import FeatureExtractor, inception_extractor
+from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.loading import from_pretrained
+from hiergen.pipelines.prefix_scores import PrefixScore, score_generations, score_reconstructions
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is scored.
+
+    Attributes:
+        pipeline: Folder or Hub id of a class-to-image pipeline.
+        out: Folder of the report and the plot.
+        images: Real images, best held-out ones, of the same size and classes.
+        inception: Weights file of InceptionV3, for FID; empty for a small classifier of the images.
+        num_generated: Images of each score of generations, labels in turn; 0 for reconstructions only.
+        seed: Of the generations.
+        guidance_scale: Of the generations; 1 is no guidance.
+    """
+
+    pipeline: str = "quickstart/pipeline"
+    out: str = "runs/prefixes"
+    images: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(split="test"))
+    inception: str = ""
+    num_generated: int = 500
+    seed: int = 0
+    guidance_scale: float = 1.5
+
+
+def main(settings: Settings) -> None:
+    """Score, print a table, write it and draw it."""
+    out = check_writable(settings.out)
+    pipeline = cast(ClassToImagePipeline, from_pretrained(settings.pipeline))
+    images = cast(ImageSet, open_images(settings.images))
+    real, labels = to_uint8(images.images), images.labels
+    if settings.inception:
+        extractor = inception_extractor(settings.inception)
+    else:
+        network = saved_feature_network(out / "images-cnn-32.safetensors", real, labels)
+        extractor = FeatureExtractor("images-cnn-32", "32 features of a classifier of the images", network)
+    scores = {"reconstruction": score_reconstructions(pipeline.tokenizer, images.images, extractor)}
+    if settings.num_generated:
+        wanted = torch.arange(settings.num_generated) % pipeline.generator.config["num_classes"]
+        chosen = {"seed": settings.seed, "guidance_scale": settings.guidance_scale}
+        scores["generation"] = score_generations(pipeline, wanted, real, extractor, **chosen)
+    text = table(scores, extractor.name)
+    write_text(out / "prefixes.md", text)
+    write_json(
+        out / "prefixes.json", {name: [dataclasses.asdict(row) for row in rows] for name, rows in scores.items()}
+    )
+    curves = {
+        name: ([row.tokens for row in rows], [row.frechet_distance for row in rows]) for name, rows in scores.items()
+    }
+    save_curves(out / "prefixes.png", {f"Fréchet distance ({extractor.name})": curves}, x_label="tokens")
+    print(text)
+
+
+def table(scores: dict[str, list[PrefixScore]], extractor: str) -> str:
+    """Return Markdown: a row a prefix."""
+    lines = [f"| | levels | tokens | Fréchet ({extractor}) | PSNR (dB) | seconds |", "|---|---|---|---|---|---|"]
+    for name, rows in scores.items():
+        for row in rows:
+            cells: list[Any] = [name, row.levels, row.tokens, f"{row.frechet_distance:.3f}"]
+            cells += ["" if value is None else f"{value:.2f}" for value in (row.psnr_db, row.seconds)]
+            lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(parse(Settings(), sys.argv[1:], prog=sys.argv[0]))

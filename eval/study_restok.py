@@ -1,0 +1,263 @@
+"""ResTok's choices against their alternatives, and HAR against its token-by-token twin: the same budget and seeds for all.
+
+    python eval/study_restok.py --data DATA/fashion-mnist --out runs/study_restok
+    python eval/study_restok.py --data DATA/fashion-mnist --out runs/study_restok --part generation
+
+A stopped study continues. The variants differ in what `TOKENIZERS` and `GENERATORS` say and in nothing else; no setting was tuned for
+one of them.
+"""
+
+import dataclasses
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from hiergen.benchmarks.timing import take_turns
+from hiergen.config import parse
+from hiergen.data.images import ImageSet, to_uint8
+from hiergen.data.pictures import PictureSet
+from hiergen.data.sources import DataConfig, open_images
+from hiergen.figures import save_image_grid
+from hiergen.files import write_text
+from hiergen.generators.level_ar import LevelAR, LevelARSettings
+from hiergen.metrics.classifiers import saved_feature_network
+from hiergen.metrics.codebook import codebook_use
+from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
+from hiergen.metrics.pixel import psnr
+from hiergen.pipelines.encoding import decode_batches, encode_batches, encode_images
+from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.registry import create
+from hiergen.seeding import make_rng
+from hiergen.tokenizers.restok import ResTok
+from hiergen.training.config import OptimConfig, TrainConfig
+from hiergen.training.loop import fit
+from hiergen.training.study import StudyResult, run_study
+from hiergen.training.tasks import GeneratorTaskConfig, TokenizerTaskConfig
+
+#: What all tokenizers have in common: `restok-tiny`, narrower.
+MODEL: dict[str, Any] = {"cnn_channels": 8, "encoder_dim": 96, "decoder_dim": 96}
+#: What each tokenizer changes. The preset has the corrected projection, merge and shortcut, and residual image levels.
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "preset": {},
+    "residual-latents-too": {"residual_latent_tokens": True},
+    "no-residuals": {"residual_image_tokens": False},
+    "flat": {"num_image_levels": 1, "latent_hierarchy": False},
+    "official": {"projection": "reinterpreted", "merge": "even", "cnn_shortcut": "branch"},
+}
+#: The tokenizer of each generator, and what the generator changes of `har-tiny`.
+GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "levels": ("preset", {}),
+    "token-by-token": ("preset", {"layout": "token"}),
+    "levels-of-official": ("official", {}),
+}
+EXTRACTOR = "fashion-cnn-32"
+GUIDANCE = (1.0, 1.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Budget and data of the study.
+
+    Attributes:
+        data: Folder of the four files of Fashion-MNIST (or of another set in MNIST's form).
+        out: Folder of all runs and results.
+        part: "reconstruction" (all tokenizers) or "generation" (after it, on two of them).
+        seeds: Of every variant.
+        tokenizer_samples: Training samples of a tokenizer.
+        generator_samples: Training samples of a generator.
+        num_train: Training images that generators and the extractor are trained on; tokenizers see all.
+        num_test: Held-out images.
+        num_generated: Images generated for each score.
+    """
+
+    data: str = "DATA/fashion-mnist"
+    out: str = "runs/study_restok"
+    part: Literal["reconstruction", "generation"] = "reconstruction"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    tokenizer_samples: int = 6_000
+    generator_samples: int = 8_000
+    num_train: int = 8_000
+    num_test: int = 1_000
+    num_generated: int = 1_000
+
+
+#: What may change without making results stale.
+_FREE = ("data", "out", "part", "seeds")
+
+
+class Study:
+    """The runs, and what they share: images and the network that scores them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.out = Path(settings.out)
+        self.train = _first_images(_data(settings, "train"), settings.num_train)
+        self.test = _first_images(_data(settings, "test"), settings.num_test)
+        path = self.out / f"{EXTRACTOR}.safetensors"
+        self.network = saved_feature_network(path, to_uint8(self.train.images), self.train.labels, epochs=10)
+        description = f"32 features of a 3-convolution classifier of {settings.num_train} train images"
+        self.extractor = FeatureExtractor(EXTRACTOR, description, self.network)
+        share = self._agreement(self.test.images, self.test.labels)
+        print(f"{EXTRACTOR}: {share:.1%} of {len(self.test)} test images", file=sys.stderr)
+
+    def reconstruction(self) -> StudyResult:
+        """Train and score all tokenizers."""
+
+        def run(variant: str, seed: int, folder: Path) -> Mapping[str, float]:
+            tokenizer = self._tokenizer(variant, seed, folder)
+            prefixes = rebuild_prefixes(tokenizer, self.test.images)
+            use = codebook_use(prefixes.pyramid.concat(), tokenizer.config["vocab_size"])
+            real = to_uint8(self.test.images)
+            found = {"used": use.used, "perplexity": use.perplexity}
+            for tokens, images in zip(prefixes.tokens, prefixes.images, strict=True):
+                found[f"psnr_{tokens}"] = float(psnr(images, self.test.images).mean())
+                distances = compare_image_sets(to_uint8(images), real, self.extractor)
+                found[f"frechet_{tokens}"] = distances["frechet_distance"]
+            rows = [self.test.images[:12], *(images[:12] for images in prefixes.images)]
+            save_image_grid(
+                folder / "prefixes.png", rows, row_labels=["input", *(f"{count} tokens" for count in prefixes.tokens)]
+            )
+            return found
+
+        return self._run("reconstruction", run, TOKENIZERS)
+
+    def generation(self) -> StudyResult:
+        """Train and score all generators."""
+
+        def run(variant: str, seed: int, folder: Path) -> Mapping[str, float]:
+            of, overrides = GENERATORS[variant]
+            tokenizer = self._tokenizer(of, seed, self.out / "reconstruction" / of / f"seed-{seed}")
+            encode_images(tokenizer, self.train, folder / "codes")
+            model = fit(self._generator_config(overrides, seed, folder), title=f"{variant}, seed {seed}").model_dir
+            generator = cast(LevelAR, LevelAR.from_pretrained(model).eval())
+            found = {"test_nats": self._test_loss(generator, tokenizer)}
+            for scale in GUIDANCE:
+                images, labels = self._generate(generator, tokenizer, seed, scale)
+                distances = compare_image_sets(to_uint8(images), to_uint8(self.train.images[:5_000]), self.extractor)
+                found[f"frechet_{scale}"] = distances["frechet_distance"]
+                found[f"recall_{scale}"] = distances["recall"]
+                found[f"agreement_{scale}"] = self._agreement(images, labels)
+            return found
+
+        return self._run("generation", run, GENERATORS)
+
+    def _run(self, part: str, run: Any, variants: Mapping[str, Any]) -> StudyResult:
+        common = {key: value for key, value in dataclasses.asdict(self.settings).items() if key not in _FREE}
+        return run_study(
+            {name: lambda seed, folder, name=name: run(name, seed, folder) for name in variants},
+            seeds=self.settings.seeds,
+            out=self.out / part,
+            settings={**common, "model": MODEL, **variants},
+        )
+
+    def _tokenizer(self, variant: str, seed: int, folder: Path) -> ResTok:
+        config = TrainConfig(
+            task=TokenizerTaskConfig(
+                preset="restok-tiny",
+                overrides={**MODEL, **TOKENIZERS[variant]},
+                data=_data(self.settings, "train"),
+                pixel_weight=10.0,
+            ),
+            out=str(folder / "tokenizer"),
+            samples=self.settings.tokenizer_samples,
+            batch_size=32,
+            seed=seed,
+            optim=OptimConfig(lr=2e-3, warmup_samples=1_000, final_lr_ratio=0.05),
+            ema_decay=0.99,
+            log_every=1_000,
+        )
+        model = fit(config, title=f"{variant}, seed {seed}").model_dir
+        return cast(ResTok, ResTok.from_pretrained(model).eval())
+
+    def _generator_config(self, overrides: dict[str, Any], seed: int, folder: Path) -> TrainConfig:
+        return TrainConfig(
+            task=GeneratorTaskConfig(preset="har-tiny", overrides=overrides, codes=str(folder / "codes")),
+            out=str(folder / "generator"),
+            samples=self.settings.generator_samples,
+            batch_size=32,
+            seed=seed,
+            optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_samples=1_000, final_lr_ratio=0.05),
+            ema_decay=0.99,
+            log_every=1_000,
+        )
+
+    @torch.no_grad()
+    def _test_loss(self, generator: LevelAR, tokenizer: ResTok) -> float:
+        """Return the nats a token of the held-out images."""
+        pyramid = encode_batches(tokenizer, self.test.images)
+        starts = range(0, len(self.test), 100)
+        losses = [generator.loss(pyramid[i : i + 100], self.test.labels[i : i + 100])["loss"] for i in starts]
+        return float(torch.stack(losses).mean())
+
+    def _generate(self, generator: LevelAR, tokenizer: ResTok, seed: int, scale: float) -> tuple[Tensor, Tensor]:
+        settings = LevelARSettings(guidance_scale=scale)
+        labels = torch.arange(self.settings.num_generated) % 10
+        rng = make_rng(seed, "sample")
+        parts = [generator.generate(part, settings, rng=rng) for part in labels.split(100)]
+        return torch.cat([decode_batches(tokenizer, part) for part in parts]), labels
+
+    def _agreement(self, images: Tensor, labels: Tensor) -> float:
+        right = self.network.scores(to_uint8(images)).argmax(1) == labels
+        return float(right.double().mean())
+
+
+def sampling_times(*, repeats: int = 7) -> str:
+    """Return Markdown: milliseconds to generate a batch by levels and token by token, in turns; random weights cost the same."""
+    models = {name: create("har-tiny", **GENERATORS[name][1]).eval() for name in ("levels", "token-by-token")}
+    lines = ["| batch | levels (ms) | token by token (ms) | ratio, median of the pairs |", "|---|---|---|---|"]
+    settings = LevelARSettings(guidance_scale=GUIDANCE[-1])
+    for batch in (1, 16, 100):
+        labels = torch.arange(batch) % 10
+        rng = torch.Generator().manual_seed(0)
+        calls = {
+            name: lambda model=model, labels=labels, rng=rng: model.generate(labels, settings, rng=rng)
+            for name, model in models.items()
+        }
+        seconds = take_turns(calls, repeats=repeats, device=torch.device("cpu"))
+        levels, tokens = seconds["levels"], seconds["token-by-token"]
+        ratio = statistics.median(b / a for a, b in zip(levels, tokens, strict=True))
+        medians = [1e3 * statistics.median(times) for times in (levels, tokens)]
+        lines.append(f"| {batch} | {medians[0]:.1f} | {medians[1]:.1f} | {ratio:.2f} |")
+    steps = ", ".join(f"{name} {model.num_steps}" for name, model in models.items())
+    return f"Steps: {steps}.\n\n" + "\n".join(lines) + "\n"
+
+
+def main(settings: Settings) -> None:
+    """Run a part of the study and write its tables."""
+    torch.set_num_threads(1)
+    study = Study(settings)
+    if settings.part == "reconstruction":
+        result = study.reconstruction()
+        lengths = [int(name[5:]) for name in next(iter(result.values["preset"].values())) if name.startswith("psnr_")]
+        text = result.table({f"psnr_{n}": f"PSNR, {n} tokens (dB)" for n in lengths}, digits=2)
+        text += "\n" + result.table({f"frechet_{n}": f"Fréchet ({EXTRACTOR}), {n} tokens" for n in lengths})
+        text += "\n" + result.table({"used": "codebook in use", "perplexity": "perplexity"}, digits=2)
+    else:
+        result = study.generation()
+        text = result.table({"test_nats": "held-out nats a token"})
+        for scale in GUIDANCE:
+            columns = {"frechet": f"Fréchet ({EXTRACTOR})", "agreement": "classifier agrees", "recall": "recall"}
+            text += f"\nGuidance {scale}\n\n"
+            text += result.table({f"{key}_{scale}": title for key, title in columns.items()})
+        text += f"\n{sampling_times()}"
+    write_text(Path(settings.out) / f"{settings.part}.md", text)
+    print(text)
+
+
+def _data(settings: Settings, split: Literal["train", "test"]) -> DataConfig:
+    return DataConfig(source=f"idx:{settings.data}", split=split, size=32, in_memory=False)
+
+
+def _first_images(config: DataConfig, count: int) -> ImageSet:
+    pictures = cast(PictureSet, open_images(config))
+    batch = pictures.batch([(index, 0) for index in range(count)], seed=0)
+    return ImageSet(batch["image"], batch["label"], pictures.classes)
+
+
+if __name__ == "__main__":
+    main(parse(Settings(), sys.argv[1:], prog=sys.argv[0]))
