@@ -9,6 +9,7 @@ single-scale model's.
 
 import dataclasses
 import itertools
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -238,6 +239,16 @@ def frechet_curve(result: StudyResult, variant: str) -> dict[int, float]:
     return {int(name.removeprefix("frechet_")): result.estimate(variant, name).mean for name in names}
 
 
+def pixel_curve(folder: Path) -> tuple[list[float], list[float]]:
+    """Return samples and the squared pixel error of a tokenizer's training log, the mean of the seeds in a variant's folder."""
+    logs = [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("seed-*/tokenizer/log.jsonl"))
+    ]
+    rows = list(zip(*logs, strict=True))
+    return [row[0]["samples"] for row in rows], [sum(line["pixel"] for line in row) / len(row) for row in rows]
+
+
 def main(settings: Settings) -> None:
     """Run a part of the study and write its tables and curves."""
     torch.set_num_threads(1)
@@ -248,6 +259,8 @@ def main(settings: Settings) -> None:
         quality = {"psnr": "PSNR (dB)", "lpips": "LPIPS", "frechet": f"Fréchet ({EXTRACTOR})"}
         latents = ("least_std", "greatest_std", "kurtosis", "neighbor_spread", "autocorrelation", "detour")
         text = result.table(quality) + "\n" + result.table({name: name.replace("_", " ") for name in latents})
+        errors = {variant: pixel_curve(folder / "reconstruction" / variant) for variant in GENERATED_ON}
+        save_curves(folder / "reconstruction.png", {"squared pixel error while training, mean of the seeds": errors})
     else:
         result = study.generation()
         curves = {variant: frechet_curve(result, variant) for variant in GENERATED_ON}
