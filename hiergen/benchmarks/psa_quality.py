@@ -95,10 +95,10 @@ def plans_of_density(
 
     def threshold(shares: tuple[tuple[int, float], ...]) -> PyramidPlan:
         """Bisect the shares, scaled together, until the mean density is the one wanted."""
-        low, high = 0.0, 1.0
-        for _ in range(12):
+        low, high = 0.0, 2.0
+        for _ in range(14):
             middle = (low + high) / 2
-            bounds = tuple((pool, share * middle) for pool, share in shares)
+            bounds = tuple((pool, min(share * middle, 1.0)) for pool, share in shares)
             tried = plan(dataclasses.replace(quota, mode="threshold", bounds=bounds, min_full=0.0))
             low, high = (middle, high) if float(tried.density) < computed else (low, middle)
         return tried
