@@ -15,7 +15,6 @@ from diffusers import (
     LTXVideoTransformer3DModel,
     WanTransformer3DModel,
 )
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from hiergen.kernels import PSAConfig
 
@@ -161,13 +160,17 @@ SIZES = {
 }  # fmt: skip
 
 
-def llama() -> LlamaForCausalLM:
+def llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
 
 
-def qwen() -> Qwen2_5_VLForConditionalGeneration:
+def qwen() -> Any:
     """Language part of 8-channel heads, three rotary sections; a vision tower of one layer."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
     torch.manual_seed(0)
     text = SIZES | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
     vision = {
@@ -216,12 +219,12 @@ def cases() -> dict[str, Case]:
 
 
 @pytest.fixture(name="llama")
-def _llama() -> Callable[[], LlamaForCausalLM]:
+def _llama() -> Callable[[], Any]:
     return llama
 
 
 @pytest.fixture(name="qwen")
-def _qwen() -> Callable[[], Qwen2_5_VLForConditionalGeneration]:
+def _qwen() -> Callable[[], Any]:
     return qwen
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
 from hiergen.kernels.pyramid_attention import pyramid_sparse_attention, token_order
 from hiergen.video import apply_pyramid_attention, remove_pyramid_attention
@@ -161,11 +160,15 @@ def test_every_token_may_have_its_own_timestep(cases, full, name, order):
         torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
 
 
-def test_the_first_frame_of_hunyuan_image_to_video_stays_in_place(cases, full):
+@pytest.mark.parametrize("kind", ["token_replace", "latent_concat"])
+def test_both_ways_of_hunyuan_image_to_video_are_followed(cases, full, kind):
+    """Token replacement treats the tokens of the first frame by their position: they have to stay there."""
     case = cases["hunyuan"]
-    model = case.model(image_condition_type="token_replace", num_layers=2)
+    channels = 4 if kind == "token_replace" else 9
+    model = case.model(image_condition_type=kind, num_layers=2, in_channels=channels)
     for grid in ((3, 5, 4), (1, 5, 4)):
         inputs = case.inputs(grid)
+        inputs["hidden_states"] = torch.randn(1, channels, *inputs["hidden_states"].shape[2:])
         expected = run(model, inputs)
         with apply_pyramid_attention(model, full):
             torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
@@ -332,10 +335,8 @@ with torch.no_grad():
     for block in model.blocks:
         block._compiled_call_impl = None
     whole = torch.compile(model, fullgraph=True, backend="eager")
-    for step in (0, 1):
-        handle.set_step(step)
-        torch.testing.assert_close(whole(**inputs[step]).sample, expected[step], rtol=0, atol=1e-6)
-
+    handle.set_step(1)
+    torch.testing.assert_close(whole(**inputs[1]).sample, expected[1], rtol=0, atol=1e-6)
     remove_pyramid_attention(whole)
     agree(whole, dense)
 """
@@ -346,48 +347,6 @@ def test_torch_compile_sees_one_graph():
         [sys.executable, "-c", COMPILE, str(Path(__file__).parent)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-def pipeline(wan, **parts) -> WanPipeline:
-    pipe = WanPipeline(
-        tokenizer=None, text_encoder=None, vae=None, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        transformer=wan.model(), **parts,
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def sample(pipe, **options):
-    text = torch.randn(2, 1, 7, 8, generator=torch.Generator().manual_seed(3))
-    settings = {
-        "height": 64, "width": 48, "num_frames": 9, "num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "latent",
-    } | options  # fmt: skip
-    rng = torch.Generator().manual_seed(0)
-    return pipe(prompt_embeds=text[0], negative_prompt_embeds=text[1], generator=rng, **settings).frames
-
-
-def test_a_pipeline_samples_with_guidance_and_without(wan, full, sparse):
-    pipe = pipeline(wan)
-    for guidance in (5.0, 1.0):
-        dense = sample(pipe, guidance_scale=guidance)
-        with apply_pyramid_attention(pipe, full):
-            torch.testing.assert_close(sample(pipe, guidance_scale=guidance), dense, rtol=0, atol=2e-5)
-        with apply_pyramid_attention(pipe, sparse, warmup_steps=1, collect_statistics=True) as handle:
-            out = sample(pipe, guidance_scale=guidance)
-            passes = 2 if guidance > 1 else 1
-            assert [call.step for call in handle.statistics] == [step for step in range(4) for _ in range(2 * passes)]
-            assert {call.density == 1 for call in handle.statistics if call.step == 0} == {True}
-            assert {call.density < 0.6 for call in handle.statistics if call.step > 0} == {True}
-        assert not torch.allclose(out, dense, atol=1e-3)
-        assert torch.equal(sample(pipe, guidance_scale=guidance), dense)
-
-
-def test_a_pipeline_of_two_transformers_hands_over_in_mid_video(wan, sparse):
-    pipe = pipeline(wan, transformer_2=wan.model(), boundary_ratio=0.8)
-    with apply_pyramid_attention(pipe, sparse, warmup_steps=1, collect_statistics=True) as handle:
-        sample(pipe, guidance_scale=1.0)
-        assert [call.step for call in handle.statistics if call.layer == 0] == [0, 1, 2, 3]
-    assert "WanAttnProcessor" in str(pipe.transformer_2.attn_processors)
 
 
 def test_statistics_are_kept_only_on_request(wan, sparse):
