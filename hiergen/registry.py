@@ -29,12 +29,14 @@ MODEL_CLASSES: dict[str, str] = {
     "FlowTransformer": "hiergen.generators.flow_transformer",
     "MaskedAR": "hiergen.generators.masked",
     "MaskedCascade": "hiergen.generators.cascade",
+    "ImageEncoder": "hiergen.generators.image_encoder",
 }
 
 #: Every pipeline class that may be loaded by name, and the module that holds it.
 PIPELINE_CLASSES: dict[str, str] = {
     "ClassToImagePipeline": "hiergen.pipelines.image",
     "ClassToShapePipeline": "hiergen.pipelines.shape",
+    "ImageToShapePipeline": "hiergen.pipelines.shape",
     "ClassToVideoPipeline": "hiergen.pipelines.video",
 }
 

@@ -20,6 +20,9 @@ class EncodeSettings:
         out: Folder of the cache. A finished cache of the same tokenizer and data is left as it is.
         data: The images; `data.size` must be the tokenizer's.
         shapes: Encode shapes instead: a folder that `hiergen prepare-shapes` wrote (its train split), or "procedural".
+        image_encoder: Folder of an `ImageEncoder`: its features of the shapes' views are written too, and kept in
+            `<out>-features` by the content of the view.
+        variants: Encodings of each shape, from other surface points (and other views with an image encoder).
         videos: Encode clips instead: a folder of video files. A tokenizer of images takes them frame by frame.
         num_frames: Frames of a clip, where the tokenizer is one of images.
         stride: Frames of a file from one frame of a clip to the next.
@@ -32,6 +35,8 @@ class EncodeSettings:
     out: str = "codes"
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     shapes: str = ""
+    image_encoder: str = ""
+    variants: int = 1
     videos: str = ""
     num_frames: int = 16
     stride: int = 1
@@ -79,8 +84,17 @@ def _encode_shapes(settings: EncodeSettings) -> None:
     tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     if not isinstance(tokenizer, PyramidVAE):
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no shapes")
-    shapes = open_shapes(cloud_config(tokenizer, settings.shapes))
-    codes = encode_shapes(tokenizer, shapes, settings.out, batch_size=settings.batch_size)
+    encoder = from_pretrained(settings.image_encoder).eval().to(settings.device) if settings.image_encoder else None
+    shapes = open_shapes(cloud_config(tokenizer, settings.shapes, image=encoder is not None))
+    codes = encode_shapes(
+        tokenizer,
+        shapes,
+        settings.out,
+        num_variants=settings.variants,
+        batch_size=settings.batch_size,
+        image_encoder=encoder,
+        feature_cache=f"{settings.out}-features" if encoder is not None else None,
+    )
     print(f"{len(codes):,} shapes of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}")
 
 

@@ -25,6 +25,9 @@ from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json, specs_to_j
 INDEX = "index.json"
 SHARD_SAMPLES = 4096
 
+#: A pyramid for each variant, the labels and, where images go with the samples, their features.
+Encoded = tuple[list[TokenPyramid], Tensor] | tuple[list[TokenPyramid], Tensor, list[Tensor]]
+
 
 @dataclasses.dataclass(frozen=True)
 class CodeSet(Dataset):
@@ -37,6 +40,8 @@ class CodeSet(Dataset):
         specs: Of the levels.
         classes: Name of each class.
         source: Fingerprint of tokenizer and data.
+        features: Of the image that goes with each variant, one tensor `(samples, variants, n, c)` a network of the encoder; empty
+            where the cache holds none.
     """
 
     levels: tuple[Tensor, ...]
@@ -44,6 +49,7 @@ class CodeSet(Dataset):
     specs: tuple[LevelSpec, ...]
     classes: tuple[str, ...]
     source: str
+    features: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -58,7 +64,7 @@ class CodeSet(Dataset):
         return self.source
 
     def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
-        """Return levels `level_0`, `level_1`, ... and `label` of some samples."""
+        """Return levels `level_0`, `level_1`, ..., the features `feature_0`, ... where there are any, and `label` of some samples."""
         from hiergen.seeding import derive_seed
 
         index = torch.tensor([i for i, _ in samples])
@@ -68,6 +74,7 @@ class CodeSet(Dataset):
         else:
             chosen = torch.tensor([derive_seed(seed, "variant", epoch, i) % variants for i, epoch in samples])
         batch = {f"level_{k}": level[index, chosen] for k, level in enumerate(self.levels)}
+        batch |= {f"feature_{k}": feature[index, chosen] for k, feature in enumerate(self.features)}
         return {**batch, "label": self.labels[index]}
 
     def pyramid(self, batch: dict[str, Tensor]) -> TokenPyramid:
@@ -120,12 +127,14 @@ class CodeSet(Dataset):
             shards.append(shard)
         levels = tuple(torch.cat([shard[f"level_{k}"] for shard in shards]) for k in range(len(specs)))
         labels = torch.cat([shard["label"] for shard in shards])
-        return cls(levels, labels, specs, tuple(index["classes"]), index["source"])
+        count = sum(name.startswith("feature_") for name in shards[0])
+        features = tuple(torch.cat([shard[f"feature_{k}"] for shard in shards]) for k in range(count))
+        return cls(levels, labels, specs, tuple(index["classes"]), index["source"], features)
 
 
 def write_codes(
     folder: str | Path,
-    encode: Callable[[int, int], tuple[list[TokenPyramid], Tensor]],
+    encode: Callable[[int, int], Encoded],
     *,
     num_samples: int,
     classes: Sequence[str],
@@ -136,7 +145,8 @@ def write_codes(
 
     Args:
         folder: Where to.
-        encode: Called with a range `(start, stop)` of samples; returns one pyramid a variant, and the labels.
+        encode: Called with a range `(start, stop)` of samples; returns one pyramid a variant, the labels and, if there are any, the
+            features, as `CodeSet` holds them.
         num_samples: Samples in all.
         classes: Name of each class.
         source: Fingerprint of tokenizer and data: a cache of another source is refused.
@@ -169,9 +179,12 @@ def write_codes(
     return CodeSet.open(root, source=source)
 
 
-def _write_shard(path: Path, variants: list[TokenPyramid], labels: Tensor) -> tuple[LevelSpec, ...]:
+def _write_shard(
+    path: Path, variants: list[TokenPyramid], labels: Tensor, features: Sequence[Tensor] = ()
+) -> tuple[LevelSpec, ...]:
     specs = variants[0].specs
-    levels = {f"level_{k}": torch.stack([v.levels[k] for v in variants], dim=1).cpu() for k in range(len(specs))}
+    tensors = {f"level_{k}": torch.stack([v.levels[k] for v in variants], dim=1).cpu() for k in range(len(specs))}
+    tensors |= {f"feature_{k}": feature.cpu() for k, feature in enumerate(features)}
     with atomic_path(path) as temporary:
-        save_file({**levels, "label": labels.cpu()}, temporary)
+        save_file({**tensors, "label": labels.cpu()}, temporary)
     return specs

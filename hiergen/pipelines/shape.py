@@ -1,4 +1,4 @@
-"""From a class label to meshes: a generator and the shape tokenizer it was trained for, as a diffusers pipeline."""
+"""From a class label or an image to meshes: a generator and the shape tokenizer it was trained for, as diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
 from hiergen.data.meshes import require_shape_libraries
 from hiergen.data.surface_extraction import EmptySurfaceError, ExtractionSettings, extract_mesh
 from hiergen.generators.base import Generator
+from hiergen.generators.cascade import MaskedCascade
+from hiergen.generators.image_encoder import ImageEncoder
+from hiergen.generators.prefix import Condition
 from hiergen.pipelines.base import HiergenPipeline
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
@@ -20,11 +24,15 @@ from hiergen.tokenizers.pyramid_vae import PyramidVAE
 
 if TYPE_CHECKING:
     import trimesh
+    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
+#: One picture, several, or a tensor of them.
+Pictures = Any
+
 #: Called after each generation step with the pipeline, the step's index and {"pyramid": the complete levels, or None}.
-ShapeStepCallback = Callable[["ClassToShapePipeline", int, dict[str, Any]], None]
+ShapeStepCallback = Callable[["ShapePipeline", int, dict[str, Any]], None]
 
 
 @dataclasses.dataclass
@@ -40,16 +48,39 @@ class ShapePipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToShapePipeline(HiergenPipeline):
+class ShapePipeline(HiergenPipeline):
+    """What the pipelines to shapes share: a condition becomes tokens, tokens become meshes."""
+
+    tokenizer: PyramidVAE
+    generator: Generator
+
+    def _meshes(
+        self,
+        condition: Condition,
+        rng: Rng | None,
+        callback: ShapeStepCallback | None,
+        extraction: ExtractionSettings | None,
+        settings: dict[str, Any],
+    ) -> ShapePipelineOutput:
+        chosen = self.generator.make_settings(**settings)
+        # A cascade takes features too; a generator in general takes labels.
+        generate: Any = self.generator.generate
+        pyramid = generate(condition, chosen, rng=rng, callback=self._report(callback))
+        return ShapePipelineOutput(decode_meshes(self.tokenizer, pyramid, extraction), pyramid)
+
+    def _report(self, callback: ShapeStepCallback | None) -> Callable[[int, TokenPyramid | None], None] | None:
+        if callback is None:
+            return None
+        return lambda step, pyramid: callback(self, step, {"pyramid": pyramid})
+
+
+class ClassToShapePipeline(ShapePipeline):
     """Class labels -> meshes.
 
     Example:
         >>> pipe = ClassToShapePipeline.from_pretrained("quickstart-shapes/pipeline")
         >>> pipe(3, generator=torch.Generator().manual_seed(0)).meshes[0].export("chair.glb")
     """
-
-    tokenizer: PyramidVAE
-    generator: Generator
 
     def __init__(self, tokenizer: PyramidVAE, generator: Generator) -> None:
         super().__init__()
@@ -90,17 +121,80 @@ class ClassToShapePipeline(HiergenPipeline):
         # Before the work of generating, not after it.
         require_shape_libraries()
         labels = torch.tensor(listed, dtype=torch.int64, device=self.generator.device)
-        chosen = self.generator.make_settings(**settings)
-        callback = self._report(callback_on_step_end)
-        pyramid = self.generator.generate(
-            labels.repeat_interleave(num_shapes_per_label), chosen, rng=generator, callback=callback
-        )
-        return ShapePipelineOutput(decode_meshes(self.tokenizer, pyramid, extraction), pyramid)
+        condition = labels.repeat_interleave(num_shapes_per_label)
+        return self._meshes(condition, generator, callback_on_step_end, extraction, settings)
 
-    def _report(self, callback: ShapeStepCallback | None) -> Callable[[int, TokenPyramid | None], None] | None:
-        if callback is None:
-            return None
-        return lambda step, pyramid: callback(self, step, {"pyramid": pyramid})
+
+class ImageToShapePipeline(ShapePipeline):
+    """Images -> meshes, in the pose that the image shows.
+
+    Example:
+        >>> pipe = ImageToShapePipeline.from_pretrained("quickstart-shapes/image_pipeline")
+        >>> pipe(Image.open("chair.png"), generator=torch.Generator().manual_seed(0)).meshes[0].export("chair.glb")
+    """
+
+    image_encoder: ImageEncoder
+
+    def __init__(self, tokenizer: PyramidVAE, generator: MaskedCascade, image_encoder: ImageEncoder) -> None:
+        super().__init__()
+        generator.check_tokenizer(tokenizer.specs)
+        expected = [list(shape) for shape in generator.config["feature_shapes"] or ()]
+        if expected != image_encoder.feature_shapes:
+            raise ValueError(
+                f"the image encoder gives features {image_encoder.feature_shapes}, the generator was trained for {expected}"
+            )
+        self.register_modules(tokenizer=tokenizer, generator=generator, image_encoder=image_encoder)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Pictures,
+        *,
+        num_shapes_per_image: int = 1,
+        generator: Rng | None = None,
+        callback_on_step_end: ShapeStepCallback | None = None,
+        extraction: ExtractionSettings | None = None,
+        **settings: Any,
+    ) -> ShapePipelineOutput:
+        """Generate shapes.
+
+        Args:
+            images: One picture or several; a transparent one is put on white, one that is not square is padded with white. Or a
+                tensor `(b, 3, h, h)` in [-1, 1]. One object, on white: that is what the training views show.
+            num_shapes_per_image: Shapes for each image, next to each other in the result.
+            generator: As for `ClassToShapePipeline`, like all that follows.
+
+        Raises:
+            ValueError: If there is no image, one is not square (tensors), or a number is below 1.
+            TypeError: If a setting is unknown to the generator.
+            ImportError: If a library for meshes is not installed.
+        """
+        if num_shapes_per_image < 1:
+            raise ValueError(f"num_shapes_per_image is {num_shapes_per_image}, expected at least 1")
+        require_shape_libraries()
+        pixels = [images] if isinstance(images, torch.Tensor) else _pixels(images)
+        if not sum(len(part) for part in pixels):
+            raise ValueError("images is empty, expected at least one image")
+        # Pictures of different sizes are encoded one by one.
+        parts = [self.image_encoder(part.to(self.image_encoder.device)) for part in pixels]
+        features = [torch.cat(network).to(self.generator.device) for network in zip(*parts, strict=True)]
+        condition = [feature.repeat_interleave(num_shapes_per_image, dim=0) for feature in features]
+        return self._meshes(condition, generator, callback_on_step_end, extraction, settings)
+
+
+def _pixels(images: Image.Image | Sequence[Image.Image]) -> list[torch.Tensor]:
+    """Return each picture on a white square, `(1, 3, h, h)` in [-1, 1]."""
+    from PIL import Image
+
+    pixels = []
+    for picture in [images] if isinstance(images, Image.Image) else images:
+        rgba = picture.convert("RGBA")
+        side = max(rgba.size)
+        square = Image.new("RGBA", (side, side), (255, 255, 255, 255))
+        square.alpha_composite(rgba, ((side - rgba.width) // 2, (side - rgba.height) // 2))
+        array = torch.from_numpy(np.asarray(square.convert("RGB")).copy())
+        pixels.append(array.permute(2, 0, 1)[None].float().div(127.5).sub(1))
+    return pixels
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from hiergen.data.codes import INDEX, CodeSet
 from hiergen.data.shapes import ShapeDataConfig, open_shapes
 from hiergen.generators.cascade import MaskedCascade, StageChoice
 from hiergen.generators.latent_statistics import LatentStatistics, latent_statistics
+from hiergen.generators.prefix import Condition
 from hiergen.losses.occupancy import shape_tokenizer_losses
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
@@ -90,7 +91,7 @@ def num_ordered_points(tokenizer: PyramidVAE, num_points: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ShapeGeneratorTaskConfig(TaskConfig):
-    """Train a `MaskedCascade` on a cache of shape tokens, by class.
+    """Train a `MaskedCascade` on a cache of shape tokens, by class or by image.
 
     Attributes:
         preset: Name of a `MaskedCascade` preset.
@@ -98,6 +99,7 @@ class ShapeGeneratorTaskConfig(TaskConfig):
             deviation of the tokens come from the cache and need not be given.
         codes: Folder that `encode_shapes` wrote.
         standardize: Give the generator mean and deviation of every channel of each level.
+        condition: "class", or "image": the cache's features, which `encode_shapes` writes with an image encoder.
         stages: Train both stages together, or one alone; the other keeps its weights.
         start: Folder of a cascade whose coarse stage is trained: it is taken from there, and the fine stage is initialized from it.
     """
@@ -106,6 +108,7 @@ class ShapeGeneratorTaskConfig(TaskConfig):
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     codes: str = "codes"
     standardize: bool = True
+    condition: Literal["class", "image"] = "class"
     stages: Literal["both", "low", "high"] = "both"
     start: str | None = None
 
@@ -117,7 +120,9 @@ class ShapeGeneratorTaskConfig(TaskConfig):
         derived = {}
         if (Path(self.codes) / INDEX).is_file():
             index = json.loads((Path(self.codes) / INDEX).read_text())
-            derived = {"level_specs": index["specs"], "num_classes": len(index["classes"])}
+            derived = {"level_specs": index["specs"]}
+            if self.condition == "class":
+                derived["num_classes"] = len(index["classes"])
         elif "feature_shapes" in self.overrides and self.overrides["feature_shapes"] is None:
             derived = {"num_classes": 1}
         with torch.device("meta"):
@@ -127,16 +132,27 @@ class ShapeGeneratorTaskConfig(TaskConfig):
 
 
 class ShapeGeneratorTask(Task):
-    """The cascade's own loss on cached tokens with class labels. The tokenizer takes no part: only what it encoded is read.
+    """The cascade's own loss on cached tokens with labels or features. Tokenizer and image encoder take no part: only what they made is
+    read.
 
     Raises:
-        ValueError: If the preset is no `MaskedCascade`, the cache does not hold two levels, or `start` holds another coarse stage.
+        ValueError: If the preset is no `MaskedCascade`, the cache does not hold two levels, or no features for the condition
+            "image", or `start` holds another coarse stage.
     """
 
     def __init__(self, config: ShapeGeneratorTaskConfig) -> None:
         self._stages: StageChoice = config.stages
         self.dataset = codes = CodeSet.open(config.codes)
         derived: dict[str, Any] = {"level_specs": codes.level_specs, "num_classes": len(codes.classes)}
+        if config.condition == "image":
+            if not codes.features:
+                raise ValueError(
+                    f"the cache {config.codes!r} holds no features of images, which condition 'image' needs; encode the shapes "
+                    "with an image encoder"
+                )
+            shapes = [list(feature.shape[2:]) for feature in codes.features]
+            derived |= {"num_classes": None, "feature_shapes": shapes}
+        self._condition = config.condition
         if config.standardize:
             statistics = level_statistics(codes)
             derived["latent_mean"] = [list(level.mean) for level in statistics]
@@ -155,7 +171,10 @@ class ShapeGeneratorTask(Task):
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         codes = cast(CodeSet, self.dataset)
-        return self.generator.loss(codes.pyramid(batch), batch["label"], stages=self._stages, rng=rng)
+        condition: Condition = batch["label"]
+        if self._condition == "image":
+            condition = [batch[f"feature_{k}"] for k in range(len(codes.features))]
+        return self.generator.loss(codes.pyramid(batch), condition, stages=self._stages, rng=rng)
 
 
 def level_statistics(codes: CodeSet) -> list[LatentStatistics]:
@@ -182,6 +201,7 @@ def _start_from(model: MaskedCascade, folder: str) -> None:
         "latent_std",
         "latent_multiplier",
         "num_classes",
+        "feature_shapes",
         "level_specs",
     )
     for name in names:

@@ -3,20 +3,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 import trimesh
+from torch import nn
 
 from hiergen.data.procedural_shapes import procedural_shape
+from hiergen.metrics.fidelity import FeatureExtractor
+from hiergen.metrics.frechet import frechet_distance
 from hiergen.metrics.geometry import chamfer_distance
 from hiergen.metrics.shape_sets import (
     ShapeSetProtocol,
+    compare_rendered_sets,
     compare_shape_sets,
     coverage,
-    frechet_distance,
     matching_distance,
     nearest_neighbor_accuracy,
     pairwise_chamfer,
     render_set,
-    rendered_frechet_distance,
 )
 
 QUICK = ShapeSetProtocol(num_points=200)
@@ -79,18 +82,27 @@ def test_frechet_distance_agrees_with_the_matrix_root() -> None:
         frechet_distance(a, b[:, :4])
 
 
-def test_rendered_distance_uses_the_given_features() -> None:
-    boxes = [trimesh.creation.box(extents=(1, 1, depth)) for depth in (0.8, 1.0, 1.2)]
-    balls = [trimesh.creation.icosphere(subdivisions=2) for _ in range(3)]
-    shapes = []
+class Corners(nn.Module):
+    """Features that are easy to compute elsewhere: four pixels of an image."""
 
-    def features(images: np.ndarray) -> np.ndarray:
-        shapes.append((images.shape, images.dtype))
-        return images.reshape(len(images), -1)[:, ::500].astype(np.float64)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, ::12, ::12].flatten(1).float() / 100
 
-    apart = rendered_frechet_distance(boxes, balls, features, num_views=2, size=24)
-    assert shapes == [((6, 24, 24, 3), np.uint8)] * 2
-    assert rendered_frechet_distance(boxes, boxes, features, num_views=2, size=24) < 1e-6 < apart
+
+def test_rendered_distance_is_that_of_the_extractor_on_the_views() -> None:
+    """Against the Fréchet distance of NumPy on the same pictures."""
+    boxes = [trimesh.creation.box(extents=(1, 1 + depth / 5, 0.7)) for depth in range(5)]
+    balls = [trimesh.creation.icosphere(subdivisions=2).apply_scale((1, 1, 1 + k / 5)) for k in range(5)]
+    extractor = FeatureExtractor("corners", "four pixels", Corners())
+    apart = compare_rendered_sets(boxes, balls, extractor, num_views=2, size=24)
+    assert set(apart) == {"frechet_distance", "kernel_distance", "precision", "recall"}
+    views = [render_set(meshes, num_views=2, size=24) for meshes in (boxes, balls)]
+    features = [part[:, ::12, ::12, 0].reshape(len(part), -1) / 100 for part in views]
+    assert apart["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-3, abs=1e-5)
+    same = compare_rendered_sets(boxes, boxes, extractor, num_views=2, size=24)
+    assert same["frechet_distance"] < 1e-3 < apart["frechet_distance"]
+    with pytest.raises(ValueError, match="images holds 2 images, at least 10"):
+        compare_rendered_sets(boxes[:1], balls, extractor, num_views=2, size=24)
     with pytest.raises(ValueError, match="there are 0 meshes and 4 views, expected at least 1"):
         render_set([])
 

@@ -5,11 +5,13 @@ import logging
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from torch import nn
 
 import hiergen
 from hiergen.data.surface_extraction import ExtractionSettings
-from hiergen.pipelines.shape import ClassToShapePipeline, decode_meshes
+from hiergen.generators.image_encoder import ImageEncoder
+from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline, decode_meshes
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 
@@ -23,6 +25,8 @@ TINY_VAE = {
     "encoder_depth": 1,
     "decoder_depth": 1,
     "point_counts": [32, 16, 8],
+    # A smooth field, which a coarse grid resolves.
+    "init_scale": 0.25,
 }
 TINY_CASCADE = {
     "num_classes": 4,
@@ -118,3 +122,58 @@ def test_bad_requests_are_explained(pipe) -> None:
     other = create("mar3d-tiny", **TINY_CASCADE)
     with pytest.raises(ValueError, match="this generator was trained for"):
         ClassToShapePipeline(tokenizer=pipe.tokenizer, generator=other)
+
+
+@pytest.fixture
+def image_pipe(pipe) -> ImageToShapePipeline:
+    torch.manual_seed(1)
+    encoder = ImageEncoder(encoders=[{"kind": "conv", "config": {"image_size": 16, "dim": 8}}])
+    overrides = {**TINY_CASCADE, "num_classes": None, "feature_shapes": encoder.feature_shapes}
+    generator = create("mar3d-tiny", level_specs=specs_to_json(pipe.tokenizer.specs), **overrides).eval()
+    # The head starts at zero, where no condition matters.
+    for parameter in generator.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    made = ImageToShapePipeline(tokenizer=pipe.tokenizer, generator=generator, image_encoder=encoder)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_images_become_meshes_and_each_image_has_its_own(image_pipe) -> None:
+    red, blue = (Image.new("RGB", (20, 20), color) for color in ("red", "blue"))
+    both = image_pipe([red, blue], num_shapes_per_image=2, generator=seeded(), **QUICK)
+    assert len(both.meshes) == 4
+    assert all(mesh.is_watertight for mesh in both.meshes)
+    same = image_pipe([red, red], num_shapes_per_image=2, generator=seeded(), **QUICK)
+    assert torch.equal(both.pyramid.levels[0][:2], same.pyramid.levels[0][:2])
+    assert not torch.equal(both.pyramid.levels[0][2:], same.pyramid.levels[0][2:])
+
+
+def test_pictures_are_padded_with_white_and_put_on_white(image_pipe) -> None:
+    """What the encoder sees of a transparent wide picture is what it sees of the square made by hand."""
+    picture = Image.new("RGBA", (16, 8), (255, 0, 0, 128))
+    square = torch.ones(1, 3, 16, 16)
+    square[:, 1:, 4:12] = 127 / 127.5 - 1
+    assert torch.equal(
+        image_pipe(picture, generator=seeded(), **QUICK).pyramid.concat(),
+        image_pipe(square, generator=seeded(), **QUICK).pyramid.concat(),
+    )
+
+
+def test_an_image_pipeline_saved_is_loaded(image_pipe, tmp_path) -> None:
+    image_pipe.save_pretrained(tmp_path)
+    picture = Image.new("RGB", (16, 16), "green")
+    expected = image_pipe(picture, generator=seeded(), **QUICK)
+    for loaded in (ImageToShapePipeline.from_pretrained(tmp_path), hiergen.from_pretrained(tmp_path)):
+        loaded.set_progress_bar_config(disable=True)
+        assert torch.equal(loaded(picture, generator=seeded(), **QUICK).pyramid.concat(), expected.pyramid.concat())
+
+
+def test_bad_image_requests_are_explained(image_pipe) -> None:
+    with pytest.raises(ValueError, match="images is empty"):
+        image_pipe([])
+    with pytest.raises(ValueError, match="num_shapes_per_image is 0"):
+        image_pipe(torch.zeros(1, 3, 16, 16), num_shapes_per_image=0)
+    other = ImageEncoder(encoders=[{"kind": "conv", "config": {"image_size": 16, "dim": 16}}])
+    with pytest.raises(ValueError, match=r"gives features \[\[16, 16\]\], the generator was trained for \[\[16, 8\]\]"):
+        ImageToShapePipeline(tokenizer=image_pipe.tokenizer, generator=image_pipe.generator, image_encoder=other)

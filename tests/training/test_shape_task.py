@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from hiergen.data.codes import CodeSet
+from hiergen.data.shape_renders import ViewSettings
 from hiergen.data.shape_sampling import SamplingSettings
 from hiergen.data.shapes import ShapeBatchConfig, ShapeDataConfig, open_shapes
 from hiergen.generators.cascade import MaskedCascade
+from hiergen.generators.image_encoder import ImageEncoder
 from hiergen.pipelines.shape_encoding import encode_shapes
 from hiergen.registry import create
 from hiergen.seeding import make_rng
@@ -192,3 +195,49 @@ def test_parameters_are_counted_without_building(codes) -> None:
     absent = ShapeGeneratorTaskConfig(preset="mar3d", overrides={"feature_shapes": None}, codes="nowhere", stages="low")
     assert 3e8 < absent.count_parameters()["generator"] < 5e8
     assert TOKENIZER.count_parameters()["tokenizer"] == sum(p.numel() for p in TOKENIZER.build().tokenizer.parameters())
+
+
+@pytest.fixture(scope="module")
+def views() -> ShapeDataConfig:
+    batch = dataclasses.replace(DATA.batch, image=True)
+    return dataclasses.replace(DATA, views=ViewSettings(num_views=2, size=16), batch=batch)
+
+
+@pytest.fixture(scope="module")
+def image_encoder() -> ImageEncoder:
+    torch.manual_seed(0)
+    return ImageEncoder(encoders=[{"kind": "conv", "config": {"image_size": 16, "dim": 8}}])
+
+
+def test_features_go_with_the_view_of_their_variant(tokenizer, views, image_encoder, tmp_path) -> None:
+    """Against the encoder on the sample that each variant is; a second run reads the features from disk."""
+    shapes = open_shapes(views)
+    options = {"num_variants": 2, "batch_size": 3, "image_encoder": image_encoder}
+    codes = encode_shapes(tokenizer, shapes, tmp_path / "codes", **options)
+    for index, variant in ((0, 0), (5, 1), (7, 0)):
+        sample = shapes.sample(index, epoch=variant, seed=0)
+        features = image_encoder(sample["image"][None])[0][0]
+        assert torch.allclose(codes.features[0][index, variant], features, atol=1e-5)
+        tokens = tokenizer.encode(sample["points"][None]).levels[0][0]
+        assert torch.allclose(codes.levels[0][index, variant], tokens, atol=1e-5)
+    cached = encode_shapes(tokenizer, shapes, tmp_path / "again", feature_cache=tmp_path / "kept", **options)
+    assert torch.allclose(cached.features[0], codes.features[0], atol=1e-5)
+    assert 0 < len(list((tmp_path / "kept").glob("*/*.safetensors"))) <= 16
+    assert torch.equal(CodeSet.open(tmp_path / "codes").features[0], codes.features[0])
+    with pytest.raises(ValueError, match="image_encoder needs views"):
+        encode_shapes(tokenizer, open_shapes(DATA), tmp_path / "none", image_encoder=image_encoder)
+
+
+def test_a_cascade_is_trained_by_image(tokenizer, views, image_encoder, codes, tmp_path) -> None:
+    encode_shapes(tokenizer, open_shapes(views), tmp_path, image_encoder=image_encoder)
+    task = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(tmp_path), condition="image").build()
+    assert task.generator.config["feature_shapes"] == [[16, 8]]
+    batch = task.dataset.batch([(k, 0) for k in range(4)], seed=0)
+    batch["feature_0"].requires_grad_()
+    for parameter in task.generator.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    task.losses("generator", batch, make_rng(0))["loss"].backward()
+    assert batch["feature_0"].grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="holds no features of images"):
+        ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes), condition="image").build()
