@@ -11,7 +11,7 @@ from hiergen.training.shape_task import ShapeGeneratorTaskConfig
 def recipe() -> TrainConfig:
     task = ShapeGeneratorTaskConfig(
         preset="mar3d",
-        overrides={"feature_shapes": None},
+        condition="image",
         codes="runs/pyramid_vae_shapes/codes",
         stages="high",
         start="runs/mar3d_lr/model",

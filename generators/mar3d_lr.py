@@ -1,10 +1,11 @@
-"""Train the coarse stage of mar3d (256 tokens) at the size of MAR-3D, by class.
+"""Train the coarse stage of mar3d (256 tokens) at the size of MAR-3D, on CLIP ViT-L/14 and DINOv2 features of rendered views.
 
-First: `python tokenizers/pyramid_vae_shapes.py` and
-`hiergen encode --tokenizer runs/pyramid_vae_shapes/model --shapes shapes --out runs/pyramid_vae_shapes/codes`.
+First: `python tokenizers/pyramid_vae_shapes.py`, the image encoder, in Python,
+`ImageEncoder.from_transformers(clip="openai/clip-vit-large-patch14", dinov2="facebook/dinov2-base").save_pretrained("runs/encoders")`, and
+`hiergen encode --tokenizer runs/pyramid_vae_shapes/model --image_encoder runs/encoders --variants 56 --shapes shapes --out runs/pyramid_vae_shapes/codes`
+on shapes prepared with views.
 
-The paper conditions on image features, which a cache of tokens does not hold yet: here the condition is the class. Learning rate,
-betas and condition drop are the release's; batch and length, which it does not state, are ours. Not yet run at this size.
+Learning rate, betas and condition drop are the release's; batch and length, which it does not state, are ours. Not yet run at this size.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig
@@ -14,7 +15,7 @@ from hiergen.training.shape_task import ShapeGeneratorTaskConfig
 
 def recipe() -> TrainConfig:
     task = ShapeGeneratorTaskConfig(
-        preset="mar3d", overrides={"feature_shapes": None}, codes="runs/pyramid_vae_shapes/codes", stages="low"
+        preset="mar3d", condition="image", codes="runs/pyramid_vae_shapes/codes", stages="low"
     )
     return TrainConfig(
         task=task,

@@ -123,7 +123,11 @@ class ShapeGeneratorTaskConfig(TaskConfig):
             derived = {"level_specs": index["specs"]}
             if self.condition == "class":
                 derived["num_classes"] = len(index["classes"])
-        elif "feature_shapes" in self.overrides and self.overrides["feature_shapes"] is None:
+        elif (
+            self.condition == "class"
+            and "feature_shapes" in self.overrides
+            and self.overrides["feature_shapes"] is None
+        ):
             derived = {"num_classes": 1}
         with torch.device("meta"):
             model = create(self.preset, **{**derived, **self.overrides})
