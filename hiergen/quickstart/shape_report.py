@@ -31,6 +31,18 @@ def shape_markdown(report: Mapping[str, Any]) -> str:
                 ["real held-out", f"{made['class_agreement_real']:.1%}"],
             ],
         ),
+        "## Are shapes generated from one view the shapes that it shows?",
+        f"One clay render of each of the {settings['num_test']} held-out shapes; scores as for the reconstructions.",
+        _reconstruction_table([{"tokens": "from a view", **report["from_views"]}]),
+        "## Do rendered views of the sets look alike?",
+        f"Fréchet distance by torch-fidelity on {report['rendered_on']}.",
+        _table(
+            ["", "shapes", "views of each", "Fréchet distance to held-out shapes"],
+            [
+                [entry["of"], str(entry["count"]), str(entry["views"]), _number(entry["frechet_distance"], 3)]
+                for entry in report["rendered"]
+            ],
+        ),
         "## Training",
         "![curves](curves.png)",
         _table(["model", "parameters"], [[name, f"{count:,}"] for name, count in report["parameters"].items()]),

@@ -17,8 +17,14 @@ from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES
 from hiergen.data.shape_renders import render_mesh
 from hiergen.data.shape_sampling import sample_surface
 from hiergen.figures import save_image_grid
+from hiergen.metrics.fidelity import FeatureExtractor
 from hiergen.metrics.geometry import GeometryProtocol, compare_meshes
-from hiergen.metrics.shape_sets import ShapeSetProtocol, compare_shape_sets, pairwise_chamfer
+from hiergen.metrics.shape_sets import (
+    ShapeSetProtocol,
+    compare_rendered_sets,
+    compare_shape_sets,
+    pairwise_chamfer,
+)
 
 if TYPE_CHECKING:
     import trimesh
@@ -82,6 +88,27 @@ def generation_scores(
         "class_agreement": _class_agreement(generated, train, protocol),
         "class_agreement_real": _class_agreement(test, train, protocol),
     }
+
+
+def rendered_scores(
+    sets: Mapping[str, Sequence[trimesh.Trimesh]],
+    reference: Sequence[trimesh.Trimesh],
+    extractor: FeatureExtractor,
+    *,
+    num_views: int = 4,
+    size: int = 64,
+) -> list[dict[str, Any]]:
+    """Return the Fréchet distance between rendered views of each set and of the reference; shapes without a surface are left out."""
+    scores = []
+    for name, meshes in sets.items():
+        usable = [mesh for mesh in meshes if len(mesh.faces)]
+        # The least number of pictures that distances are taken between.
+        distance = None
+        if len(usable) * num_views >= 10:
+            found = compare_rendered_sets(usable, reference, extractor, num_views=num_views, size=size)
+            distance = found["frechet_distance"]
+        scores.append({"of": name, "count": len(usable), "views": num_views, "frechet_distance": distance})
+    return scores
 
 
 def _class_agreement(

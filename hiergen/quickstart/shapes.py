@@ -1,4 +1,4 @@
-"""The shape quickstart: procedural shapes -> pyramid VAE -> tokens -> cascade -> meshes -> report.
+"""The shape quickstart: procedural shapes -> pyramid VAE -> tokens -> cascades by class and by image -> meshes -> report.
 
 Every stage leaves its result in the output folder and is passed over when it is there, so a stopped run continues.
 """
@@ -8,32 +8,36 @@ from __future__ import annotations
 import dataclasses
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.console import Console
 
 from hiergen import __version__
 from hiergen.config import to_json
+from hiergen.data.codes import CodeSet
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shape_building import PROCEDURAL, PrepareShapesSettings
 from hiergen.data.shape_preparation import prepare_shapes
-from hiergen.data.shape_records import ShapeFolder
+from hiergen.data.shape_records import ShapeFolder, encode_png
 from hiergen.data.shape_renders import ViewSettings
 from hiergen.data.shape_sampling import SamplingSettings
 from hiergen.data.shapes import TEST_OFFSET, ShapeBatchConfig, ShapeDataConfig, open_shapes
 from hiergen.data.surface_extraction import ExtractionSettings, save_mesh
 from hiergen.figures import log_curves, save_curves
-from hiergen.files import atomic_directory, check_writable, write_json, write_text
+from hiergen.files import atomic_directory, atomic_path, check_writable, write_json, write_text
 from hiergen.generators.cascade import MaskedCascade
-from hiergen.pipelines.shape import ClassToShapePipeline, decode_meshes
+from hiergen.generators.image_encoder import ImageEncoder
+from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline, decode_meshes
 from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes
 from hiergen.quickstart.shape_report import shape_markdown
 from hiergen.quickstart.shape_scores import (
     draw_contact_sheet,
     generation_scores,
     reconstruction_scores,
+    rendered_scores,
 )
+from hiergen.quickstart.shape_views import held_out_views, view_encoder, view_extractor
 from hiergen.quickstart.stages import StageTimes
 from hiergen.registry import get_preset
 from hiergen.seeding import make_rng
@@ -69,7 +73,10 @@ class ShapesQuickstartSettings:
         num_shapes: Training shapes, the same number of each class.
         num_test: Held-out shapes: for the reconstructions, and as the set that generated shapes are compared with.
         tokenizer_samples: Training samples of the tokenizer.
-        generator_samples: Training samples of the generator.
+        generator_samples: Training samples of the generator by class.
+        image_samples: Training samples of the generator by image.
+        num_views: Rendered views of each shape.
+        view_size: Their side in pixels.
         num_variants: Encodings of each training shape, from different surface points.
         num_generated: Shapes to generate, the same number of each class.
         depth: Meshes come from a grid of `2 ** depth + 1` nodes an axis.
@@ -82,8 +89,11 @@ class ShapesQuickstartSettings:
     out: str = "quickstart-shapes"
     num_shapes: int = 512
     num_test: int = 32
-    tokenizer_samples: int = 18_000
-    generator_samples: int = 12_000
+    tokenizer_samples: int = 14_000
+    generator_samples: int = 9_000
+    image_samples: int = 5_000
+    num_views: int = 2
+    view_size: int = 64
     num_variants: int = 2
     num_generated: int = 32
     depth: int = 6
@@ -97,7 +107,7 @@ class ShapesQuickstartSettings:
             value = getattr(self, name)
             if value < NUM_CLASSES or value % NUM_CLASSES:
                 raise ValueError(f"{name} is {value}, expected a multiple of {NUM_CLASSES}, the number of classes")
-        for name in ("tokenizer_samples", "generator_samples", "num_variants"):
+        for name in ("tokenizer_samples", "generator_samples", "image_samples", "num_variants", "num_views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name, kind in ((self.tokenizer, "PyramidVAE"), (self.generator, "MaskedCascade")):
@@ -126,23 +136,30 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
         shapes = open_shapes(_data(settings, "train"))
         encode_shapes(tokenizer, shapes, out / "codes", num_variants=settings.num_variants, seed=settings.seed)
     with times.stage("train generator"):
-        generator_run = fit(_generator_config(settings), title="generator")
+        generator_run = fit(_generator_config(settings, "class"), title="generator")
     generator = MaskedCascade.from_pretrained(generator_run.model_dir).eval()
     pipeline = ClassToShapePipeline(tokenizer=tokenizer, generator=generator)
+    image_pipeline = _image_pipeline(settings, tokenizer, times)
     with times.stage("reconstruct"):
         rebuilt = _rebuild(tokenizer, settings)
     with times.stage("generate"):
         generated = _generate(pipeline, settings)
+        shown = _generate_from_views(image_pipeline, settings)
     with times.stage("score"):
         report = _report(settings, tokenizer, rebuilt, generated)
+        report |= _image_report(settings, image_pipeline.image_encoder, generated, shown)
     with times.stage("draw"):
-        _draw(settings, tokenizer, rebuilt, generated)
+        _draw(settings, tokenizer, rebuilt, generated, shown)
         panels = (("tokenizer: IoU in the volume", tokenizer_run, ["iou_logits_0", "iou_logits_1"]),)
         more = (("generator: noise error", generator_run, ["low_mse", "high_mse"]),)
         save_curves(out / "curves.png", {title: log_curves(run.log, names) for title, run, names in panels + more})
     with atomic_directory(out / "pipeline") as temporary:
         pipeline.save_pretrained(temporary)
-    report["parameters"] = {name: _count(model) for name, model in pipeline.components.items()}
+    with atomic_directory(out / "image_pipeline") as temporary:
+        image_pipeline.save_pretrained(temporary)
+    parts = {**pipeline.components, "generator by image": image_pipeline.generator}
+    parts["image encoder"] = image_pipeline.image_encoder
+    report["parameters"] = {name: _count(model) for name, model in parts.items()}
     report["seconds"] = {**times.seconds, "total": times.total}
     write_json(out / "report.json", report)
     write_text(out / "report.md", shape_markdown(report))
@@ -160,16 +177,16 @@ def _prepare(settings: ShapesQuickstartSettings) -> None:
                 offset=offset,
                 seed=settings.seed,
                 sampling=POINTS,
-                views=ViewSettings(num_views=0),
+                views=ViewSettings(num_views=settings.num_views, size=settings.view_size),
                 num_workers=settings.num_workers,
             )
         )
 
 
-def _data(settings: ShapesQuickstartSettings, part: str) -> ShapeDataConfig:
+def _data(settings: ShapesQuickstartSettings, part: str, *, image: bool = False) -> ShapeDataConfig:
     counts = get_preset(settings.tokenizer).config["point_counts"]
     batch = ShapeBatchConfig(
-        num_points=counts[0], num_ordered=max(counts[1:], default=0), num_queries=256, near_fraction=0.5
+        num_points=counts[0], num_ordered=max(counts[1:], default=0), num_queries=256, near_fraction=0.5, image=image
     )
     return ShapeDataConfig(source=str(Path(settings.out) / "shapes" / part), split="all", batch=batch)
 
@@ -188,11 +205,13 @@ def _tokenizer_config(settings: ShapesQuickstartSettings) -> TrainConfig:
     )
 
 
-def _generator_config(settings: ShapesQuickstartSettings) -> TrainConfig:
+def _generator_config(settings: ShapesQuickstartSettings, condition: Literal["class", "image"]) -> TrainConfig:
+    by_class, root = condition == "class", Path(settings.out)
+    codes = str(root / ("codes" if by_class else "image_codes"))
     return TrainConfig(
-        task=ShapeGeneratorTaskConfig(preset=settings.generator, codes=str(Path(settings.out) / "codes")),
-        out=str(Path(settings.out) / "generator"),
-        samples=settings.generator_samples,
+        task=ShapeGeneratorTaskConfig(preset=settings.generator, codes=codes, condition=condition),
+        out=str(root / ("generator" if by_class else "image_generator")),
+        samples=settings.generator_samples if by_class else settings.image_samples,
         batch_size=32,
         seed=settings.seed,
         optim=OptimConfig(lr=1e-3, weight_decay=0.02, warmup_samples=1_000, final_lr_ratio=0.05),
@@ -202,13 +221,60 @@ def _generator_config(settings: ShapesQuickstartSettings) -> TrainConfig:
     )
 
 
+def _image_pipeline(
+    settings: ShapesQuickstartSettings, tokenizer: PyramidVAE, times: StageTimes
+) -> ImageToShapePipeline:
+    """Train what generates from rendered views: their encoder, then a cascade on its features."""
+    out = Path(settings.out)
+    shapes = open_shapes(_data(settings, "train", image=True))
+    with times.stage("train image encoder"):
+        codes = CodeSet.open(out / "codes")
+        encoder = view_encoder(
+            out / "image_encoder", shapes, codes, size=settings.view_size, epochs=12, seed=settings.seed
+        )
+    with times.stage("encode views"):
+        encode_shapes(
+            tokenizer,
+            shapes,
+            out / "image_codes",
+            num_variants=settings.num_views,
+            seed=settings.seed,
+            image_encoder=encoder,
+            feature_cache=out / "features",
+        )
+    with times.stage("train generator by image"):
+        run = fit(_generator_config(settings, "image"), title="generator by image")
+    generator = MaskedCascade.from_pretrained(run.model_dir).eval()
+    pipeline = ImageToShapePipeline(tokenizer=tokenizer, generator=generator, image_encoder=encoder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _generate_from_views(pipeline: ImageToShapePipeline, settings: ShapesQuickstartSettings) -> list[trimesh.Trimesh]:
+    """Return one generated mesh for a view of each held-out shape, and write view and mesh."""
+    data = _data(settings, "test", image=True)
+    views = held_out_views(open_shapes(data), _by_number(data.source))
+    folder = Path(settings.out) / "from_views"
+    for number, picture in enumerate(views):
+        path = folder / f"{PROCEDURAL_CLASSES[number % NUM_CLASSES]}-{number:03d}-view.png"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(encode_png(picture.permute(1, 2, 0).numpy()))
+    rng, extraction = make_rng(settings.seed, "sample from views"), ExtractionSettings(depth=settings.depth)
+    meshes = pipeline(views.float() / 127.5 - 1, generator=rng, extraction=extraction, **SAMPLING).meshes
+    _save(meshes, folder, "from-view")
+    return meshes
+
+
+def _by_number(source: str) -> list[int]:
+    """Return the places of a folder's shapes by their number: it is in the order of its keys, class after class."""
+    numbers = [int(key.rsplit("-", 1)[1]) for key in ShapeFolder(source).keys]
+    return sorted(range(len(numbers)), key=numbers.__getitem__)
+
+
 def _rebuild(tokenizer: PyramidVAE, settings: ShapesQuickstartSettings) -> list[list[trimesh.Trimesh]]:
     """Return the meshes of the held-out shapes from each level, and write them."""
     data = _data(settings, "test")
-    # A folder is in the order of its keys, class after class; everything here counts shapes by their number.
-    numbers = [int(key.rsplit("-", 1)[1]) for key in ShapeFolder(data.source).keys]
-    order = sorted(range(len(numbers)), key=numbers.__getitem__)
-    pyramid = encode_clouds(tokenizer, open_shapes(data), order)
+    pyramid = encode_clouds(tokenizer, open_shapes(data), _by_number(data.source))
     extraction = ExtractionSettings(depth=settings.depth)
     levels = [decode_meshes(tokenizer, pyramid.prefix(k), extraction) for k in range(1, len(pyramid) + 1)]
     for spec, meshes in zip(pyramid.specs, levels, strict=True):
@@ -259,22 +325,45 @@ def _report(
     }
 
 
+def _image_report(
+    settings: ShapesQuickstartSettings,
+    encoder: ImageEncoder,
+    generated: list[trimesh.Trimesh],
+    shown: list[trimesh.Trimesh],
+) -> dict[str, Any]:
+    """Return how shapes generated from views relate to the shapes that the views show, and distances of rendered views."""
+    test = _references(settings, TEST_OFFSET, settings.num_test)
+    train = _references(settings, 0, min(settings.num_shapes, settings.num_generated))
+    extractor = view_extractor(encoder)
+    return {
+        "from_views": reconstruction_scores(shown, test, seed=settings.seed),
+        "rendered": rendered_scores(
+            {"generated by class": generated, "generated from views": shown, "real training shapes": train},
+            test,
+            extractor,
+        ),
+        "rendered_on": f"{extractor.name}: {extractor.description}",
+    }
+
+
 def _draw(
     settings: ShapesQuickstartSettings,
     tokenizer: PyramidVAE,
     rebuilt: list[list[trimesh.Trimesh]],
     generated: list[trimesh.Trimesh],
+    shown: list[trimesh.Trimesh],
 ) -> None:
     rows = {"input": _references(settings, TEST_OFFSET, NUM_CLASSES)}
     for spec, meshes in zip(tokenizer.specs, rebuilt, strict=True):
         rows[f"{spec.num_tokens} tokens"] = meshes[:NUM_CLASSES]
+    rows["from a view"] = shown[:NUM_CLASSES]
     for number in range(min(3, settings.num_generated // NUM_CLASSES)):
         rows[f"sample {number + 1}"] = generated[number * NUM_CLASSES : (number + 1) * NUM_CLASSES]
     draw_contact_sheet(
         Path(settings.out) / "contact_sheet.png",
         rows,
         column_labels=PROCEDURAL_CLASSES,
-        title="Held-out shapes, rebuilt from each level; below, generated by class (not selected)",
+        title="Held-out shapes, rebuilt from each level, generated from one view; below, generated by class (not selected)",
     )
 
 

@@ -32,6 +32,9 @@ def finished(tmp_path_factory):
         num_test=COUNT,
         tokenizer_samples=16,
         generator_samples=32,
+        image_samples=32,
+        num_views=1,
+        view_size=16,
         num_variants=1,
         num_generated=COUNT,
         depth=3,
@@ -58,6 +61,13 @@ def test_everything_that_is_promised_is_written(finished) -> None:
     pipe = hiergen.from_pretrained(out / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert len(pipe([1], num_steps=1, head_steps=2).meshes) == 1
+    pipe = hiergen.from_pretrained(out / "image_pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    with Image.open(next(out.glob("from_views/*-view.png"))) as view:
+        assert len(pipe(view, num_steps=1, head_steps=2).meshes) == 1
+    assert 0 <= report["from_views"]["iou"] <= 1
+    real = next(entry for entry in report["rendered"] if entry["of"] == "real training shapes")
+    assert real["frechet_distance"] > 0
     assert not [name for name in os.listdir(out) if name.startswith((".tmp", ".del"))]
 
 
@@ -100,7 +110,7 @@ def test_running_again_trains_nothing_and_repeats_the_report(finished) -> None:
     _, settings, report = finished
     before = report["seconds"]["train tokenizer"]
     again = run_shapes_quickstart(settings)
-    for name in ("reconstruction", "generation"):
+    for name in ("reconstruction", "generation", "from_views"):
         assert again[name] == report[name], name
     # Times add up over sessions.
     assert again["seconds"]["train tokenizer"] > before
