@@ -341,7 +341,7 @@ def test_compiled_sampling_is_the_same_and_compiles_nothing_after_the_first_imag
     # The run-time check of annotations is no part of a graph.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     torch._dynamo.reset()
-    model = _model(LEVELS, order="levelwise")
+    model = _model(LEVELS, order="levelwise", decoder_depth=1)
     settings = dataclasses.replace(FAST, num_steps=9)
     other = dataclasses.replace(settings, guidance_scale=3.0, temperature=0.9)
     expected = [model.generate(LABELS, each, rng=_rng()).concat() for each in (settings, other)]
