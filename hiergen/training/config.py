@@ -31,6 +31,7 @@ class TrainConfig:
         log_every: Samples between log lines.
         max_skipped: Stop after this many steps skipped for non-finite gradients.
         compile: Run the players through `torch.compile`.
+        trackers: Where the log goes beside `log.jsonl`, by Accelerate's names: "tensorboard", "wandb", "trackio".
     """
 
     task: TaskConfig
@@ -48,6 +49,7 @@ class TrainConfig:
     log_every: int = 10_000
     max_skipped: int = 100
     compile: bool = False
+    trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "accumulation", "checkpoint_every", "keep_last", "log_every"):

@@ -60,6 +60,10 @@ class Task(abc.ABC):
         """
         return {}
 
+    def images(self) -> dict[str, Tensor]:
+        """Return pictures (b, 3, h, w) in [-1, 1] by name, for the trackers; asked for at every checkpoint."""
+        return {}
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(abc.ABC):

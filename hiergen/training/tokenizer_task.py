@@ -118,6 +118,7 @@ class TokenizerTask(Task):
         self._plays_adversary = False
         self._revives = False
         self._fake: Tensor | None = None
+        self._shown: Tensor | None = None
 
     @property
     def model(self) -> Any:
@@ -143,6 +144,10 @@ class TokenizerTask(Task):
     def summary(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         return self._counter.summary(reduce) if self._counter else {}
 
+    def images(self) -> dict[str, Tensor]:
+        """Return up to eight images of the last batch, followed by their reconstructions."""
+        return {} if self._shown is None else {"images_then_reconstructions": self._shown}
+
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         image = batch["image"]
         if player == "discriminator":
@@ -164,6 +169,7 @@ class TokenizerTask(Task):
     ) -> Tensor:
         """Return the loss and add its parts to `terms`; keep the reconstruction for the discriminator's turn."""
         reconstruction = output.reconstruction.float()
+        self._shown = torch.cat((image[:8], reconstruction[:8].detach()))
         # Halved, because the published weights of the terms are for images in [0, 1].
         difference = (reconstruction - image) / 2
         terms["pixel"] = difference.square().mean() if self._config.pixel_loss == "mse" else difference.abs().mean()

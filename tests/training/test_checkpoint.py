@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import random
 import shutil
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,3 +148,88 @@ def test_killed_while_saving_nothing_that_was_acknowledged_is_lost(tmp_path) -> 
         assert load_checkpoint(found)[1]["samples_seen"] >= acknowledged
         published = [path for path in tmp_path.iterdir() if path.name.startswith("samples-")]
         assert [find_problem(path) for path in published] == [None] * len(published)
+
+
+#: What a commit is made of. `os.unlink` is where pruning deletes.
+BOUNDARIES = ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink"), (checkpoint, "save_file"))
+
+
+def _interrupt(monkeypatch, at: int, act: Callable[[], None], boundaries=BOUNDARIES) -> None:
+    """Call `act` at the given one of the moments before and after each call of the functions at `boundaries`."""
+    moments = itertools.count()
+
+    def reach() -> None:
+        if next(moments) == at:
+            act()
+
+    def watched(function):
+        def call(*args, **kwargs):
+            reach()
+            result = function(*args, **kwargs)
+            reach()
+            return result
+
+        return call
+
+    for place, name in boundaries:
+        monkeypatch.setattr(place, name, watched(getattr(place, name)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_every_boundary_of_a_commit_a_whole_checkpoint_is_left(tmp_path, monkeypatch) -> None:
+    """The third save prunes the first: every step of writing, publishing and pruning is killed once."""
+    outcomes = []
+    for at in itertools.count():
+        folder = tmp_path / str(at)
+        for samples in (10, 20):
+            save(folder, samples)
+        pid = os.fork()
+        if not pid:
+            _interrupt(monkeypatch, at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            save(folder, 30)
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+            break
+        found = find_checkpoint(folder)
+        assert [find_problem(path) for path in folder.glob("samples-*")] == [None] * len(list(folder.glob("samples-*")))
+        outcomes.append(load_checkpoint(found)[1]["samples_seen"])
+        save(folder, 30)
+        assert load_checkpoint(find_checkpoint(folder))[1]["samples_seen"] == 30
+    # First the old one is the newest, then, from one moment on, the new one.
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {20, 30}
+    assert len(outcomes) >= 24
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_an_error_at_any_boundary_is_raised_and_a_whole_checkpoint_is_left(tmp_path, monkeypatch, code) -> None:
+    def fail() -> None:
+        raise OSError(code, os.strerror(code))
+
+    for at in itertools.count():
+        folder = tmp_path / str(at)
+        for samples in (10, 20):
+            save(folder, samples)
+        with monkeypatch.context() as patch:
+            _interrupt(patch, at, fail, boundaries=[pair for pair in BOUNDARIES if pair[1] != "unlink"])
+            raised: list[int | None] = []
+            try:
+                save(folder, 30)
+            except OSError as error:
+                raised.append(error.errno)
+        if not raised:
+            break
+        assert raised == [code]
+        assert find_problem(find_checkpoint(folder)) is None
+        save(folder, 30)
+        assert load_checkpoint(find_checkpoint(folder))[1]["samples_seen"] == 30
+    assert at >= 16
+
+
+def test_a_partial_folder_of_the_same_name_is_replaced(tmp_path) -> None:
+    save(tmp_path, 10)
+    partial = tmp_path / "samples-000000000020"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    assert find_checkpoint(tmp_path).name == "samples-000000000010"
+    assert find_problem(save(tmp_path, 20)) is None

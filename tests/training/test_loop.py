@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 
 from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
-from hiergen.training.loop import RunInterruptedError, fit
+from hiergen.training.loop import RunInterruptedError, check_distributed, fit
+from hiergen.training.run_log import MEASURED, RunLog
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
 toy = importlib.util.module_from_spec(_spec)
@@ -32,8 +34,9 @@ def assert_same_run(a: Path, b: Path) -> None:
             assert torch.equal(value, second[stem][name]), f"{stem}: {name}"
     logs = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (a, b)]
     for one, two in zip(*logs, strict=True):
-        one.pop("samples_per_second")
-        two.pop("samples_per_second")
+        for name in MEASURED:
+            one.pop(name)
+            two.pop(name)
         assert one == two
 
 
@@ -112,8 +115,12 @@ def test_no_step_is_taken_from_a_gradient_that_is_not_finite(tmp_path) -> None:
 
 def test_too_many_bad_steps_stop_the_run_and_name_the_term(tmp_path) -> None:
     config = toy.toy_run(str(tmp_path), task=toy.ToyConfig(poison=tuple(range(12))), max_skipped=3)
-    with pytest.raises(FloatingPointError, match=r"non-finite gradient, at most 3 are tolerated.*toy/loss"):
+    with pytest.raises(FloatingPointError, match=r"non-finite gradient, at most 3 are tolerated.*toy/loss") as stop:
         fit(config)
+    from hiergen.data.stream import SampleStream
+
+    last = SampleStream(toy.Numbers(37), batch_size=8, seed=0).samples(3)
+    assert f"began at sample 24: samples {', '.join(str(index) for index, _ in last)} of" in str(stop.value)
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path) -> None:
@@ -163,3 +170,38 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes() -> None:
         SampleStream(toy.Numbers(37), batch_size=8, seed=3, world_size=3)
     with pytest.raises(ValueError, match="holds no samples"):
         SampleStream(toy.Numbers(0), batch_size=8, seed=3)
+
+
+def test_sharded_parameters_and_missing_trackers_are_refused(tmp_path) -> None:
+    for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        check_distributed(kind)
+    with pytest.raises(ValueError, match="set to FSDP, expected one process or data parallelism"):
+        check_distributed(DistributedType.FSDP)
+    with pytest.raises(ImportError, match="trackers holds 'no_such_tracker', whose package is not installed"):
+        fit(toy.toy_run(str(tmp_path), trackers=("no_such_tracker",)))
+
+
+def test_curves_and_images_reach_tensorboard(tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = fit(toy.toy_run(str(tmp_path / "run"), trackers=("tensorboard",))).log
+    events = EventAccumulator(str(tmp_path / "run" / "run")).Reload()
+    found = {event.step: event.value for event in events.Scalars("toy/loss")}
+    assert found == pytest.approx({int(line["samples"]): line["toy/loss"] for line in log}, rel=1e-6)
+
+
+def test_a_loss_that_grows_tenfold_is_warned_of(tmp_path, caplog) -> None:
+    log = RunLog(toy.toy_run(str(tmp_path)), Accelerator(cpu=True))
+    for samples, loss in ((8.0, 2.0), (16.0, 1.0), (24.0, 9.9)):
+        log.add({"samples": samples, "toy/loss": loss, "critic/loss": 100.0 * samples})
+    assert "diverging" not in caplog.text
+    log.add({"samples": 32.0, "toy/loss": 10.1})
+    assert "the loss is 10.1 at 32 samples, more than 10 times its smallest, 1" in caplog.text
+
+
+def test_the_log_says_how_long_data_was_waited_for_and_what_memory_was_used(tmp_path) -> None:
+    line = fit(toy.toy_run(str(tmp_path))).log[-1]
+    assert 0 < line["data_wait"] < 1
+    # Torch alone takes more than this.
+    assert 0.05 < line["peak_memory_gib"] < 100

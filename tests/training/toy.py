@@ -47,11 +47,12 @@ class Toy(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig(TaskConfig):
-    """`stop_at`: raise SIGTERM at this call of the loss. `poison`: calls whose loss is NaN."""
+    """`stop_at`: raise SIGTERM at this call of the loss. `poison`: calls whose loss is NaN. `is_random`: dropout and noise."""
 
     size: int = 37
     stop_at: int = -1
     poison: tuple[int, ...] = ()
+    is_random: bool = True
 
     def build(self) -> Task:
         return ToyTask(self)
@@ -62,6 +63,8 @@ class ToyTask(Task):
         self.config = config
         self.toy, self.critic = Toy(), nn.Linear(1, 1)
         self.players = {"toy": self.toy, "critic": self.critic}
+        if not config.is_random:
+            self.toy.drop.p = 0.0
         self.dataset = Numbers(config.size)
         self.calls = 0
         self.seen: list[int] = []
@@ -73,7 +76,7 @@ class ToyTask(Task):
             os.kill(os.getpid(), signal.SIGTERM)
         self.seen += batch["index"].tolist()
         self.out = self.toy(batch["x"])
-        noise = torch.randn(self.out.shape, generator=rng)
+        noise = torch.randn(self.out.shape, generator=rng) * self.config.is_random
         loss = (self.out - batch["x"].sum(1, keepdim=True) + 0.1 * noise).square().mean()
         loss = loss + 0.1 * self.critic(self.out).mean()
         if self.calls in self.config.poison:

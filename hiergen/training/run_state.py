@@ -1,0 +1,147 @@
+"""What a run is at one moment, saved and restored: weights, averages, optimizer moments, position. Nothing random."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from hiergen.config import fingerprint, to_json
+from hiergen.training.checkpoint import (
+    find_checkpoint,
+    flatten_optimizer,
+    load_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
+from hiergen.training.config import TrainConfig
+from hiergen.training.task import Task
+
+#: What may differ between the run that wrote a checkpoint and the one that resumes from it.
+MAY_CHANGE = ("out", "checkpoint_every", "keep_last", "log_every", "num_workers", "max_skipped", "compile", "trackers")
+
+
+@dataclasses.dataclass
+class RunState:
+    """What changes while a run trains.
+
+    Attributes:
+        players: The modules that are trained, unwrapped.
+        optimizers: Theirs, as Accelerate prepared them.
+        ema: Averaged weights of the first player's model, or None.
+        skipped: Steps that were skipped, a scalar on the device.
+        samples_seen: The position.
+    """
+
+    players: dict[str, nn.Module]
+    optimizers: dict[str, Any]
+    ema: EMAModel | None
+    skipped: Tensor
+    samples_seen: int = 0
+
+
+class RunKeeper:
+    """Writes checkpoints of a `RunState` and restores the newest valid one.
+
+    Args:
+        config: The run.
+        task: Its task.
+        accelerator: Tells the processes apart.
+    """
+
+    def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator) -> None:
+        self._config, self._task, self._accelerator = config, task, accelerator
+        self._out = Path(config.out)
+        #: Seconds spent in `save`.
+        self.seconds = 0.0
+
+    def save(self, state: RunState) -> None:
+        """Write a checkpoint from the main process; every process returns or raises together.
+
+        Raises:
+            OSError: If it could not be written; earlier ones are untouched.
+        """
+        started = time.perf_counter()
+        problem: list[str | None] = [None]
+        if self._accelerator.is_main_process:
+            try:
+                self._write(state)
+            except OSError as error:
+                problem = [f"{type(error).__name__}: {error}"]
+        # Every process must learn of a failure, or the others wait for this one for ever.
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(problem)
+        self.seconds += time.perf_counter() - started
+        if problem[0] is not None:
+            raise OSError(f"the checkpoint at {state.samples_seen} samples was not written: {problem[0]}")
+
+    def restore(self, state: RunState) -> None:
+        """Fill `state` from the newest valid checkpoint, if there is one.
+
+        Raises:
+            ValueError: If that is of a run of another configuration.
+        """
+        path = find_checkpoint(self._out / "checkpoints")
+        if path is None:
+            return
+        tensors, saved = load_checkpoint(path)
+        self._check_identity(saved["identity"])
+        for name, module in state.players.items():
+            module.load_state_dict(tensors[name])
+            restore_optimizer(state.optimizers[name].optimizer, tensors[f"{name}.optimizer"])
+        if state.ema is not None:
+            # By name: a safetensors file has an order of its own.
+            for (name, _), shadow in zip(self._task.model.named_parameters(), state.ema.shadow_params, strict=True):
+                shadow.copy_(tensors["ema"][name])
+            state.ema.optimization_step = saved["ema_updates"]
+        if saved["scaler"] is not None and self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(saved["scaler"])
+        state.samples_seen = saved["samples_seen"]
+        state.skipped.fill_(saved["skipped"])
+
+    def _write(self, state: RunState) -> None:
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for name, module in state.players.items():
+            tensors[name] = dict(module.state_dict())
+            tensors[f"{name}.optimizer"] = flatten_optimizer(state.optimizers[name].optimizer)
+        if state.ema is not None:
+            names = [name for name, _ in self._task.model.named_parameters()]
+            tensors["ema"] = dict(zip(names, state.ema.shadow_params, strict=True))
+        scaler = self._accelerator.scaler
+        identity = self._identity()
+        values = {
+            "samples_seen": state.samples_seen,
+            "ema_updates": state.ema.optimization_step if state.ema is not None else 0,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "skipped": float(state.skipped),
+            "identity": identity,
+            "fingerprint": fingerprint(identity),
+        }
+        save_checkpoint(self._out / "checkpoints", state.samples_seen, tensors, values, self._config.keep_last)
+
+    def _identity(self) -> dict[str, Any]:
+        kept = {k: v for k, v in to_json(self._config).items() if k not in MAY_CHANGE}
+        return {**kept, "data": self._task.dataset.fingerprint}
+
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        changed = list(_differences(saved, self._identity(), ""))
+        if changed:
+            raise ValueError(
+                f"{str(self._out)!r} holds a run of another configuration: {'; '.join(changed)}. "
+                "Choose another --out, or delete the folder to start over"
+            )
+
+
+def _differences(saved: Any, now: Any, where: str) -> Iterator[str]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in sorted({*saved, *now}):
+            yield from _differences(saved.get(key), now.get(key), f"{where}.{key}" if where else key)
+    elif saved != now:
+        yield f"{where} was {saved!r}, is {now!r}"

@@ -1,0 +1,54 @@
+"""One run on 1, 2 and 4 CPU processes (gloo), and what happens when one of them fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hiergen.training.checkpoint import find_checkpoint, find_problem, load_checkpoint
+from hiergen.training.run_log import MEASURED
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    program = Path(__file__).with_name("in_processes.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(folder)], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+@pytest.mark.parametrize("other", ["2", "4", "accumulated", "2-then-4"])
+def test_the_number_of_processes_does_not_change_a_run(runs, other) -> None:
+    assert (runs / f"{other}.error").read_text() == ""
+    expected, found = curve(runs / "1"), curve(runs / other)
+    assert len(expected) == len(found) == 12
+    for one, two in zip(expected, found, strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert two[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), name
+    whole, parts = (load_checkpoint(find_checkpoint(runs / name / "checkpoints"))[0] for name in ("1", other))
+    for stem in ("toy", "critic", "ema"):
+        for name, value in whole[stem].items():
+            torch.testing.assert_close(parts[stem][name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["rank 0 cannot write", "rank 1 is killed"])
+def test_when_one_process_fails_all_end_and_old_checkpoints_stay(runs, fault) -> None:
+    error = (runs / f"{fault}.error").read_text()
+    assert ("No space left on device" in error) if fault == "rank 0 cannot write" else "SIGKILL" in error
+    found = find_checkpoint(runs / fault / "checkpoints")
+    assert find_problem(found) is None
+    assert load_checkpoint(found)[1]["samples_seen"] >= 48
