@@ -1,4 +1,4 @@
-"""`hiergen info [NAME]`: list presets, or describe one, or a saved model."""
+"""`hiergen info [NAME]`: list presets, or describe one, or a saved model; `--plan NAME`: what training one takes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,27 @@ class InfoSettings:
 
     Attributes:
         name: A preset, a shell pattern such as "restok*", or the folder of a saved model. Everything by default.
+        plan: A preset: say what memory training takes on each GPU, and how long it lasts.
+        gpus: With `plan`: how many there are.
+        samples: With `plan`: samples to see.
+        peak_tflops: With `plan`: 10^12 operations a second of one GPU at its best; 989 is an H100's dense bfloat16.
+        mfu: With `plan`: the share of that which training is assumed to reach.
     """
 
     name: tyro.conf.Positional[str] = "*"
+    plan: str | None = None
+    gpus: int = 1
+    samples: int = 1_000_000
+    peak_tflops: float = 989.0
+    mfu: float = 0.4
 
 
 def main(args: list[str]) -> None:
     settings = parse(InfoSettings(), args, prog="hiergen info")
     console = Console()
+    if settings.plan is not None:
+        _describe_plan(console, settings, settings.plan)
+        return
     if Path(settings.name).is_dir():
         _describe_model(console, settings.name)
         return
@@ -41,6 +54,29 @@ def main(args: list[str]) -> None:
         preset = get_preset(name)
         table.add_row(name, preset.model, preset.source)
     console.print(table)
+
+
+def _describe_plan(console: Console, settings: InfoSettings, preset: str) -> None:
+    from hiergen.training.plan import plan_training, training_hours
+
+    plan = plan_training(preset, num_gpus=settings.gpus)
+    table = Table("on each GPU", "GiB", title=f"{preset}: {plan.parameters:,} trained parameters")
+    for name in ("weight", "gradient", "moment", "average", "fixed"):
+        label = "all that does not grow with the batch" if name == "fixed" else f"{name}s"
+        table.add_row(label, f"{getattr(plan, f'{name}_bytes') / 2**30:.2f}")
+    if plan.step is not None:
+        table.add_row("activations of a sample, float32", f"{plan.step.activation_bytes / 2**30:.3f}")
+    console.print(table)
+    if plan.step is None:
+        console.print("arithmetic and activations of this model are not planned")
+        return
+    hours = training_hours(
+        plan.step.flops, settings.samples, num_gpus=settings.gpus, peak_tflops=settings.peak_tflops, mfu=settings.mfu
+    )
+    console.print(
+        f"{plan.step.flops:,} FLOPs a sample, forward and backward; {settings.samples:,} samples take {hours:.1f} hours on "
+        f"{settings.gpus} GPUs of {settings.peak_tflops:g} TFLOP/s if {settings.mfu:.0%} of that is reached (assumed, not measured)"
+    )
 
 
 def _describe_preset(console: Console, name: str) -> None:

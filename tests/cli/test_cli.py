@@ -86,6 +86,12 @@ def test_info_lists_describes_and_suggests(capsys, tokenizer_dir) -> None:
     assert "659,693,771 parameters" in capsys.readouterr().out
     assert main(["info", str(tokenizer_dir)]) == 0
     assert "ResTok" in capsys.readouterr().out
+    assert main(["info", "--plan", "flow-tiny", "--gpus", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "FLOPs a sample" in printed
+    assert "assumed, not measured" in printed
+    assert main(["info", "--plan", "restok-tiny"]) == 0
+    assert "of this model are not planned" in capsys.readouterr().out
     assert main(["info", "restok-lrge"]) == 1
     assert "did you mean" in capsys.readouterr().err
 
