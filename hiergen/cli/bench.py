@@ -12,6 +12,7 @@ from hiergen.registry import nearest
 #: Benchmarks and what they compare.
 BENCHMARKS = {
     "restok": "ResTok encode and decode, against a plain transcription that rebuilds masks and rotary tables",
+    "train-restok": "a training step of ResTok: time, split, and FLOPs against the peak of a matrix product",
     "hieratok": "HieraTok decoding with a dense mask, with one attention call a scale, and with a single scale",
     "har": "HAR sampling with and without cache, against a plain transcription of the official loop",
     "mesh": "surface extraction: points evaluated and time, against the dense grid",

@@ -1,0 +1,210 @@
+"""`hiergen bench train-restok`: time, split and model FLOPs utilization of a training step of ResTok with any of its terms.
+
+FLOPs are those of matrix products, convolutions and attention in both directions, counted by PyTorch over a real step. The peak that they
+are held against is a matrix product measured in the same run. All networks have random weights, which cost the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from diffusers.training_utils import EMAModel
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hiergen.benchmarks.timing import choose_device, describe_machine
+from hiergen.losses.perceptual import LPIPSNetwork
+from hiergen.losses.teachers import TeacherName
+from hiergen.registry import get_preset
+from hiergen.training.codebook_health import CodebookConfig
+from hiergen.training.config import OptimConfig
+from hiergen.training.optim import make_optimizer
+from hiergen.training.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
+from hiergen.training.tokenizer_task import TokenizerTask, TokenizerTaskConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Time a training step.
+
+    Attributes:
+        preset: A ResTok preset.
+        batch: Images a step.
+        perceptual: Network of LPIPS; "none" for no perceptual term.
+        discriminator: "dino", "patch", "blur"; "none" for a single player.
+        teacher: Of the alignment; "none" for no alignment.
+        repeats: Measured steps.
+        device: "auto" is CUDA where there is one.
+        dtype: Autocast, where not float32.
+        seed: Of weights and images.
+    """
+
+    preset: str = "restok-ss-128"
+    batch: int = 4
+    perceptual: LPIPSNetwork | Literal["none"] = "none"
+    discriminator: Literal["dino", "patch", "blur", "none"] = "none"
+    teacher: TeacherName | Literal["none"] = "none"
+    repeats: int = 5
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.batch < 1:
+            raise ValueError(f"repeats is {self.repeats} and batch {self.batch}, expected at least 1")
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure, print a table, and return all numbers as JSON values.
+
+    Raises:
+        ValueError: If the preset is no ResTok.
+    """
+    if get_preset(settings.preset).model != "ResTok":
+        raise ValueError(f"preset {settings.preset!r} is a {get_preset(settings.preset).model}, expected a ResTok")
+    device = choose_device(settings.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        step = _Step(settings, device)
+    step()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        # Plain attention, because not every fused kernel has a formula in the counter.
+        step()
+    flops = counter.get_total_flops()
+    seconds, parts = [], []
+    for _ in range(settings.repeats):
+        started = step.clock()
+        step()
+        seconds.append(step.clock() - started)
+        parts.append(step.split())
+    peak = measure_peak(device, getattr(torch, settings.dtype))
+    median = statistics.median(seconds)
+    result = {
+        "settings": dataclasses.asdict(settings),
+        "machine": describe_machine(device),
+        "step_s": {"median": median, "min": min(seconds), "max": max(seconds)},
+        "images_per_s": settings.batch / median,
+        "flops": flops,
+        "peak_flops_per_s": peak,
+        "mfu": flops / median / peak,
+        "split_s": {name: statistics.median(part[name] for part in parts) for name in parts[0]},
+    }
+    _print(result)
+    return result
+
+
+class _Step:
+    """One optimizer step of every player on fixed random images."""
+
+    def __init__(self, settings: Settings, device: torch.device) -> None:
+        self.device, self._dtype = device, getattr(torch, settings.dtype)
+        self.task: TokenizerTask = _config(settings).build()
+        side, channels = self.task.tokenizer.layout.image_size, self.task.tokenizer.layout.in_channels
+        rng = torch.Generator().manual_seed(settings.seed)
+        self._batch = {"image": (torch.rand(settings.batch, channels, side, side, generator=rng) * 2 - 1).to(device)}
+        for module in self.task.players.values():
+            module.to(device).train()
+        optim = OptimConfig()
+        self._optimizers = {name: make_optimizer(module, optim) for name, module in self.task.players.items()}
+        self._average = EMAModel(list(self.task.model.parameters()), decay=0.9999, foreach=True)
+        self._rng = torch.Generator(device).manual_seed(settings.seed)
+
+    def __call__(self, mark: Callable[[str], None] = lambda part: None) -> None:
+        """Take a step; `mark` is called with the name of every part when it is done."""
+        self.task.begin_step(0)
+        for name, module in self.task.players.items():
+            others = [m for other, m in self.task.players.items() if other != name]
+            for other in others:
+                other.requires_grad_(False)
+            with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+                loss = self.task.losses(name, self._batch, self._rng)["loss"]
+            mark(f"{name}: forward and losses")
+            loss.backward()
+            mark(f"{name}: backward")
+            for other in others:
+                other.requires_grad_(True)
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 10.0)
+        for optimizer in self._optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self._average.step(self.task.model.parameters())
+        mark("clipping, optimizers, average")
+
+    def split(self) -> dict[str, float]:
+        """Return the seconds of the parts of a step that waits for the device after each."""
+        seconds: dict[str, float] = {}
+        last = self.clock()
+
+        def mark(part: str) -> None:
+            nonlocal last
+            now = self.clock()
+            seconds[part], last = now - last, now
+
+        self(mark)
+        return seconds
+
+    def clock(self) -> float:
+        """Return the time in seconds at which the device has nothing left to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype, *, repeats: int = 5) -> float:
+    """Return the FLOP/s of the best of a few square matrix products."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        product: Tensor = a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    del product
+    return 2 * size**3 / best
+
+
+def _config(settings: Settings) -> TokenizerTaskConfig:
+    perceptual = adversarial = alignment = None
+    if settings.perceptual != "none":
+        perceptual = PerceptualConfig(network=settings.perceptual, weights="random")
+    if settings.discriminator != "none":
+        adversarial = AdversarialConfig(discriminator=settings.discriminator, weights="random")
+    if settings.teacher != "none":
+        alignment = AlignmentConfig(teacher=settings.teacher, weights="random")
+    return TokenizerTaskConfig(
+        preset=settings.preset,
+        overrides={"decoder_features": True} if alignment else {},
+        perceptual=perceptual,
+        adversarial=adversarial,
+        alignment=alignment,
+        codebook=CodebookConfig(),
+    )
+
+
+def _print(result: dict[str, Any]) -> None:
+    settings, machine, step = result["settings"], result["machine"], result["step_s"]
+    table = Table(title=f"{settings['preset']}, {settings['batch']} images a step, {machine}")
+    for column in ("part", "ms", "share"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    total = sum(result["split_s"].values())
+    for part, seconds in result["split_s"].items():
+        table.add_row(part, f"{1e3 * seconds:.1f}", f"{seconds / total:.1%}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"step {1e3 * step['median']:.1f} ms ({1e3 * step['min']:.1f} to {1e3 * step['max']:.1f}), "
+        f"{result['images_per_s']:.2f} images/s, {result['flops'] / 1e9:.1f} GFLOP; "
+        f"MFU {result['mfu']:.1%} of {result['peak_flops_per_s'] / 1e9:.1f} GFLOP/s in a matrix product"
+    )

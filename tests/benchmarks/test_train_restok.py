@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hiergen.benchmarks.train_restok import Settings, measure_peak, run
+
+
+def test_a_step_of_both_players_is_split_and_held_against_the_peak(monkeypatch) -> None:
+    small = {"preset": "restok-tiny", "repeats": 1, "device": "cpu"}
+    both = run(Settings(**small, batch=4, perceptual="squeeze", discriminator="patch"))
+    json.dumps(both, allow_nan=False)
+    assert list(both["split_s"]) == [
+        "tokenizer: forward and losses",
+        "tokenizer: backward",
+        "discriminator: forward and losses",
+        "discriminator: backward",
+        "clipping, optimizers, average",
+    ]
+    assert both["mfu"] == pytest.approx(both["flops"] / both["step_s"]["median"] / both["peak_flops_per_s"])
+    alone = [run(Settings(**small, batch=batch))["flops"] for batch in (2, 4)]
+    # All that is counted is proportional to the batch.
+    assert alone[1] == 2 * alone[0]
+    assert both["flops"] > alone[1]
+
+
+def test_the_count_agrees_with_a_hand_count_of_the_linear_layers() -> None:
+    """Forward, and twice that backward, of every linear layer; what is left are convolutions, attention and the codebook."""
+    from hiergen.benchmarks.train_restok import _Step
+
+    step = _Step(Settings(preset="restok-tiny", batch=2, device="cpu"), torch.device("cpu"))
+    counted = []
+
+    def count(module: torch.nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        counted.append(3 * 2 * inputs[0].numel() * module.out_features)
+
+    for module in step.task.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(count)
+    step()
+    total = run(Settings(preset="restok-tiny", batch=2, repeats=1, device="cpu"))["flops"]
+    assert 0.1 * total < sum(counted) < total
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="repeats is 0 and batch 4, expected at least 1"):
+        Settings(repeats=0)
+    with pytest.raises(ValueError, match="is a LevelAR, expected a ResTok"):
+        run(Settings(preset="har-tiny"))
+    assert measure_peak(torch.device("cpu"), torch.float32, repeats=1) > 0
