@@ -25,7 +25,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("tokenizers", "generators"),
     ("registry", "convert", "metrics", "data", "video", "figures"),
     ("training", "pipelines"),
-    ("quickstart", "benchmarks", "demo"),
+    ("quickstart", "benchmarks", "demo", "evaluation"),
     ("cli",),
     ("__main__",),
 )

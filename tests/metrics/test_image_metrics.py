@@ -12,7 +12,7 @@ from hiergen.data.images import to_uint8
 from hiergen.metrics.classifiers import LabelClassifier, nearest_distances, train_feature_network
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets, inception_extractor
-from hiergen.metrics.pixel import psnr
+from hiergen.metrics.pixel import MS_SSIM_WEIGHTS, ms_ssim, psnr, ssim
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
 
@@ -24,6 +24,60 @@ def test_psnr_by_hand_and_against_scikit_image() -> None:
     assert psnr(a, b).tolist() == pytest.approx(expected, rel=1e-5)
     assert psnr(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.2)).item() == pytest.approx(20.0, abs=1e-4)
     assert math.isinf(psnr(a, a)[0])
+
+
+def _noisy(size: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    base = torch.nn.functional.interpolate(
+        torch.rand(2, 3, size // 8, size // 8, generator=rng), size=(size, size), mode="bilinear"
+    )
+    return (base * 2 - 1), (base * 2 - 1 + 0.2 * torch.randn(base.shape, generator=rng)).clamp(-1, 1)
+
+
+def test_ssim_against_scikit_image() -> None:
+    from skimage.metrics import structural_similarity
+
+    a, b = _noisy(40)
+    options = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 1.0,
+        "channel_axis": 0,
+    }
+    pairs = [((x.double() + 1).numpy() / 2, (y.double() + 1).numpy() / 2) for x, y in zip(a, b, strict=True)]
+    expected = [structural_similarity(x, y, **options) for x, y in pairs]
+    assert ssim(a.double(), b.double()).tolist() == pytest.approx(expected, abs=1e-9)
+    assert ssim(a, a).tolist() == pytest.approx([1.0, 1.0])
+    with pytest.raises(ValueError, match=r"SSIM needs images of at least 11 x 11 pixels, got \(8, 8\)"):
+        ssim(a[..., :8, :8], b[..., :8, :8])
+
+
+def test_ms_ssim_against_a_transcription_in_scipy() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    def blur(x: np.ndarray) -> np.ndarray:
+        return gaussian_filter(x, 1.5, radius=5)[5:-5, 5:-5]
+
+    def one_channel(x: np.ndarray, y: np.ndarray) -> float:
+        result = 1.0
+        for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+            mx, my = blur(x), blur(y)
+            cs = (2 * (blur(x * y) - mx * my) + 9e-4) / (blur(x * x) - mx**2 + blur(y * y) - my**2 + 9e-4)
+            term = cs * (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4) if scale == 4 else cs
+            result *= max(term.mean(), 0.0) ** weight
+            half = (x.shape[0] // 2, x.shape[1] // 2)
+            x, y = (z[: 2 * half[0], : 2 * half[1]].reshape(half[0], 2, half[1], 2).mean((1, 3)) for z in (x, y))
+        return result
+
+    a, b = _noisy(184)
+    expected = [
+        np.mean([one_channel((x[c].double().numpy() + 1) / 2, (y[c].double().numpy() + 1) / 2) for c in range(3)])
+        for x, y in zip(a, b, strict=True)
+    ]
+    assert ms_ssim(a.double(), b.double()).tolist() == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(ValueError, match="MS-SSIM needs images of at least 176 x 176 pixels"):
+        ms_ssim(a[..., :175, :175], b[..., :175, :175])
 
 
 def test_codebook_use_by_hand() -> None:

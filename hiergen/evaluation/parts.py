@@ -1,0 +1,141 @@
+"""Long passes over many images in parts: each part leaves a file, so that a run can be stopped, continued and shared by processes.
+
+Part k holds the items from k * part_size; process r of n computes the parts k = r, r + n, ... Nothing that is stored depends on the
+number of processes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hiergen.config import fingerprint
+from hiergen.files import atomic_path, check_writable, write_json
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The results of a pass.
+
+    Attributes:
+        paths: One safetensors file a part, in order.
+    """
+
+    paths: tuple[Path, ...]
+
+    def names(self) -> list[str]:
+        """Return the names of the results that every part has."""
+        with safe_open(self.paths[0], framework="pt") as file:
+            return sorted(file.keys())
+
+    def each(self, name: str) -> Iterator[Tensor]:
+        """Yield one result part by part, so that not all of it must fit in memory. Parts without it are passed over."""
+        for path in self.paths:
+            with safe_open(path, framework="pt") as file:
+                if name in file.keys():  # noqa: SIM118  (a safe_open is no dictionary)
+                    yield file.get_tensor(name)
+
+    def read(self, name: str) -> Tensor:
+        """Return one result of all parts, concatenated."""
+        return torch.cat(list(self.each(name)))
+
+
+def run_parts(
+    folder: str | Path,
+    identity: dict[str, Any],
+    num_items: int,
+    compute: Callable[[range], dict[str, Tensor]],
+    *,
+    part_size: int,
+    what: str,
+) -> Parts | None:
+    """Compute all parts that are not there yet; return them on the main process, None on the others.
+
+    Args:
+        folder: Where the parts lie.
+        identity: JSON values that all parts depend on; a folder with others is refused.
+        num_items: Items in all.
+        compute: From the indices of a part to its results, on any device.
+        part_size: Items of a part.
+        what: For the progress bar.
+
+    Raises:
+        ValueError: If the folder holds parts of another evaluation, or cannot be written to.
+    """
+    state, root = PartialState(), check_writable(folder)
+    _claim(root, {**identity, "num_items": num_items, "part_size": part_size}, is_main=state.is_main_process)
+    state.wait_for_everyone()
+    ranges = [range(start, min(start + part_size, num_items)) for start in range(0, num_items, part_size)]
+    paths = [root / f"part-{index:05d}.safetensors" for index in range(len(ranges))]
+    mine = list(zip(paths, ranges, strict=True))[state.process_index :: state.num_processes]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not state.is_main_process or not console.is_terminal) as progress:
+        task = progress.add_task(what, total=sum(len(items) for _, items in mine))
+        for path, items in mine:
+            if not _is_complete(path):
+                tensors = {name: value.cpu().contiguous() for name, value in compute(items).items()}
+                with atomic_path(path) as temporary:
+                    save_file(tensors, temporary)
+            progress.advance(task, len(items))
+    state.wait_for_everyone()
+    return Parts(tuple(paths)) if state.is_main_process else None
+
+
+def prefetched(load: Callable[[T], Any], keys: Sequence[T]) -> Iterator[tuple[T, Any]]:
+    """Yield (key, load(key)) in order; the next is loaded by a thread while the caller works on the present one."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(load, key) for key in keys[:1]]
+        for index, key in enumerate(keys):
+            value = coming.pop().result()
+            if index + 1 < len(keys):
+                coming.append(pool.submit(load, keys[index + 1]))
+            yield key, value
+
+
+def batches(items: range, size: int) -> list[range]:
+    """Return consecutive ranges of at most `size` items."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def gather(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the results of the batches of a part, concatenated by name on their device."""
+    listed = list(results)
+    return {name: torch.cat([result[name] for result in listed]) for name in listed[0]}
+
+
+def _claim(root: Path, identity: dict[str, Any], *, is_main: bool) -> None:
+    file, wanted = root / "identity.json", fingerprint(identity)
+    if file.is_file():
+        found = json.loads(file.read_text())
+        if found["fingerprint"] != wanted:
+            changed = sorted(
+                k for k in {*found["of"], *identity} if found["of"].get(k) != json.loads(json.dumps(identity.get(k)))
+            )
+            raise ValueError(
+                f"{str(root)!r} holds the parts of another evaluation ({', '.join(changed)} differ); choose another --out or delete it"
+            )
+    elif is_main:
+        write_json(file, {"fingerprint": wanted, "of": identity})
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False

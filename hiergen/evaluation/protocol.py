@@ -1,0 +1,142 @@
+"""What evaluations of images have in common: how pixels are rounded, which data, and what a report says about its making."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from jaxtyping import UInt8
+from torch import Tensor
+
+from hiergen import __version__
+from hiergen.data.images import to_uint8
+
+RESIZE_RULE = "ADM: halved with a box filter while the short side is at least twice the size, then bicubic to the size, then the central crop"
+#: With fewer samples than this a covariance of so many channels is no estimate of one.
+SAMPLES_A_CHANNEL = 5
+
+#: How values of [-1, 1] become one of 256: the nearest one, or ADM's and ResTok's truncation.
+Rounding = Literal["nearest", "truncate"]
+
+
+def quantize(images: Tensor, rounding: Rounding = "nearest") -> UInt8[Tensor, "b c h w"]:
+    """Return images of [-1, 1] as uint8 on their device, by the same rule for real, rebuilt and generated ones.
+
+    Real images come back as the bytes they were read from, under both rules.
+    """
+    if rounding == "nearest":
+        return to_uint8(images)
+    # The margin is for bytes that lost their last bits on the way to [-1, 1] and back.
+    return images.detach().float().clamp(-1, 1).add(1).mul(127.5).add(1e-3).floor().clamp(0, 255).to(torch.uint8)
+
+
+ROUNDING_RULES = {
+    "nearest": "clamped to [-1, 1], then round(127.5 (x + 1)), for both sets",
+    "truncate": "clamped to [-1, 1], then floor(127.5 (x + 1)), for both sets (ADM's and ResTok's samples)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PassConfig:
+    """How the work is cut; none of it changes the results but in the last bits of features.
+
+    Attributes:
+        batch_size: Images a pass of the models.
+        part_size: Images a stored part: what is lost, at most, when a run is stopped.
+        device: "auto" is CUDA where there is one.
+    """
+
+    batch_size: int = 64
+    part_size: int = 512
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "part_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return a device by name; "auto" is the one of this process where there are GPUs."""
+    if name != "auto":
+        return torch.device(name)
+    return PartialState().device if torch.cuda.is_available() else torch.device("cpu")
+
+
+def check_finite(images: Tensor, first_index: int, what: str) -> Tensor:
+    """Return images if all are finite.
+
+    Raises:
+        ValueError: Naming the first image that is not.
+    """
+    broken = (~images.isfinite()).flatten(1).any(dim=1)
+    if bool(broken.any()):
+        index = first_index + int(broken.int().argmax())
+        raise ValueError(f"{what} {index} holds NaN or infinity: its pixels mean nothing, so no figure is computed")
+    return images
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what a figure must be read with: versions, commit, hardware, date."""
+    is_cuda = device.type == "cuda"
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {
+            "hiergen": __version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("torch", "torch-fidelity", "numpy", "diffusers")},
+        },
+        "hardware": {
+            "device": torch.cuda.get_device_name(device) if is_cuda else f"{platform.machine()} CPU",
+            "threads": torch.get_num_threads(),
+            "processes": PartialState().num_processes,
+        },
+    }
+
+
+def small_sample_warning(name: str, count: int, dim: int) -> list[str]:
+    """Return a warning where there are too few samples for a Fréchet distance of so many channels."""
+    wanted = SAMPLES_A_CHANNEL * dim
+    if count >= wanted:
+        return []
+    return [
+        f"{name} holds {count:,} images for {dim:,} channels: below {wanted:,} ({SAMPLES_A_CHANNEL} a channel) a Fréchet distance is "
+        "mostly bias; compare it only with distances of as many images"
+    ]
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the entries of a mapping that are numbers, as floats."""
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """Return the commit of the source tree that runs; with "+" where files differ from it."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "not in a repository"
+    try:
+        asked = [["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]]
+        head, changes = (
+            subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            for args in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changes else "")

@@ -1,0 +1,231 @@
+"""rFID and the pixel metrics of a tokenizer: encode images, decode them from every prefix of levels, compare.
+
+The reference of the Fréchet distance is the very images that were encoded, or a statistics file. Figures of pixels are those of
+the images after rounding to bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiergen.config import to_json
+from hiergen.data.images import Dataset
+from hiergen.data.sources import DataConfig, open_images
+from hiergen.evaluation.distances import DistanceConfig
+from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor
+from hiergen.evaluation.parts import Parts, batches, gather, prefetched, run_parts
+from hiergen.evaluation.protocol import (
+    RESIZE_RULE,
+    ROUNDING_RULES,
+    PassConfig,
+    Rounding,
+    check_finite,
+    choose_device,
+    environment,
+    quantize,
+)
+from hiergen.evaluation.reconstruction_scores import summarize
+from hiergen.evaluation.references import Reference, check_count, read_batch, read_npz
+from hiergen.evaluation.report import publish
+from hiergen.files import check_writable
+from hiergen.losses.perceptual import LPIPS
+from hiergen.metrics.frechet import Moments
+from hiergen.metrics.pixel import MS_SSIM_MIN_SIDE, WINDOW, ms_ssim, psnr, ssim
+from hiergen.pipelines.encoding import tokenizer_fingerprint
+from hiergen.pipelines.loading import from_pretrained
+from hiergen.pipelines.prefixes import Prefix, decode_prefix, list_prefixes
+from hiergen.tokenizers.base import Tokenizer
+
+#: Images whose tokens are kept for the diagnostics of continuous latents, and that are shown.
+LATENT_IMAGES, SHOWN_IMAGES = 1000, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class RfidSettings:
+    """Evaluate a tokenizer's reconstructions.
+
+    Attributes:
+        tokenizer: Folder or Hub id of the tokenizer.
+        out: Folder of the report. Run again to continue or to draw it anew.
+        data: The images; `data.size` must be the tokenizer's.
+        num_images: The first so many images; 0 takes all.
+        prefixes: Also measure every prefix of levels (or of the decoder's scales): the rate-distortion page.
+        extractor: Where distances are measured.
+        reference: A statistics file (.npz) in place of the images themselves.
+        lpips: Backbone of LPIPS ("alex", "vgg", "squeeze"), or "none".
+        lpips_folder: Where its weights are looked for first.
+        rounding: Of pixels to bytes, for both sets: "nearest" or "truncate".
+        distances: Subset sizes, bootstrap draws and seed.
+        passes: Batch size, part size, device.
+    """
+
+    tokenizer: str = "quickstart/pipeline/tokenizer"
+    out: str = "evaluation/rfid"
+    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(split="test"))
+    num_images: int = 0
+    prefixes: bool = False
+    extractor: ExtractorConfig = dataclasses.field(default_factory=ExtractorConfig)
+    reference: str = ""
+    lpips: str = "alex"
+    lpips_folder: str | None = None
+    rounding: Rounding = "nearest"
+    distances: DistanceConfig = dataclasses.field(default_factory=DistanceConfig)
+    passes: PassConfig = dataclasses.field(default_factory=PassConfig)
+
+
+def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
+    """Run (or continue) an evaluation, write its report and return it; None on all processes but the main one.
+
+    Raises:
+        ValueError: If the settings, the data or the models do not fit together; before any long work.
+        FileNotFoundError: If weights are missing.
+    """
+    started = time.perf_counter()
+    out, device = check_writable(settings.out), choose_device(settings.passes.device)
+    if settings.data.crop != "center" or settings.data.flip:
+        raise ValueError("an evaluation reads its images unchanged: data.crop must be 'center' and data.flip False")
+    lpips = (
+        None if settings.lpips == "none" else LPIPS.from_files(settings.lpips, folder=settings.lpips_folder).to(device)
+    )
+    extractor = build_extractor(settings.extractor, device)
+    fixed = read_npz(settings.reference, extractor) if settings.reference else None
+    tokenizer = from_pretrained(settings.tokenizer)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, expected an image tokenizer")
+    tokenizer = tokenizer.eval().to(device)
+    images = open_images(settings.data)
+    count = _count(images, settings, tokenizer)
+    prefixes = list_prefixes(tokenizer) if settings.prefixes else list_prefixes(tokenizer)[-1:]
+    identity = {
+        "kind": "rfid",
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "data": images.fingerprint,
+        "size": settings.data.size,
+        "rounding": settings.rounding,
+        "extractor": extractor.fingerprint,
+        "lpips": settings.lpips,
+        "prefixes": [prefix.count for prefix in prefixes],
+    }
+    work = _Pass(tokenizer, images, extractor, lpips, prefixes, settings, device)
+    parts = run_parts(out / "parts", identity, count, work, part_size=settings.passes.part_size, what="reconstruct")
+    if parts is None:
+        return None
+    protocol = {
+        "images": f"the first {count:,} of {len(images):,}" if count < len(images) else f"all {count:,}",
+        "resize": RESIZE_RULE,
+        "rounding": ROUNDING_RULES[settings.rounding],
+        "pixel metrics": "of the rounded images; PSNR and SSIM as means over images, SSIM with Gaussian windows of 11 pixels",
+        "lpips": "none" if lpips is None else f"v0.1, {settings.lpips}, at the images' own size",
+        "reference": f"statistics file {settings.reference}" if fixed else "the very images that were encoded",
+    }
+    report = {
+        "kind": "rfid",
+        "what": f"reconstructions by {type(tokenizer).__name__} ({settings.tokenizer})",
+        "protocol": protocol,
+        "extractor": {
+            "name": extractor.name,
+            "description": extractor.description,
+            "fingerprint": extractor.fingerprint,
+        },
+        "reference": fixed.about if fixed else {"kind": "the encoded images", **identity},
+        "counts": {"images": count, "reference": count if fixed is None else None},
+        "seed": settings.distances.seed,
+        "settings": to_json(settings),
+        "environment": environment(device),
+    }
+    scores = summarize(
+        parts, prefixes, tokenizer, extractor, lpips, settings.distances, reference=fixed or _own_reference(parts)
+    )
+    report |= scores.entries
+    report["wall_time_s"] = round(time.perf_counter() - started, 1)
+    return publish(out, report, values=scores.values, reference=scores.reference, pictures=scores.pictures)
+
+
+def _count(images: Dataset, settings: RfidSettings, tokenizer: Tokenizer) -> int:
+    """Return how many images are evaluated, after checking that they fit."""
+    if settings.num_images < 0 or settings.num_images > len(images):
+        raise ValueError(
+            f"num_images is {settings.num_images}, expected 0 (all) to {len(images)}, the number of images"
+        )
+    count = settings.num_images or len(images)
+    check_count(count, "the evaluation")
+    shape, size = tuple(read_batch(images, [0]).shape), tokenizer.config.get("image_size", settings.data.size)
+    if shape != (1, 3, size, size):
+        raise ValueError(
+            f"images have shape {shape[1:]}, the tokenizer takes {(3, size, size)}: set data.size to {size}"
+        )
+    return count
+
+
+def _own_reference(parts: Parts) -> Reference:
+    features = parts.read("reference.pool")
+    spatial = Moments.of(parts.read("reference.spatial")) if "reference.spatial" in parts.names() else None
+    return Reference(Moments.of(features), spatial, features, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """Computes one part. Images stay on the device as bytes between decoder, features and pixel metrics."""
+
+    tokenizer: Tokenizer
+    images: Dataset
+    extractor: Extractor
+    lpips: Callable[[Tensor, Tensor], Tensor] | None
+    prefixes: list[Prefix]
+    settings: RfidSettings
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, items: range) -> dict[str, Tensor]:
+        loaded = prefetched(lambda keys: read_batch(self.images, keys), batches(items, self.settings.passes.batch_size))
+        results = gather(self._batch(keys, batch) for keys, batch in loaded)
+        return results
+
+    def _batch(self, keys: range, batch: Tensor) -> dict[str, Tensor]:
+        batch = check_finite(batch, keys[0], "image").to(self.device, non_blocking=True)
+        pyramid = self.tokenizer.encode(batch)
+        real = quantize(batch, self.settings.rounding)
+        found = {f"reference.{name}": value for name, value in self.extractor(real).items()}
+        is_discrete = all(spec.is_discrete for spec in pyramid.specs)
+        for level, tokens in enumerate(pyramid.levels):
+            # Of continuous tokens, only as many as their diagnostics read.
+            kept = tokens if is_discrete else tokens[: max(0, LATENT_IMAGES - keys[0])].float()
+            found[f"tokens.{level}"] = kept
+        shown = max(0, SHOWN_IMAGES - keys[0])
+        found["shown.input"] = real[:shown]
+        for prefix in self.prefixes:
+            rebuilt = check_finite(
+                decode_prefix(self.tokenizer, pyramid, prefix), keys[0], "the reconstruction of image"
+            )
+            pixels = quantize(rebuilt, self.settings.rounding)
+            found |= {f"{prefix.count}.{name}": value for name, value in self.extractor(pixels).items()}
+            found |= {f"{prefix.count}.{name}": value for name, value in self._pixel_metrics(pixels, real).items()}
+            found[f"shown.{prefix.count}"] = pixels[:shown]
+        return found
+
+    def _pixel_metrics(self, pixels: Tensor, real: Tensor) -> dict[str, Tensor]:
+        x, y = pixels.float() / 127.5 - 1, real.float() / 127.5 - 1
+        found = {"psnr": psnr(x, y)}
+        if min(x.shape[2:]) >= WINDOW:
+            found["ssim"] = ssim(x, y)
+        if min(x.shape[2:]) >= MS_SSIM_MIN_SIDE:
+            found["ms_ssim"] = ms_ssim(x, y)
+        if self.lpips is not None:
+            found["lpips"] = self.lpips(x, y)
+        return found
+
+
+def run_rfid(settings: RfidSettings) -> None:
+    """Evaluate and say where the report is."""
+    report = evaluate_reconstructions(settings)
+    if report is not None:
+        print(
+            f"{', '.join(f'{k} {v:.4g}' for k, v in report['metrics'].items())}\nreport: {Path(settings.out) / 'report.md'}"
+        )

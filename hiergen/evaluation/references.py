@@ -1,0 +1,270 @@
+"""What a set of images is compared with: the statistics of a reference, computed once and cached, or read from a file.
+
+Files are ADM's: an .npz with `mu` and `sigma` (pool features), `mu_s` and `sigma_s` (spatial features, for sFID), and `arr_0`, uint8
+images `(n, h, w, 3)`, for what needs the features themselves (precision, recall, kernel distance).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hiergen.config import fingerprint, to_json
+from hiergen.data.images import Dataset, ImageSet
+from hiergen.data.sources import DataConfig, open_images
+from hiergen.evaluation.extractors import Extractor
+from hiergen.evaluation.parts import batches, gather, prefetched, run_parts
+from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, PassConfig, Rounding, quantize
+from hiergen.files import atomic_path
+from hiergen.metrics.frechet import Moments
+
+MIN_IMAGES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Statistics of the images that others are compared with.
+
+    Attributes:
+        pool: Moments of the pool features.
+        spatial: Moments of the spatial features, where there are any.
+        features: The pool features themselves `(n, d)`, where they are known.
+        about: Data, count, fingerprint and rules, as JSON values.
+    """
+
+    pool: Moments
+    spatial: Moments | None
+    features: Tensor | None
+    about: dict[str, Any]
+
+
+def open_reference(
+    source: str | DataConfig,
+    extractor: Extractor,
+    *,
+    rounding: Rounding,
+    passes: PassConfig,
+    cache: str | Path,
+    device: torch.device,
+) -> Callable[[], Reference]:
+    """Check a reference and return what computes its statistics: errors come before any long work.
+
+    Args:
+        source: An ADM-style .npz, or data.
+        extractor: Where distances are measured.
+        rounding: Of the pixels.
+        passes: How the work is cut.
+        cache: Folder of the statistics of data that were seen before.
+        device: Where the extractor is.
+
+    Raises:
+        ValueError: If the file or the data do not fit.
+    """
+    if isinstance(source, DataConfig):
+        images = open_images(source)
+        check_count(len(images), "the reference")
+
+        def compute() -> Reference:
+            return _of_images(source, images, extractor, rounding=rounding, passes=passes, cache=cache, device=device)
+
+        return compute
+    read = read_npz(source, extractor)
+    return lambda: _with_features(read, source, extractor, passes=passes, device=device)
+
+
+def check_count(count: int, what: str) -> None:
+    """Check that there are enough images for statistics.
+
+    Raises:
+        ValueError: If there are fewer than 10.
+    """
+    if count < MIN_IMAGES:
+        raise ValueError(
+            f"{what} holds {count} images, at least {MIN_IMAGES} are needed (and thousands for a figure that means something)"
+        )
+
+
+def read_npz(path: str | Path, extractor: Extractor) -> Reference:
+    """Return the statistics in an ADM-style .npz file, without looking at its images.
+
+    Raises:
+        ValueError: If the file is missing, no .npz, has no `mu` and `sigma`, or they are of another extractor or not finite.
+    """
+    with open_npz(path) as file:
+        if "mu" not in file or "sigma" not in file:
+            raise ValueError(
+                f"{str(path)!r} holds {', '.join(file.files) or 'nothing'}, expected reference statistics `mu` and `sigma` "
+                "(sample files with `arr_0` alone are given as --samples)"
+            )
+        pool = _moments(path, file["mu"], file["sigma"], extractor.dim, "mu and sigma")
+        spatial = None
+        if "mu_s" in file and "sigma_s" in file:
+            spatial = _moments(path, file["mu_s"], file["sigma_s"], len(file["mu_s"]), "mu_s and sigma_s")
+    about = {
+        "source": str(path),
+        "kind": "statistics file",
+        "count": "as many as its maker took",
+        "images_inside": _shape(path),
+    }
+    return Reference(pool, spatial, None, about)
+
+
+def write_npz(path: str | Path, reference: Reference) -> None:
+    """Write statistics as an ADM-style .npz file (without images)."""
+    arrays = {"mu": reference.pool.mean, "sigma": reference.pool.covariance}
+    if reference.spatial is not None:
+        arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
+    with atomic_path(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **arrays)
+
+
+def open_npz(path: str | Path) -> Any:
+    """Return an open .npz file, pickles refused.
+
+    Raises:
+        ValueError: If it is missing or no .npz.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{str(path)!r} does not exist, expected an .npz file")
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{str(path)!r} is no .npz file: {error}") from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError(f"{str(path)!r} is a single array, expected an .npz file")
+    return file
+
+
+def read_batch(images: Dataset, indices: Sequence[int]) -> Tensor:
+    """Return images by index, `(b, 3, h, w)` in [-1, 1], without augmentation."""
+    batch = (
+        images.images[list(indices)]
+        if isinstance(images, ImageSet)
+        else images.batch([(i, 0) for i in indices], seed=0)["image"]
+    )
+    return batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch
+
+
+def _of_images(
+    config: DataConfig,
+    images: Dataset,
+    extractor: Extractor,
+    *,
+    rounding: Rounding,
+    passes: PassConfig,
+    cache: str | Path,
+    device: torch.device,
+) -> Reference:
+    identity = {
+        "data": images.fingerprint,
+        "size": config.size,
+        "resize": RESIZE_RULE,
+        "rounding": rounding,
+        "extractor": extractor.fingerprint,
+        "count": len(images),
+    }
+    digits = fingerprint(identity)
+    about = {
+        "source": config.source,
+        "split": config.split,
+        "kind": "images",
+        "fingerprint": digits,
+        "rules": {"resize": RESIZE_RULE, "rounding": ROUNDING_RULES[rounding]},
+        **identity,
+    }
+    folder = Path(cache).expanduser() / digits
+
+    def compute(items: range) -> dict[str, Tensor]:
+        loaded = prefetched(lambda indices: read_batch(images, indices), batches(items, passes.batch_size))
+        found = gather(extractor(quantize(batch.to(device), rounding)) for _, batch in loaded)
+        return {name: value for name, value in found.items() if name != "logits"}
+
+    file = folder / "statistics.safetensors"
+    if not file.is_file():
+        parts = run_parts(
+            folder / "parts", identity, len(images), compute, part_size=passes.part_size, what="reference"
+        )
+        if parts is not None:
+            _store(file, {name: parts.read(name) for name in parts.names()}, about)
+    return _load(file, {**about, "config": to_json(config)})
+
+
+def _store(file: Path, features: dict[str, Tensor], about: dict[str, Any]) -> None:
+    tensors = {"features": features["pool"]}
+    for name, values in features.items():
+        moments = Moments.of(values)
+        tensors[f"{name}.mean"] = torch.from_numpy(moments.mean)
+        tensors[f"{name}.covariance"] = torch.from_numpy(moments.covariance)
+    with atomic_path(file) as temporary:
+        save_file(tensors, temporary, metadata={"about": json.dumps(about)})
+
+
+def _load(file: Path, about: dict[str, Any]) -> Reference:
+    from accelerate import PartialState
+
+    PartialState().wait_for_everyone()
+    with safe_open(file, framework="pt") as stored:
+        features = stored.get_tensor("features")
+        found = {
+            name: Moments(
+                stored.get_tensor(f"{name}.mean").numpy(),
+                stored.get_tensor(f"{name}.covariance").numpy(),
+                len(features),
+            )
+            for name in ("pool", "spatial")
+            if f"{name}.mean" in stored.keys()  # noqa: SIM118  (a safe_open is no dictionary)
+        }
+    return Reference(found["pool"], found.get("spatial"), features, about)
+
+
+def _with_features(
+    read: Reference, path: str, extractor: Extractor, *, passes: PassConfig, device: torch.device
+) -> Reference:
+    if read.about["images_inside"] is None:
+        return read
+    with open_npz(path) as file:
+        images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
+    found = gather({"pool": extractor(part.to(device))["pool"].cpu()} for part in images.split(passes.batch_size))
+    return dataclasses.replace(read, features=found["pool"])
+
+
+def _shape(path: str | Path) -> list[int] | None:
+    """Return the shape of the images inside an .npz; None where there are none."""
+    with open_npz(path) as file:
+        if "arr_0" not in file:
+            return None
+        return check_npz_images(path, file["arr_0"])
+
+
+def check_npz_images(path: str | Path, images: np.ndarray) -> list[int]:
+    """Return the shape of `arr_0` if it is one of images.
+
+    Raises:
+        ValueError: If it is not uint8 `(n, h, w, 3)`.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(
+            f"arr_0 of {str(path)!r} is {images.dtype} of shape {tuple(images.shape)}, expected uint8 images (n, h, w, 3)"
+        )
+    return list(images.shape)
+
+
+def _moments(path: str | Path, mean: np.ndarray, covariance: np.ndarray, dim: int, names: str) -> Moments:
+    if mean.shape != (dim,) or covariance.shape != (dim, dim):
+        raise ValueError(
+            f"{names} of {str(path)!r} have shapes {mean.shape} and {covariance.shape}, the extractor gives {dim} channels: "
+            "the statistics are of another extractor"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(f"{names} of {str(path)!r} hold NaN or infinity")
+    return Moments(mean.astype(np.float64), covariance.astype(np.float64), 0)
