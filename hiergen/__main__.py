@@ -17,6 +17,7 @@ VERBS = {
     "encode": "write a dataset as a cache of token pyramids",
     "reconstruct": "encode and decode images, level by level",
     "generate": "generate images from class labels",
+    "evaluate": "measure a tokenizer or a generator: FID and the like, with a report; compare two reports",
     "demo": "look at models in the browser: reconstruct, generate, compare",
     "convert": "convert official weights to hiergen's layout",
     "bench": "measure speed side by side with a baseline",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,9 +87,9 @@ def bias_curve(pool: Tensor, reference: Reference, config: DistanceConfig) -> li
     return [{"count": count, "distance": value} for count, value in curve]
 
 
-def extrapolated(curve: list[dict[str, Any]]) -> float | None:
+def extrapolated(curve: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the distance that a straight line in 1 / count gives for infinitely many samples; None for fewer than two counts."""
     if len(curve) < 2:
         return None
-    slope, intercept = np.polyfit([1 / point["count"] for point in curve], [point["distance"] for point in curve], 1)
+    _, intercept = np.polyfit([1 / point["count"] for point in curve], [point["distance"] for point in curve], 1)
     return float(intercept)

@@ -119,10 +119,11 @@ class Inception(nn.Module):
     def __init__(self, state: dict[str, Tensor], *, is_truncated: bool = False) -> None:
         super().__init__()
         self.layers = ["768"] if is_truncated else ["2048", "logits_unbiased"]
-        self.network: Any = _inception(state, self.layers, is_truncated)
-        self.network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        network: Any = _inception(state, self.layers, is_truncated)
+        network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+        self.network: Any = network
         self._spatial: Tensor | None = None
-        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)

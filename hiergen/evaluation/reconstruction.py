@@ -99,7 +99,7 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
     tokenizer = from_pretrained(settings.tokenizer)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, expected an image tokenizer")
-    tokenizer = tokenizer.eval().to(device)
+    torch.nn.Module.to(tokenizer.eval(), device)
     images = open_images(settings.data)
     count = _count(images, settings, tokenizer)
     prefixes = list_prefixes(tokenizer) if settings.prefixes else list_prefixes(tokenizer)[-1:]

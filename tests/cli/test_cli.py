@@ -42,6 +42,7 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
         "encode",
         "reconstruct",
         "generate",
+        "evaluate",
         "demo",
         "convert",
         "bench",

@@ -1,0 +1,18 @@
+"""gFID of a generator at 256 x 256 with 50,000 images: `accelerate launch eval/generate_256.py --pipeline DIR
+--reference VIRTUAL_imagenet256_labeled.npz --extractor.weights FILE`."""
+
+from __future__ import annotations
+
+from hiergen.config import parse
+from hiergen.evaluation.generation import GfidSettings, run_gfid
+
+DEFAULT = GfidSettings(
+    pipeline="runs/har_l_128/pipeline",
+    out="evaluation/generate_256",
+    num_images=50_000,
+    reference="VIRTUAL_imagenet256_labeled.npz",
+    keep="npz",
+)
+
+if __name__ == "__main__":
+    run_gfid(parse(DEFAULT, None, prog="generate_256"))

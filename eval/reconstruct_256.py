@@ -1,0 +1,18 @@
+"""rFID of a tokenizer at 256 x 256, with every prefix of its levels: `accelerate launch eval/reconstruct_256.py --tokenizer DIR
+--data.source VAL_FOLDER --extractor.weights FILE`."""
+
+from __future__ import annotations
+
+from hiergen.config import parse
+from hiergen.data.sources import DataConfig
+from hiergen.evaluation.reconstruction import RfidSettings, run_rfid
+
+DEFAULT = RfidSettings(
+    tokenizer="runs/restok_l_128/model",
+    out="evaluation/reconstruct_256",
+    data=DataConfig(source="imagenet/val", size=256, in_memory=False),
+    prefixes=True,
+)
+
+if __name__ == "__main__":
+    run_rfid(parse(DEFAULT, None, prog="reconstruct_256"))

@@ -1,0 +1,76 @@
+"""`hiergen evaluate KIND`: figures that say how they were made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tyro
+
+from hiergen.config import parse
+from hiergen.registry import nearest
+
+#: Kinds of evaluation and what they measure.
+KINDS = {
+    "rfid": "reconstructions of a tokenizer: FID and the like, PSNR, SSIM, LPIPS, codebook or latents, by level",
+    "gfid": "images of a generator, or samples in an .npz or a folder: FID, sFID, IS, KID, precision, recall",
+    "compare": "two reports: differences with confidence intervals",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareSettings:
+    """Compare two reports.
+
+    Attributes:
+        first: A report.json, or its folder.
+        second: Another; differences are second minus first.
+        resamples: Bootstrap draws.
+        seed: Of the draws.
+        out: JSON file for the result; none by default.
+    """
+
+    first: tyro.conf.Positional[str]
+    second: tyro.conf.Positional[str]
+    resamples: int = 200
+    seed: int = 0
+    out: str = ""
+
+
+def main(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: hiergen evaluate KIND [options]   (hiergen evaluate KIND --help for the options)\n")
+        print("\n".join(f"  {name:8}  {text}" for name, text in KINDS.items()))
+        raise SystemExit(0 if args else 2)
+    kind, rest = args[0], args[1:]
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of evaluation {kind!r}{nearest(kind, KINDS)}")
+    prog = f"hiergen evaluate {kind}"
+    if kind == "rfid":
+        from hiergen.evaluation.reconstruction import RfidSettings, run_rfid
+
+        run_rfid(parse(RfidSettings(), rest, prog=prog))
+    elif kind == "gfid":
+        from hiergen.evaluation.generation import GfidSettings, run_gfid
+
+        run_gfid(parse(GfidSettings(), rest, prog=prog))
+    else:
+        _compare(tyro.cli(CompareSettings, args=rest, prog=prog))
+
+
+def _compare(settings: CompareSettings) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hiergen.evaluation.comparison import compare
+    from hiergen.files import write_json
+
+    result = compare(settings.first, settings.second, resamples=settings.resamples, seed=settings.seed)
+    table = Table("metric", "first", "second", "difference", "95 % interval", "", caption=result["resampling"])
+    rows: dict[str, dict[str, Any]] = result["metrics"]
+    for name, row in rows.items():
+        cells = [f"{row[key]:.4g}" for key in ("first", "second", "difference")]
+        table.add_row(name, *cells, f"± {row['half_width']:.2g}", "clear" if row["is_clear"] else "not clear")
+    Console().print(table)
+    if settings.out:
+        write_json(settings.out, result)

@@ -1,0 +1,188 @@
+"""The report of an evaluation: JSON for programs, Markdown with pictures for people, values and statistics for later comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hiergen.evaluation.comparison import intervals
+from hiergen.evaluation.distances import extrapolated
+from hiergen.evaluation.references import Reference, write_npz
+from hiergen.figures import save_curves, save_image_grid
+from hiergen.files import atomic_path, write_json, write_text
+
+TITLES = {"rfid": "Reconstruction", "gfid": "Generation", "shapes": "Shapes", "video": "Video"}
+UNITS = {"psnr": "dB"}
+
+
+def publish(
+    folder: Path,
+    report: dict[str, Any],
+    *,
+    values: dict[str, Tensor] | None = None,
+    reference: Reference | None = None,
+    pictures: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Write a report with everything that belongs to it, and return it with its confidence intervals.
+
+    Args:
+        folder: Where to: report.json, report.md, pictures, values.safetensors and reference.npz.
+        report: JSON values.
+        values: One row an image; intervals are computed from them.
+        reference: What the set was compared with, kept in ADM's file format.
+        pictures: Rows of uint8 images by caption.
+    """
+    if values:
+        with atomic_path(folder / "values.safetensors") as temporary:
+            save_file({name: value.contiguous() for name, value in values.items()}, temporary)
+        settings = report["settings"]["distances"]
+        if settings["resamples"] > 1:
+            # References that are the images themselves are resampled with them.
+            fixed = reference if report["kind"] == "gfid" else None
+            distance = next((name for name in report["metrics"] if name[1:].startswith(("FID", "FD"))), "")
+            report["intervals_95"] = intervals(
+                values, fixed, distance, resamples=settings["resamples"], seed=report["seed"]
+            )
+    if reference is not None:
+        write_npz(folder / "reference.npz", reference)
+    report = _finite(report)
+    _draw(folder, report, pictures or {})
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.md", render(report, has_pictures=bool(pictures)))
+    return report
+
+
+def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
+    """Return a report as Markdown; pictures lie beside it."""
+    lines = [f"# {TITLES.get(report['kind'], report['kind'])}", "", f"{report['what']}.", ""]
+    lines += [f"> **Note**: {warning}." for warning in report.get("warnings", [])]
+    half = report.get("intervals_95", {})
+    rows = [
+        [
+            name,
+            _number(value) + (f" {UNITS[name]}" if name in UNITS else ""),
+            f"± {_number(half[name])}" if name in half else "",
+        ]
+        for name, value in report["metrics"].items()
+    ]
+    lines += ["", *table(["metric", "value", "95 % interval"], rows), ""]
+    if half:
+        resamples = report["settings"]["distances"]["resamples"]
+        lines += [f"Intervals: 1.96 standard deviations of {resamples} bootstrap draws of the images.", ""]
+    if has_pictures:
+        lines += ["![examples, not selected](examples.png)", ""]
+    lines += _rate_distortion(report.get("rate_distortion", []))
+    lines += _bias(report.get("bias", []))
+    lines += _tokens(report.get("tokens", {}))
+    lines += ["## How it was measured", ""]
+    about = {
+        **report.get("protocol", {}),
+        "extractor": report.get("extractor", {}).get("description"),
+        "reference data": report.get("reference", {}).get("source", report.get("reference", {}).get("kind")),
+        "reference fingerprint": report.get("reference", {}).get(
+            "fingerprint", report.get("reference", {}).get("data")
+        ),
+        "counts": ", ".join(f"{name} {count:,}" for name, count in report.get("counts", {}).items() if count),
+        "seed": report.get("seed"),
+        **_flat(report["environment"]),
+        "wall time": f"{report['wall_time_s']} s (of the last session, if it was continued)",
+    }
+    return "\n".join([*lines, *table(["", ""], [[k, str(v)] for k, v in about.items() if v is not None]), ""])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
+
+
+def _rate_distortion(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    names = list(rows[-1]["metrics"])
+    body = [
+        [str(row["count"]), str(row["tokens"]), "" if row["bits"] is None else f"{row['bits']:.0f}"]
+        + [_number(row["metrics"][name]) if name in row["metrics"] else "" for name in names]
+        for row in rows
+    ]
+    header = [rows[0]["unit"], "tokens", "bits", *names]
+    return ["## Rate and distortion", "", *table(header, body), "", "![rate and distortion](rate_distortion.png)", ""]
+
+
+def _bias(curve: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(curve) < 2:
+        return []
+    rows = [[f"{point['count']:,}", _number(point["distance"])] for point in curve]
+    limit = extrapolated(curve)
+    rows.append(["infinitely many (straight line in 1 / count)", "" if limit is None else _number(limit)])
+    return ["## Fréchet distance by number of images", "", *table(["images", "distance"], rows), ""]
+
+
+def _tokens(tokens: Mapping[str, Any]) -> list[str]:
+    if not tokens:
+        return []
+    if tokens["kind"] == "discrete":
+        uses = {"all": tokens["all_levels"], **{str(k): use for k, use in enumerate(tokens["by_level"])}}
+        rows = [
+            [
+                name,
+                f"{use['used']:.1%}",
+                f"{use['entropy_bits']:.2f}",
+                f"{use['perplexity']:.1f}",
+                f"{use['num_ids']:,}",
+            ]
+            for name, use in uses.items()
+        ]
+        return ["## Codebook", "", *table(["level", "used", "entropy (bits)", "perplexity", "ids"], rows), ""]
+    channels = [
+        [str(k), *(f"{channel[name]:.3f}" for name in ("mean", "std", "kurtosis"))]
+        for k, channel in enumerate(tokens["by_channel"])
+    ]
+    measures = [
+        f"- {name.replace('_', ' ')}: {tokens[name]:.3f}"
+        for name in ("neighbor_spread", "spatial_autocorrelation", "interpolation_detour")
+        if name in tokens
+    ]
+    text = f"Tokens of {tokens['images']:,} images."
+    return ["## Latents", "", text, "", *measures, "", *table(["channel", "mean", "std", "kurtosis"], channels), ""]
+
+
+def _draw(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> None:
+    if pictures:
+        rows = [images.float() / 127.5 - 1 for images in pictures.values()]
+        side = rows[0].shape[-1]
+        save_image_grid(folder / "examples.png", rows, row_labels=list(pictures), scale=max(0.55, min(1.6, side / 100)))
+    rate = report.get("rate_distortion", [])
+    if rate:
+        tokens = [row["tokens"] for row in rate]
+        names = [name for name in rate[-1]["metrics"] if name in ("psnr", "ssim", "lpips") or name.startswith("rF")]
+        panels = {name: {name: (tokens, [row["metrics"][name] for row in rate])} for name in names}
+        save_curves(folder / "rate_distortion.png", panels, x_label="tokens")
+
+
+def _flat(environment: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+        for name, value in environment.items()
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values with infinity and NaN (the PSNR of equal images) as None, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

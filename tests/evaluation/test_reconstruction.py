@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hiergen.data.digits import load_digits
+from hiergen.data.images import to_uint8
+from hiergen.evaluation.comparison import compare, intervals
+from hiergen.evaluation.distances import DistanceConfig
+from hiergen.evaluation.extractors import (
+    EXTRACTORS,
+    Extractor,
+    ExtractorConfig,
+    Features,
+    Inception,
+    register_extractor,
+)
+from hiergen.evaluation.protocol import PassConfig, check_finite, quantize
+from hiergen.evaluation.reconstruction import RfidSettings, evaluate_reconstructions
+from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
+from hiergen.metrics.pixel import psnr
+from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.registry import create
+
+
+def _mean_color(config: ExtractorConfig, device: torch.device) -> Extractor:
+    def features(images: torch.Tensor) -> Features:
+        return {"pool": images.float().mean(dim=(2, 3))}
+
+    return Extractor("mean-color", "FD-mean-color", "mean of each channel, not resized", 3, features, "mean-color-1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("rfid")
+    for name, seed in (("first", 0), ("second", 1)):
+        torch.manual_seed(seed)
+        create("restok-tiny").save_pretrained(root / name)
+    torch.manual_seed(0)
+    create("hieratok-tiny").save_pretrained(root / "continuous")
+    if "mean-color" not in EXTRACTORS:
+        register_extractor("mean-color", _mean_color)
+    return root
+
+
+def settings(folder: Path, tokenizer: str, **changes: Any) -> RfidSettings:
+    plain = RfidSettings(
+        tokenizer=str(folder / tokenizer),
+        out=str(folder / "out" / tokenizer),
+        num_images=20,
+        prefixes=True,
+        extractor=ExtractorConfig("mean-color"),
+        lpips="none",
+        distances=DistanceConfig(resamples=5),
+        passes=PassConfig(batch_size=7, part_size=10, device="cpu"),
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def test_figures_are_those_of_the_parts_put_together_by_hand(folder: Path) -> None:
+    """Every prefix, against decoding in one go, the pixel metric of the rounded images, and torch-fidelity from end to end."""
+    report = evaluate_reconstructions(settings(folder, "first"))
+    assert report is not None
+    images = load_digits("test", size=32).images[:20]
+    by_hand = rebuild_prefixes(create("restok-tiny").from_pretrained(folder / "first").eval(), images)
+    real = to_uint8(images)
+    assert [row["tokens"] for row in report["rate_distortion"]] == [1, 2, 4, 8, 16]
+    assert [row["bits"] for row in report["rate_distortion"]] == [9, 18, 36, 72, 144]
+    for row, rebuilt in zip(report["rate_distortion"], by_hand.images, strict=True):
+        pixels = to_uint8(rebuilt)
+        expected = psnr(pixels / 127.5 - 1, real / 127.5 - 1).mean()
+        assert row["metrics"]["psnr"] == pytest.approx(float(expected), rel=1e-5)
+
+    class MeanColor(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().mean(dim=(2, 3))
+
+    whole = compare_image_sets(pixels, real, FeatureExtractor("by-hand", "mean color", MeanColor()))
+    assert report["metrics"]["rFD-mean-color"] == pytest.approx(whole["frechet_distance"], rel=1e-3)
+    assert report["metrics"]["KID"] == pytest.approx(whole["kernel_distance"], rel=1e-3)
+    assert report["metrics"]["precision"] == pytest.approx(whole["precision"])
+    assert report["tokens"]["all_levels"]["num_ids"] == 20 * 16
+    text = (folder / "out" / "first" / "report.md").read_text()
+    assert "## Rate and distortion" in text
+    assert "rounding" in text
+    for name in ("examples.png", "rate_distortion.png", "reference.npz", "values.safetensors"):
+        assert (folder / "out" / "first" / name).stat().st_size > 0
+
+
+def test_two_tokenizers_are_compared_on_the_same_images(folder: Path) -> None:
+    for tokenizer in ("first", "second"):
+        evaluate_reconstructions(settings(folder, tokenizer))
+    first, second = folder / "out" / "first", folder / "out" / "second"
+    itself = compare(first, first, resamples=20)
+    assert itself["resampling"].endswith("pairs of the same images")
+    assert all(
+        row["difference"] == 0 and row["half_width"] == pytest.approx(0, abs=1e-9) for row in itself["metrics"].values()
+    )
+    other = compare(first, second, resamples=20)
+    row = other["metrics"]["psnr"]
+    assert row["difference"] == pytest.approx(row["second"] - row["first"])
+    assert row["half_width"] > 0
+    truncated = settings(folder, "second", rounding="truncate", out=str(folder / "truncated"), prefixes=False)
+    evaluate_reconstructions(truncated)
+    with pytest.raises(ValueError, match=r"cannot be compared, they differ in protocol.rounding"):
+        compare(first, folder / "truncated")
+    with pytest.raises(ValueError, match="does not exist, expected the report"):
+        compare(first, folder / "nothing")
+    with pytest.raises(ValueError, match="resamples is 1, expected at least 2"):
+        compare(first, second, resamples=1)
+
+
+def test_intervals_cover_what_they_should() -> None:
+    """The half-width of a mean is 1.96 standard errors."""
+    values = {"psnr": torch.randn(400, generator=torch.Generator().manual_seed(0))}
+    half = intervals(values, None, "", resamples=400, seed=0)["psnr"]
+    assert half == pytest.approx(1.96 * float(values["psnr"].std()) / 20, rel=0.12)
+
+
+def test_continuous_tokens_get_their_diagnostics(folder: Path) -> None:
+    report = evaluate_reconstructions(settings(folder, "continuous"))
+    assert report is not None
+    assert report["tokens"]["kind"] == "continuous"
+    assert "spatial_autocorrelation" in report["tokens"]
+    assert "## Latents" in (folder / "out" / "continuous" / "report.md").read_text()
+
+
+def test_bad_input_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
+    def refuse(match: str, **changes: Any) -> None:
+        changed = {"out": str(tmp_path / "out"), **changes}
+        with pytest.raises((ValueError, FileNotFoundError), match=match):
+            evaluate_reconstructions(settings(folder, "first", **changed))
+        assert not (tmp_path / "out" / "parts").exists()
+
+    refuse("LPIPS: the weights of the alex backbone", lpips="alex", lpips_folder=str(tmp_path))
+    refuse("the evaluation holds 9 images", num_images=9)
+    refuse("num_images is 400, expected 0", num_images=400)
+    refuse("set data.size to 32", data=dataclasses.replace(RfidSettings().data, size=16))
+    refuse("neither model_index.json nor config.json", tokenizer=str(tmp_path))
+
+
+def test_rounding_and_nan() -> None:
+    bytes_ = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    values = bytes_.float() / 127.5 - 1
+    assert torch.equal(quantize(values, "nearest"), bytes_)
+    assert torch.equal(quantize(values, "truncate"), bytes_)
+    between = (torch.full((1, 1, 1, 1), 100.7)) / 127.5 - 1
+    assert (quantize(between).item(), quantize(between, "truncate").item()) == (101, 100)
+    broken = torch.zeros(3, 1, 2, 2)
+    broken[1, 0, 0, 1] = float("nan")
+    with pytest.raises(ValueError, match="image 41 holds NaN or infinity"):
+        check_finite(broken, 40, "image")
+
+
+@torch.no_grad()
+def test_inception_from_tensors_is_torch_fidelitys(tmp_path: Path) -> None:
+    """Random weights through torch-fidelity's own loading; the truncated network agrees with the whole one on 768 and sFID's layer."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Random(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
+            """Keep the random weights."""
+
+    torch.save({}, tmp_path / "empty.pth")
+    official = Random("inception-v3-compat", ["768", "2048", "logits_unbiased"], str(tmp_path / "empty.pth"))
+    state = official.state_dict()
+    for name in state:
+        # As after folding: batch norm adds a bias and does nothing else.
+        fill = {"running_var": 0.999, "running_mean": 0.0}.get(name.rsplit(".", 1)[1])
+        if fill is not None:
+            state[name].fill_(fill)
+    images = torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8)
+    low, pool, logits = official(images)
+    whole = Inception(state)(images)
+    torch.testing.assert_close(whole["pool"], pool, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole["logits"], logits, rtol=1e-4, atol=1e-4)
+    kept = {
+        k: v for k, v in state.items() if not k.startswith(("Mixed_7", "fc")) and k.endswith(("conv.weight", "bn.bias"))
+    }
+    truncated = Inception(kept, is_truncated=True)(images)
+    torch.testing.assert_close(truncated["pool"], low, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(truncated["spatial"], whole["spatial"], rtol=1e-4, atol=1e-4)
+    assert truncated["spatial"].shape == (1, 7 * 17 * 17)
+    assert "logits" not in truncated
+    with pytest.raises(ValueError, match="not those of InceptionV3 of 2015-12-05"):
+        Inception(kept)
+    del kept["Mixed_6e.branch_pool.conv.weight"]
+    with pytest.raises(
+        ValueError, match=r"not those of InceptionV3 up to Mixed_6e: Mixed_6e\.branch_pool\.conv\.weight"
+    ):
+        Inception(kept, is_truncated=True)
+    assert np.isfinite(truncated["pool"].numpy()).all()
