@@ -14,6 +14,7 @@ from hiergen.registry import nearest
 KINDS = {
     "rfid": "reconstructions of a tokenizer: FID and the like, PSNR, SSIM, LPIPS, codebook or latents, by level",
     "gfid": "images of a generator, or samples in an .npz or a folder: FID, sFID, IS, KID, precision, recall",
+    "shapes": "two folders of meshes: coverage, MMD, 1-NNA; pairs by name: Chamfer, F-score, normals, IoU",
     "compare": "two reports: differences with confidence intervals",
 }
 
@@ -54,6 +55,10 @@ def main(args: list[str]) -> None:
         from hiergen.evaluation.generation import GfidSettings, run_gfid
 
         run_gfid(parse(GfidSettings(), rest, prog=prog))
+    elif kind == "shapes":
+        from hiergen.evaluation.shapes import ShapesSettings, run_shapes
+
+        run_shapes(parse(ShapesSettings(), rest, prog=prog))
     else:
         _compare(tyro.cli(CompareSettings, args=rest, prog=prog))
 

@@ -158,7 +158,7 @@ def _draw(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Tensor
         save_image_grid(folder / "examples.png", rows, row_labels=list(pictures), scale=max(0.55, min(1.6, side / 100)))
     rate = report.get("rate_distortion", [])
     if rate:
-        tokens = [row["tokens"] for row in rate]
+        tokens = [float(row["tokens"]) for row in rate]
         names = [name for name in rate[-1]["metrics"] if name in ("psnr", "ssim", "lpips") or name.startswith("rF")]
         panels = {name: {name: (tokens, [row["metrics"][name] for row in rate])} for name in names}
         save_curves(folder / "rate_distortion.png", panels, x_label="tokens")

@@ -132,9 +132,9 @@ def test_continuous_tokens_get_their_diagnostics(folder: Path) -> None:
 
 def test_bad_input_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
     def refuse(match: str, **changes: Any) -> None:
-        changed = {"out": str(tmp_path / "out"), **changes}
+        changed = dataclasses.replace(settings(folder, "first", out=str(tmp_path / "out")), **changes)
         with pytest.raises((ValueError, FileNotFoundError), match=match):
-            evaluate_reconstructions(settings(folder, "first", **changed))
+            evaluate_reconstructions(changed)
         assert not (tmp_path / "out" / "parts").exists()
 
     refuse("LPIPS: the weights of the alex backbone", lpips="alex", lpips_folder=str(tmp_path))
