@@ -16,7 +16,7 @@ from hiergen.evaluation.comparison import compare
 from hiergen.evaluation.distances import DistanceConfig
 from hiergen.evaluation.extractors import ExtractorConfig
 from hiergen.evaluation.generation import GfidSettings, class_labels, evaluate_generations
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.protocol import PassConfig, small_sample_warning
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.registry import create
 
@@ -39,7 +39,7 @@ def settings(folder: Path, name: str, **changes: Any) -> GfidSettings:
         pipeline=str(folder / "pipeline"),
         out=str(folder / name),
         num_images=16,
-        extractor=ExtractorConfig("digits"),
+        extractor=ExtractorConfig("mean-color"),
         keep="npz",
         cache=str(folder / "cache"),
         distances=DistanceConfig(resamples=4),
@@ -102,13 +102,15 @@ def test_a_stopped_run_continues_and_samples_are_read_back(folder: Path) -> None
     # So does the exported reference, which knows moments alone.
     moments = evaluate_generations(settings(folder, "moments", reference=str(folder / "whole" / "reference.npz")))
     assert moments is not None
-    assert moments["metrics"]["gFD-digits-cnn"] == pytest.approx(report["metrics"]["gFD-digits-cnn"], rel=1e-4)
+    assert moments["metrics"]["gFD-mean-color"] == pytest.approx(report["metrics"]["gFD-mean-color"], rel=1e-4)
     assert any("no kernel distance" in warning for warning in moments["warnings"])
     same = compare(folder / "whole", folder / "read", resamples=10)
-    assert same["metrics"]["gFD-digits-cnn"]["is_clear"] is False
+    assert same["metrics"]["gFD-mean-color"]["is_clear"] is False
     stored = json.loads((folder / "whole" / "report.json").read_text())
     assert torch.__version__.startswith(stored["environment"]["versions"]["torch"])
-    assert any("mostly bias" in warning for warning in stored["warnings"])
+    # Sixteen images, 3 channels: enough for one.
+    assert not any("mostly bias" in warning for warning in stored["warnings"])
+    assert len(small_sample_warning("the set", 14, 3)) == 1
     with pytest.raises(ValueError, match=r"holds the parts of another evaluation \(seed differ\)"):
         evaluate_generations(settings(folder, "whole", seed=1))
 
@@ -134,9 +136,9 @@ def test_bad_samples_are_refused_before_any_work(folder: Path, tmp_path: Path) -
     refuse("the evaluation holds 9 images, at least 10", num_images=9)
     refuse("does not exist, expected an .npz", reference=str(tmp_path / "none.npz"))
     refuse("holds no picture", samples=str(tmp_path))
-    np.savez(tmp_path / "stats.npz", mu=np.zeros(32), sigma=np.eye(31))
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(2))
     refuse("the statistics are of another extractor", reference=str(tmp_path / "stats.npz"))
-    np.savez(tmp_path / "nan.npz", mu=np.full(32, np.nan), sigma=np.eye(32))
+    np.savez(tmp_path / "nan.npz", mu=np.full(3, np.nan), sigma=np.eye(3))
     refuse("mu and sigma of .* hold NaN", reference=str(tmp_path / "nan.npz"))
     np.savez(tmp_path / "float.npz", arr_0=np.zeros((12, 8, 8, 3), np.float32))
     refuse("float32 of shape .*, expected uint8", samples=str(tmp_path / "float.npz"))

@@ -12,27 +12,13 @@ from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
 from hiergen.evaluation.comparison import compare, intervals
 from hiergen.evaluation.distances import DistanceConfig
-from hiergen.evaluation.extractors import (
-    EXTRACTORS,
-    Extractor,
-    ExtractorConfig,
-    Features,
-    Inception,
-    register_extractor,
-)
+from hiergen.evaluation.extractors import ExtractorConfig, Inception
 from hiergen.evaluation.protocol import PassConfig, check_finite, quantize
 from hiergen.evaluation.reconstruction import RfidSettings, evaluate_reconstructions
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.registry import create
-
-
-def _mean_color(config: ExtractorConfig, device: torch.device) -> Extractor:
-    def features(images: torch.Tensor) -> Features:
-        return {"pool": images.float().mean(dim=(2, 3))}
-
-    return Extractor("mean-color", "FD-mean-color", "mean of each channel, not resized", 3, features, "mean-color-1")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +29,6 @@ def folder(tmp_path_factory) -> Path:
         create("restok-tiny").save_pretrained(root / name)
     torch.manual_seed(0)
     create("hieratok-tiny").save_pretrained(root / "continuous")
-    if "mean-color" not in EXTRACTORS:
-        register_extractor("mean-color", _mean_color)
     return root
 
 
