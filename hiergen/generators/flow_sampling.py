@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 TimeDistribution = Literal["logit_normal", "uniform"]
-Solver = Literal["euler", "heun"]
+Solver = Literal["euler", "heun", "sde"]
 
 #: (state, time) -> velocity, of the state's shape.
 VelocityFn = Callable[[Tensor, float], Tensor]
@@ -30,7 +31,9 @@ class FlowSettings:
     Attributes:
         num_steps: Intervals of the time grid: model calls of "euler"; "heun" makes twice as many. LightningDiT's "250 steps" are
             250 grid points, hence 249.
-        solver: "euler" (first order) or "heun" (second order).
+        solver: "euler" (first order) or "heun" (second order) follow the flow; "sde" follows the diffusion with the same marginals
+            by Euler-Maruyama steps, SiT's other sampler (`integrate_sde`).
+        last_step: What is left of the time for the last step of "sde", which adds no noise.
         timestep_shift: s in t' = s t / (1 + (s - 1) t); below 1 the grid is denser near the noise, 1 leaves it even.
         guidance_scale: w in v = v_null + w (v_condition - v_null); 1 turns guidance off, and with it half of the work.
         cfg_channels: How many leading channels are guided; None for all. The official sampler guides three (and needs a larger
@@ -48,6 +51,7 @@ class FlowSettings:
 
     num_steps: int = 249
     solver: Solver = "euler"
+    last_step: float = 0.04
     timestep_shift: float = 0.3
     guidance_scale: float = 1.0
     cfg_channels: int | None = None
@@ -59,6 +63,12 @@ class FlowSettings:
             raise ValueError(f"num_steps is {self.num_steps}, expected at least 1")
         if self.solver not in get_args(Solver):
             raise ValueError(f"solver is {self.solver!r}, expected one of {get_args(Solver)}")
+        if self.solver == "sde" and self.num_steps < 2:
+            raise ValueError(
+                f"num_steps is {self.num_steps}, solver 'sde' takes at least 2: its last step is a different one"
+            )
+        if not 0 < self.last_step < 1:
+            raise ValueError(f"last_step is {self.last_step}, expected above 0 and below 1")
         if not self.timestep_shift > 0:
             raise ValueError(f"timestep_shift is {self.timestep_shift}, expected above 0")
         if self.cfg_channels is not None and self.cfg_channels < 1:
@@ -67,6 +77,13 @@ class FlowSettings:
             raise ValueError(
                 f"guidance_start is {self.guidance_start}, expected at most guidance_end, {self.guidance_end}"
             )
+
+    def times(self) -> list[float]:
+        """Return the time grid, `num_steps + 1` times from 0 to 1."""
+        if self.solver == "sde":
+            even = time_grid(self.num_steps - 1, self.timestep_shift)
+            return [time * (1 - self.last_step) for time in even] + [1.0]
+        return time_grid(self.num_steps, self.timestep_shift)
 
     @property
     def uses_guidance(self) -> bool:
@@ -107,6 +124,41 @@ def integrate(
         if solver == "heun":
             slope = (slope + velocity(state + width * slope, following)) / 2
         state = state + width * slope
+        if after_step is not None:
+            after_step(step)
+    return state
+
+
+def integrate_sde(
+    velocity: VelocityFn,
+    state: Tensor,
+    times: list[float],
+    *,
+    draw: Callable[[], Tensor],
+    after_step: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Return a sample at the last time of the diffusion whose marginals are the flow's, starting with noise, `state`, at time 0.
+
+    The diffusion is dx = (v + s (1 - t)) dt + sqrt(2 (1 - t)) dW. Its score s = -(x - t v) / (1 - t) follows from the velocity, so
+    the drift is (1 + t) v - x, without a division. The last step adds no noise.
+
+    Args:
+        velocity: Of the flow.
+        state: Start, any shape.
+        times: Increasing times from 0 on.
+        draw: Returns fresh unit normal numbers in the shape of the state; called once a step but the last.
+        after_step: Called with the index of each step when it is done.
+
+    Source:
+        SiT, arXiv:2401.08740, section 2.4 and appendix, with the diffusion coefficient that it calls sigma_t; 250 steps, the last of
+        0.04.
+    """
+    for step, (time, following) in enumerate(itertools.pairwise(times)):
+        width = following - time
+        drift = (1 + time) * velocity(state, time) - state
+        state = state + width * drift
+        if step < len(times) - 2:
+            state = state + math.sqrt(2 * (1 - time) * width) * draw()
         if after_step is not None:
             after_step(step)
     return state

@@ -26,8 +26,8 @@ from hiergen.generators.flow_sampling import (
     draw_times,
     guide,
     integrate,
+    integrate_sde,
     interpolate,
-    time_grid,
     velocity_losses,
 )
 from hiergen.generators.latent_patches import LatentPatches
@@ -274,8 +274,9 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     ) -> TokenPyramid:
         """Return one pyramid a label, in the tokenizer's own (not standardized) units.
 
-        The only random draw is the noise, (b, c, n) normal numbers. The state is kept in at least float32, whatever the weights.
-        With sparse attention the first `warmup_steps` of its settings are dense.
+        The only random draw is the noise, (b, c, n) normal numbers, and with solver "sde" as many for each step but the last. The
+        state is kept in at least float32, whatever the weights. With sparse attention the first `warmup_steps` of its settings are
+        dense.
 
         Args:
             condition: Labels, 0 to num_classes - 1.
@@ -295,13 +296,18 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             if callback is not None and step < settings.num_steps - 1:
                 callback(step, None)
 
-        state = integrate(
-            self._guided_velocity(condition.to(self.device), settings),
-            noise.double() if self.dtype == torch.float64 else noise,
-            time_grid(settings.num_steps, settings.timestep_shift),
-            solver=settings.solver,
-            after_step=report,
-        )
+        velocity = self._guided_velocity(condition.to(self.device), settings)
+        state = noise.double() if self.dtype == torch.float64 else noise
+        if settings.solver == "sde":
+            state = integrate_sde(
+                velocity,
+                state,
+                settings.times(),
+                draw=lambda: self._noise(state.shape[0], self.device, rng).to(state.dtype),
+                after_step=report,
+            )
+        else:
+            state = integrate(velocity, state, settings.times(), solver=settings.solver, after_step=report)
         pyramid = TokenPyramid.split(self.standardize.inverse(state), self._specs)
         if callback is not None:
             callback(settings.num_steps - 1, pyramid)
@@ -320,8 +326,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
 
     def _guided_velocity(self, condition: Tensor, settings: FlowSettings) -> VelocityFn:
         warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
-        times = time_grid(settings.num_steps, settings.timestep_shift)
-        dense_until = times[min(warmup, settings.num_steps)]
+        dense_until = settings.times()[min(warmup, settings.num_steps)]
         both = torch.cat((condition, torch.full_like(condition, self.null_label)))
         compute = self._compiled or self.velocity
 

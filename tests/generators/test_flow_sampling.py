@@ -12,6 +12,7 @@ from hiergen.generators.flow_sampling import (
     draw_times,
     guide,
     integrate,
+    integrate_sde,
     interpolate,
     time_grid,
     velocity_losses,
@@ -73,6 +74,49 @@ def test_solvers_have_their_order() -> None:
 
     for solver, order in (("euler", 1), ("heun", 2)):
         assert math.log2(error(solver, 64) / error(solver, 128)) == pytest.approx(order, abs=0.05)
+
+
+def test_the_diffusion_has_the_flows_marginals() -> None:
+    """Data of known mean and deviation, whose velocity is known: the end is distributed as the data, whatever path led there."""
+    mean, deviation, rng = 2.0, 0.5, torch.Generator().manual_seed(0)
+
+    def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
+        # E[data - noise | x] of jointly normal numbers; x = t data + (1 - t) noise.
+        variance = t**2 * deviation**2 + (1 - t) ** 2
+        covariance = t * deviation**2 - (1 - t)
+        return mean + covariance / variance * (x - t * mean)
+
+    def draw() -> torch.Tensor:
+        return torch.randn(20_000, generator=rng, dtype=torch.float64)
+
+    times = FlowSettings(num_steps=200, solver="sde", timestep_shift=1.0).times()
+    half = integrate_sde(velocity, draw(), [time for time in times if time <= 0.5] + [0.5], draw=draw)
+    end = integrate_sde(velocity, draw(), times, draw=draw)
+    assert float(half.mean()) == pytest.approx(0.5 * mean, abs=0.02)
+    assert float(half.std()) == pytest.approx(math.sqrt(0.25 * deviation**2 + 0.25), abs=0.02)
+    assert float(end.mean()) == pytest.approx(mean, abs=0.02)
+    assert float(end.std()) == pytest.approx(deviation, abs=0.02)
+
+
+def test_steps_of_the_diffusion_by_its_score() -> None:
+    start, noise = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    settings = FlowSettings(num_steps=3, solver="sde", timestep_shift=1.0, last_step=0.1)
+    assert settings.times() == [0, pytest.approx(0.45), pytest.approx(0.9), 1]
+    draws, steps = [], []
+
+    def draw() -> torch.Tensor:
+        draws.append(noise * (len(draws) + 1))
+        return draws[-1]
+
+    made = integrate_sde(lambda x, t: x.cos() + t, start, settings.times(), draw=draw, after_step=steps.append)
+    x = start
+    for t, width, fresh in ((0.0, 0.45, noise), (0.45, 0.45, 2 * noise), (0.9, 0.1, 0 * noise)):
+        v = x.cos() + t
+        noise_part = x - t * v
+        score = -noise_part / (1 - t)
+        x = x + (v + (1 - t) * score) * width + (2 * (1 - t) * width) ** 0.5 * fresh
+    torch.testing.assert_close(made, x)
+    assert (len(draws), steps) == (2, [0, 1, 2])
 
 
 def test_number_of_calls_and_reports() -> None:
@@ -162,6 +206,8 @@ def test_times_follow_their_distributions() -> None:
     [
         ({"num_steps": 0}, "num_steps is 0"),
         ({"solver": "rk4"}, "solver is 'rk4'"),
+        ({"solver": "sde", "num_steps": 1}, "num_steps is 1, solver 'sde' takes at least 2"),
+        ({"last_step": 1.0}, "last_step is 1.0, expected above 0 and below 1"),
         ({"timestep_shift": 0.0}, "timestep_shift is 0.0"),
         ({"cfg_channels": 0}, "cfg_channels is 0"),
         ({"guidance_start": 0.5, "guidance_end": 0.4}, "guidance_start is 0.5"),

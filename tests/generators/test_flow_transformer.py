@@ -169,6 +169,20 @@ def test_generation_is_the_ode_with_guidance() -> None:
     assert not torch.equal(made.levels[0], model.generate(labels, settings, rng=seeded(3)).levels[0])
 
 
+def test_generation_by_diffusion_and_its_draws() -> None:
+    model, labels = make(), torch.tensor([3, 0])
+    settings = FlowSettings(num_steps=3, solver="sde", timestep_shift=1.0)
+    made = model.generate(labels, settings, rng=seeded(2)).levels[0]
+    rng = seeded(2)
+    noise = [torch.randn(2, 6, 16, generator=rng).transpose(1, 2) for _ in range(3)]
+    x = noise[0]
+    for t, following, fresh in ((0.0, 0.48, noise[1]), (0.48, 0.96, noise[2]), (0.96, 1.0, torch.zeros(()))):
+        v = model.velocity(x, torch.full((2,), t), labels)
+        x = x + (following - t) * ((1 + t) * v - x) + (2 * (1 - t) * (following - t)) ** 0.5 * fresh
+    torch.testing.assert_close(made, x, rtol=1e-4, atol=1e-4)
+    assert torch.equal(made, model.generate(labels, settings, rng=seeded(2)).levels[0])
+
+
 def test_levels_lie_on_one_frame() -> None:
     model = make(PYRAMID)
     fine = make(ONE_LEVEL)
