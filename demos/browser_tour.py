@@ -174,6 +174,14 @@ def shapes(visitor: Visitor) -> None:
     visitor.keep("shapes")
 
 
+def video(visitor: Visitor) -> None:
+    visitor.open_tab("Video")
+    visitor.click("#video-start")
+    visitor.wait(lambda: visitor.text("video-status").startswith("Done"), "the end of generating")
+    visitor.wait(lambda: visitor.picture("video-sparse") and visitor.picture("video-plan"), "the sparse clip")
+    visitor.keep("video")
+
+
 def compare(visitor: Visitor) -> None:
     visitor.open_tab("Compare")
     visitor.wait(lambda: "PSNR" in visitor.text("compare-table"), "the table")
@@ -196,7 +204,7 @@ def tour(url: str, out: Path, window: str, folder: Path, login: str | None) -> N
             for tab in visitor.driver.execute_script("return window.gradio_config.components")
             if tab["type"] == "tabitem"
         }
-        for title, visit in (("Generate", generate), ("Shapes", shapes), ("Compare", compare)):
+        for title, visit in (("Generate", generate), ("Shapes", shapes), ("Video", video), ("Compare", compare)):
             if title in tabs:
                 visit(visitor)
         width = visitor.driver.execute_script("return document.documentElement.scrollWidth")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hiergen.demo import compare, generate, reconstruct, shapes
+from hiergen.demo import compare, generate, reconstruct, shapes, video
 from hiergen.demo.library import Library, load_library
 from hiergen.demo.page import Page
 from hiergen.demo.settings import DemoSettings, read_accounts
@@ -56,6 +56,7 @@ def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
         ("Reconstruct", len(library.image_tokenizers()) > 0, reconstruct.add_tab),
         ("Generate", len(library.image_generators()) > 0, generate.add_tab),
         ("Shapes", len(library.shape_generators()) > 0, shapes.add_tab),
+        ("Video", len(library.video_generators()) > 0, video.add_tab),
         ("Compare", len(library.image_tokenizers()) > 1, compare.add_tab),
     ]
     with gr.Blocks(title="hiergen", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=False) as blocks:

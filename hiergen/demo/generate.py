@@ -144,7 +144,7 @@ def add_tab(page: Page, library: Library) -> None:
         entry = library.get(title)
         usual = entry.notes.sampling.get("guidance_scale", 1.5)
         return (
-            gr.Dropdown(choices=_choices(entry), value=min(3, entry.num_classes - 1)),
+            gr.Dropdown(choices=entry.choices(), value=min(3, entry.num_classes - 1)),
             gr.Slider(value=usual),
             gr.Slider(interactive=has_setting(entry, "temperature")),
             entry.notes.about,
@@ -156,7 +156,7 @@ def add_tab(page: Page, library: Library) -> None:
             model = gr.Dropdown(titles, value=titles[0], label="Model")
             about = gr.Markdown(first.notes.about, elem_classes="about")
             label = gr.Dropdown(
-                _choices(first), value=min(3, first.num_classes - 1), label="Class", elem_id="generate-class"
+                first.choices(), value=min(3, first.num_classes - 1), label="Class", elem_id="generate-class"
             )
             count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Pictures")
             guidance = gr.Slider(
@@ -184,10 +184,6 @@ def add_tab(page: Page, library: Library) -> None:
     reseeded = again.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED})", queue=False)
     restarted = reseeded.then(run_now, inputs, outputs, api_visibility="private", **event)
     stop.click(lambda: "Stopped.", None, status, cancels=[started, restarted], queue=False, api_visibility="private")
-
-
-def _choices(entry: DemoModel) -> list[tuple[str, int]]:
-    return [(entry.class_name(label), label) for label in range(entry.num_classes)]
 
 
 def _status(now: Progress) -> str:

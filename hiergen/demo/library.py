@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from hiergen.config import from_json
+from hiergen.generators.flow_transformer import FlowTransformer
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.shape import ClassToShapePipeline
+from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.registry import nearest
 from hiergen.tokenizers.base import Tokenizer
-from hiergen.tokenizers.pyramid_vae import PyramidVAE
 
 #: The models that come with the package, one folder each.
 PACKAGED = Path(__file__).parent / "models"
@@ -65,11 +66,21 @@ class DemoModel:
         return None if isinstance(self.model, Tokenizer) else self.model.generator
 
     @property
+    def is_of_images(self) -> bool:
+        """Whether the tokenizer encodes pictures."""
+        others = (ClassToShapePipeline, ClassToVideoPipeline)
+        return not isinstance(self.model, others) and "image_size" in self.tokenizer.config
+
+    @property
     def num_classes(self) -> int:
         return 0 if self.generator is None else int(self.generator.config["num_classes"] or 0)
 
     def class_name(self, label: int) -> str:
         return self.notes.classes[label] if label < len(self.notes.classes) else f"class {label}"
+
+    def choices(self) -> list[tuple[str, int]]:
+        """Return the classes as a menu has them: name and label."""
+        return [(self.class_name(label), label) for label in range(self.num_classes)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +100,8 @@ class Library:
         return self.models[title]
 
     def image_tokenizers(self) -> list[str]:
-        """Return the titles of the models that encode pictures."""
-        return [title for title, entry in self.models.items() if not isinstance(entry.tokenizer, PyramidVAE)]
+        """Return the titles of the models that encode pictures: those whose config has an `image_size`."""
+        return [title for title, entry in self.models.items() if entry.is_of_images]
 
     def image_generators(self) -> list[str]:
         """Return the titles of the models that make pictures."""
@@ -99,6 +110,14 @@ class Library:
     def shape_generators(self) -> list[str]:
         """Return the titles of the models that make meshes."""
         return [title for title, entry in self.models.items() if isinstance(entry.model, ClassToShapePipeline)]
+
+    def video_generators(self) -> list[str]:
+        """Return the titles of the models that make clips, and attend densely or sparsely as they are told."""
+        return [
+            title
+            for title, entry in self.models.items()
+            if isinstance(entry.model, ClassToVideoPipeline) and isinstance(entry.generator, FlowTransformer)
+        ]
 
 
 def load_library(sources: Sequence[str] = (), *, packaged: bool = True, device: str = "cpu") -> Library:
@@ -132,7 +151,7 @@ def load_model(path: str, *, device: str = "cpu") -> DemoModel:
         ValueError: If it cannot be loaded or is a generator alone, or its notes are damaged.
     """
     model = from_pretrained(path, dtype=torch.float32)
-    if not isinstance(model, (Tokenizer, ClassToImagePipeline, ClassToShapePipeline)):
+    if not isinstance(model, (Tokenizer, ClassToImagePipeline, ClassToShapePipeline, ClassToVideoPipeline)):
         raise ValueError(
             f"{path!r} holds a {type(model).__name__}; the demo shows tokenizers, and pipelines of a tokenizer and a generator"
         )

@@ -145,7 +145,7 @@ def add_tab(page: Page, library: Library) -> None:
         with gr.Column(scale=1, min_width=280):
             model = gr.Dropdown(titles, value=titles[0], label="Model")
             about = gr.Markdown(first.notes.about, elem_classes="about")
-            label = gr.Dropdown(_choices(first), value=0, label="Class", elem_id="shapes-class")
+            label = gr.Dropdown(first.choices(), value=0, label="Class", elem_id="shapes-class")
             guidance = gr.Slider(
                 0, 8, value=first.notes.sampling.get("guidance_scale", 2.0), step=0.25, label="Guidance (1: none)"
             )
@@ -167,7 +167,7 @@ def add_tab(page: Page, library: Library) -> None:
 
     def change(title: str) -> tuple[Any, ...]:
         entry = library.get(title)
-        return gr.Dropdown(choices=_choices(entry), value=0), entry.notes.about
+        return gr.Dropdown(choices=entry.choices(), value=0), entry.notes.about
 
     model.input(change, model, [label, about], queue=False, api_visibility="private")
     outputs = [coarse, fine, coarse_line, fine_line, status]
@@ -192,10 +192,6 @@ def _viewer(label: str, name: str) -> Any:
         elem_id=name,
         camera_position=(45, 65, 4),
     )
-
-
-def _choices(entry: DemoModel) -> list[tuple[str, int]]:
-    return [(entry.class_name(label), label) for label in range(entry.num_classes)]
 
 
 def _write(mesh: trimesh.Trimesh, path: Path) -> str | None:

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from hiergen.config import to_json
 from hiergen.demo.library import NOTES_FILE, DemoModel, Library, ModelNotes
 from hiergen.files import write_json
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.shape import ClassToShapePipeline
+from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 
@@ -37,6 +39,17 @@ def shape_pipeline() -> ClassToShapePipeline:
     return pipe
 
 
+def video_pipeline() -> ClassToVideoPipeline:
+    tokenizer = create("patches-tiny", video_size=[8, 32, 32]).eval()
+    generator = create("flow-video-tiny", depth=1, level_specs=specs_to_json(tokenizer.specs)).eval()
+    # A new model's last layers are zero: whatever is inside would not be seen.
+    for linear in (generator.blocks[0].modulation, generator.final_modulation, generator.final_linear):
+        torch.nn.init.normal_(linear.weight, std=0.2, generator=torch.Generator().manual_seed(1))
+    pipe = ClassToVideoPipeline(tokenizer=tokenizer, generator=generator)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.fixture(scope="session")
 def library() -> Library:
     digits = ModelNotes(classes=tuple("0123456789"), about="Random weights.")
@@ -46,6 +59,7 @@ def library() -> Library:
             "one-dimensional": DemoModel(image_pipeline(), digits),
             "two-dimensional": DemoModel(create("hieratok-tiny").eval(), digits),
             "shapes": DemoModel(shape_pipeline(), quick),
+            "clips": DemoModel(video_pipeline(), ModelNotes(sampling={"num_steps": 2, "timestep_shift": 1.0})),
         }
     )
 

@@ -61,13 +61,13 @@ def test_it_listens_to_this_machine_alone(server) -> None:
 def test_a_tab_is_there_for_what_the_models_can_do(client) -> None:
     components = client.get("/config").json()["components"]
     tabs = [component["props"]["label"] for component in components if component["type"] == "tabitem"]
-    assert tabs == ["Reconstruct", "Generate", "Shapes", "Compare"]
+    assert tabs == ["Reconstruct", "Generate", "Shapes", "Video", "Compare"]
 
 
 def test_the_interface_for_programs_is_what_the_docs_say(client) -> None:
     named = client.get("/gradio_api/info").json()["named_endpoints"]
     documented = (ROOT / "demos" / "README.md").read_text()
-    assert set(named) == {"/reconstruct", "/generate", "/shapes", "/compare"}
+    assert set(named) == {"/reconstruct", "/generate", "/shapes", "/video", "/compare"}
     for name, endpoint in named.items():
         parameters = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
         assert f"`{name}` | {', '.join(f'`{parameter}`' for parameter in parameters)} |" in documented
@@ -97,6 +97,17 @@ def test_shapes_come_as_glb_files(client) -> None:
     assert kind == "complete"
     assert client.get(urllib.parse.urlparse(answer[1]["url"]).path).content[:4] == b"glTF"
     assert "triangles" in answer[2]
+
+
+def test_clips_come_as_gifs_with_the_plan(client) -> None:
+    kind, answer = call(client, "video", ["clips", 1, 0.3, 1.5, 0])
+    assert kind == "complete"
+    for item in answer[:2]:
+        with Image.open(io.BytesIO(client.get(urllib.parse.urlparse(item["url"]).path).content)) as clip:
+            assert clip.format == "GIF"
+            assert clip.n_frames == 8
+    assert answer[2]["path"].endswith(".png")
+    assert "| pyramid sparse |" in answer[3]
 
 
 def test_two_models_are_compared(client) -> None:

@@ -49,6 +49,7 @@ def test_a_library_lists_models_by_what_they_can_do(library) -> None:
     assert library.image_tokenizers() == ["one-dimensional", "two-dimensional"]
     assert library.image_generators() == ["one-dimensional"]
     assert library.shape_generators() == ["shapes"]
+    assert library.video_generators() == ["clips"]
     with pytest.raises(ValueError, match="there is no model 'one-dimensionl'; did you mean one-dimensional"):
         library.get("one-dimensionl")
     entry = library.get("shapes")

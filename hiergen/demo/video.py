@@ -1,0 +1,211 @@
+"""Tab "Video": clips of a class, with dense attention beside pyramid sparse attention, and the plan of what is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiergen.benchmarks.psa import config_of_density
+from hiergen.data.video_files import write_gif
+from hiergen.demo.generate import MAX_SEED
+from hiergen.demo.library import DemoModel, Library
+from hiergen.demo.page import Page, explained
+from hiergen.demo.steps import stream_steps
+from hiergen.generators.flow_transformer import FlowTransformer
+from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan
+from hiergen.metrics.pixel import psnr
+
+#: Queries and keys of a block: small, as clips of the demo are.
+BLOCKS = (64, 32)
+#: Small clips are shown this many times as large: a browser does not scale a GIF as it scales a picture.
+ENLARGED = 6
+
+#: The attention of a model is switched while it samples: one request at a time, however many the queue lets through.
+_SWITCHED = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoRequest:
+    """What is asked for.
+
+    Attributes:
+        label: Class, from 0.
+        density: Share of the dense products that the sparse attention computes.
+        guidance_scale: 1 is no guidance.
+        seed: Of everything random; both clips start from the same noise.
+    """
+
+    label: int
+    density: float = 0.2
+    guidance_scale: float = 2.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("density", 0.05, 0.9), ("guidance_scale", 0, 20), ("seed", 0, MAX_SEED)):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(f"{name} is {value}, expected {least} to {most}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A generated clip and what it took.
+
+    Attributes:
+        video: `(3, t, h, w)` in [-1, 1].
+        density: Mean share of the dense products that was computed; 1 for dense attention.
+        seconds: Of the clock, decoding included.
+        plan: Of the last step and the last layer; None for dense attention.
+    """
+
+    video: Tensor
+    density: float
+    seconds: float
+    plan: PyramidPlan | None
+
+
+def generate_clips(
+    entry: DemoModel, request: VideoRequest, *, seconds: float
+) -> Iterator[tuple[int, tuple[Clip, ...]]]:
+    """Yield the number of steps done and the clips so far: the dense one, then the sparse one.
+
+    Raises:
+        ValueError: If the class is unknown or a setting out of range.
+        StoppedError: If it took longer than `seconds`.
+    """
+    if not 0 <= request.label < entry.num_classes:
+        raise ValueError(f"label is {request.label}, expected 0 to {entry.num_classes - 1}")
+    sparse = config_of_density(request.density, *BLOCKS, "pyramid")
+    clips: list[Clip] = []
+
+    def run(report: Callable[[tuple[int, tuple[Clip, ...]]], None]) -> None:
+        done = 0
+
+        def step(*_: Any) -> None:
+            nonlocal done
+            done += 1
+            report((done, tuple(clips)))
+
+        for attention in (None, sparse):
+            clips.append(_draw(entry, request, attention, step))
+            report((done, tuple(clips)))
+
+    yield from stream_steps(run, seconds=seconds)
+
+
+def _draw(entry: DemoModel, request: VideoRequest, attention: PSAConfig | None, step: Callable[..., None]) -> Clip:
+    generator = entry.generator
+    assert isinstance(generator, FlowTransformer)
+    plans: list[PyramidPlan] = []
+    densities: list[float] = []
+
+    def note(plan: PyramidPlan) -> None:
+        plans[:] = [plan]
+        densities.append(float(plan.density))
+
+    started = time.monotonic()
+    with _SWITCHED:
+        before = generator.config["attention"]
+        generator.set_attention(attention, on_plan=note)
+        try:
+            made = entry.model(
+                request.label,
+                generator=torch.Generator(entry.model.device).manual_seed(request.seed),
+                callback_on_step_end=step,
+                output_type="pt",
+                **{**entry.notes.sampling, "guidance_scale": request.guidance_scale},
+            )
+        finally:
+            generator.set_attention(before)
+    return Clip(
+        video=made.frames[0].cpu(),
+        density=sum(densities) / len(densities) if densities else 1.0,
+        seconds=time.monotonic() - started,
+        plan=plans[-1] if plans else None,
+    )
+
+
+def describe_clips(clips: tuple[Clip, ...]) -> str:
+    """Return the numbers of the dense and the sparse clip as a Markdown table."""
+    lines = ["| attention | products computed | seconds here | PSNR against dense (dB) |", "|---|---|---|---|"]
+    for name, clip in zip(("dense", "pyramid sparse"), clips, strict=False):
+        same = clip is clips[0]
+        ratio = "" if same else f"{float(psnr(*(c.video.transpose(0, 1) for c in (clip, clips[0]))).mean()):.1f}"
+        lines.append(f"| {name} | {clip.density:.0%} | {clip.seconds:.1f} | {ratio} |")
+    return "\n".join(lines)
+
+
+def add_tab(page: Page, library: Library) -> None:
+    """Add the tab to the page that is being built."""
+    import gradio as gr
+
+    titles = library.video_generators()
+
+    def run(title: str, label: int, density: float, guidance_scale: float, seed: float) -> Iterator[tuple[Any, ...]]:
+        request = VideoRequest(int(label), float(density), float(guidance_scale), int(seed))
+        # gradio copies each file when it is yielded, so these need live no longer than the request.
+        with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as name:
+            folder, shown = Path(name), 0
+            for steps, clips in generate_clips(library.get(title), request, seconds=page.settings.max_seconds):
+                status = "Done." if len(clips) == 2 else f"Step {steps}."
+                if len(clips) == shown:
+                    yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), status
+                    continue
+                shown = len(clips)
+                yield (*_files(clips, folder), describe_clips(clips), status)
+
+    first = library.get(titles[0])
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            model = gr.Dropdown(titles, value=titles[0], label="Model")
+            gr.Markdown(first.notes.about, elem_classes="about")
+            label = gr.Dropdown(first.choices(), value=min(3, first.num_classes - 1), label="Class")
+            density = gr.Slider(0.05, 0.9, value=0.2, step=0.05, label="Density: share of the dense products")
+            usual = first.notes.sampling.get("guidance_scale", 2.0)
+            guidance = gr.Slider(0, 8, value=usual, step=0.25, label="Guidance (1: none)")
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+            with gr.Row():
+                start = gr.Button("Generate", variant="primary", elem_id="video-start", min_width=100)
+                stop = gr.Button("Stop", elem_id="video-stop", min_width=100)
+            status = gr.Markdown(elem_id="video-status")
+        with gr.Column(scale=2, min_width=300):
+            with gr.Row():
+                dense = page.picture("Dense attention", name="video-dense", height=260)
+                sparse = page.picture("Pyramid sparse attention, from the same noise", name="video-sparse", height=260)
+            numbers = gr.Markdown(elem_id="video-numbers")
+            plan = gr.Image(
+                label="The plan: how coarsely each block of queries reads each block of keys",
+                interactive=False,
+                format="png",
+                buttons=["download"],
+                elem_id="video-plan",
+            )
+    model.input(lambda title: gr.Dropdown(choices=library.get(title).choices(), value=0), model, label, queue=False, api_visibility="private")  # fmt: skip
+    started = start.click(
+        explained(run),
+        [model, label, density, guidance, seed],
+        [dense, sparse, plan, numbers, status],
+        api_name="video",
+        **{**page.event, "trigger_mode": "once"},
+    )
+    stop.click(lambda: "Stopped.", None, status, cancels=[started], queue=False, api_visibility="private")
+
+
+def _files(clips: tuple[Clip, ...], folder: Path) -> tuple[str | None, str | None, str | None]:
+    """Return the files of the dense clip, the sparse clip and the plan, as far as they are there."""
+    made: list[str | None] = []
+    for name, clip in zip(("dense", "sparse"), clips, strict=False):
+        write_gif(folder / f"{name}.gif", clip.video, enlarge=max(1, ENLARGED * 32 // clip.video.shape[-1]))
+        made.append(str(folder / f"{name}.gif"))
+    made += [None] * (2 - len(made))
+    plan = clips[-1].plan
+    made.append(None if plan is None else str(draw_plan(plan, folder / "plan.png")))
+    return made[0], made[1], made[2]

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hiergen.demo.video import VideoRequest, describe_clips, generate_clips
+from hiergen.metrics.pixel import psnr
+
+
+def test_the_dense_clip_comes_first_and_both_start_from_the_same_noise(library) -> None:
+    entry = library.get("clips")
+    progress = list(generate_clips(entry, VideoRequest(label=2, density=0.3, seed=4), seconds=60.0))
+    counts = [len(clips) for _, clips in progress]
+    assert counts == sorted(counts)
+    assert counts[-1] == 2
+    dense, sparse = progress[-1][1]
+    expected = entry.model(
+        2,
+        generator=torch.Generator().manual_seed(4),
+        output_type="pt",
+        **{**entry.notes.sampling, "guidance_scale": 2.0},
+    ).frames[0]
+    assert torch.equal(dense.video, expected)
+    assert dense.density == 1
+    assert dense.plan is None
+    assert sparse.density == pytest.approx(0.3, abs=0.15)
+    assert sparse.plan is not None
+    assert not torch.equal(sparse.video, dense.video)
+    # The model is left as it was.
+    assert entry.generator.config["attention"] is None
+    ratio = float(psnr(sparse.video.transpose(0, 1), dense.video.transpose(0, 1)).mean())
+    table = describe_clips((dense, sparse))
+    assert f"| {ratio:.1f} |" in table
+    assert "| dense | 100% |" in table
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"density": 0.0}, r"density is 0\.0, expected 0\.05 to 0\.9"),
+        ({"density": math.nan}, "density is nan"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_settings_have_bounds_whoever_sends_them(values, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        VideoRequest(label=0, **values)
+
+
+def test_a_class_that_is_not_there(library) -> None:
+    with pytest.raises(ValueError, match="label is 10, expected 0 to 9"):
+        list(generate_clips(library.get("clips"), VideoRequest(label=10), seconds=60.0))
