@@ -35,8 +35,10 @@ CSS = """
 .strip .thumbnail-item { height: auto; aspect-ratio: auto; display: block; }
 .strip .thumbnail-item img { width: 100%; aspect-ratio: 1; }
 .strip .caption-label { position: static; max-width: none; white-space: normal; border: 0; padding: 4px; text-align: center; }
-.examples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; gap: 4px; }
+.examples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; grid-template-rows: none !important; grid-auto-rows: min-content; gap: 4px; }
 .examples .thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; }
+.examples .gallery-item { height: auto; }
+.prose th, .prose td { word-break: normal; overflow-wrap: normal; }
 .about { opacity: 0.8; font-size: 0.9em; }
 """
 

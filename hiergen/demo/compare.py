@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from PIL import Image
 
 from hiergen.demo.inputs import add_inputs, choose_image, connect
 from hiergen.demo.library import Library
-from hiergen.demo.page import Page
+from hiergen.demo.page import Page, picture_files
 from hiergen.demo.reconstruct import Reconstruction, reconstruct
 from hiergen.figures import INK, PALETTE
 
@@ -52,14 +52,16 @@ def add_tab(page: Page, library: Library) -> None:
 
     titles = library.image_tokenizers()
 
-    def run(title: str, upload: bytes | None, example: float, other: str) -> tuple[Any, ...]:
+    def run(title: str, upload: bytes | None, example: float, other: str) -> Iterator[tuple[Any, ...]]:
         results = {}
         for name in (title, other):
             tokenizer = library.get(name).tokenizer
             image = choose_image(tokenizer, upload, int(example), max_pixels=page.settings.max_pixels)
             results[name] = reconstruct(tokenizer, image)
-        strips = [[(step.picture, step.caption) for step in results[name].steps] for name in (title, other)]
-        return results[title].source, *strips, draw_comparison(results), comparison_table(results)
+        with picture_files() as png:
+            rows = [[(png(step.picture), step.caption) for step in results[name].steps] for name in (title, other)]
+            chart = png(draw_comparison(results))
+            yield png(results[title].source), *rows, chart, comparison_table(results)
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -68,7 +70,7 @@ def add_tab(page: Page, library: Library) -> None:
             other = gr.Dropdown(list(titles), value=titles[1], label="Against", elem_id="compare-other")
             first = page.row("Model", name="compare-first")
             second = page.row("Against", name="compare-second")
-            chart = gr.Image(label="Quality by tokens", interactive=False, format="png", buttons=["download"])
+            chart = gr.Image(show_label=False, interactive=False, format="png", buttons=["download"])
     table = gr.Markdown(elem_id="compare-table")
     outputs = [inputs.source, first, second, chart, table]
-    connect(page, run, inputs, outputs, api_name="compare", more=[other])
+    connect(page, run, inputs, outputs, api_name="compare", more=[other], busy=first)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hiergen.data.images import to_pictures
 from hiergen.demo.library import DemoModel, Library
-from hiergen.demo.page import Page, explained
+from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import montage
 from hiergen.demo.reconstruct import information
 from hiergen.demo.steps import stream_steps
@@ -131,14 +131,16 @@ def add_tab(page: Page, library: Library) -> None:
             temperature=float(temperature),
             seed=int(seed),
         )
-        sent = 0
-        for now in generate(library.get(title), request, seconds=page.settings.max_seconds):
-            # Steps that complete no level change nothing but the line below.
-            changed = now.is_done or len(now.levels) > sent
-            sent = len(now.levels)
-            yield (
-                (now.levels[-1][0], list(now.levels), _status(now)) if changed else (gr.skip(), gr.skip(), _status(now))
-            )
+        sent, levels = 0, []
+        with picture_files() as png:
+            for now in generate(library.get(title), request, seconds=page.settings.max_seconds):
+                # Steps that complete no level change nothing but the line below.
+                if now.is_done or len(now.levels) > sent:
+                    sent = len(now.levels)
+                    levels = [(png(picture), caption) for picture, caption in now.levels]
+                    yield levels[-1][0], levels, _status(now)
+                else:
+                    yield gr.skip(), gr.skip(), _status(now)
 
     def change(title: str) -> tuple[Any, ...]:
         entry = library.get(title)
@@ -179,7 +181,7 @@ def add_tab(page: Page, library: Library) -> None:
     inputs, outputs = [model, label, count, guidance, temperature, seed], [shown, strip, status]
     run_now = explained(run)
     # One at a time: a second press while the first runs does nothing.
-    event = {**page.event, "trigger_mode": "once"}
+    event = {**page.event, "trigger_mode": "once", "show_progress_on": shown}
     started = start.click(run_now, inputs, outputs, api_name="generate", **event)
     reseeded = again.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED})", queue=False)
     restarted = reseeded.then(run_now, inputs, outputs, api_visibility="private", **event)

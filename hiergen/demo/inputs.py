@@ -82,9 +82,13 @@ def connect(
     outputs: list[Any],
     *,
     api_name: str,
+    busy: Any,
     more: Sequence[Any] = (),
 ) -> None:
-    """Run a function of (model, upload, example, *more) when the page opens and whenever one of these is chosen."""
+    """Run a function of (model, upload, example, *more) when the page opens and whenever one of these is chosen.
+
+    Progress and errors are shown on `busy`.
+    """
     import gradio as gr
 
     def pick(event: gr.SelectData) -> tuple[int, None]:
@@ -93,7 +97,7 @@ def connect(
     picked = inputs.examples.select(
         pick, None, [inputs.example, inputs.upload], queue=False, show_progress="hidden", api_visibility="private"
     )
-    values, event = [inputs.model, inputs.upload, inputs.example, *more], page.event
+    values, event = [inputs.model, inputs.upload, inputs.example, *more], {**page.event, "show_progress_on": busy}
     picked.success(explained(run), values, outputs, api_visibility="private", **event)
     triggers = [page.blocks.load, inputs.upload.upload, *(part.input for part in (inputs.model, *more))]
     gr.on(triggers, explained(run), values, outputs, api_name=api_name, **event)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from hiergen.demo.settings import DemoSettings
 from hiergen.demo.steps import StoppedError
@@ -69,6 +75,24 @@ class Page:
             elem_id=name,
             elem_classes=["pixels", "strip"],
         )
+
+
+@contextlib.contextmanager
+def picture_files() -> Iterator[Callable[[Image.Image], str]]:
+    """Yield a function that writes a picture to a PNG file and returns its path; the files are gone afterwards.
+
+    gradio copies a file whole into its cache before it is named to anybody. A picture in memory it would write in place, over the
+    same picture that another visitor is just fetching.
+    """
+    with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
+        numbers = itertools.count()
+
+        def write(picture: Image.Image) -> str:
+            path = Path(folder) / f"hiergen-{next(numbers)}.png"
+            picture.save(path)
+            return str(path)
+
+        yield write
 
 
 def explained(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -13,7 +13,7 @@ from torch import Tensor
 from hiergen.data.images import to_pictures
 from hiergen.demo.inputs import add_inputs, choose_image, connect
 from hiergen.demo.library import Library
-from hiergen.demo.page import Page
+from hiergen.demo.page import Page, picture_files
 from hiergen.demo.pictures import difference, draw_tokens
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
@@ -109,16 +109,18 @@ def add_tab(page: Page, library: Library) -> None:
 
     titles = library.image_tokenizers()
 
-    def run(title: str, upload: bytes | None, example: float) -> tuple[Any, ...]:
+    def run(title: str, upload: bytes | None, example: float) -> Iterator[tuple[Any, ...]]:
         tokenizer = library.get(title).tokenizer
         result = reconstruct(
             tokenizer, choose_image(tokenizer, upload, int(example), max_pixels=page.settings.max_pixels)
         )
         unit, last = result.unit.removesuffix("s"), len(result.steps)
-        steps = [(step.picture, step.caption) for step in result.steps]
-        added = [(step.added, f"+ {unit} {step.count - 1}") for step in result.steps]
         slider = gr.Slider(minimum=1, maximum=max(last, 2), value=last, interactive=last > 1)
-        return result.source, result.steps[-1].picture, slider, steps, added, list(result.codes), describe(result)
+        with picture_files() as png:
+            steps = [(png(step.picture), step.caption) for step in result.steps]
+            added = [(png(step.added), f"+ {unit} {step.count - 1}") for step in result.steps]
+            codes = [(png(picture), caption) for picture, caption in result.codes]
+            yield png(result.source), steps[-1][0], slider, steps, added, codes, describe(result)
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -134,4 +136,11 @@ def add_tab(page: Page, library: Library) -> None:
     level.input(
         fn=None, inputs=[level, steps], outputs=[shown], js="(k, items) => items?.[k - 1]?.image ?? null", queue=False
     )
-    connect(page, run, inputs, [inputs.source, shown, level, steps, added, codes, numbers], api_name="reconstruct")
+    connect(
+        page,
+        run,
+        inputs,
+        [inputs.source, shown, level, steps, added, codes, numbers],
+        api_name="reconstruct",
+        busy=shown,
+    )

@@ -124,21 +124,22 @@ def add_tab(page: Page, library: Library) -> None:
 
     def run(title: str, label: int, guidance_scale: float, depth: int, seed: float) -> Iterator[tuple[Any, ...]]:
         request = ShapeRequest(label=int(label), guidance_scale=float(guidance_scale), seed=int(seed), depth=int(depth))
-        entry = library.get(title)
+        unchanged, sent = (gr.skip(), gr.skip(), gr.skip(), gr.skip()), 0
         # gradio copies each file when it is yielded, so these need live no longer than the request.
         with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
-            files: list[str | None] = []
-            for now in generate_shape(entry, request, seconds=page.settings.max_seconds):
+            for now in generate_shape(library.get(title), request, seconds=page.settings.max_seconds):
                 status = "Done." if now.is_done else f"Step {now.step}."
-                if len(files) == len(now.meshes) and not now.is_done:
-                    # What has not changed is not sent again: the viewer would start over.
-                    yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), status
-                    continue
-                while len(files) < len(now.meshes):
-                    name = f"{entry.class_name(request.label)}-{request.seed}-{now.tokens[len(files)]}-tokens.glb"
-                    files.append(_write(now.meshes[len(files)], Path(folder) / name))
-                lines = [describe_mesh(*pair) for pair in zip(now.meshes, now.tokens, strict=True)]
-                yield (*_pad(files), *_pad(lines), status)
+                shown = _shown(now, Path(folder)) if len(now.meshes) > sent else unchanged
+                sent = len(now.meshes)
+                yield (*shown, status)
+            # A generator's last values are sent twice; a viewer that gets its mesh again while it loads it stays empty.
+            yield (*unchanged, status)
+
+    def answer(title: str, label: int, guidance_scale: float, depth: int, seed: float) -> Iterator[tuple[Any, ...]]:
+        request = ShapeRequest(label=int(label), guidance_scale=float(guidance_scale), seed=int(seed), depth=int(depth))
+        with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
+            *_, last = generate_shape(library.get(title), request, seconds=page.settings.max_seconds)
+            yield _shown(last, Path(folder))
 
     first = library.get(titles[0])
     with gr.Row():
@@ -170,14 +171,16 @@ def add_tab(page: Page, library: Library) -> None:
         return gr.Dropdown(choices=entry.choices(), value=0), entry.notes.about
 
     model.input(change, model, [label, about], queue=False, api_visibility="private")
-    outputs = [coarse, fine, coarse_line, fine_line, status]
-    started = start.click(
-        explained(run),
+    inputs, event = (
         [model, label, guidance, depth, seed],
-        outputs,
-        api_name="shapes",
-        **{**page.event, "trigger_mode": "once"},
+        {**page.event, "trigger_mode": "once", "show_progress_on": status},
     )
+    started = start.click(
+        explained(run), inputs, [coarse, fine, coarse_line, fine_line, status], api_visibility="private", **event
+    )
+    # For programs: everything at once, as files.
+    files = [gr.File(visible=False), gr.File(visible=False), gr.Markdown(visible=False), gr.Markdown(visible=False)]
+    gr.Button(visible=False).click(explained(answer), inputs, files, api_name="shapes", **page.event)
     stop.click(lambda: "Stopped.", None, status, cancels=[started], queue=False, api_visibility="private")
 
 
@@ -194,13 +197,15 @@ def _viewer(label: str, name: str) -> Any:
     )
 
 
-def _write(mesh: trimesh.Trimesh, path: Path) -> str | None:
-    if not len(mesh.faces):
-        return None
-    save_mesh(mesh, path)
-    return str(path)
-
-
-def _pad(values: list[Any]) -> list[Any]:
-    # The two views: the coarsest level and the finest.
-    return [values[0] if values else None, values[-1] if len(values) > 1 else None]
+def _shown(now: ShapeProgress, folder: Path) -> tuple[str | None, str | None, str, str]:
+    """Return the files of the coarsest and the finest mesh, as far as they are there, and a line about each."""
+    files: list[str | None] = []
+    for mesh, tokens in zip(now.meshes, now.tokens, strict=True):
+        path = folder / f"{tokens}-tokens.glb"
+        if len(mesh.faces) and not path.exists():
+            save_mesh(mesh, path)
+        files.append(str(path) if len(mesh.faces) else None)
+    lines = [describe_mesh(mesh, tokens) for mesh, tokens in zip(now.meshes, now.tokens, strict=True)]
+    if len(files) == 1:
+        return files[0], None, lines[0], ""
+    return files[0], files[-1], lines[0], lines[-1]

@@ -138,7 +138,8 @@ def describe_clips(clips: tuple[Clip, ...]) -> str:
     lines = ["| attention | products computed | seconds here | PSNR against dense (dB) |", "|---|---|---|---|"]
     for name, clip in zip(("dense", "pyramid sparse"), clips, strict=False):
         same = clip is clips[0]
-        ratio = "" if same else f"{float(psnr(*(c.video.transpose(0, 1) for c in (clip, clips[0]))).mean()):.1f}"
+        error = psnr(*(c.video.transpose(0, 1) for c in (clip, clips[0]))).mean()
+        ratio = "" if same else f"{float(error):.1f}" if error.isfinite() else "equal"
         lines.append(f"| {name} | {clip.density:.0%} | {clip.seconds:.1f} | {ratio} |")
     return "\n".join(lines)
 
@@ -181,12 +182,9 @@ def add_tab(page: Page, library: Library) -> None:
                 dense = page.picture("Dense attention", name="video-dense", height=260)
                 sparse = page.picture("Pyramid sparse attention, from the same noise", name="video-sparse", height=260)
             numbers = gr.Markdown(elem_id="video-numbers")
+            gr.Markdown("The plan of one head: how coarsely each block of queries reads each block of keys.")
             plan = gr.Image(
-                label="The plan: how coarsely each block of queries reads each block of keys",
-                interactive=False,
-                format="png",
-                buttons=["download"],
-                elem_id="video-plan",
+                show_label=False, interactive=False, format="png", buttons=["download"], elem_id="video-plan"
             )
     model.input(lambda title: gr.Dropdown(choices=library.get(title).choices(), value=0), model, label, queue=False, api_visibility="private")  # fmt: skip
     started = start.click(
@@ -194,7 +192,7 @@ def add_tab(page: Page, library: Library) -> None:
         [model, label, density, guidance, seed],
         [dense, sparse, plan, numbers, status],
         api_name="video",
-        **{**page.event, "trigger_mode": "once"},
+        **{**page.event, "trigger_mode": "once", "show_progress_on": sparse},
     )
     stop.click(lambda: "Stopped.", None, status, cancels=[started], queue=False, api_visibility="private")
 
