@@ -101,4 +101,5 @@ def server(library, tmp_path_factory) -> Iterator[Server]:
             found = re.search(r"http://\S+", line)
         assert found is not None, Path(folder / "log").read_text()
         yield Server(found[0].rstrip("/"))
+        assert process.poll() is None, f"the server ended by itself: {process.returncode}"
         process.terminate()
