@@ -1,4 +1,4 @@
-"""`hiergen generate`: images or clips from class labels."""
+"""`hiergen generate`: images, clips or meshes from class labels, or meshes from images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from hiergen.config import parse
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
+    from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
     from hiergen.pipelines.video import ClassToVideoPipeline
 
 #: Fields that are handed on to the generator where they are given.
@@ -19,13 +21,15 @@ SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_
 
 @dataclasses.dataclass(frozen=True)
 class GenerateSettings:
-    """Generate images, or clips where the pipeline makes those.
+    """Generate images, or clips or meshes where the pipeline makes those.
 
     Attributes:
         pipeline: Folder or Hub id of a pipeline.
         labels: Class labels.
-        count: Images or clips for each label.
-        out: Folder for the PNG files and `grid.png`, or the MP4 files and `grid.gif`.
+        image: Picture files to make shapes of, in place of labels: one object each, on white or transparent.
+        count: Images, clips or meshes for each label or picture.
+        out: Folder for the PNG files and `grid.png`, the MP4 files and `grid.gif`, or the GLB files.
+        depth: Meshes are extracted on a grid of 2**depth cells an axis.
         seed: Of all random draws.
         guidance_scale: 1 is no guidance.
         guidance_schedule: How guidance changes over the steps. This and what follows is the generator's own default where it is
@@ -40,8 +44,10 @@ class GenerateSettings:
 
     pipeline: str = "quickstart/pipeline"
     labels: tuple[int, ...] = tuple(range(10))
+    image: tuple[str, ...] = ()
     count: int = 4
     out: str = "generated"
+    depth: int = 7
     seed: int = 0
     guidance_scale: float = 1.5
     guidance_schedule: str | None = None
@@ -61,12 +67,19 @@ def main(args: list[str]) -> None:
     from hiergen.figures import as_rows, save_image_grid
     from hiergen.files import atomic_path, check_writable
     from hiergen.pipelines.loading import from_pretrained
+    from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
     from hiergen.pipelines.video import ClassToVideoPipeline
 
     out = check_writable(settings.out)
     pipeline = from_pretrained(settings.pipeline).to(settings.device)
+    if isinstance(pipeline, ImageToShapePipeline) != bool(settings.image):
+        takes = "images, give --image FILE" if isinstance(pipeline, ImageToShapePipeline) else "labels, not --image"
+        raise ValueError(f"{settings.pipeline!r} is of class {type(pipeline).__name__}, which takes {takes}")
     rng = torch.Generator(settings.device).manual_seed(settings.seed)
     sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
+    if isinstance(pipeline, (ClassToShapePipeline, ImageToShapePipeline)):
+        _generate_shapes(pipeline, settings, out, rng, sampling)
+        return
     if isinstance(pipeline, ClassToVideoPipeline):
         _generate_videos(pipeline, settings, out, rng, sampling)
         return
@@ -104,3 +117,46 @@ def _generate_videos(
         write_mp4(out / f"class{label:04d}-{number:03d}.mp4", video)
     write_gif(out / "grid.gif", tile_videos(videos.split(settings.count)))
     print(f"{len(videos)} clips and grid.gif in {out}")
+
+
+def _generate_shapes(
+    pipeline: ClassToShapePipeline | ImageToShapePipeline,
+    settings: GenerateSettings,
+    out: Path,
+    rng: torch.Generator,
+    sampling: dict[str, Any],
+) -> None:
+    from hiergen.data.surface_extraction import ExtractionSettings
+    from hiergen.files import atomic_path
+    from hiergen.pipelines.shape import ClassToShapePipeline
+
+    common = {"generator": rng, "extraction": ExtractionSettings(depth=settings.depth), **sampling}
+    if isinstance(pipeline, ClassToShapePipeline):
+        names = [f"class{label:04d}" for label in settings.labels]
+        meshes = pipeline(settings.labels, num_shapes_per_label=settings.count, **common).meshes
+    else:
+        # Numbered, since two folders may hold files of one name.
+        names = [f"{number:03d}-{Path(path).stem}" for number, path in enumerate(settings.image)]
+        pictures = [_open_picture(path) for path in settings.image]
+        meshes = pipeline(pictures, num_shapes_per_image=settings.count, **common).meshes
+    written = 0
+    for index, mesh in enumerate(meshes):
+        if not len(mesh.faces):
+            continue
+        with atomic_path(out / f"{names[index // settings.count]}-{index % settings.count:03d}.glb") as temporary:
+            mesh.export(temporary, file_type="glb")
+        written += 1
+    empty = f"; {len(meshes) - written} have no surface and no file" if written < len(meshes) else ""
+    print(f"{written} meshes in {out}{empty}")
+
+
+def _open_picture(path: str) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGBA")
+    except FileNotFoundError as error:
+        raise ValueError(f"image {path!r} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"image {path!r} is not a picture that can be read") from error

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 import trimesh
+from PIL import Image
+from torch import nn
 
 from hiergen.__main__ import main
+from hiergen.cli.train import load_recipe
+from hiergen.generators.image_encoder import ImageEncoder
+from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
+from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 
 SMALL = ["--sampling.num-surface", "64", "--sampling.num-volume", "64", "--sampling.num-near", "32"]
 PREPARE = [*SMALL, "--sampling.num-farthest", "0", "--views.num-views", "0", "--num-workers", "0"]
+ROOT = Path(__file__).parents[2]
+TINY_CASCADE = {"dim": 16, "depth": 1, "num_heads": 2, "num_buffer": 2, "head_dim": 16, "head_depth": 1}
 TINY_VAE = {"num_tokens": [2, 3], "width": 8, "num_heads": 2, "encoder_depth": 0, "decoder_depth": 0}
 
 
@@ -41,3 +52,88 @@ def test_prepare_shapes_needs_a_source_and_a_folder(tmp_path, capsys) -> None:
     assert "usage: hiergen prepare-shapes SRC OUT" in capsys.readouterr().err
     assert main(["prepare-shapes", str(tmp_path / "none"), str(tmp_path / "out")]) == 1
     assert "does not exist; give a folder, a mesh file or 'procedural'" in capsys.readouterr().err
+
+
+def test_the_recipe_for_meshes_trains_on_prepared_ones(tmp_path, capsys) -> None:
+    for name, size in (("cube", 1.0), ("plank", 0.3)):
+        (tmp_path / "meshes").mkdir(exist_ok=True)
+        trimesh.creation.box((1.0, size, 1.0)).export(tmp_path / "meshes" / f"{name}_a.obj")
+    counts = ["--sampling.num-surface", "2048", "--sampling.num-volume", "512", "--sampling.num-near", "256"]
+    options = [*counts, *PREPARE[len(SMALL) :], "--classes-from", "name", "--sampling.num-farthest", "256"]
+    assert main(["prepare-shapes", str(tmp_path / "meshes"), str(tmp_path / "shapes"), *options]) == 0
+    recipe = str(ROOT / "tokenizers" / "pyramid_vae_meshes_small.py")
+    assert load_recipe(recipe).task.data.source == "shapes"
+    run = ["--task.data.source", str(tmp_path / "shapes"), "--out", str(tmp_path / "run")]
+    assert main(["train", recipe, *run, "--dry-run"]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert main(["train", recipe, *run, "--samples", "2", "--batch-size", "2"]) == 0
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory) -> Path:
+    """A pipeline from labels and one from images, with random weights whose fields have surfaces."""
+    out = tmp_path_factory.mktemp("shapes")
+    torch.manual_seed(0)
+    tokenizer = create("pyramid-vae-tiny", **TINY_VAE, point_counts=[64, 8], init_scale=0.25)
+    nn.init.normal_(tokenizer.decoder.output.weight)
+    specs = specs_to_json(tokenizer.specs)
+    by_label = create("mar3d-tiny", level_specs=specs, num_classes=4, **TINY_CASCADE)
+    ClassToShapePipeline(tokenizer=tokenizer, generator=by_label).save_pretrained(out / "labels")
+    encoder = ImageEncoder(encoders=[{"kind": "conv", "config": {"image_size": 16, "dim": 8}}])
+    by_image = create(
+        "mar3d-tiny", level_specs=specs, num_classes=None, feature_shapes=encoder.feature_shapes, **TINY_CASCADE
+    )
+    ImageToShapePipeline(tokenizer=tokenizer, generator=by_image, image_encoder=encoder).save_pretrained(out / "images")
+    # A field that is negative everywhere.
+    nn.init.zeros_(tokenizer.decoder.output.weight)
+    nn.init.constant_(tokenizer.decoder.output.bias, -1.0)
+    ClassToShapePipeline(tokenizer=tokenizer, generator=by_label).save_pretrained(out / "empty")
+    Image.new("RGB", (20, 10), "red").save(out / "mug.png")
+    (out / "notes.png").write_text("no picture")
+    return out
+
+
+def generate(pipeline: Path, out: Path, *options: str) -> int:
+    return main(
+        ["generate", "--pipeline", str(pipeline), "--out", str(out), "--depth", "4", "--num-steps", "2", *options]
+    )
+
+
+def test_labels_become_glb_files(pipelines, tmp_path, capsys) -> None:
+    assert generate(pipelines / "labels", tmp_path, "--labels", "3", "1", "--count", "2") == 0
+    assert "4 meshes in" in capsys.readouterr().out
+    names = ["class0001-000.glb", "class0001-001.glb", "class0003-000.glb", "class0003-001.glb"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for name in names:
+        assert len(trimesh.load_mesh(tmp_path / name).faces)
+
+
+def test_pictures_become_glb_files(pipelines, tmp_path, capsys) -> None:
+    picture = str(pipelines / "mug.png")
+    assert generate(pipelines / "images", tmp_path, "--image", picture, picture, "--count", "1") == 0
+    assert "2 meshes in" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000-mug-000.glb", "001-mug-000.glb"]
+
+
+def test_a_shape_without_surface_gets_no_file(pipelines, tmp_path, capsys) -> None:
+    assert generate(pipelines / "empty", tmp_path, "--labels", "0", "--count", "2") == 0
+    assert "0 meshes in" in (printed := capsys.readouterr().out)
+    assert "2 have no surface and no file" in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options", "message"),
+    [
+        ("images", ["--labels", "1"], "is of class ImageToShapePipeline, which takes images, give --image FILE"),
+        ("labels", ["--image", "mug.png"], "is of class ClassToShapePipeline, which takes labels, not --image"),
+        ("images", ["--image", "none.png"], "none.png' does not exist"),
+        ("images", ["--image", "notes.png"], "notes.png' is not a picture that can be read"),
+    ],
+)
+def test_wrong_conditions_are_explained(pipelines, tmp_path, capsys, monkeypatch, pipeline, options, message) -> None:
+    monkeypatch.chdir(pipelines)
+    assert generate(pipelines / pipeline, tmp_path, *options) == 1
+    assert message in capsys.readouterr().err
