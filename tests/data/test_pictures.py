@@ -127,7 +127,7 @@ def test_ten_crops_in_order() -> None:
 def test_refusals(folder: Path) -> None:
     with pytest.raises(ValueError, match="need the pictures themselves: set in_memory=False"):
         open_images(DataConfig(source=str(folder), flip=True))
-    with pytest.raises(ValueError, match="the embedded digits are only in memory"):
+    with pytest.raises(ValueError, match="only in memory: set in_memory=True"):
         open_images(DataConfig(in_memory=False))
     for changes, message in (
         ({"crop": "left"}, "crop is 'left'"),
