@@ -20,6 +20,7 @@ FAMILIES = {
     "flow": "hiergen.convert.flow_transformer",
     "ldm-vae": "hiergen.convert.ldm_vae",
     "mar3d": "hiergen.convert.cascade",
+    "shape-vae": "hiergen.convert.shape_vae",
 }
 
 
@@ -28,8 +29,8 @@ class ConvertSettings:
     """Convert official weights, or codes.
 
     Attributes:
-        family: Which official code wrote them: restok, har, mar, mar3d, flow (LightningDiT, SiT) or ldm-vae; "codes" for the ids that
-            ResTok's program extracted.
+        family: Which official code wrote them: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D), flow
+            (LightningDiT, SiT) or ldm-vae; "codes" for the ids that ResTok's program extracted.
         source: A .safetensors, .bin, .pt or .pth file; pickles are read with `weights_only=True`. Of codes, the folder that holds
             `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
         target: Folder to write, for `from_pretrained`; of codes, the cache that generators are trained on.

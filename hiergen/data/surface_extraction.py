@@ -43,8 +43,10 @@ class ExtractionSettings:
         depth: The grid has `2 ** depth + 1` nodes an axis; 7 gives 129, 9 gives 513.
         coarse_depth: The grid that is evaluated in full; every finer one only near the surface. At `depth` or above, all of it.
         margin: Cells around each crossing of the coarse grid that are refined too, against parts that it misses.
-        slack: A cell without a crossing is refined too if a node's value is within `slack` times the change to its
-            neighbors: the surface may pass between them. 0 trusts the signs alone.
+        slack: A cell without a crossing is refined too if its corners are closer to the level, on average, than `slack` times what
+            the field changes over a cell's side: something thin may pass between them. 0 trusts the signs alone. A plane sheet
+            of a distance field is found from 0.5 on, whatever its place and direction; beside a plane that bounds a solid nothing is
+            refined in vain up to 0.5.
         level: Value of the surface (a logit: 0 is probability one half).
         bound: Half the side of the box, which is centered at the origin.
         chunk_size: Points evaluated at once: bounds the memory, not the result.
@@ -55,7 +57,7 @@ class ExtractionSettings:
     depth: int = 7
     coarse_depth: int = 5
     margin: int = 1
-    slack: float = 0.5
+    slack: float = 0.6
     level: float = 0.0
     bound: float = 1.05
     chunk_size: int = 32_768
@@ -212,18 +214,16 @@ class _Sampler:
         return self.field(indices.float() * step - self.settings.bound).float()
 
 
-def _corners(nodes: Tensor) -> list[Tensor]:
-    """Return eight views of a node grid `(n, n, n)`, one for each corner of its cells `(n-1, n-1, n-1)`."""
-    cuts = (slice(None, -1), slice(1, None))
-    return [nodes[x, y, z] for x in cuts for y in cuts for z in cuts]
+def _over_corners(nodes: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return a value for each cell `(n-1, n-1, n-1)` of a grid of nodes `(n, n, n)`: that of its eight corners, combined in pairs."""
+    for axis in range(3):
+        length = nodes.shape[axis] - 1
+        nodes = combine(nodes.narrow(axis, 0, length), nodes.narrow(axis, 1, length))
+    return nodes
 
 
-def _any_corner(nodes: Tensor) -> Tensor:
-    first, *others = _corners(nodes)
-    result = first.clone()
-    for corner in others:
-        result |= corner
-    return result
+def _any_corner(nodes: Bool[Tensor, "n n n"]) -> Bool[Tensor, "m m m"]:
+    return _over_corners(nodes, torch.logical_or)
 
 
 def _cells_near_surface(values: Tensor, known: Tensor, settings: ExtractionSettings, margin: int) -> Tensor:
@@ -233,17 +233,25 @@ def _cells_near_surface(values: Tensor, known: Tensor, settings: ExtractionSetti
     if margin and crossed.any():
         kernel = 2 * margin + 1
         crossed = F.max_pool3d(crossed[None, None].float(), kernel, stride=1, padding=margin)[0, 0] > 0
-    if settings.slack:
-        change = torch.zeros_like(values)
-        for axis in range(3):
-            length = values.shape[axis] - 1
-            step = values.diff(dim=axis).abs()
-            for start in (0, 1):
-                part = change.narrow(axis, start, length)
-                torch.maximum(part, step, out=part)
-        suspicious = ((values - settings.level).abs() < settings.slack * change) & known
-        crossed = crossed | _any_corner(suspicious)
-    return crossed
+    return crossed | _suspicious_cells(values, known, settings) if settings.slack else crossed
+
+
+def _suspicious_cells(values: Tensor, known: Tensor, settings: ExtractionSettings) -> Tensor:
+    """Return the evaluated cells whose corners are on average so close to the level that something thin may pass between them."""
+    squared_slope = torch.zeros_like(values)
+    for axis in range(3):
+        length = values.shape[axis] - 1
+        both_known = known.narrow(axis, 0, length) & known.narrow(axis, 1, length)
+        step = values.diff(dim=axis).square() * both_known
+        steepest = torch.zeros_like(values)
+        for start in (0, 1):
+            part = steepest.narrow(axis, start, length)
+            torch.maximum(part, step, out=part)
+        squared_slope += steepest
+    distance = (values - settings.level).abs()
+    mean_distance = _over_corners(distance, torch.add) / 8
+    slope = _over_corners(squared_slope, torch.maximum).sqrt()
+    return (mean_distance < settings.slack * slope) & ~_any_corner(~known)
 
 
 def _refine(
@@ -254,41 +262,41 @@ def _refine(
     The rest is filled with the value of the cell's lowest corner. That keeps its sign, because a cell that stays inactive has
     eight corners of one sign.
     """
-    device, nodes = values.device, 2**depth + 1
-    parent = torch.arange(nodes, device=device) // 2
+    parent = torch.arange(2**depth + 1, device=values.device) // 2
     values = values[parent][:, parent][:, :, parent].contiguous()
     fine_known = torch.zeros_like(values, dtype=torch.bool)
     fine_known[::2, ::2, ::2] = known
-    active = active.clone()
-    new = active.nonzero()
-    corners = torch.cartesian_prod(*[torch.arange(3, device=device)] * 3)
-    while len(new):
-        todo = _node_ids(new, corners, nodes).flatten().unique()
-        todo = todo[~fine_known.view(-1)[todo]]
-        if len(todo):
-            values.view(-1)[todo] = sampler.at(todo, depth)
-            fine_known.view(-1)[todo] = True
-        new = _entered_neighbors(values, active, new, corners, sampler.settings.level)
-        active[tuple(new.T)] = True
-    return values, fine_known
+    while True:
+        todo = (_nodes_of(active) & ~fine_known).view(-1).nonzero().squeeze(1)
+        if not len(todo):
+            return values, fine_known
+        values.view(-1)[todo] = sampler.at(todo, depth)
+        fine_known.view(-1)[todo] = True
+        # Evaluated nodes on the faces of inactive cells tell where the surface leaves.
+        inside = values > sampler.settings.level
+        active = active | (_halved(inside, torch.logical_or) & ~_halved(inside, torch.logical_and))
 
 
-def _node_ids(cells: Int[Tensor, "m 3"], corners: Int[Tensor, "k 3"], nodes: int) -> Int[Tensor, "m k"]:
-    """Return the flat indices of the 27 fine nodes of each coarse cell."""
-    x, y, z = (2 * cells[:, None] + corners).unbind(-1)
-    return (x * nodes + y) * nodes + z
+def _nodes_of(cells: Bool[Tensor, "m m m"]) -> Bool[Tensor, "n n n"]:
+    """Return the nodes of the grid of half the spacing that lie in the given cells or on their faces; n = 2 m + 1."""
+    for axis in range(3):
+        shape = list(cells.shape)
+        shape[axis] = 2 * shape[axis] + 1
+        nodes = cells.new_zeros(shape)
+        for start in (0, 1, 2):
+            nodes.narrow(axis, start, shape[axis] - 2).unfold(axis, 1, 2).squeeze(-1).logical_or_(cells)
+        cells = nodes
+    return cells
 
 
-def _entered_neighbors(values: Tensor, active: Tensor, cells: Tensor, corners: Tensor, level: float) -> Tensor:
-    """Return the inactive neighbors of `cells` in which some node lies on the other side of the surface."""
-    size = active.shape[0]
-    near = (cells[:, None] + corners - 1).flatten(0, 1)
-    near = near[((near >= 0) & (near < size)).all(dim=-1)]
-    ids = ((near[:, 0] * size + near[:, 1]) * size + near[:, 2]).unique()
-    ids = ids[~active.view(-1)[ids]]
-    near = torch.stack((ids // size**2, ids // size % size, ids % size), dim=-1)
-    inside = values.view(-1)[_node_ids(near, corners, values.shape[0])] > level
-    return near[inside.any(dim=1) & ~inside.all(dim=1)]
+def _halved(nodes: Bool[Tensor, "n n n"], combine: Callable[[Tensor, Tensor], Tensor]) -> Bool[Tensor, "m m m"]:
+    """Return a value for each cell of the grid of twice the spacing: those of its 27 nodes, combined; n = 2 m + 1."""
+    for axis in range(3):
+        low, middle, high = (
+            nodes.narrow(axis, start, nodes.shape[axis] - 2).unfold(axis, 1, 2).squeeze(-1) for start in (0, 1, 2)
+        )
+        nodes = combine(combine(low, middle), high)
+    return nodes
 
 
 def _import(module: str, package: str) -> Any:

@@ -85,8 +85,8 @@ def generation_scores(
         "without_surface": sum(not len(mesh.faces) for mesh in generated),
         "sets": sets,
         "judge": f"class of the nearest of {len(train)} real training shapes in Chamfer distance",
-        "class_agreement": _class_agreement(generated, train, protocol),
-        "class_agreement_real": _class_agreement(test, train, protocol),
+        "class_agreement": class_agreement(generated, train, protocol),
+        "class_agreement_real": class_agreement(test, train, protocol),
     }
 
 
@@ -111,10 +111,13 @@ def rendered_scores(
     return scores
 
 
-def _class_agreement(
+def class_agreement(
     meshes: Sequence[trimesh.Trimesh], train: Sequence[trimesh.Trimesh], protocol: ShapeSetProtocol
 ) -> float:
-    """Return how often the judge says the class that was asked for; a shape without a surface is of no class."""
+    """Return how often the nearest training shape in Chamfer distance has the class that was asked for.
+
+    A shape without a surface is of no class.
+    """
     labels = [number % len(PROCEDURAL_CLASSES) for number in range(len(meshes))]
     found = [number for number, mesh in enumerate(meshes) if len(mesh.faces)]
     if not found:

@@ -63,6 +63,8 @@ def test_the_recipe_for_meshes_trains_on_prepared_ones(tmp_path, capsys) -> None
     assert main(["prepare-shapes", str(tmp_path / "meshes"), str(tmp_path / "shapes"), *options]) == 0
     recipe = str(ROOT / "tokenizers" / "pyramid_vae_meshes_small.py")
     assert load_recipe(recipe).task.data.source == "shapes"
+    generator = load_recipe(str(ROOT / "generators" / "mar3d_meshes_small.py"))
+    assert Path(generator.task.codes) == Path(load_recipe(recipe).out) / "codes"
     run = ["--task.data.source", str(tmp_path / "shapes"), "--out", str(tmp_path / "run")]
     assert main(["train", recipe, *run, "--dry-run"]) == 0
     assert "parameters" in capsys.readouterr().out

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
+import hiergen
+from hiergen.__main__ import main
 from hiergen.convert.shape_vae import from_official
 from hiergen.tokenizers.pyramid_vae import PyramidVAE
 
@@ -194,6 +199,21 @@ def test_lightning_checkpoints_with_other_modules_are_read_and_copied() -> None:
         assert torch.equal(value, nested.state_dict()[name])
     weights["encoder.query"].zero_()
     assert plain.query_banks[0].detach().abs().sum() > 0
+
+
+def test_the_command_writes_a_model_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = official_weights(FARTHEST, torch.float32)
+    save_file(weights, tmp_path / "vae.safetensors")
+    (tmp_path / "vae.yaml").write_text(yaml.safe_dump(yaml_config(FARTHEST)))
+    source, target = str(tmp_path / "vae.safetensors"), str(tmp_path / "out")
+    assert main(["convert", "shape-vae", source, target, "--config", str(tmp_path / "vae.yaml")]) == 0
+    assert "PyramidVAE of" in capsys.readouterr().out
+    expected = from_official(weights, yaml_config(FARTHEST)).state_dict()
+    found = hiergen.from_pretrained(target).state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert main(["convert", "shape-vae", source, str(tmp_path / "other")]) == 1
+    assert "give config 'heads'" in capsys.readouterr().err
 
 
 def test_what_the_tensors_show_needs_no_config() -> None:

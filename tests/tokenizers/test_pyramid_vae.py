@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hiergen import registry
+from hiergen.data.surface_extraction import ExtractionSettings, evaluate_grid
 from hiergen.nn.farthest_points import farthest_points
 from hiergen.nn.perceiver import fourier_embedding
 from hiergen.pyramid import LevelSpec, TokenPyramid
@@ -24,6 +25,7 @@ TINY: dict[str, Any] = {
     "num_frequencies": 3,
     "point_counts": [24, 12, 6],
 }
+GRID = ExtractionSettings(depth=3, coarse_depth=3, chunk_size=50)
 
 
 def tiny(**changes: Any) -> PyramidVAE:
@@ -111,6 +113,19 @@ def test_chunks_shapes_and_batches_do_not_change_the_field() -> None:
     alone = model.decode(model.encode(data[2:]))
     torch.testing.assert_close(alone.query(points[2:]), logits[2:], rtol=1e-12, atol=1e-12)
     assert (field.batch_size, field[1:].batch_size, alone.device.type) == (3, 2, "cpu")
+
+
+def test_tokens_are_read_once_however_many_points_are_asked_for() -> None:
+    model = tiny()
+    pyramid = model.encode(clouds())
+    calls = []
+    for module in (model.decoder.stack, model.decoder.cross_block.attention.key_value):
+        module.register_forward_hook(lambda module, *_: calls.append(module))
+    field = model.decode(pyramid)
+    for index in range(2):
+        shape = field.shape(index)
+        assert evaluate_grid(lambda points, shape=shape: shape(points.double()), GRID).num_queries > GRID.chunk_size
+    assert len(calls) == 2
 
 
 def test_tokens_are_the_mean_or_drawn_with_the_given_generator() -> None:
