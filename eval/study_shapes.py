@@ -21,6 +21,7 @@ from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shape_building import PROCEDURAL, PrepareShapesSettings
 from hiergen.data.shape_preparation import prepare_shapes
 from hiergen.data.shape_renders import ViewSettings
+from hiergen.data.shape_sampling import SamplingSettings
 from hiergen.data.shapes import (
     TEST_OFFSET,
     ShapeBatchConfig,
@@ -37,7 +38,6 @@ from hiergen.pipelines.shape import decode_meshes
 from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes
 from hiergen.pyramid import TokenPyramid
 from hiergen.quickstart.shape_scores import class_agreement, draw_contact_sheet, reconstruction_scores
-from hiergen.quickstart.shapes import POINTS, SAMPLING
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae import PyramidVAE
 from hiergen.training.config import OptimConfig, TrainConfig
@@ -61,6 +61,16 @@ CASCADES: dict[str, dict[str, Any]] = {
 NOISE = {"fine": 0.0, "fine-augmented": 0.5}
 #: Training samples of a coarse stage alone, as a multiple of `stage_samples`; the first is the one that fine stages start from.
 COARSE = {"coarse": 1, "coarse-longer": 2}
+#: How all of them sample.
+SAMPLING: dict[str, Any] = {
+    "num_steps": 16,
+    "guidance_scale": 2.0,
+    "guidance_schedule": "constant",
+    "head_sampler": "ddpm",
+    "head_steps": 50,
+    "head_spacing": "leading",
+}
+POINTS = SamplingSettings(num_surface=4096, num_volume=8192, num_near=4096, near_sigmas=(0.02, 0.05), num_farthest=0)
 NUM_POINTS = 1024
 
 

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from hiergen.generators.base import Generator, StepCallback
+from hiergen.generators.diffusion_chain import HeadSpacing
 from hiergen.generators.masked import MaskedAR
 from hiergen.generators.masking import MaskedARSettings
 from hiergen.generators.prefix import Condition
@@ -31,6 +32,7 @@ class MaskedCascadeSettings(MaskedARSettings):
         num_steps: Steps of both stages, or of the coarse and the fine one.
         guidance_scale: Weight of the condition; 3 is what the released program validates with.
         high_guidance_scale: That of the fine stage, which the paper does not state; None takes the same.
+        head_spacing: "leading", unlike the released program's "linspace": small cascades were useless with that (docs/log.md).
         low_res_noise: Share of noise mixed into the coarse tokens for the fine stage.
 
     Raises:
@@ -40,6 +42,7 @@ class MaskedCascadeSettings(MaskedARSettings):
     num_steps: int | tuple[int, ...] = 64
     guidance_scale: float = 3.0
     high_guidance_scale: float | None = None
+    head_spacing: HeadSpacing = "leading"
 
     def __post_init__(self) -> None:
         super().__post_init__()

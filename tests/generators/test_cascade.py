@@ -90,10 +90,30 @@ def test_the_fine_level_follows_the_coarse_one_through_noise() -> None:
 
 def test_settings_by_stage() -> None:
     settings = MaskedCascadeSettings(num_steps=(8, 9), guidance_scale=3.0, high_guidance_scale=1.5, temperature=0.9)
-    assert settings.stage(0) == MaskedARSettings(num_steps=8, guidance_scale=3.0, temperature=0.9)
-    assert settings.stage(1) == MaskedARSettings(num_steps=9, guidance_scale=1.5, temperature=0.9)
-    assert MaskedCascadeSettings().stage(1) == MaskedARSettings(num_steps=64, guidance_scale=3.0)
+    common = {"temperature": 0.9, "head_spacing": "leading"}
+    assert settings.stage(0) == MaskedARSettings(num_steps=8, guidance_scale=3.0, **common)
+    assert settings.stage(1) == MaskedARSettings(num_steps=9, guidance_scale=1.5, **common)
+    assert MaskedCascadeSettings().stage(1) == MaskedARSettings(
+        num_steps=64, guidance_scale=3.0, head_spacing="leading"
+    )
     assert MaskedCascade.make_settings(guidance_scale=2.0).guidance_scale == 2.0
+
+
+def test_the_default_spacing_does_not_amplify_the_errors_of_a_weak_head() -> None:
+    """A head that predicts no noise at all is off by everything there is: its tokens grow by 1 / sqrt(alpha_bar) of the first step."""
+    model = _cascade()
+    for stage in (model.low, model.high):
+        torch.nn.init.zeros_(stage.head.output.weight)
+        torch.nn.init.zeros_(stage.head.output.bias)
+    sizes = {
+        spacing: model.generate(LABELS, MaskedCascade.make_settings(**change), rng=_rng()).levels[1].std()
+        for spacing, change in (
+            ("default", {"num_steps": 2}),
+            ("linspace", {"num_steps": 2, "head_spacing": "linspace"}),
+        )
+    }
+    assert sizes["default"] < 100
+    assert sizes["linspace"] > 10_000
 
 
 def test_image_features_and_dropped_coarse_tokens() -> None:
