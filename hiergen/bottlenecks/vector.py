@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hiergen.bottlenecks.base import Bottleneck, BottleneckOutput
 from hiergen.nn.precision import without_autocast
+from hiergen.nn.processes import process_mean
 
 #: Distances held at one time by the search, 64 MiB in float32.
 _SEARCH_CHUNK = 2**24
@@ -84,7 +85,7 @@ class VectorQuantizer(Bottleneck):
         logits = -_squared_distances(unit.flatten(0, -2), codebook) / self.entropy_temperature
         log_p = F.log_softmax(logits + 1e-5, dim=-1)
         p = log_p.exp()
-        mean_p = p.mean(dim=0)
+        mean_p = process_mean(p.mean(dim=0))
         sample_entropy = -(p * log_p).sum(dim=-1).mean()
         return sample_entropy + (mean_p * (mean_p + 1e-5).log()).sum()
 

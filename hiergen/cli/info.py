@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import rich.box
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +20,7 @@ class InfoSettings:
 
     Attributes:
         name: A preset, a shell pattern such as "restok*", or the folder of a saved model. Everything by default.
-        plan: A preset: say what memory training takes on each GPU, and how long it lasts.
+        plan: A preset or a shell pattern: say what memory training takes on each GPU, and how long it lasts.
         gpus: With `plan`: how many there are.
         samples: With `plan`: samples to see.
         peak_tflops: With `plan`: 10^12 operations a second of one GPU at its best; 989 is an H100's dense bfloat16.
@@ -57,25 +58,58 @@ def main(args: list[str]) -> None:
 
 
 def _describe_plan(console: Console, settings: InfoSettings, preset: str) -> None:
+    from hiergen.registry import list_presets
     from hiergen.training.plan import plan_training, training_hours
 
+    if preset not in list_presets(preset):
+        _compare_plans(console, settings, list_presets(preset) or [preset])
+        return
     plan = plan_training(preset, num_gpus=settings.gpus)
     table = Table("on each GPU", "GiB", title=f"{preset}: {plan.parameters:,} trained parameters")
     for name in ("weight", "gradient", "moment", "average", "fixed"):
         label = "all that does not grow with the batch" if name == "fixed" else f"{name}s"
         table.add_row(label, f"{getattr(plan, f'{name}_bytes') / 2**30:.2f}")
-    if plan.step is not None:
-        table.add_row("activations of a sample, float32", f"{plan.step.activation_bytes / 2**30:.3f}")
+    table.add_row("activations of a sample, float32", f"{plan.step.activation_bytes / 2**30:.3f}")
     console.print(table)
-    if plan.step is None:
-        console.print("arithmetic and activations of this model are not planned")
-        return
     hours = training_hours(
         plan.step.flops, settings.samples, num_gpus=settings.gpus, peak_tflops=settings.peak_tflops, mfu=settings.mfu
     )
     console.print(
         f"{plan.step.flops:,} FLOPs a sample, forward and backward; {settings.samples:,} samples take {hours:.1f} hours on "
         f"{settings.gpus} GPUs of {settings.peak_tflops:g} TFLOP/s if {settings.mfu:.0%} of that is reached (assumed, not measured)"
+    )
+
+
+def _compare_plans(console: Console, settings: InfoSettings, names: list[str]) -> None:
+    from hiergen.training.plan import plan_training, training_hours
+
+    table = Table(
+        *("preset", "parameters (M)", "fixed, a GPU (GiB)", "activations, a sample (GiB)", "GFLOPs a sample", "hours"),
+        box=rich.box.MARKDOWN,
+    )
+    for name in names:
+        plan = plan_training(name, num_gpus=settings.gpus)
+        hours = training_hours(
+            plan.step.flops,
+            settings.samples,
+            num_gpus=settings.gpus,
+            peak_tflops=settings.peak_tflops,
+            mfu=settings.mfu,
+        )
+        numbers = (
+            f"{plan.parameters / 1e6:,.1f}",
+            f"{plan.fixed_bytes / 2**30:.2f}",
+            f"{plan.step.activation_bytes / 2**30:.3f}",
+            f"{plan.step.flops / 1e9:,.1f}",
+            f"{hours:.2f}",
+        )
+        table.add_row(name, *numbers)
+    # As wide as it is: a table that is wrapped is no Markdown.
+    Console(width=max(console.width, 140)).print(table)
+    console.print(
+        f"hours: for {settings.samples:,} samples on {settings.gpus} GPUs of {settings.peak_tflops:g} TFLOP/s if {settings.mfu:.0%} of "
+        "that is reached (assumed, not measured)",
+        soft_wrap=True,
     )
 
 

@@ -43,7 +43,7 @@ class ShardPictures(PictureSource):
             digest.update(f"{shard.name}\0{shard.stat().st_size}\0".encode())
             try:
                 self._index(number, shard)
-            except tarfile.TarError as error:
+            except (tarfile.TarError, OSError) as error:
                 raise ValueError(f"shard {str(shard)!r} is damaged: {error}") from error
         self.classes = tuple(str(label) for label in range(max(self.labels, default=-1) + 1))
         self.fingerprint = digest.hexdigest()[:16]
@@ -51,8 +51,10 @@ class ShardPictures(PictureSource):
     def _index(self, number: int, shard: Path) -> None:
         images: dict[str, tuple[str, int, int]] = {}
         labels: dict[str, int] = {}
+        end = 0
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 folder, _, name = member.name.rpartition("/")
                 key, _, suffix = name.partition(".")
                 key = f"{folder}/{key}"
@@ -66,6 +68,11 @@ class ShardPictures(PictureSource):
                     if not text.isdigit():
                         raise ValueError(f"{member.name} in shard {str(shard)!r} is {text!r}, expected a class number")
                     labels[key] = int(text)
+        with open(shard, "rb") as file:
+            file.seek(end)
+            # A shard that was cut between two files reads as a shorter one.
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"it ends at byte {end} without the mark of its end, so it was cut")
         for key, (name, offset, size) in images.items():
             if key not in labels:
                 raise ValueError(f"{name} in shard {str(shard)!r} has no class: there is no .cls file of its name")
@@ -74,9 +81,13 @@ class ShardPictures(PictureSource):
 
     def read(self, index: int) -> Image.Image:
         number, name, offset, size = self._places[index]
-        with open(self._shards[number], "rb") as file:
-            file.seek(offset)
-            return read_image(f"{self._shards[number]}:{name}", data=file.read(size))
+        try:
+            with open(self._shards[number], "rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise ValueError(f"shard {str(self._shards[number])!r} cannot be read: {error.strerror}") from error
+        return read_image(f"{self._shards[number]}:{name}", data=data)
 
 
 class HubPictures(PictureSource):

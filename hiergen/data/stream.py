@@ -6,8 +6,10 @@ and workers hold no state.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -62,6 +64,26 @@ def stream_loader(stream: SampleStream, steps: Iterable[int], *, num_workers: in
         generator=torch.Generator().manual_seed(0),
         persistent_workers=False,
     )
+
+
+@contextlib.contextmanager
+def explain_worker_death() -> Iterator[None]:
+    """Around the use of a loader with workers: the death of one becomes an error that says what to do.
+
+    Raises:
+        ChildProcessError: If a data worker was killed. PyTorch notices it through a signal, so anywhere inside.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        # What the error refers to would keep the loader alive, and PyTorch would raise again when any other child process ends.
+        traceback.clear_frames(error.__traceback__)
+        raise ChildProcessError(
+            f"a data worker died ({str(error).splitlines()[0]}): most often memory ran out. Run again to continue from the last "
+            "checkpoint, with a smaller num_workers if it happens again"
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)

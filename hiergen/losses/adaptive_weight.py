@@ -6,13 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hiergen.nn.processes import process_mean
+
 
 def adaptive_weight(
     reference: Float[Tensor, ""], other: Float[Tensor, ""], parameter: Tensor, *, maximum: float = 1e4
 ) -> Float[Tensor, ""]:
     """Return |d reference / d parameter| / (|d other / d parameter| + 1e-4), between 0 and `maximum`, without gradient.
 
-    Both graphs are kept for the backward pass that follows. A loss that does not depend on the parameter has gradient 0.
+    The gradients are those of the mean over all processes. Both graphs are kept for the backward pass that follows. A loss that does not depend on the parameter has gradient 0.
 
     Args:
         reference: The loss that sets the scale.
@@ -27,5 +29,6 @@ def adaptive_weight(
     for loss in (reference, other):
         (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
         gradient = torch.zeros_like(parameter) if gradient is None else gradient
+        gradient = process_mean(gradient)
         norms.append((gradient if gradient.dtype == torch.float64 else gradient.float()).norm())
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, maximum).detach()

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.losses.patch_gan import hinge_discriminator_loss, hinge_generator_loss
+from hiergen.nn.processes import process_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Adversary(nn.Module):
         discriminator: Images in [-1, 1] to logits; a `DinoDiscriminator` also takes `rng`.
         augmentation: In front of it; None for none.
         lecam_weight: Of the LeCam regularization.
-        lecam_decay: Of its moving averages of the mean logits, which start at 0 and belong to a process.
+        lecam_decay: Of its moving averages of the mean logits, which start at 0; means are over all processes.
 
     Source:
         LeCam, arXiv:2104.03310; ResTok, arXiv:2601.03955.
@@ -143,7 +144,7 @@ class Adversary(nn.Module):
         real_logits = _wide(self.logits(real.detach(), rng=rng))
         fake_logits = _wide(self.logits(fake.detach(), rng=rng))
         hinge = hinge_discriminator_loss(real_logits, fake_logits)
-        real_mean, fake_mean = real_logits.mean(), fake_logits.mean()
+        real_mean, fake_mean = process_mean(real_logits.mean()), process_mean(fake_logits.mean())
         lecam = lecam_loss(real_mean, fake_mean, self.ema_real_logits_mean, self.ema_fake_logits_mean)
         if self.training:
             with torch.no_grad():

@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.nn.batch_norm import ProcessBatchNorm2d
+
 
 class PatchDiscriminator(nn.Module):
     """Images to a map of logits, each of which judges one patch (70 x 70 pixels with three layers).
 
-    Convolutions 4 x 4 with padding 1: `num_layers` of them with stride 2, two with stride 1; batch norm after all but the first and
-    the last; leaky ReLU 0.2. Modules are laid out as in taming-transformers (`main.<index>`).
+    Convolutions 4 x 4 with padding 1: `num_layers` of them with stride 2, two with stride 1; batch norm (over all processes) after all but
+    the first and the last; leaky ReLU 0.2. Modules are laid out as in taming-transformers (`main.<index>`).
 
     Args:
         in_channels: Channels of the image.
@@ -38,7 +40,7 @@ class PatchDiscriminator(nn.Module):
             # Batch norm has a bias of its own.
             layers += [
                 nn.Conv2d(width, following, 4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(following),
+                ProcessBatchNorm2d(following),
                 nn.LeakyReLU(0.2),
             ]
             width = following

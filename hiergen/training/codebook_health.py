@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.nn.processes import num_processes
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
 
@@ -55,7 +56,11 @@ class CodebookCounter:
             counts.index_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
 
     def summary(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Return "usage_k", "perplexity_k" and "dead_k" of every level k, and start over."""
+        """Return "usage_k", "perplexity_k", "dead_k" and "reach_k" of every level k, and start over.
+
+        Usage is a share of the vocabulary; reach, of the codes that there were ids for: the measure of a collapse where a line of the
+        log counts fewer ids than there are codes.
+        """
         values: dict[str, Tensor] = {}
         for level, counts in enumerate(self._counts or []):
             total = reduce(counts)
@@ -63,6 +68,7 @@ class CodebookCounter:
             values[f"usage_{level}"] = used.mean()
             values[f"perplexity_{level}"] = perplexity(total)
             values[f"dead_{level}"] = (1 - used).sum()
+            values[f"reach_{level}"] = used.sum() / total.sum().clamp(max=len(total))
         self._counts = None
         return values
 
@@ -92,9 +98,12 @@ class CodeRevival(nn.Module):
 
     @torch.no_grad()
     def note(self, pyramid: TokenPyramid, samples_seen: int) -> None:
-        """Remember that these ids were chosen now."""
+        """Remember that these ids were chosen now, by any process."""
         for ids in pyramid.levels:
             self.last_used[ids.flatten()] = samples_seen
+        # At once, because checkpoints hold the first process's memory, and data parallelism hands it to all.
+        if num_processes() > 1:
+            torch.distributed.all_reduce(self.last_used, torch.distributed.ReduceOp.MAX)
 
     @torch.no_grad()
     def revive(
@@ -102,15 +111,12 @@ class CodeRevival(nn.Module):
     ) -> Tensor:
         """Overwrite the dead rows of `codebook` with random latents; return how many there were.
 
-        With several processes the memory is the latest of all, and the latents are the first process's.
+        With several processes the latents are the first one's.
         """
-        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if is_distributed:
-            torch.distributed.all_reduce(self.last_used, torch.distributed.ReduceOp.MAX)
         flat = latents.flatten(0, 1).to(codebook.dtype)
         chosen = torch.randint(len(flat), (len(codebook),), generator=rng, device=rng.device).to(flat.device)
         candidates = flat[chosen]
-        if is_distributed:
+        if num_processes() > 1:
             torch.distributed.broadcast(candidates, 0)
         dead = samples_seen - self.last_used >= self.after
         codebook.copy_(torch.where(dead[:, None], candidates, codebook))

@@ -30,8 +30,15 @@ class TrainConfig:
         keep_last: Checkpoints to keep.
         log_every: Samples between log lines.
         max_skipped: Stop after this many steps skipped for non-finite gradients.
+        keep_best: Entry of the log by which the best model is kept in `best/`, e.g. "val/psnr" or "loss": at every checkpoint
+            interval the mean of its lines since the one before is compared. None keeps the last model only.
+        best_is: Whether the "lowest" or the "highest" value is the best.
         compile: Run the players through `torch.compile`.
-        trackers: Where the log goes beside `log.jsonl`, by Accelerate's names: "tensorboard", "wandb", "trackio".
+        activation_checkpointing: Recompute activations in the backward pass, in every player that can: less memory, more time.
+        peak_tflops: 10^12 operations a second of one device, to log `mfu` against; "measure" times matrix products at the start;
+            None logs no `mfu`.
+        trackers: Where the log goes beside `log.jsonl`, by Accelerate's names: "tensorboard", "wandb", "trackio". None is
+            TensorBoard where it is installed; empty for none.
     """
 
     task: TaskConfig
@@ -48,10 +55,16 @@ class TrainConfig:
     keep_last: int = 2
     log_every: int = 10_000
     max_skipped: int = 100
+    keep_best: str | None = None
+    best_is: Literal["lowest", "highest"] = "lowest"
     compile: bool = False
-    trackers: tuple[str, ...] = ()
+    activation_checkpointing: bool = False
+    peak_tflops: float | Literal["measure"] | None = None
+    trackers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.peak_tflops, float | int) and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops is {self.peak_tflops}, expected above 0, 'measure' or None")
         for name in ("samples", "batch_size", "accumulation", "checkpoint_every", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

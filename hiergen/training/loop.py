@@ -13,21 +13,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator, DistributedType
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from hiergen.config import to_json
-from hiergen.data.stream import SampleStream, stream_loader
-from hiergen.files import atomic_directory, check_writable, write_json
+from hiergen.data.stream import SampleStream, explain_worker_death, stream_loader
+from hiergen.files import check_writable, write_json
 from hiergen.seeding import derive_seed, make_rng
+from hiergen.training.best import check_best, improvement
 from hiergen.training.config import TrainConfig
+from hiergen.training.launch import make_accelerator
 from hiergen.training.optim import learning_rate, make_optimizer
 from hiergen.training.progress import TrainProgress
-from hiergen.training.run_log import Clock, Meter, RunLog, check_trackers, peak_memory
+from hiergen.training.run_log import Clock, Meter, RunLog, choose_trackers, peak_memory
 from hiergen.training.run_state import RunKeeper, RunState
 from hiergen.training.signals import GracefulStop
 from hiergen.training.task import Task
+from hiergen.training.throughput import StepFlops, measure_peak
+from hiergen.training.validation import averaged, validate
+
+_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +43,7 @@ class FitResult:
     Attributes:
         model_dir: Folder of the trained model (averaged weights where there are), written by `save_pretrained`.
         samples_seen: Samples seen in all, over all sessions of the run.
-        log: Lines of the log: one dict a `log_every` samples.
+        log: Lines of the log: one dict a `log_every` samples, and with held-out samples one a `checkpoint_every`.
     """
 
     model_dir: Path
@@ -66,19 +72,6 @@ class _PlayerLoss(nn.Module):
         return self._losses(batch, rng)
 
 
-def check_distributed(kind: DistributedType) -> None:
-    """Raise if parameters would be sharded or moved: weights, averages and checkpoints are whole on every process.
-
-    Raises:
-        ValueError: For FSDP, DeepSpeed and the like.
-    """
-    if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
-        raise ValueError(
-            f"Accelerate is set to {kind.value}, expected one process or data parallelism (MULTI_GPU, MULTI_CPU ...): "
-            "averages, skipped steps and checkpoints need whole parameters on every process"
-        )
-
-
 def fit(config: TrainConfig, *, title: str = "train", cpu: bool | None = None) -> FitResult:
     """Train until `config.samples` are seen, resuming from the newest valid checkpoint in `config.out`.
 
@@ -89,9 +82,9 @@ def fit(config: TrainConfig, *, title: str = "train", cpu: bool | None = None) -
 
     Raises:
         RunInterruptedError: After SIGINT, SIGTERM or SIGUSR1, when the step is finished and saved.
-        ValueError: If the folder holds a run of another configuration, or Accelerate is set to shard parameters.
+        ValueError: If the folder holds a run of another configuration, or see `make_accelerator`.
         ImportError: If the package of a tracker is missing.
-        OSError: If a checkpoint cannot be written; earlier ones are kept.
+        OSError: If a checkpoint cannot be written, or a data worker died; earlier checkpoints are kept.
         FloatingPointError: If more than `max_skipped` steps had a non-finite gradient.
     """
     return _Run(config, title, cpu).fit()
@@ -102,21 +95,18 @@ class _Run:
         self.config = config
         self.title = title
         self.out = check_writable(config.out)
-        mixed = None if config.precision == "no" else config.precision
-        check_trackers(config.trackers)
-        self.accelerator = Accelerator(
-            mixed_precision=mixed,
-            cpu=bool(cpu),
-            step_scheduler_with_optimizer=False,
-            log_with=list(config.trackers) or None,
-            project_dir=str(self.out),
-        )
-        check_distributed(self.accelerator.distributed_type)
+        self.accelerator = make_accelerator(config, choose_trackers(config.trackers), cpu=cpu)
         torch.manual_seed(derive_seed(config.seed, "init"))
         self.task = config.task.build()
         self.device = self.accelerator.device
         for module in self.task.players.values():
             module.train()
+            if config.activation_checkpointing:
+                _checkpoint_activations(module)
+        if (config.keep_best or "").startswith("val/") and self.task.validation is None:
+            raise ValueError(
+                f"keep_best is {config.keep_best!r}, but the task has no held-out samples: set its validation"
+            )
         self.losses = {name: self._wrap(_PlayerLoss(self.task, name)) for name in self.task.players}
         self.optimizers = {
             name: self.accelerator.prepare(make_optimizer(module, self.task.optim(name) or config.optim))
@@ -128,6 +118,12 @@ class _Run:
         self._last_bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self.keeper = RunKeeper(config, self.task, self.accelerator)
         self.log = RunLog(config, self.accelerator)
+        self.flops: StepFlops | None = None
+        if config.peak_tflops is not None:
+            self.flops = StepFlops(is_compiled=config.compile)
+            dtype = _DTYPES[config.precision]
+            is_given = config.peak_tflops != "measure"
+            self.peak = float(config.peak_tflops) if is_given else measure_peak(self.device, dtype)
 
     def _wrap(self, module: nn.Module) -> nn.Module:
         if self.config.compile:
@@ -148,11 +144,17 @@ class _Run:
         if start < config.num_steps:
             with (
                 contextlib.closing(self.log),
+                explain_worker_death(),
                 GracefulStop() as stop,
                 TrainProgress(self.title, config.samples, self._is_quiet) as progress,
             ):
                 self._train(range(start, config.num_steps), stop, progress)
         return FitResult(self._export(), self.state.samples_seen, self.log.lines)
+
+    @property
+    def _active(self) -> tuple[str, ...]:
+        """The players that are updated at this position."""
+        return tuple(name for name in self.losses if self.state.samples_seen >= self.task.start(name))
 
     @property
     def _is_quiet(self) -> bool:
@@ -167,25 +169,50 @@ class _Run:
         meter, clock = Meter(), Clock()
         loader = stream_loader(stream, steps, num_workers=config.num_workers)
         for step, batch in zip(steps, clock.timed(loader), strict=True):
-            meter.add(self._step(batch))
+            with self.flops.count(self._active) if self.flops else contextlib.nullcontext():
+                terms = self._step(batch)
+            meter.add(terms)
             before, self.state.samples_seen = self.state.samples_seen, (step + 1) * config.batch_size
             progress.advance(self.state.samples_seen)
             last = step == steps[-1]
             if last or _crossed(before, self.state.samples_seen, config.log_every):
                 self._write_log(meter, clock, progress)
             wanted = self._agree(stop.signal_number)
+            # Where it stops on request a run saves, but does not judge: the uninterrupted run would not have.
+            is_best = (last or _crossed(before, self.state.samples_seen, config.checkpoint_every)) and self._judge(
+                before
+            )
             if last or wanted or _crossed(before, self.state.samples_seen, config.checkpoint_every):
-                self.log.add_images(self.task.images(), self.state.samples_seen)
-                self.keeper.save(self.state)
+                self.log.add_images(self._pictures(), self.state.samples_seen)
+                self.keeper.save(self.state, is_best=is_best)
             if wanted and not last:
                 raise RunInterruptedError(wanted, self.state.samples_seen)
+
+    def _judge(self, before: int) -> bool:
+        """Score held-out samples, and return whether the model is now better than it ever was."""
+        config, state = self.config, self.state
+        if self.task.validation is not None:
+            scores = validate(self.task, state.ema, self.accelerator, seed=config.seed)
+            self.log.add({"samples": float(state.samples_seen), **scores})
+            if (config.keep_best or "").startswith("val/"):
+                check_best(scores, config)
+        since = before // config.checkpoint_every * config.checkpoint_every
+        found = improvement(config, self.log.lines, since=since, samples_seen=state.samples_seen, best=state.best)
+        state.best = found or state.best
+        return found is not None
+
+    def _pictures(self) -> dict[str, Tensor]:
+        if not (self.accelerator.trackers and self.accelerator.is_main_process):
+            return {}
+        with averaged(self.task.model, self.ema):
+            return self.task.images()
 
     def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Update every player once; return the logged terms, still on the device."""
         config = self.config
         terms: dict[str, Tensor] = {}
         self.task.begin_step(self.state.samples_seen)
-        active = [name for name in self.losses if self.state.samples_seen >= self.task.start(name)]
+        active = self._active
         for name in active:
             rate = learning_rate(
                 config, self.state.samples_seen, optim=self.task.optim(name), start=self.task.start(name)
@@ -233,14 +260,15 @@ class _Run:
         return norm
 
     def _write_log(self, meter: Meter, clock: Clock, progress: TrainProgress) -> None:
+        config = self.config
         values = meter.means(self.accelerator)
         summary = self.task.summary(lambda x: cast(Tensor, self.accelerator.reduce(x, reduction="sum")))
         values |= {name: float(value) for name, value in summary.items()}
-        samples = meter.steps * self.config.batch_size
+        samples = meter.steps * config.batch_size
         meter.reset()
         seconds, wait = clock.read()
         skipped = float(self.accelerator.reduce(self.state.skipped, reduction="max"))
-        rate = learning_rate(self.config, self.state.samples_seen)
+        rate = learning_rate(config, self.state.samples_seen)
         line = {
             "samples": float(self.state.samples_seen),
             "lr": rate,
@@ -248,14 +276,19 @@ class _Run:
             "samples_per_second": samples / seconds,
         }
         line |= {"data_wait": wait, "peak_memory_gib": peak_memory(self.device)}
+        if self.flops is not None:
+            reached = self.flops.read() / seconds / 1e12
+            line |= {"tflops_per_second": reached, "mfu": reached / self.peak}
         if skipped:
             line["skipped"] = skipped
+        if config.keep_best is not None and not config.keep_best.startswith("val/") and not self.log.lines:
+            check_best(values, config)
         self.log.add(line)
         progress.show(line)
-        if skipped > self.config.max_skipped:
+        if skipped > config.max_skipped:
             bad = [key for key, value in values.items() if not abs(value) < float("inf")]
             raise FloatingPointError(
-                f"{int(skipped)} steps had a non-finite gradient, at most {self.config.max_skipped} are tolerated; "
+                f"{int(skipped)} steps had a non-finite gradient, at most {config.max_skipped} are tolerated; "
                 f"not finite at {self.state.samples_seen} samples: {', '.join(bad) or 'nothing but gradients'}; "
                 f"the last such batch began at sample {int(self._last_bad)}: {self._describe_batch(int(self._last_bad))}"
             )
@@ -277,6 +310,9 @@ class _Run:
 
     def _resume(self) -> None:
         self.keeper.restore(self.state)
+        if self.state.samples_seen:
+            # What happens every so many samples is seen by comparison with the step before.
+            self.task.begin_step(self.state.samples_seen - self.config.batch_size)
         settings = to_json(self.config)
         self.log.open(self.state.samples_seen, settings)
         if self.accelerator.is_main_process:
@@ -287,16 +323,8 @@ class _Run:
 
     def _export(self) -> Path:
         folder = self.out / "model"
-        model = self.task.model
         if self.accelerator.is_main_process:
-            if self.ema is not None:
-                self.ema.store(model.parameters())
-                self.ema.copy_to(model.parameters())
-            model.eval()
-            with atomic_directory(folder) as temporary:
-                model.save_pretrained(temporary)
-            if self.ema is not None:
-                self.ema.restore(model.parameters())
+            self.keeper.export(self.state, folder)
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -312,6 +340,13 @@ def _only(task: Task, name: str) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def _checkpoint_activations(player: nn.Module) -> None:
+    """Turn on diffusers' gradient checkpointing in every model of a player that has it."""
+    for module in player.modules():
+        if isinstance(module, ModelMixin) and module._supports_gradient_checkpointing:
+            module.enable_gradient_checkpointing()
 
 
 def _split(batch: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:

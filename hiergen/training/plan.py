@@ -6,16 +6,20 @@ import dataclasses
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
 
+from hiergen.data.shapes import ShapeBatchConfig
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create, get_preset
 from hiergen.training.task import count_trained
+from hiergen.training.throughput import flop_counter
 
-#: Models whose training pass can be followed on fake tensors. Tokenizers and MAR read values on the host; LevelAR keeps real tensors.
-_FOLLOWED = ("FlowTransformer",)
+#: Models that are not trained by gradient.
+_FITTED = ("PatchComponents",)
+#: Models whose passes differ by a draw, the share of tokens that is hidden: the plan is a mean over so many of them.
+_DRAWING, _DRAWS = ("MaskedAR", "MaskedCascade"), 8
 _FLOAT = 4
 
 
@@ -42,7 +46,7 @@ class TrainingPlan:
         gradient_bytes: Gradients, and with several processes the buckets in which they are averaged.
         moment_bytes: AdamW's two moments.
         average_bytes: The averaged weights.
-        step: One sample's pass; None for models whose pass is not followed.
+        step: One sample's pass.
     """
 
     parameters: int
@@ -50,7 +54,7 @@ class TrainingPlan:
     gradient_bytes: int
     moment_bytes: int
     average_bytes: int
-    step: Pass | None
+    step: Pass
 
     @property
     def fixed_bytes(self) -> int:
@@ -66,54 +70,120 @@ def plan_training(preset: str, *, num_gpus: int = 1) -> TrainingPlan:
         num_gpus: Processes, one a GPU.
 
     Raises:
-        ValueError: If `num_gpus` is less than 1, or there is no such preset.
+        ValueError: If `num_gpus` is less than 1, there is no such preset, or its model is not trained by gradient.
     """
     if num_gpus < 1:
         raise ValueError(f"num_gpus is {num_gpus}, expected at least 1")
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        is_followed = get_preset(preset).model in _FOLLOWED
-        if is_followed:
-            model = create(preset)
-        else:
-            with torch.device("meta"):
-                model = create(preset)
-        trained = count_trained(model)
-        held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-        every = sum(p.numel() for p in model.parameters())
-        return TrainingPlan(
-            parameters=trained,
-            weight_bytes=held,
-            gradient_bytes=trained * _FLOAT * (1 if num_gpus == 1 else 2),
-            moment_bytes=trained * 2 * _FLOAT,
-            average_bytes=every * _FLOAT,
-            step=follow_pass(model) if is_followed else None,
-        )
-
-
-def follow_pass(generator: Any) -> Pass:
-    """Return what one training pass of one sample of a generator takes, by running it: on fake tensors without memory, or on real ones."""
-    levels = tuple(
-        torch.zeros(1, spec.num_tokens, dtype=torch.int64)
-        if spec.is_discrete
-        else torch.zeros(1, spec.num_tokens, spec.dim)
-        for spec in generator.specs
+    kind = get_preset(preset).model
+    if kind in _FITTED:
+        raise ValueError(f"{preset!r} is a {kind}, which is fitted and not trained: there is nothing to plan")
+    with torch.device("meta"):
+        # Tables are made on the CPU wherever the model is.
+        model = nn.Module.to(create(preset), "meta")
+    trained = count_trained(model)
+    return TrainingPlan(
+        parameters=trained,
+        weight_bytes=sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]),
+        gradient_bytes=trained * _FLOAT * (1 if num_gpus == 1 else 2),
+        moment_bytes=trained * 2 * _FLOAT,
+        average_bytes=sum(p.numel() for p in model.parameters()) * _FLOAT,
+        step=follow_pass(model),
     )
-    pyramid = TokenPyramid(levels, tuple(generator.specs))
+
+
+def follow_pass(model: Any) -> Pass:
+    """Return what one training pass of one sample of a model takes, by running it: on the meta device without memory, or on a real one.
+
+    The mean over some passes where they differ by a draw.
+    """
+    model.train()
+    seeds = range(_DRAWS if type(model).__name__ in _DRAWING else 1)
+    passes = [_follow(model, torch.Generator().manual_seed(seed)) for seed in seeds]
+    return Pass(
+        flops=sum(one.flops for one in passes) // len(passes),
+        activation_bytes=sum(one.activation_bytes for one in passes) // len(passes),
+    )
+
+
+def _follow(model: Any, rng: torch.Generator) -> Pass:
     kept: dict[int, Tensor] = {}
-    own = {_storage(parameter) for parameter in generator.parameters()}
+    own = {_storage(parameter) for parameter in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter) and _storage(tensor) not in own:
             kept[_storage(tensor)] = tensor
         return tensor
 
-    generator.train()
-    with FlopCounterMode(display=False) as counter:
+    model.zero_grad(set_to_none=True)
+    with _MetaDevice(), flop_counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = generator.loss(pyramid, torch.zeros(1, dtype=torch.int64), rng=torch.Generator())["loss"]
+            loss = _loss(model, rng)
         loss.backward()
     activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     return Pass(flops=counter.get_total_flops(), activation_bytes=activations)
+
+
+def _loss(model: Any, rng: torch.Generator) -> Tensor:
+    """Return a loss of one sample of zeros, as the model's task would."""
+    device = model.device
+    if hasattr(model, "generate"):
+        levels = tuple(
+            torch.zeros(1, spec.num_tokens, dtype=torch.int64, device=device)
+            if spec.is_discrete
+            else torch.zeros(1, spec.num_tokens, spec.dim, device=device)
+            for spec in model.specs
+        )
+        features = model.config.get("feature_shapes")
+        condition: Any = torch.zeros(1, dtype=torch.int64, device=device)
+        if features is not None:
+            condition = [torch.zeros(1, *shape, device=device) for shape in features]
+        return model.loss(TokenPyramid(levels, tuple(model.specs)), condition, rng=rng)["loss"]
+    if "point_counts" in model.config:
+        batch = ShapeBatchConfig()
+        cloud = torch.zeros(1, batch.num_points, 6, device=device)
+        queries = torch.zeros(1, batch.num_queries, 3, device=device)
+        output = model(cloud, rng=rng, points=queries, is_ordered=True)
+        rebuilt = list(output.features.values())
+    else:
+        size = model.config.get("image_size", 256)
+        output = model(torch.zeros(1, 3, size, size, device=device), rng=rng)
+        rebuilt = [output.reconstruction]
+    return torch.stack([x.square().mean() for x in [*rebuilt, *output.losses.values()]]).sum()
+
+
+class _MetaDevice(TorchFunctionMode):
+    """What a training pass on the meta device needs beside it.
+
+    PyTorch's fused attention: it would choose the formula that keeps all scores. And an answer where a value is read, as checks of
+    labels do: 0, which the inputs are made of.
+    """
+
+    _READS = (torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__bool__, torch.Tensor.item)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        is_meta = bool(args) and isinstance(args[0], Tensor) and args[0].device.type == "meta"
+        if is_meta and func is F.scaled_dot_product_attention:
+            return _fused(*args, **kwargs)
+        return 0 if is_meta and func in self._READS else func(*args, **kwargs)
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return attention(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
 def training_hours(flops: int, samples: int, *, num_gpus: int, peak_tflops: float, mfu: float) -> float:

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_HIDDEN = {"samples", "lr", "samples_per_second", "grad_norm", "data_wait", "peak_memory_gib"}
+_HIDDEN = {"samples", "lr", "samples_per_second", "grad_norm", "data_wait", "peak_memory_gib", "tflops_per_second"}
 
 
 class TrainProgress:

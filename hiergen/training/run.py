@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
+from accelerate import PartialState
+
 from hiergen.config import parse, to_json
 from hiergen.training.config import TrainConfig
 from hiergen.training.loop import FitResult, RunInterruptedError, fit
@@ -34,7 +36,8 @@ def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> F
         _describe(config)
         return None
     result = fit(config, title=type(config.task).__name__.removesuffix("TaskConfig").lower())
-    print(f"{result.samples_seen:,} samples seen; model in {result.model_dir}")
+    if PartialState().is_main_process:
+        print(f"{result.samples_seen:,} samples seen; model in {result.model_dir}")
     return result
 
 

@@ -24,9 +24,12 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 #: Entries of a log line that depend on the machine and its load; all others are the same in every repetition of a run.
-MEASURED = ("samples_per_second", "data_wait", "peak_memory_gib")
+MEASURED = ("samples_per_second", "data_wait", "peak_memory_gib", "tflops_per_second", "mfu")
 #: A loss this many times its smallest mean so far is warned of.
 DIVERGENCE = 10.0
+#: A codebook is warned of when a level chose less than this share of the codes that it could have chosen (its vocabulary, or one code
+#: an id if those were fewer) in so many lines of the log running. Chance alone would choose 63 % or more.
+COLLAPSE_SHARE, COLLAPSE_LINES = 0.01, 3
 
 
 class Meter:
@@ -105,7 +108,7 @@ class RunLog:
                 self._path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         for line in self.lines:
             self._lowest = min(self._lowest, _main_loss(line))
-        if self._config.trackers:
+        if self._accelerator.log_with:
             flat = {
                 "samples": self._config.samples,
                 "batch_size": self._config.batch_size,
@@ -114,22 +117,38 @@ class RunLog:
             self._accelerator.init_trackers(self._path.parent.resolve().name, config=flat)
 
     def add(self, line: dict[str, float]) -> None:
-        """Write one line; warn where the loss has grown to `DIVERGENCE` times its smallest."""
+        """Write one line; warn where the loss has grown to `DIVERGENCE` times its smallest, or a codebook has collapsed."""
         self.lines.append(line)
+        if self._accelerator.is_main_process:
+            self._warn(line)
+        self._lowest = min(self._lowest, _main_loss(line))
+        if self._accelerator.is_main_process:
+            # JSON has no NaN: a loss that is not finite is logged as null.
+            finite = {k: v if abs(v) < float("inf") else None for k, v in line.items()}
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(finite) + "\n")
+        if self._accelerator.trackers:
+            self._accelerator.log(line, step=int(line["samples"]))
+
+    def _warn(self, line: dict[str, float]) -> None:
         loss = _main_loss(line)
         if math.isfinite(loss) and 0 < self._lowest * DIVERGENCE < loss:
             logger.warning(
                 "the loss is %.4g at %d samples, more than %g times its smallest, %.4g: the run may be diverging",
                 loss, int(line["samples"]), DIVERGENCE, self._lowest,
             )  # fmt: skip
-        self._lowest = min(self._lowest, loss)
-        if self._accelerator.is_main_process:
-            # JSON has no NaN: a loss that is not finite is logged as null.
-            finite = {k: v if abs(v) < float("inf") else None for k, v in line.items()}
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(finite) + "\n")
-        if self._config.trackers:
-            self._accelerator.log(line, step=int(line["samples"]))
+        for name, share in line.items():
+            if not name.startswith("reach_"):
+                continue
+            shares = [float(entry[name]) for entry in self.lines if name in entry]
+            was_low = [value < COLLAPSE_SHARE for value in shares[-COLLAPSE_LINES - 1 :]]
+            # Once for each time that it collapses: not again while it stays so.
+            if all(was_low[-COLLAPSE_LINES:]) and was_low.count(True) == COLLAPSE_LINES:
+                logger.warning(
+                    "level %s chose %.2g of the codes that it could have chosen at %d samples, below %g in %d lines of the log "
+                    "running: its codebook has collapsed (see codebook.revive_after and the entropy term)",
+                    name.removeprefix("reach_"), share, int(line["samples"]), COLLAPSE_SHARE, COLLAPSE_LINES,
+                )  # fmt: skip
 
     def add_images(self, images: dict[str, Tensor], samples_seen: int) -> None:
         """Hand pictures (b, 3, h, w) in [-1, 1] to the trackers that take images."""
@@ -138,25 +157,35 @@ class RunLog:
             for name, value in images.items()
         }
         for tracker in self._accelerator.trackers:
+            # TensorBoard takes channels first unless it is told; the others take pictures as they are in files.
+            order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             if hasattr(tracker, "log_images"):
-                tracker.log_images(arrays, step=samples_seen)
+                tracker.log_images(arrays, step=samples_seen, **order)
 
     def close(self) -> None:
         """Flush the trackers."""
-        if self._config.trackers:
-            self._accelerator.end_training()
+        # Not by `end_training`, which also ends the group of processes, and the model is yet to be written.
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
 
-def check_trackers(names: Iterable[str]) -> None:
-    """Raise if the package of a tracker is missing.
+def choose_trackers(names: Iterable[str] | None) -> list[str]:
+    """Return the trackers of a run: those that are named, or, for None, TensorBoard where it is installed.
 
     Raises:
-        ImportError: Naming the tracker and what to install.
+        ImportError: If the package of a named one is missing; it says what to install.
     """
+    if names is None:
+        return ["tensorboard"] if _is_installed("tensorboard") else []
     for name in names:
-        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
-        if not any(importlib.util.find_spec(package) for package in packages):
+        if not _is_installed(name):
             raise ImportError(f"trackers holds {name!r}, whose package is not installed: pip install {name}")
+    return list(names)
+
+
+def _is_installed(tracker: str) -> bool:
+    packages = ("tensorboard", "tensorboardX") if tracker == "tensorboard" else (tracker,)
+    return any(importlib.util.find_spec(package) for package in packages)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -169,5 +198,6 @@ def peak_memory(device: torch.device) -> float:
 
 def _main_loss(line: dict[str, Any]) -> float:
     """The loss of the player that the run is about: the first loss of a line; infinity where there is none."""
-    found = next((value for name, value in line.items() if name == "loss" or name.endswith("/loss")), None)
+    names = (name for name in line if (name == "loss" or name.endswith("/loss")) and not name.startswith("val/"))
+    found = next((line[name] for name in names), None)
     return math.inf if found is None else float(found)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from hiergen.config import fingerprint, to_json
+from hiergen.files import atomic_directory, write_json
+from hiergen.training.best import Best
 from hiergen.training.checkpoint import (
     find_checkpoint,
     flatten_optimizer,
@@ -23,9 +29,25 @@ from hiergen.training.checkpoint import (
 )
 from hiergen.training.config import TrainConfig
 from hiergen.training.task import Task
+from hiergen.training.validation import averaged
+
+logger = logging.getLogger(__name__)
 
 #: What may differ between the run that wrote a checkpoint and the one that resumes from it.
-MAY_CHANGE = ("out", "checkpoint_every", "keep_last", "log_every", "num_workers", "max_skipped", "compile", "trackers")
+MAY_CHANGE = (
+    "out",
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "best_is",
+    "log_every",
+    "num_workers",
+    "max_skipped",
+    "compile",
+    "activation_checkpointing",
+    "peak_tflops",
+    "trackers",
+)
 
 
 @dataclasses.dataclass
@@ -38,6 +60,7 @@ class RunState:
         ema: Averaged weights of the first player's model, or None.
         skipped: Steps that were skipped, a scalar on the device.
         samples_seen: The position.
+        best: The best moment so far, whose model is in `best/`.
     """
 
     players: dict[str, nn.Module]
@@ -45,6 +68,7 @@ class RunState:
     ema: EMAModel | None
     skipped: Tensor
     samples_seen: int = 0
+    best: Best | None = None
 
 
 class RunKeeper:
@@ -62,8 +86,8 @@ class RunKeeper:
         #: Seconds spent in `save`.
         self.seconds = 0.0
 
-    def save(self, state: RunState) -> None:
-        """Write a checkpoint from the main process; every process returns or raises together.
+    def save(self, state: RunState, *, is_best: bool = False) -> None:
+        """Write a checkpoint from the main process, and before it the best model if it is one; every process returns or raises together.
 
         Raises:
             OSError: If it could not be written; earlier ones are untouched.
@@ -72,6 +96,9 @@ class RunKeeper:
         problem: list[str | None] = [None]
         if self._accelerator.is_main_process:
             try:
+                # First the model: after a kill between the two, the resumed run finds the same best again.
+                if is_best and state.best is not None:
+                    self.export(state, self._out / "best", dataclasses.asdict(state.best))
                 self._write(state)
             except OSError as error:
                 problem = [f"{type(error).__name__}: {error}"]
@@ -105,6 +132,16 @@ class RunKeeper:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
         state.samples_seen = saved["samples_seen"]
         state.skipped.fill_(saved["skipped"])
+        state.best = Best.restore(saved.get("best"), self._config)
+        self._compare_versions(saved.get("versions", {}))
+
+    def export(self, state: RunState, folder: Path, note: dict[str, Any] | None = None) -> None:
+        """Write the model, with averaged weights where there are any, by `save_pretrained`; `note` goes beside it as `best.json`."""
+        model = self._task.model
+        with averaged(model, state.ema), atomic_directory(folder) as temporary:
+            model.save_pretrained(temporary)
+            if note is not None:
+                write_json(temporary / "best.json", note)
 
     def _write(self, state: RunState) -> None:
         tensors: dict[str, dict[str, Tensor]] = {}
@@ -121,6 +158,8 @@ class RunKeeper:
             "ema_updates": state.ema.optimization_step if state.ema is not None else 0,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "skipped": float(state.skipped),
+            "best": None if state.best is None else dataclasses.asdict(state.best),
+            "versions": _versions(),
             "identity": identity,
             "fingerprint": fingerprint(identity),
         }
@@ -137,6 +176,24 @@ class RunKeeper:
                 f"{str(self._out)!r} holds a run of another configuration: {'; '.join(changed)}. "
                 "Choose another --out, or delete the folder to start over"
             )
+
+    def _compare_versions(self, saved: dict[str, str]) -> None:
+        changed = [
+            f"{name} was {saved[name]}, is {now}" for name, now in _versions().items() if now != saved.get(name, now)
+        ]
+        if changed and self._accelerator.is_main_process:
+            logger.warning(
+                "the code has changed since the checkpoint was written (%s): the resumed run may differ from an uninterrupted one",
+                "; ".join(changed),
+            )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Digests and versions of the code that a run depends on."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py"))))
+    return {"hiergen": digest.hexdigest()[:12], "torch": torch.__version__}
 
 
 def _differences(saved: Any, now: Any, where: str) -> Iterator[str]:

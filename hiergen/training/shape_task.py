@@ -34,12 +34,15 @@ class ShapeTokenizerTaskConfig(TaskConfig):
         overrides: Entries of the preset's config to replace.
         data: The shapes. With `data.batch.num_ordered` of at least the second largest point resolution the farthest points are
             found while loading instead of in the model.
+        validation: Held-out shapes, whose losses are logged as "val/..." at every checkpoint interval; their `batch` settings are
+            those of `data`. None for none.
         near_weight: Weight of the queries near the surface beside those in the volume.
     """
 
     preset: str = "pyramid-vae-tiny"
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: ShapeDataConfig = dataclasses.field(default_factory=ShapeDataConfig)
+    validation: ShapeDataConfig | None = None
     near_weight: float = 1.0
 
     def build(self) -> ShapeTokenizerTask:
@@ -69,6 +72,8 @@ class ShapeTokenizerTask(Task):
         self.tokenizer = model
         self.players = {"tokenizer": model}
         self.dataset = open_shapes(config.data)
+        if config.validation is not None:
+            self.validation = open_shapes(dataclasses.replace(config.validation, batch=config.data.batch))
         self._is_ordered = config.data.batch.num_ordered >= num_ordered_points(model, config.data.batch.num_points)
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
@@ -98,6 +103,7 @@ class ShapeGeneratorTaskConfig(TaskConfig):
         overrides: Entries of the preset's config to replace. The level specs, the number of classes and, with `standardize`, mean and
             deviation of the tokens come from the cache and need not be given.
         codes: Folder that `encode_shapes` wrote.
+        validation_codes: Folder of held-out codes, whose losses are logged as "val/..." at every checkpoint interval; None for none.
         standardize: Give the generator mean and deviation of every channel of each level.
         condition: "class", or "image": the cache's features, which `encode_shapes` writes with an image encoder.
         stages: Train both stages together, or one alone; the other keeps its weights.
@@ -107,6 +113,7 @@ class ShapeGeneratorTaskConfig(TaskConfig):
     preset: str = "mar3d-tiny"
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     codes: str = "codes"
+    validation_codes: str | None = None
     standardize: bool = True
     condition: Literal["class", "image"] = "class"
     stages: Literal["both", "low", "high"] = "both"
@@ -157,6 +164,7 @@ class ShapeGeneratorTask(Task):
             shapes = [list(feature.shape[2:]) for feature in codes.features]
             derived |= {"num_classes": None, "feature_shapes": shapes}
         self._condition = config.condition
+        self.validation = CodeSet.open(config.validation_codes) if config.validation_codes is not None else None
         if config.standardize:
             statistics = level_statistics(codes)
             derived["latent_mean"] = [list(level.mean) for level in statistics]

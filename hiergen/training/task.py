@@ -23,10 +23,12 @@ class Task(abc.ABC):
     Attributes:
         players: Modules by name, in the order of their updates; the first is the one that the run is about.
         dataset: The samples.
+        validation: Held-out samples that are scored at every checkpoint interval, or None.
     """
 
     players: dict[str, nn.Module]
     dataset: Dataset
+    validation: Dataset | None = None
 
     @abc.abstractmethod
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
@@ -49,7 +51,7 @@ class Task(abc.ABC):
         return 0
 
     def begin_step(self, samples_seen: int) -> None:
-        """Be told where the run is, before the losses of a step are asked for."""
+        """Be told where the run is, before the losses of a step are asked for; a resumed run is first told of the step before."""
         return None
 
     def summary(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -59,6 +61,10 @@ class Task(abc.ABC):
             reduce: Sums a tensor over all processes; every process makes the same calls.
         """
         return {}
+
+    def validate(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Return named means over a batch of held-out samples, without gradients; by default the first player's losses."""
+        return self.losses(next(iter(self.players)), batch, rng)
 
     def images(self) -> dict[str, Tensor]:
         """Return pictures (b, 3, h, w) in [-1, 1] by name, for the trackers; asked for at every checkpoint."""

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.generators.base import Generator
+from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create, get_preset
+from hiergen.seeding import make_rng
 from hiergen.training.task import Task, TaskConfig, count_trained
 from hiergen.training.tokenizer_task import TokenizerTask, TokenizerTaskConfig
 
@@ -28,11 +30,17 @@ class GeneratorTaskConfig(TaskConfig):
         overrides: Entries of the preset's config to replace. The tokenizer's level specs, the number of classes and, for a preset
             that does not say how to scale continuous tokens, their mean and deviation come from the cache and need not be given.
         codes: Folder that `hiergen encode` wrote.
+        validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
+            interval; None for none.
+        tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
+            for the trackers; None draws none.
     """
 
     preset: str = "har-tiny"
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     codes: str = "codes"
+    validation_codes: str | None = None
+    tokenizer: str | None = None
 
     def build(self) -> GeneratorTask:
         return GeneratorTask(self)
@@ -61,10 +69,26 @@ class GeneratorTask(Task):
         self.generator.check_tokenizer(codes.specs)
         _check_scale(self.generator, codes)
         self.players = {"generator": self.generator}
+        if config.validation_codes is not None:
+            self.validation = held_out = CodeSet.open(config.validation_codes)
+            self.generator.check_tokenizer(held_out.specs)
+        self._tokenizer = from_pretrained(config.tokenizer) if config.tokenizer is not None else None
+        if self._tokenizer is not None:
+            self.generator.check_tokenizer(self._tokenizer.specs)
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         codes = cast(CodeSet, self.dataset)
         return self.generator.loss(codes.pyramid(batch), batch["label"], rng=rng)
+
+    def images(self) -> dict[str, Tensor]:
+        """Return one sample of each of the first eight classes, always from the same draws."""
+        if self._tokenizer is None:
+            return {}
+        device = next(self.generator.parameters()).device
+        labels = torch.arange(min(8, len(cast(CodeSet, self.dataset).classes)), device=device)
+        with torch.no_grad():
+            pyramid = self.generator.generate(labels, rng=make_rng("tracked samples"))
+            return {"samples": self._tokenizer.to(device).decode(pyramid)}
 
 
 #: The generators that standardize tokens by one mean and deviation a channel.

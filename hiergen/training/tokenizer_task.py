@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.losses.adaptive_weight import adaptive_weight
 from hiergen.losses.adversarial import Adversary
+from hiergen.metrics.pixel import psnr
 from hiergen.pyramid import LevelSpec
 from hiergen.registry import create
 from hiergen.tokenizers.base import TokenizerOutput
@@ -37,6 +38,7 @@ class TokenizerTaskConfig(TaskConfig):
         preset: Name of a tokenizer preset.
         overrides: Entries of the preset's config to replace.
         data: The images.
+        validation: Held-out images, scored at every checkpoint interval by "val/pixel" and "val/psnr"; None for none.
         pixel_loss: Mean squared ("mse") or absolute ("l1") error in [0, 1] space.
         pixel_weight: Its weight.
         perceptual: A perceptual term; None for none.
@@ -49,6 +51,7 @@ class TokenizerTaskConfig(TaskConfig):
     preset: str = "restok-tiny"
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    validation: DataConfig | None = None
     pixel_loss: Literal["mse", "l1"] = "mse"
     pixel_weight: float = 1.0
     perceptual: PerceptualConfig | None = None
@@ -114,6 +117,7 @@ class TokenizerTask(Task):
         specs = cast(tuple[LevelSpec, ...], self.tokenizer.specs)
         self._counter = CodebookCounter(specs) if config.codebook else None
         self.dataset = open_images(config.data)
+        self.validation = open_images(config.validation) if config.validation else None
         self._samples_seen = 0
         self._plays_adversary = False
         self._revives = False
@@ -148,6 +152,14 @@ class TokenizerTask(Task):
         """Return up to eight images of the last batch, followed by their reconstructions."""
         return {} if self._shown is None else {"images_then_reconstructions": self._shown}
 
+    def validate(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Return the pixel error as it is trained, and the PSNR in dB, the mean of each image's."""
+        reconstruction = self.tokenizer(batch["image"], rng=rng).reconstruction.float()
+        return {
+            "pixel": self._pixel(reconstruction, batch["image"]),
+            "psnr": psnr(reconstruction, batch["image"]).mean(),
+        }
+
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         image = batch["image"]
         if player == "discriminator":
@@ -170,9 +182,7 @@ class TokenizerTask(Task):
         """Return the loss and add its parts to `terms`; keep the reconstruction for the discriminator's turn."""
         reconstruction = output.reconstruction.float()
         self._shown = torch.cat((image[:8], reconstruction[:8].detach()))
-        # Halved, because the published weights of the terms are for images in [0, 1].
-        difference = (reconstruction - image) / 2
-        terms["pixel"] = difference.square().mean() if self._config.pixel_loss == "mse" else difference.abs().mean()
+        terms["pixel"] = self._pixel(reconstruction, image)
         distances = self._perceptual(reconstruction, image, rng) if self._perceptual else None
         if distances is not None:
             terms["perceptual"] = distances.mean()
@@ -191,6 +201,11 @@ class TokenizerTask(Task):
             terms |= {"adversarial": adversarial, "adversarial_scale": scale}
             total = total + scale * adversarial
         return total + sum(output.losses.values()) + self._align(image, output, terms)
+
+    def _pixel(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        # Halved, because the published weights of the terms are for images in [0, 1].
+        difference = (reconstruction - image) / 2
+        return difference.square().mean() if self._config.pixel_loss == "mse" else difference.abs().mean()
 
     def _make_vae(self, vae: VAEConfig) -> VAETerms:
         perceptual, adversarial = self._config.perceptual, self._config.adversarial

@@ -68,6 +68,22 @@ def test_damaged_shards_are_named(tmp_path) -> None:
         ShardPictures(str(tmp_path / "f.tar")).read(0)
 
 
+def test_a_shard_that_was_cut_anywhere_is_damaged_not_shorter(tmp_path) -> None:
+    whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
+    write_tar(whole, {name: data for k in range(3) for name, data in ((f"{k}.png", encoded(k)), (f"{k}.cls", b"0"))})
+    data = whole.read_bytes()
+    used = len(data.rstrip(b"\0"))
+    assert ShardPictures(str(whole)).labels == [0, 0, 0]
+    for length in range(1, used, 97):
+        cut.write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"shard '.*cut\.tar' is damaged"):
+            ShardPictures(str(cut))
+    # Between two files, where nothing else tells it.
+    cut.write_bytes(data[: 4 * 512])
+    with pytest.raises(ValueError, match="ends at byte 2048 without the mark of its end"):
+        ShardPictures(str(cut))
+
+
 def test_hugging_face_datasets_on_disk(tmp_path, monkeypatch) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ape", "cat"])})

@@ -12,8 +12,12 @@ from pathlib import Path
 import torch
 from accelerate import PartialState, debug_launcher
 
+from hiergen.nn.batch_norm import ProcessBatchNorm2d
 from hiergen.training import run_state
+from hiergen.training.codebook_health import CodebookConfig
 from hiergen.training.loop import fit
+from hiergen.training.tasks import TokenizerTaskConfig
+from hiergen.training.tokenizer_losses import AdversarialConfig
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
 toy = importlib.util.module_from_spec(_spec)
@@ -21,7 +25,39 @@ sys.modules["toy"] = toy
 _spec.loader.exec_module(toy)
 
 
-def train(out: str, processes: int, accumulation: int, fault: str) -> None:
+#: A tokenizer that draws nothing, with everything that looks at a whole batch: entropies of the codebook, memory of used codes, batch
+#: norm, an adaptive weight, averages of logits.
+TOKENIZER = TokenizerTaskConfig(
+    overrides={
+        **{"cnn_channels": 8, "cnn_groups": 2, "encoder_dim": 16, "encoder_depth": 2, "encoder_heads": 2},
+        **{"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "vocab_size": 32},
+        # At 0 the token that stands for dropped ones would have no gradient, which data parallelism does not allow.
+        "drop_prob": 1e-9,
+    },
+    adversarial=AdversarialConfig(
+        discriminator="patch", options={"dim": 4, "num_layers": 2}, augment=False, is_adaptive=True
+    ),
+    codebook=CodebookConfig(revive_after=1000),
+)
+
+
+def check_batch_norm(rank: int) -> None:
+    """Half of a batch on each of two processes against PyTorch's batch norm of the whole: values, gradients, running statistics."""
+    rng = torch.Generator().manual_seed(0)
+    images, weights = (torch.randn(4, 3, 2, 2, generator=rng, dtype=torch.float64) for _ in range(2))
+    whole, half = torch.nn.BatchNorm2d(3).double(), ProcessBatchNorm2d(3).double()
+    own = slice(2 * rank, 2 * rank + 2)
+    given, part = images.clone().requires_grad_(), images[own].clone().requires_grad_()
+    expected, found = whole(given), half(part)
+    (expected * weights).sum().backward()
+    (found * weights[own]).sum().backward()
+    torch.testing.assert_close(found, expected[own])
+    torch.testing.assert_close(part.grad, given.grad[own])
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(half.state_dict()[name], value)
+
+
+def train(out: str, processes: int, accumulation: int, fault: str, with_tokenizer: bool) -> None:
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
     assert state.num_processes == processes, f"{state.num_processes} processes, expected {processes}"
@@ -34,15 +70,21 @@ def train(out: str, processes: int, accumulation: int, fault: str) -> None:
         run_state.save_checkpoint = fail
     if fault == "rank 1 is killed" and rank == 1:
         # The other process is writing, or waits for this one.
-        run_state.RunKeeper.save = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        run_state.RunKeeper.save = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
+    if with_tokenizer:
+        if processes == 2:
+            check_batch_norm(rank)
+        fit(toy.toy_run(out, task=TOKENIZER, samples=32, optim=toy.OptimConfig(lr=1e-3)), cpu=True)
+        return
     task = toy.ToyConfig(is_random=False)
     fit(toy.toy_run(out, task=task, accumulation=accumulation, keep_last=9), cpu=True)
 
 
-def launch(out: Path, processes: int, accumulation: int = 1, fault: str = "") -> str:
+def launch(out: Path, processes: int, accumulation: int = 1, fault: str = "", with_tokenizer: bool = False) -> str:
     """Return the error that ended the processes, or nothing."""
     try:
-        debug_launcher(train, args=(str(out), processes, accumulation, fault), num_processes=processes)
+        arguments = (str(out), processes, accumulation, fault, with_tokenizer)
+        debug_launcher(train, args=arguments, num_processes=processes)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -58,12 +100,13 @@ def main() -> None:
     errors = {
         "1": launch(folder / "1", 1),
         "2": launch(folder / "2", 2),
-        "4": launch(folder / "4", 4),
-        "accumulated": launch(folder / "accumulated", 2, accumulation=2),
+        "4, accumulated": launch(folder / "4, accumulated", 4, accumulation=2),
+        "tokenizer 1": launch(folder / "tokenizer 1", 1, with_tokenizer=True),
+        "tokenizer 2": launch(folder / "tokenizer 2", 2, with_tokenizer=True),
     }
-    shutil.copytree(folder / "2", folder / "2-then-4")
-    drop_newest(folder / "2-then-4", keep=2)
-    errors["2-then-4"] = launch(folder / "2-then-4", 4)
+    shutil.copytree(folder / "2", folder / "2-then-1")
+    drop_newest(folder / "2-then-1", keep=2)
+    errors["2-then-1"] = launch(folder / "2-then-1", 1)
     for fault in ("rank 0 cannot write", "rank 1 is killed"):
         shutil.copytree(folder / "2", folder / fault)
         drop_newest(folder / fault, keep=2)

@@ -23,6 +23,13 @@ def test_use_by_level_over_several_batches_by_hand() -> None:
     assert values["usage_0"] == 0.5
     assert values["dead_0"] == 2
     assert values["perplexity_0"] == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))))
+    # Four samples on two processes: 8 ids of level 0, of 4 codes; had there been fewer ids than codes, those would count.
+    assert values["reach_0"] == 0.5
+    counter.add(pyramid([[0]], [[1, 1]]))
+    assert {k: float(v) for k, v in counter.summary(lambda x: x).items() if k.startswith("reach")} == {
+        "reach_0": 1.0,
+        "reach_1": 0.5,
+    }
     assert values["usage_1"] == 0.75
     assert values["perplexity_1"] == pytest.approx(
         math.exp(-(0.625 * math.log(0.625) + 0.125 * math.log(0.125) + 0.25 * math.log(0.25)))

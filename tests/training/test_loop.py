@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
-from hiergen.training.loop import RunInterruptedError, check_distributed, fit
+from hiergen.training.launch import check_distributed
+from hiergen.training.loop import RunInterruptedError, fit
 from hiergen.training.run_log import MEASURED, RunLog
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
@@ -35,8 +36,8 @@ def assert_same_run(a: Path, b: Path) -> None:
     logs = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (a, b)]
     for one, two in zip(*logs, strict=True):
         for name in MEASURED:
-            one.pop(name)
-            two.pop(name)
+            one.pop(name, None)
+            two.pop(name, None)
         assert one == two
 
 
@@ -185,7 +186,7 @@ def test_curves_and_images_reach_tensorboard(tmp_path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = fit(toy.toy_run(str(tmp_path / "run"), trackers=("tensorboard",))).log
+    log = fit(toy.toy_run(str(tmp_path / "run"), trackers=None)).log
     events = EventAccumulator(str(tmp_path / "run" / "run")).Reload()
     found = {event.step: event.value for event in events.Scalars("toy/loss")}
     assert found == pytest.approx({int(line["samples"]): line["toy/loss"] for line in log}, rel=1e-6)
@@ -200,8 +201,30 @@ def test_a_loss_that_grows_tenfold_is_warned_of(tmp_path, caplog) -> None:
     assert "the loss is 10.1 at 32 samples, more than 10 times its smallest, 1" in caplog.text
 
 
+def test_a_collapsed_codebook_is_warned_of_once(tmp_path, caplog) -> None:
+    log = RunLog(toy.toy_run(str(tmp_path)), Accelerator(cpu=True))
+    shares = [0.5, 0.009, 0.009, 0.2, 0.009, 0.009]
+    for number, share in enumerate(shares):
+        log.add({"samples": 8.0 * number, "reach_0": share, "reach_1": 0.5, "usage_0": 0.001})
+    assert "collapsed" not in caplog.text
+    log.add({"samples": 48.0, "reach_0": 0.008, "reach_1": 0.5})
+    assert (
+        "level 0 chose 0.008 of the codes that it could have chosen at 48 samples, below 0.01 in 3 lines of the log"
+        in caplog.text
+    )
+    caplog.clear()
+    log.add({"samples": 56.0, "reach_0": 0.008, "reach_1": 0.5})
+    assert "collapsed" not in caplog.text
+
+
 def test_the_log_says_how_long_data_was_waited_for_and_what_memory_was_used(tmp_path) -> None:
     line = fit(toy.toy_run(str(tmp_path))).log[-1]
     assert 0 < line["data_wait"] < 1
     # Torch alone takes more than this.
     assert 0.05 < line["peak_memory_gib"] < 100
+
+
+def test_processes_that_would_train_by_themselves_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started, but 1 train together: each would write the same"):
+        fit(toy.toy_run(str(tmp_path)), cpu=False)

@@ -94,5 +94,6 @@ def toy_run(out: str, **changes: object) -> TrainConfig:
         "optim": OptimConfig(lr=1e-2, warmup_samples=16),
         "checkpoint_every": 24,
         "log_every": 8,
+        "trackers": (),
     }
     return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+"""Scores on held-out data while a run trains: by the averaged weights, with the same draws every time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from hiergen.seeding import make_rng
+from hiergen.training.task import Task
+
+#: Samples at once: without gradients they take little memory. The draws depend on it, so it is the same for all runs.
+BATCH = 32
+
+
+@contextlib.contextmanager
+def averaged(model: nn.Module, ema: EMAModel | None) -> Iterator[None]:
+    """Inside, `model` has the averaged weights, where there are any, and is in evaluation mode."""
+    was_training = model.training
+    if ema is not None:
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        if ema is not None:
+            ema.restore(model.parameters())
+
+
+def validate(task: Task, ema: EMAModel | None, accelerator: Accelerator, *, seed: int) -> dict[str, float]:
+    """Return the means of `Task.validate` over `Task.validation`, named "val/...", the same on all processes.
+
+    Batches are dealt to the processes; what each draws does not depend on their number.
+    """
+    data = task.validation
+    assert data is not None
+    sums: dict[str, Tensor] = {}
+    count = 0
+    with averaged(task.model, ema), torch.no_grad(), accelerator.autocast():
+        starts = range(0, len(data), BATCH)
+        # Every process takes part in the first batch, so that all know the names; the others are dealt out.
+        for number, start in enumerate(starts):
+            if number and number % accelerator.num_processes != accelerator.process_index:
+                continue
+            samples = [(index, 0) for index in range(start, min(start + BATCH, len(data)))]
+            weight = 0 if not number and accelerator.process_index else len(samples)
+            batch = {name: value.to(accelerator.device) for name, value in data.batch(samples, seed=seed).items()}
+            rng = make_rng(seed, "validation", number, device=accelerator.device)
+            torch.manual_seed(rng.initial_seed())
+            for name, value in task.validate(batch, rng).items():
+                sums[name] = sums.get(name, torch.zeros((), device=accelerator.device)) + weight * value.float()
+            count += weight
+    stacked = torch.stack([*sums.values(), torch.tensor(float(count), device=accelerator.device)])
+    *totals, number_of_samples = cast(Tensor, accelerator.reduce(stacked, reduction="sum")).tolist()
+    return {f"val/{name}": total / number_of_samples for name, total in zip(sums, totals, strict=True)}

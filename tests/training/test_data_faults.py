@@ -1,0 +1,114 @@
+"""Data that break while a run trains: shards that cannot be read, workers that die, data or code that are others when it resumes."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import signal
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import get_worker_info
+
+from hiergen.data.sources import DataConfig
+from hiergen.training import loop, run_state
+from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
+from hiergen.training.loop import RunInterruptedError, fit
+from hiergen.training.tasks import TokenizerTaskConfig
+
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
+toy = importlib.util.module_from_spec(_spec)
+sys.modules["toy"] = toy
+_spec.loader.exec_module(toy)
+
+SMALL = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
+
+
+def test_a_dead_worker_is_explained_and_the_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch) -> None:
+    batch = toy.Numbers.batch
+
+    def dying(self, samples, *, seed):
+        if get_worker_info() is not None and samples[0][1] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch(self, samples, seed=seed)
+
+    monkeypatch.setattr(toy.Numbers, "batch", dying)
+    with pytest.raises(
+        ChildProcessError, match=r"a data worker died \(DataLoader worker .*\): .*with a smaller num_workers"
+    ):
+        fit(toy.toy_run(str(tmp_path / "run"), num_workers=1))
+    # The second epoch begins at sample 37; the worker is at most two batches ahead of the step.
+    assert load_checkpoint(find_checkpoint(tmp_path / "run" / "checkpoints"))[1]["samples_seen"] == 24
+    fit(toy.toy_run(str(tmp_path / "run")))
+    fit(toy.toy_run(str(tmp_path / "whole")))
+    runs = [load_checkpoint(find_checkpoint(tmp_path / name / "checkpoints"))[0] for name in ("run", "whole")]
+    assert all(torch.equal(value, runs[1]["toy"][name]) for name, value in runs[0]["toy"].items())
+
+
+def write_shards(folder: Path, count: int) -> None:
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for index in range(count):
+                file = io.BytesIO()
+                Image.new("RGB", (32, 32), (10 * index, 100 * shard, 0)).save(file, "png")
+                for name, data in ((f"{index}.png", file.getvalue()), (f"{index}.cls", b"0")):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+
+
+def test_a_shard_that_goes_away_is_counted_and_all_of_them_end_the_run(tmp_path, monkeypatch, caplog) -> None:
+    write_shards(tmp_path, 4)
+    data = DataConfig(source=f"wds:{tmp_path}/*.tar", in_memory=False)
+    task = TokenizerTaskConfig(preset="hieratok-tiny", overrides=SMALL, data=data)
+    step, losses = loop._Run._step, iter([None, "0.tar", None, "1.tar"])
+
+    def losing(self, batch):
+        name = next(losses)
+        if name is not None:
+            (tmp_path / name).unlink()
+        return step(self, batch)
+
+    monkeypatch.setattr(loop._Run, "_step", losing)
+    run = toy.toy_run(str(tmp_path / "run"), task=task, samples=64, checkpoint_every=8)
+    with pytest.raises(
+        ValueError,
+        match=r"8 pictures in a row .* cannot be read; the last: shard '.*\d\.tar' cannot be read: No such file",
+    ):
+        fit(run, cpu=True)
+    assert "shard '" in caplog.text
+    # Eight pictures are one batch: whole, whole, half of it substituted, half of it again.
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert ['"broken_images": 0.0' in line for line in lines] == [True, True, False, False]
+    assert ['"broken_images": 0.5' in line for line in lines] == [False, False, True, True]
+
+
+def test_a_folder_that_gained_a_picture_is_another_data_set(tmp_path) -> None:
+    for index in range(8):
+        Image.new("RGB", (32, 32), (30 * index, 0, 0)).save(tmp_path / f"{index}.png")
+    data = DataConfig(source=str(tmp_path), in_memory=False)
+    task = TokenizerTaskConfig(preset="hieratok-tiny", overrides=SMALL, data=data)
+    run = toy.toy_run(str(tmp_path / "run"), task=task, samples=8)
+    fit(run, cpu=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "8.png")
+    with pytest.raises(ValueError, match=r"holds a run of another configuration: data was '.*', is '"):
+        fit(run, cpu=True)
+
+
+def test_changed_code_is_warned_of(tmp_path, monkeypatch, caplog) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_agree", lambda self, number: 15)
+        patch.setattr(run_state, "_versions", lambda: {"hiergen": "0123456789ab", "torch": torch.__version__})
+        with pytest.raises(RunInterruptedError):
+            fit(toy.toy_run(str(tmp_path)))
+    fit(toy.toy_run(str(tmp_path)))
+    assert "the code has changed since the checkpoint was written (hiergen was 0123456789ab, is " in caplog.text
+    assert "torch was" not in caplog.text
+    caplog.clear()
+    fit(toy.toy_run(str(tmp_path)))
+    assert "the code has changed" not in caplog.text
