@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from hiergen.config import to_json
 from hiergen.data.stream import SampleStream, explain_worker_death, stream_loader
 from hiergen.files import check_writable, write_json
 from hiergen.seeding import derive_seed, make_rng
+from hiergen.training.average import Average
 from hiergen.training.best import check_best, improvement
 from hiergen.training.config import TrainConfig
 from hiergen.training.launch import make_accelerator
@@ -112,7 +112,8 @@ class _Run:
             name: self.accelerator.prepare(make_optimizer(module, self.task.optim(name) or config.optim))
             for name, module in self.task.players.items()
         }
-        self.ema = self._make_ema()
+        decay = config.ema_decay
+        self.ema = None if decay is None else Average(self.task.model.parameters(), decay=decay)
         self.state = RunState(self.task.players, self.optimizers, self.ema, skipped=torch.zeros((), device=self.device))
         #: Samples seen before the last step that was skipped, on the device.
         self._last_bad = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -129,12 +130,6 @@ class _Run:
         if self.config.compile:
             module.compile()
         return cast(nn.Module, self.accelerator.prepare(module))
-
-    def _make_ema(self) -> EMAModel | None:
-        if self.config.ema_decay is None:
-            return None
-        parameters = list(self.task.model.parameters())
-        return EMAModel(parameters, decay=self.config.ema_decay, foreach=True)
 
     def fit(self) -> FitResult:
         self._resume()
@@ -317,8 +312,6 @@ class _Run:
         self.log.open(self.state.samples_seen, settings)
         if self.accelerator.is_main_process:
             write_json(self.out / "config.json", settings)
-        if self.ema is not None:
-            self.ema.to(self.device)
         self.accelerator.wait_for_everyone()
 
     def _export(self) -> Path:

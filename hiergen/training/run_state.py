@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from hiergen.config import fingerprint, to_json
 from hiergen.files import atomic_directory, write_json
+from hiergen.training.average import Average
 from hiergen.training.best import Best
 from hiergen.training.checkpoint import (
     find_checkpoint,
@@ -65,7 +65,7 @@ class RunState:
 
     players: dict[str, nn.Module]
     optimizers: dict[str, Any]
-    ema: EMAModel | None
+    ema: Average | None
     skipped: Tensor
     samples_seen: int = 0
     best: Best | None = None
@@ -125,9 +125,9 @@ class RunKeeper:
             restore_optimizer(state.optimizers[name].optimizer, tensors[f"{name}.optimizer"])
         if state.ema is not None:
             # By name: a safetensors file has an order of its own.
-            for (name, _), shadow in zip(self._task.model.named_parameters(), state.ema.shadow_params, strict=True):
+            for (name, _), shadow in zip(self._task.model.named_parameters(), state.ema.shadow, strict=True):
                 shadow.copy_(tensors["ema"][name])
-            state.ema.optimization_step = saved["ema_updates"]
+            state.ema.updates = saved["ema_updates"]
         if saved["scaler"] is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
         state.samples_seen = saved["samples_seen"]
@@ -150,12 +150,12 @@ class RunKeeper:
             tensors[f"{name}.optimizer"] = flatten_optimizer(state.optimizers[name].optimizer)
         if state.ema is not None:
             names = [name for name, _ in self._task.model.named_parameters()]
-            tensors["ema"] = dict(zip(names, state.ema.shadow_params, strict=True))
+            tensors["ema"] = dict(zip(names, state.ema.shadow, strict=True))
         scaler = self._accelerator.scaler
         identity = self._identity()
         values = {
             "samples_seen": state.samples_seen,
-            "ema_updates": state.ema.optimization_step if state.ema is not None else 0,
+            "ema_updates": state.ema.updates if state.ema is not None else 0,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "skipped": float(state.skipped),
             "best": None if state.best is None else dataclasses.asdict(state.best),

@@ -8,10 +8,10 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from hiergen.seeding import make_rng
+from hiergen.training.average import Average
 from hiergen.training.task import Task
 
 #: Samples at once: without gradients they take little memory. The draws depend on it, so it is the same for all runs.
@@ -19,22 +19,18 @@ BATCH = 32
 
 
 @contextlib.contextmanager
-def averaged(model: nn.Module, ema: EMAModel | None) -> Iterator[None]:
+def averaged(model: nn.Module, ema: Average | None) -> Iterator[None]:
     """Inside, `model` has the averaged weights, where there are any, and is in evaluation mode."""
     was_training = model.training
-    if ema is not None:
-        ema.store(model.parameters())
-        ema.copy_to(model.parameters())
     model.eval()
     try:
-        yield
+        with contextlib.nullcontext() if ema is None else ema.applied(model):
+            yield
     finally:
         model.train(was_training)
-        if ema is not None:
-            ema.restore(model.parameters())
 
 
-def validate(task: Task, ema: EMAModel | None, accelerator: Accelerator, *, seed: int) -> dict[str, float]:
+def validate(task: Task, ema: Average | None, accelerator: Accelerator, *, seed: int) -> dict[str, float]:
     """Return the means of `Task.validate` over `Task.validation`, named "val/...", the same on all processes.
 
     Batches are dealt to the processes; what each draws does not depend on their number.

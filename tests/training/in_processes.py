@@ -74,9 +74,11 @@ def train(out: str, processes: int, accumulation: int, fault: str, with_tokenize
     if with_tokenizer:
         if processes == 2:
             check_batch_norm(rank)
-        fit(toy.toy_run(out, task=TOKENIZER, samples=32, optim=toy.OptimConfig(lr=1e-3)), cpu=True)
+        fit(toy.toy_run(out, task=TOKENIZER, samples=16, optim=toy.OptimConfig(lr=1e-3)), cpu=True)
         return
-    task = toy.ToyConfig(is_random=False)
+    # All but the first loss of one process are NaN.
+    poison = tuple(range(1, 100)) if fault == "rank 1 is poisoned" and rank == 1 else ()
+    task = toy.ToyConfig(is_random=False, poison=poison)
     fit(toy.toy_run(out, task=task, accumulation=accumulation, keep_last=9), cpu=True)
 
 
@@ -97,6 +99,8 @@ def drop_newest(out: Path, keep: int) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    # What this imports, the forked processes need not.
+    TOKENIZER.build()
     errors = {
         "1": launch(folder / "1", 1),
         "2": launch(folder / "2", 2),
@@ -107,6 +111,7 @@ def main() -> None:
     shutil.copytree(folder / "2", folder / "2-then-1")
     drop_newest(folder / "2-then-1", keep=2)
     errors["2-then-1"] = launch(folder / "2-then-1", 1)
+    errors["rank 1 is poisoned"] = launch(folder / "rank 1 is poisoned", 2, fault="rank 1 is poisoned")
     for fault in ("rank 0 cannot write", "rank 1 is killed"):
         shutil.copytree(folder / "2", folder / fault)
         drop_newest(folder / fault, keep=2)

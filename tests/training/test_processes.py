@@ -45,6 +45,14 @@ def test_the_number_of_processes_does_not_change_a_run(runs, other) -> None:
             torch.testing.assert_close(parts[stem][name], value, rtol=0, atol=1e-5)
 
 
+def test_a_bad_loss_of_one_process_is_a_bad_step_of_all(runs) -> None:
+    assert (runs / "rank 1 is poisoned.error").read_text() == ""
+    found, state = load_checkpoint(find_checkpoint(runs / "rank 1 is poisoned" / "checkpoints"))
+    assert state["skipped"] == 11
+    assert {float(value) for name, value in found["toy.optimizer"].items() if name.endswith(".step")} == {1.0}
+    assert all(bool(torch.isfinite(value).all()) for value in found["toy"].values())
+
+
 def test_what_looks_at_a_whole_batch_is_right_on_two_processes(runs) -> None:
     """Entropy of the codebook, use of codes and the memory of it, batch norm, adaptive weight, averages of logits."""
     for name in ("tokenizer 1", "tokenizer 2"):
