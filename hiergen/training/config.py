@@ -28,6 +28,8 @@ class TrainConfig:
         ema_decay: Decay of the averaged weights, ramped as min(decay, (1 + s) / (10 + s)); None for no averaging.
         checkpoint_every: Samples between checkpoints; there is always one at the end.
         keep_last: Checkpoints to keep.
+        background_checkpoints: Copy what a checkpoint holds to the CPU and write it while the run goes on: it then takes that much more
+            memory, and an error of writing is raised at the next checkpoint.
         log_every: Samples between log lines.
         max_skipped: Stop after this many steps skipped for non-finite gradients.
         keep_best: Entry of the log by which the best model is kept in `best/`, e.g. "val/psnr" or "loss": at every checkpoint
@@ -53,6 +55,7 @@ class TrainConfig:
     ema_decay: float | None = 0.9999
     checkpoint_every: int = 1_000_000
     keep_last: int = 2
+    background_checkpoints: bool = False
     log_every: int = 10_000
     max_skipped: int = 100
     keep_best: str | None = None

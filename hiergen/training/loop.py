@@ -180,6 +180,8 @@ class _Run:
             if last or wanted or _crossed(before, self.state.samples_seen, config.checkpoint_every):
                 self.log.add_images(self._pictures(), self.state.samples_seen)
                 self.keeper.save(self.state, is_best=is_best)
+            if last or wanted:
+                self.keeper.finish()
             if wanted and not last:
                 raise RunInterruptedError(wanted, self.state.samples_seen)
 

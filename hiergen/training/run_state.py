@@ -7,7 +7,8 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ MAY_CHANGE = (
     "out",
     "checkpoint_every",
     "keep_last",
+    "background_checkpoints",
     "keep_best",
     "best_is",
     "log_every",
@@ -85,29 +87,58 @@ class RunKeeper:
         self._out = Path(config.out)
         #: Seconds spent in `save`.
         self.seconds = 0.0
+        self._writer = ThreadPoolExecutor(1) if config.background_checkpoints else None
+        #: The checkpoint that is being written in the background: its position, and what it comes to.
+        self._pending: tuple[int, Future[Path]] | None = None
 
     def save(self, state: RunState, *, is_best: bool = False) -> None:
         """Write a checkpoint from the main process, and before it the best model if it is one; every process returns or raises together.
 
         Raises:
-            OSError: If it could not be written; earlier ones are untouched.
+            OSError: If it, or the one before that was written in the background, could not be written; earlier ones are untouched.
         """
+
+        def write() -> None:
+            # First the model: after a kill between the two, the resumed run finds the same best again.
+            if is_best and state.best is not None:
+                self.export(state, self._out / "best", dataclasses.asdict(state.best))
+            commit = self._capture(state)
+            if self._writer is None:
+                commit()
+            else:
+                self._pending = (state.samples_seen, self._writer.submit(commit))
+
+        self._together(write, state.samples_seen)
+
+    def finish(self) -> None:
+        """Wait until what is written in the background is written; every process returns or raises together.
+
+        Raises:
+            OSError: If it could not be.
+        """
+        self._together(lambda: None, 0)
+
+    def _together(self, write: Callable[[], None], samples_seen: int) -> None:
+        """Finish what is pending and then `write`, on the main process, and let all processes know of a failure."""
         started = time.perf_counter()
         problem: list[str | None] = [None]
         if self._accelerator.is_main_process:
+            at = samples_seen
             try:
-                # First the model: after a kill between the two, the resumed run finds the same best again.
-                if is_best and state.best is not None:
-                    self.export(state, self._out / "best", dataclasses.asdict(state.best))
-                self._write(state)
+                if self._pending is not None:
+                    at, pending = self._pending
+                    self._pending = None
+                    pending.result()
+                at = samples_seen
+                write()
             except OSError as error:
-                problem = [f"{type(error).__name__}: {error}"]
+                problem = [f"the checkpoint at {at} samples was not written: {type(error).__name__}: {error}"]
         # Every process must learn of a failure, or the others wait for this one for ever.
         if self._accelerator.num_processes > 1:
             broadcast_object_list(problem)
         self.seconds += time.perf_counter() - started
         if problem[0] is not None:
-            raise OSError(f"the checkpoint at {state.samples_seen} samples was not written: {problem[0]}")
+            raise OSError(problem[0])
 
     def restore(self, state: RunState) -> None:
         """Fill `state` from the newest valid checkpoint, if there is one.
@@ -143,7 +174,8 @@ class RunKeeper:
             if note is not None:
                 write_json(temporary / "best.json", note)
 
-    def _write(self, state: RunState) -> None:
+    def _capture(self, state: RunState) -> Callable[[], Path]:
+        """Return what writes the state as it is now; later steps do not change it if it is written in the background."""
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, module in state.players.items():
             tensors[name] = dict(module.state_dict())
@@ -151,6 +183,11 @@ class RunKeeper:
         if state.ema is not None:
             names = [name for name, _ in self._task.model.named_parameters()]
             tensors["ema"] = dict(zip(names, state.ema.shadow, strict=True))
+        if self._writer is not None:
+            tensors = {
+                stem: {name: value.detach().to("cpu", copy=True) for name, value in group.items()}
+                for stem, group in tensors.items()
+            }
         scaler = self._accelerator.scaler
         identity = self._identity()
         values = {
@@ -163,7 +200,8 @@ class RunKeeper:
             "identity": identity,
             "fingerprint": fingerprint(identity),
         }
-        save_checkpoint(self._out / "checkpoints", state.samples_seen, tensors, values, self._config.keep_last)
+        folder = self._out / "checkpoints"
+        return functools.partial(save_checkpoint, folder, state.samples_seen, tensors, values, self._config.keep_last)
 
     def _identity(self) -> dict[str, Any]:
         kept = {k: v for k, v in to_json(self._config).items() if k not in MAY_CHANGE}

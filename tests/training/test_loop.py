@@ -46,7 +46,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     [
         (0, {}),
         (4, {"num_workers": 1}),
-        (5, {"accumulation": 2}),
+        (5, {"accumulation": 2, "background_checkpoints": True}),
         (10, {"ema_decay": None}),
     ],
 )

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from hiergen.training import loop, run_state
+from hiergen.training.checkpoint import load_checkpoint
+from hiergen.training.loop import fit
+
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
+toy = importlib.util.module_from_spec(_spec)
+sys.modules["toy"] = toy
+_spec.loader.exec_module(toy)
+
+
+def test_what_is_written_in_the_background_is_the_moment_it_was_asked_for(tmp_path, monkeypatch) -> None:
+    """Every checkpoint is held back until the run has taken another two steps, and equals that of a run that waits."""
+    step, save = loop._Run._step, run_state.save_checkpoint
+    progress, steps, ahead = threading.Condition(), [0], []
+
+    def stepping(self, batch):
+        terms = step(self, batch)
+        with progress:
+            steps[0] += 1
+            progress.notify_all()
+        return terms
+
+    def late(folder, samples_seen, *rest):
+        at = samples_seen // 8
+        with progress:
+            assert progress.wait_for(lambda: steps[0] >= min(at + 2, 12), timeout=60)
+            ahead.append(steps[0] - at)
+        return save(folder, samples_seen, *rest)
+
+    fit(toy.toy_run(str(tmp_path / "front"), keep_last=9))
+    monkeypatch.setattr(loop._Run, "_step", stepping)
+    monkeypatch.setattr(run_state, "save_checkpoint", late)
+    fit(toy.toy_run(str(tmp_path / "back"), keep_last=9, background_checkpoints=True))
+    assert min(ahead[:-1]) >= 2
+    names = sorted(path.name for path in (tmp_path / "front" / "checkpoints").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "back" / "checkpoints").iterdir())
+    for name in names:
+        (front, a), (back, b) = (load_checkpoint(tmp_path / side / "checkpoints" / name) for side in ("front", "back"))
+        assert a["samples_seen"] == b["samples_seen"]
+        assert all(torch.equal(value, back[stem][key]) for stem in front for key, value in front[stem].items())
+
+
+@pytest.mark.parametrize("fails_at", [24, 96])
+def test_a_failure_in_the_background_ends_the_run_and_names_the_checkpoint(tmp_path, monkeypatch, fails_at) -> None:
+    save = run_state.save_checkpoint
+
+    def fail(folder, samples_seen, *rest):
+        if samples_seen == fails_at:
+            raise OSError(28, "No space left on device")
+        return save(folder, samples_seen, *rest)
+
+    monkeypatch.setattr(run_state, "save_checkpoint", fail)
+    with pytest.raises(
+        OSError, match=rf"the checkpoint at {fails_at} samples was not written: OSError: .* No space left"
+    ):
+        fit(toy.toy_run(str(tmp_path), background_checkpoints=True))
