@@ -50,8 +50,13 @@ if TYPE_CHECKING:
 
 #: What all tokenizers have in common: `pyramid-vae-tiny`, a model of two numbers of tokens, both trained in every step.
 MODEL: dict[str, Any] = {"num_tokens": [8, 32]}
-#: What each changes: the preset reads 1024, 256 and 64 points of a cloud, a cross-attention each; the other all 1024, as released.
-TOKENIZERS: dict[str, dict[str, Any]] = {"pyramid": {}, "single": {"point_counts": None}}
+#: What each changes: the preset reads 1024, 256 and 64 points of a cloud, a cross-attention each; the others all 1024, as released, the
+#: last with two more blocks in the encoder, which make up for the parameters of the two cross-attentions.
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "pyramid": {},
+    "single": {"point_counts": None},
+    "single-deeper": {"point_counts": None, "encoder_depth": 4},
+}
 #: What each fine stage changes; all of a seed start from one coarse stage and continue the same coarse tokens.
 CASCADES: dict[str, dict[str, Any]] = {
     "fine": {"low_res_noise": [0.0, 0.0]},
@@ -80,7 +85,7 @@ class Settings:
 
     Attributes:
         out: Folder of all runs and results.
-        part: "reconstruction" (both tokenizers) or "generation" (after it, on the tokens of the first one).
+        part: "reconstruction" (all tokenizers) or "generation" (after it, on the tokens of the first one).
         seeds: Of every variant.
         num_shapes: Training shapes.
         num_test: Held-out shapes, and shapes of every generated set.
@@ -159,7 +164,7 @@ class Study:
         )
         runs |= {f"rebuilt-{count}": rebuilt for count in MODEL["num_tokens"]} | {"real": real}
         own = {**COARSE, **{name: {**change, "noise": NOISE[name]} for name, change in CASCADES.items()}}
-        return self._run("generation", runs, {name: own.get(name, name) for name in runs})
+        return self._run("generation", runs, {name: own.get(name, name) for name in runs} | {"sampling": SAMPLING})
 
     def tokenizer(self, variant: str, seed: int) -> PyramidVAE:
         """Return a tokenizer, trained unless it was."""
@@ -258,7 +263,7 @@ class Study:
             {name: lambda seed, folder, name=name, run=run: run(name, seed, folder) for name, run in runs.items()},
             seeds=self.settings.seeds,
             out=self.out / part,
-            settings={**common, "model": MODEL, "sampling": SAMPLING, **own},
+            settings={**common, "model": MODEL, **own},
         )
 
 

@@ -1,6 +1,7 @@
 """Reading shapes that others prepared: the `.npz` layouts of the 3DShape2VecSet / CraftsMan family.
 
-Every importer returns the arrays of a `ShapeRecord`; none of these layouts states a mesh, so there are no views.
+Every importer returns the arrays of a `ShapeRecord`; none of these layouts states a mesh, so there are no views. MAR-3D's own files are not
+among them: its loader was published without the names of its arrays.
 
 Letters: `p` points.
 """

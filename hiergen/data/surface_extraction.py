@@ -44,9 +44,9 @@ class ExtractionSettings:
         coarse_depth: The grid that is evaluated in full; every finer one only near the surface. At `depth` or above, all of it.
         margin: Cells around each crossing of the coarse grid that are refined too, against parts that it misses.
         slack: A cell without a crossing is refined too if its corners are closer to the level, on average, than `slack` times what
-            the field changes over a cell's side: something thin may pass between them. 0 trusts the signs alone. A plane sheet
-            of a distance field is found from 0.5 on, whatever its place and direction; beside a plane that bounds a solid nothing is
-            refined in vain up to 0.5.
+            the field changes over a cell's side: something thin may pass between them. 0 trusts the signs alone. Where the field is a
+            distance, an extended sheet of any place and direction is found from 0.5 on, and up to 0.5 nothing is refined in vain beside
+            the plane faces of a solid.
         level: Value of the surface (a logit: 0 is probability one half).
         bound: Half the side of the box, which is centered at the origin.
         chunk_size: Points evaluated at once: bounds the memory, not the result.
