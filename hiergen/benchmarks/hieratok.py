@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
-from hiergen.benchmarks.timing import choose_device, describe_machine, take_turns
+from hiergen.benchmarks.timing import (
+    TimingSettings,
+    choose_device,
+    describe_machine,
+    describe_times,
+    print_times,
+    random_model,
+    take_turns,
+)
 from hiergen.pyramid import TokenPyramid
-from hiergen.registry import create, get_preset
 from hiergen.tokenizers.hieratok import HieraTok
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(TimingSettings):
     """Time HieraTok's decoder, forward alone and with the backward pass.
 
     Attributes:
         preset: A HieraTok preset; its weights are random.
         depth: Decoder blocks, if fewer or more than the preset's are wanted.
-        batches: Numbers of images decoded together.
-        repeats: Measured runs of each form; they take turns.
-        device: "auto" is CUDA where there is one.
         dtype: Of weights and latents.
-        seed: Of weights and latents.
     """
 
     preset: str = "hieratok-b"
     depth: int | None = None
-    batches: tuple[int, ...] = (1, 8)
-    repeats: int = 5
-    device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"repeats is {self.repeats}, expected at least 1")
-        if not self.batches or min(self.batches) < 1:
-            raise ValueError(f"batches is {self.batches}, expected at least one, each at least 1")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -71,18 +63,14 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def _random_models(settings: Settings) -> dict[str, HieraTok]:
-    kind = get_preset(settings.preset).model
-    if kind != "HieraTok":
-        raise ValueError(f"preset {settings.preset!r} is a {kind}, expected a HieraTok")
-    overrides = {} if settings.depth is None else {"decoder_depth": settings.depth}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        masked: HieraTok = create(settings.preset, attention="masked", encoder_depth=0, **overrides)
-        finest = masked.specs[-1].grid or (1,)
-        single: HieraTok = create(settings.preset, scales=[finest[0]], encoder_depth=0, **overrides)
-        grouped: HieraTok = create(settings.preset, attention="grouped", encoder_depth=0, **overrides)
+    overrides: dict[str, Any] = {"encoder_depth": 0}
+    if settings.depth is not None:
+        overrides["decoder_depth"] = settings.depth
+    make = functools.partial(random_model, settings.preset, "HieraTok", seed=settings.seed, **overrides)
+    masked, grouped = make(attention="masked"), make(attention="grouped")
     grouped.load_state_dict(masked.state_dict())
-    return {"masked": masked, "grouped": grouped, "single scale": single}
+    finest = masked.specs[-1].grid or (1,)
+    return {"masked": masked, "grouped": grouped, "single scale": make(scales=[finest[0]])}
 
 
 def _place(model: HieraTok, device: torch.device, settings: Settings) -> HieraTok:
@@ -118,10 +106,7 @@ def _measure(
             "batch": len(codes),
             "pass": name,
             "form": form,
-            "median_s": medians[form],
-            "min_s": min(seconds[form]),
-            "max_s": max(seconds[form]),
-            "images_per_s": len(codes) / medians[form],
+            **describe_times(seconds[form], len(codes)),
             "times_faster_than_masked": medians["masked"] / medians[form],
             "difference": None if form == "single scale" else (images[form] - images["masked"]).abs().max().item(),
         }
@@ -130,21 +115,10 @@ def _measure(
 
 
 def _print_table(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    table = Table(
-        title=f"{settings.preset} decoder, {settings.dtype}, {machine['device']}, median of {settings.repeats}",
-        caption="masked: one call with a dense mask; grouped: one call a scale, keys cut; single scale: the baseline without pyramid",
+    print_times(
+        f"{settings.preset} decoder, {settings.dtype}, {machine['device']}, median of {settings.repeats}",
+        "masked: one call with a dense mask; grouped: one call a scale, keys cut; single scale: the baseline without pyramid",
+        rows,
+        names=("pass", "form"),
+        extra={"x masked": ("times_faster_than_masked", ".2f"), "difference": ("difference", ".1e")},
     )
-    for column in ("batch", "pass", "form", "ms", "range", "img/s", "x masked", "difference"):
-        table.add_column(column, justify="left" if column in ("pass", "form") else "right")
-    for row in rows:
-        table.add_row(
-            str(row["batch"]),
-            row["pass"],
-            row["form"],
-            f"{1000 * row['median_s']:.1f}",
-            f"{1000 * row['min_s']:.1f} - {1000 * row['max_s']:.1f}",
-            f"{row['images_per_s']:.2f}",
-            f"{row['times_faster_than_masked']:.2f}",
-            "-" if row["difference"] is None else f"{row['difference']:.1e}",
-        )
-    Console().print(table)

@@ -8,41 +8,32 @@ import statistics
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from hiergen.benchmarks.restok_plain import PlainResTok
-from hiergen.benchmarks.timing import choose_device, describe_machine, take_turns
-from hiergen.registry import create, get_preset
+from hiergen.benchmarks.timing import (
+    TimingSettings,
+    choose_device,
+    describe_machine,
+    describe_times,
+    print_times,
+    random_model,
+    take_turns,
+)
 from hiergen.tokenizers.restok import ResTok
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(TimingSettings):
     """Time ResTok.
 
     Attributes:
         preset: A ResTok preset; its weights are random.
-        batches: Numbers of images in a pass.
-        repeats: Measured runs of each program; they take turns.
-        device: "auto" is CUDA where there is one.
         dtype: Autocast, where not float32.
-        seed: Of weights and images.
     """
 
     preset: str = "restok-ss-128"
-    batches: tuple[int, ...] = (1, 8)
-    repeats: int = 5
-    device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"repeats is {self.repeats}, expected at least 1")
-        if not self.batches or min(self.batches) < 1:
-            raise ValueError(f"batches is {self.batches}, expected at least one, each at least 1")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -51,12 +42,8 @@ def run(settings: Settings) -> dict[str, Any]:
     Raises:
         ValueError: If the preset is no ResTok.
     """
-    if get_preset(settings.preset).model != "ResTok":
-        raise ValueError(f"preset {settings.preset!r} is a {get_preset(settings.preset).model}, expected a ResTok")
     device = choose_device(settings.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model: ResTok = create(settings.preset).eval()
+    model: ResTok = random_model(settings.preset, "ResTok", seed=settings.seed)
     nn.Module.to(model, device)
     rows = [row for batch in settings.batches for row in _measure(model, batch, settings, device)]
     machine = describe_machine(device)
@@ -90,10 +77,7 @@ def _measure(model: ResTok, batch: int, settings: Settings, device: torch.device
                         "batch": batch,
                         "direction": direction,
                         "program": name,
-                        "median_s": statistics.median(seconds),
-                        "min_s": min(seconds),
-                        "max_s": max(seconds),
-                        "images_per_s": batch / statistics.median(seconds),
+                        **describe_times(seconds, batch),
                         "times_faster_than_plain": statistics.median(ratios) if name == "hiergen" else 1.0,
                         "agreement": same[direction],
                     }
@@ -102,23 +86,12 @@ def _measure(model: ResTok, batch: int, settings: Settings, device: torch.device
 
 
 def _print(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    table = Table(
-        title=f"{settings.preset}, {settings.dtype}, {machine['device']}, {machine['threads']} threads, "
+    print_times(
+        f"{settings.preset}, {settings.dtype}, {machine['device']}, {machine['threads']} threads, "
         f"median of {settings.repeats}, random weights",
-        caption="plain: mask and rotary table built anew in every layer, all code distances returned; "
+        "plain: mask and rotary table built anew in every layer, all code distances returned; "
         "x plain: median of the ratios run by run; agreement: share of equal ids, or the largest difference of pixels",
+        rows,
+        names=("direction", "program"),
+        extra={"x plain": ("times_faster_than_plain", ".2f"), "agreement": ("agreement", ".3g")},
     )
-    for column in ("batch", "direction", "program", "ms", "range", "img/s", "x plain", "agreement"):
-        table.add_column(column, justify="left" if column in ("direction", "program") else "right")
-    for row in rows:
-        table.add_row(
-            str(row["batch"]),
-            row["direction"],
-            row["program"],
-            f"{1e3 * row['median_s']:.1f}",
-            f"{1e3 * row['min_s']:.1f}-{1e3 * row['max_s']:.1f}",
-            f"{row['images_per_s']:.2f}",
-            f"{row['times_faster_than_plain']:.2f}",
-            f"{row['agreement']:.3g}",
-        )
-    Console().print(table)

@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
+
+from hiergen.registry import create, get_preset
+
+
+@dataclasses.dataclass(frozen=True)
+class TimingSettings:
+    """What every timing of a model is told.
+
+    Attributes:
+        batches: Numbers of images in a call.
+        repeats: Measured runs of each program; they take turns, so that a slow spell of the machine meets all of them.
+        device: "auto" is CUDA where there is one.
+        seed: Of weights, inputs and draws.
+    """
+
+    batches: tuple[int, ...] = (1, 8)
+    repeats: int = 5
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}, expected at least 1")
+        if not self.batches or min(self.batches) < 1:
+            raise ValueError(f"batches is {self.batches}, expected at least one, each at least 1")
+
+
+def check_kind(preset: str, kind: str) -> None:
+    """Raise a ValueError where a preset is of another model than the benchmark times."""
+    found = get_preset(preset).model
+    if found != kind:
+        raise ValueError(f"preset {preset!r} is a {found}, expected a {kind}")
+
+
+def random_model(preset: str, kind: str, *, seed: int, **overrides: Any) -> Any:
+    """Return a preset's model with random weights, in evaluation mode; the global generators stay as they were.
+
+    Raises:
+        ValueError: If the preset's model is no `kind`.
+    """
+    check_kind(preset, kind)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create(preset, **overrides).eval()
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,6 +77,45 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], *, repeats: int, device: 
             if round_index:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+def describe_times(seconds: Sequence[float], batch: int) -> dict[str, float]:
+    """Return the median, fastest and slowest of measured times in seconds, and the images a second of the median."""
+    median = statistics.median(seconds)
+    return {"median_s": median, "min_s": min(seconds), "max_s": max(seconds), "images_per_s": batch / median}
+
+
+def print_times(
+    title: str,
+    caption: str,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    names: Sequence[str],
+    extra: Mapping[str, tuple[str, str]],
+) -> None:
+    """Print rows that hold `describe_times`.
+
+    Args:
+        title: Above the table.
+        caption: Below it.
+        rows: One a line; each has "batch", the names, the times, and what `extra` formats.
+        names: Keys of the text columns, e.g. ("direction", "program").
+        extra: Key and format of each further column by its heading, e.g. {"x plain": ("times_faster_than_plain", ".2f")}; a dash
+            stands where the value is None.
+    """
+    table = Table(title=title, caption=caption)
+    for column in ("batch", *names, "ms", "fastest - slowest", "images/s", *extra):
+        table.add_column(column, justify="left" if column in names else "right")
+    for row in rows:
+        table.add_row(
+            str(row["batch"]),
+            *(row[name] for name in names),
+            f"{1e3 * row['median_s']:.1f}",
+            f"{1e3 * row['min_s']:.1f} - {1e3 * row['max_s']:.1f}",
+            f"{row['images_per_s']:.3g}",
+            *("-" if row[key] is None else format(row[key], form) for key, form in extra.values()),
+        )
+    Console().print(table)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

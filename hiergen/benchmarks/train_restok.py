@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiergen.benchmarks.timing import choose_device, describe_machine
+from hiergen.benchmarks.timing import check_kind, choose_device, describe_machine
 from hiergen.losses.perceptual import LPIPSNetwork
 from hiergen.losses.teachers import TeacherName
-from hiergen.registry import get_preset
 from hiergen.training.codebook_health import CodebookConfig
 from hiergen.training.config import OptimConfig
 from hiergen.training.optim import make_optimizer
@@ -68,8 +67,7 @@ def run(settings: Settings) -> dict[str, Any]:
     Raises:
         ValueError: If the preset is no ResTok.
     """
-    if get_preset(settings.preset).model != "ResTok":
-        raise ValueError(f"preset {settings.preset!r} is a {get_preset(settings.preset).model}, expected a ResTok")
+    check_kind(settings.preset, "ResTok")
     device = choose_device(settings.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
