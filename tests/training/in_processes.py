@@ -13,8 +13,9 @@ import torch
 from accelerate import PartialState, debug_launcher
 
 from hiergen.nn.batch_norm import ProcessBatchNorm2d
+from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.training import run_state
-from hiergen.training.codebook_health import CodebookConfig
+from hiergen.training.codebook_health import CodebookConfig, CodeRevival
 from hiergen.training.loop import fit
 from hiergen.training.tasks import TokenizerTaskConfig
 from hiergen.training.tokenizer_losses import AdversarialConfig
@@ -57,6 +58,13 @@ def check_batch_norm(rank: int) -> None:
         torch.testing.assert_close(half.state_dict()[name], value)
 
 
+def check_memory_of_codes(rank: int) -> None:
+    """Each of two processes chooses one code; both remember both."""
+    revival = CodeRevival(4, after=100)
+    revival.note(TokenPyramid((torch.tensor([[rank]]),), (LevelSpec(num_tokens=1, dim=2, vocab_size=4),)), 7)
+    assert revival.last_used.tolist() == [7, 7, 0, 0]
+
+
 def train(out: str, processes: int, accumulation: int, fault: str, with_tokenizer: bool) -> None:
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
@@ -74,6 +82,7 @@ def train(out: str, processes: int, accumulation: int, fault: str, with_tokenize
     if with_tokenizer:
         if processes == 2:
             check_batch_norm(rank)
+            check_memory_of_codes(rank)
         fit(toy.toy_run(out, task=TOKENIZER, samples=16, optim=toy.OptimConfig(lr=1e-3)), cpu=True)
         return
     # All but the first loss of one process are NaN.
