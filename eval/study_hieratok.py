@@ -1,8 +1,9 @@
 """Several scales against one: HieraTok and a flow transformer on its latents, every variant at the same budget with the same seeds.
 
-    python eval/study_hieratok.py --data DATA/fashion-mnist --out runs/study_hieratok
+    python eval/study_hieratok.py --data idx:DATA/fashion-mnist --lpips DATA/lpips --out runs/study_hieratok
+    python eval/study_hieratok.py --data npz:DATA/caltech101-64/caltech101_64_25classes.npz --hold-out 5 --lpips DATA/lpips --patch-size 4
 
-A stopped study continues. The variants differ in what `VARIANTS` says and in nothing else; no setting was tuned for one of them.
+A stopped study continues. The variants differ in what `variants` says and in nothing else; no setting was tuned for one of them.
 Masks "block_diagonal" and "reverse" are missing on purpose: under both the finest tokens see no other scale, so their image is the
 single-scale model's.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hiergen.config import parse
@@ -29,7 +30,7 @@ from hiergen.files import write_text
 from hiergen.generators.flow_sampling import FlowSettings
 from hiergen.generators.flow_transformer import FlowTransformer
 from hiergen.losses.perceptual import LPIPS
-from hiergen.metrics.classifiers import FeatureNetwork, train_feature_network
+from hiergen.metrics.classifiers import saved_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.latents import (
     channel_statistics,
@@ -48,17 +49,9 @@ from hiergen.training.tasks import GeneratorTaskConfig, TokenizerTaskConfig
 
 #: What all have in common: `hieratok-tiny`, narrower, without preview heads, whose loss a single scale could not have.
 MODEL = {"encoder_dim": 96, "decoder_dim": 96, "has_preview_heads": False}
-#: What each variant changes. Blocks in the encoder's tail are taken from the encoder, so that all have the same number.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "1-scale": {"scales": [4]},
-    "2-scales": {"scales": [2, 4]},
-    "3-scales": {"scales": [1, 2, 4]},
-    "3-scales-full-attention": {"scales": [1, 2, 4], "mask": "full"},
-    "3-scales-in-encoder": {"scales": [1, 2, 4], "placement": "encoder_tail", "encoder_depth": 1, "tail_depth": 2},
-    "3-scales-in-both": {"scales": [1, 2, 4], "placement": "both", "encoder_depth": 1, "tail_depth": 2},
-}
-GENERATED_ON = ("1-scale", "3-scales")
-EXTRACTOR = "fashion-cnn-32"
+IMAGE_SIZE = 32
+#: Samples that the network behind the Fréchet distance is trained on.
+EXTRACTOR_SAMPLES = 80_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,24 +59,32 @@ class Settings:
     """Budget and data of the study.
 
     Attributes:
-        data: Folder of the four files of Fashion-MNIST (or of another set in MNIST's form).
+        data: Source of the images, as `DataConfig.source`.
+        hold_out: As `DataConfig.hold_out`, for a source without a test split.
         lpips: Folder of LPIPS' AlexNet weights.
         out: Folder of all runs and results.
-        part: "reconstruction" (all variants) or "generation" (after it, on two of its tokenizers).
+        part: "reconstruction" (all variants) or "generation" (after it, on the tokenizers of one and of all scales).
+        chosen: Names of the variants to rebuild with; all if none is named.
         seeds: Of every variant.
+        extractor: What the network behind the Fréchet distance is called in the tables.
+        patch_size: Pixels of a patch, a power of two: the finest map is 32 / patch_size wide, and scales go down to 1.
         tokenizer_samples: Training samples of a tokenizer.
         generator_samples: Training samples of a generator.
         checkpoints: Places on a generator's way, evenly spaced, where it is scored.
-        num_codes: Training images that generators are trained on.
-        num_test: Held-out images for reconstruction.
+        num_codes: Training images that generators are trained on: the first ones, so a source sorted by class must be taken whole.
+        num_test: Held-out images for reconstruction, also the first.
         num_generated: Images generated for each score.
     """
 
-    data: str = "DATA/fashion-mnist"
+    data: str = "idx:DATA/fashion-mnist"
+    hold_out: int = 0
     lpips: str = "DATA/lpips"
     out: str = "runs/study_hieratok"
     part: Literal["reconstruction", "generation"] = "reconstruction"
+    chosen: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+    extractor: str = "fashion-cnn-32"
+    patch_size: int = 8
     tokenizer_samples: int = 24_000
     generator_samples: int = 25_000
     checkpoints: int = 5
@@ -93,7 +94,23 @@ class Settings:
 
 
 #: What may change without making results stale.
-_FREE = ("data", "lpips", "out", "part", "seeds")
+_FREE = ("data", "lpips", "out", "part", "chosen", "seeds")
+
+
+def variants(patch_size: int) -> dict[str, dict[str, Any]]:
+    """Return what each variant changes: first the number of scales, then mask and placement of all of them.
+
+    Blocks in the encoder's tail are taken from the encoder, so that all variants have the same number.
+    """
+    finest = IMAGE_SIZE // patch_size
+    scales = [2**k for k in range(finest.bit_length())]
+    names = ["1-scale", *(f"{count}-scales" for count in range(2, len(scales) + 1))]
+    found: dict[str, dict[str, Any]] = {name: {"scales": scales[-k:]} for k, name in enumerate(names, 1)}
+    tail = {"encoder_depth": 1, "tail_depth": 2}
+    found[f"{names[-1]}-full-attention"] = {"scales": scales, "mask": "full"}
+    found[f"{names[-1]}-in-encoder"] = {"scales": scales, "placement": "encoder_tail", **tail}
+    found[f"{names[-1]}-in-both"] = {"scales": scales, "placement": "both", **tail}
+    return found
 
 
 class Study:
@@ -102,6 +119,9 @@ class Study:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.out = Path(settings.out)
+        self.variants = variants(settings.patch_size)
+        scales_only = [name for name, changes in self.variants.items() if changes.keys() == {"scales"}]
+        self.generated_on = (scales_only[0], scales_only[-1])
         self.train = _first_images(_data(settings, "train"), settings.num_codes)
         self.test = _first_images(_data(settings, "test"), settings.num_test)
         self.extractor = self._extractor()
@@ -135,7 +155,7 @@ class Study:
                 "detour": float(detour.mean()),
             }
 
-        return self._run("reconstruction", run, list(VARIANTS))
+        return self._run("reconstruction", run, self.settings.chosen or tuple(self.variants))
 
     def generation(self) -> StudyResult:
         """Train and score a generator on the tokenizers of one and of several scales."""
@@ -156,7 +176,7 @@ class Study:
                 found[f"frechet_{samples}"] = distances["frechet_distance"]
             return {**found, "frechet": distances["frechet_distance"], "recall": distances["recall"]}
 
-        return self._run("generation", run, list(GENERATED_ON))
+        return self._run("generation", run, self.generated_on)
 
     def _run(self, part: str, run: Any, names: Sequence[str]) -> StudyResult:
         common = {key: value for key, value in dataclasses.asdict(self.settings).items() if key not in _FREE}
@@ -164,14 +184,14 @@ class Study:
             {name: lambda seed, folder, name=name: run(name, seed, folder) for name in names},
             seeds=self.settings.seeds,
             out=self.out / part,
-            settings={**common, "model": MODEL, **{name: VARIANTS[name] for name in names}},
+            settings={**common, "model": MODEL, **{name: self.variants[name] for name in names}},
         )
 
     def _tokenizer(self, variant: str, seed: int, folder: Path) -> HieraTok:
         config = TrainConfig(
             task=TokenizerTaskConfig(
                 preset="hieratok-tiny",
-                overrides={**MODEL, **VARIANTS[variant]},
+                overrides={**MODEL, "patch_size": self.settings.patch_size, **self.variants[variant]},
                 data=_data(self.settings, "train"),
                 pixel_weight=10.0,
             ),
@@ -204,24 +224,18 @@ class Study:
 
     def _generate(self, generator: FlowTransformer, tokenizer: HieraTok, seed: int) -> Tensor:
         settings = FlowSettings(num_steps=8, solver="heun", timestep_shift=1.0)
-        labels = torch.arange(self.settings.num_generated) % 10
+        labels = torch.arange(self.settings.num_generated) % len(self.train.classes)
         rng = make_rng(seed, "sample")
         parts = [generator.generate(part, settings, rng=rng) for part in labels.split(200)]
         return torch.cat([decode_batches(tokenizer, part) for part in parts])
 
     def _extractor(self) -> FeatureExtractor:
-        path = self.out / f"{EXTRACTOR}.safetensors"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            network = train_feature_network(to_uint8(self.train.images), self.train.labels, epochs=4)
-            save_file(network.state_dict(), path)
-        network = FeatureNetwork(len(self.train.classes))
-        network.load_state_dict(load_file(path))
+        name, images = self.settings.extractor, to_uint8(self.train.images)
+        epochs = max(1, round(EXTRACTOR_SAMPLES / len(images)))
+        network = saved_feature_network(self.out / f"{name}.safetensors", images, self.train.labels, epochs=epochs)
         right = network.scores(to_uint8(self.test.images)).argmax(1) == self.test.labels
-        print(f"{EXTRACTOR}: {float(right.float().mean()):.1%} of {len(self.test)} test images", file=sys.stderr)
-        return FeatureExtractor(
-            EXTRACTOR, "32 features of a 3-convolution classifier of the train images", network.requires_grad_(False)
-        )
+        print(f"{name}: {float(right.float().mean()):.1%} of {len(self.test)} test images", file=sys.stderr)
+        return FeatureExtractor(name, "32 features of a 3-convolution classifier of the train images", network)
 
 
 def samples_to_reach(curve: Mapping[int, float], value: float) -> float:
@@ -256,33 +270,33 @@ def main(settings: Settings) -> None:
     folder = Path(settings.out)
     if settings.part == "reconstruction":
         result = study.reconstruction()
-        quality = {"psnr": "PSNR (dB)", "lpips": "LPIPS", "frechet": f"Fréchet ({EXTRACTOR})"}
+        quality = {"psnr": "PSNR (dB)", "lpips": "LPIPS", "frechet": f"Fréchet ({settings.extractor})"}
         latents = ("least_std", "greatest_std", "kurtosis", "neighbor_spread", "autocorrelation", "detour")
         text = result.table(quality) + "\n" + result.table({name: name.replace("_", " ") for name in latents})
-        errors = {variant: pixel_curve(folder / "reconstruction" / variant) for variant in GENERATED_ON}
+        errors = {variant: pixel_curve(folder / "reconstruction" / variant) for variant in study.generated_on}
         save_curves(folder / "reconstruction.png", {"squared pixel error while training, mean of the seeds": errors})
     else:
         result = study.generation()
-        curves = {variant: frechet_curve(result, variant) for variant in GENERATED_ON}
-        base, multi = (curves[variant] for variant in GENERATED_ON)
+        curves = {variant: frechet_curve(result, variant) for variant in study.generated_on}
+        base, multi = (curves[variant] for variant in study.generated_on)
         last = max(base)
         reached = samples_to_reach(multi, base[last])
-        text = result.table({"frechet": f"Fréchet ({EXTRACTOR})", "recall": "recall"})
+        text = result.table({"frechet": f"Fréchet ({settings.extractor})", "recall": "recall"})
         when = "not at all" if math.isnan(reached) else f"after {reached:,.0f} of {last:,} samples"
-        text += f"\n{GENERATED_ON[1]} reaches the end of {GENERATED_ON[0]}, {base[last]:.3f}, {when}\n"
+        text += f"\n{study.generated_on[1]} reaches the end of {study.generated_on[0]}, {base[last]:.3f}, {when}\n"
         panel = {variant: (list(curve), list(curve.values())) for variant, curve in curves.items()}
-        save_curves(folder / "generation.png", {f"Fréchet distance ({EXTRACTOR}), mean of the seeds": panel})
+        save_curves(folder / "generation.png", {f"Fréchet distance ({settings.extractor}), mean of the seeds": panel})
     write_text(folder / f"{settings.part}.md", text)
     print(text)
 
 
 def _data(settings: Settings, split: Literal["train", "test"]) -> DataConfig:
-    return DataConfig(source=f"idx:{settings.data}", split=split, size=32, in_memory=False)
+    return DataConfig(source=settings.data, split=split, hold_out=settings.hold_out, size=IMAGE_SIZE, in_memory=False)
 
 
 def _first_images(config: DataConfig, count: int) -> ImageSet:
     pictures = cast(PictureSet, open_images(config))
-    batch = pictures.batch([(index, 0) for index in range(count)], seed=0)
+    batch = pictures.batch([(index, 0) for index in range(min(count, len(pictures)))], seed=0)
     return ImageSet(batch["image"], batch["label"], pictures.classes)
 
 

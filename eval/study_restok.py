@@ -1,7 +1,8 @@
 """ResTok's choices against their alternatives, and HAR against its token-by-token twin: the same budget and seeds for all.
 
-    python eval/study_restok.py --data DATA/fashion-mnist --out runs/study_restok
-    python eval/study_restok.py --data DATA/fashion-mnist --out runs/study_restok --part generation
+    python eval/study_restok.py --data idx:DATA/fashion-mnist --lpips DATA/lpips --out runs/study_restok
+    python eval/study_restok.py --data idx:DATA/fashion-mnist --lpips DATA/lpips --out runs/study_restok --part generation
+    python eval/study_restok.py --data npz:DATA/caltech101-64/caltech101_64_25classes.npz --hold-out 5 --lpips DATA/lpips
 
 A stopped study continues. The variants differ in what `TOKENIZERS` and `GENERATORS` say and in nothing else; no setting was tuned for
 one of them.
@@ -25,6 +26,7 @@ from hiergen.data.sources import DataConfig, open_images
 from hiergen.figures import save_image_grid
 from hiergen.files import write_text
 from hiergen.generators.level_ar import LevelAR, LevelARSettings
+from hiergen.losses.perceptual import LPIPS
 from hiergen.metrics.classifiers import saved_feature_network
 from hiergen.metrics.codebook import codebook_use
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
@@ -34,6 +36,7 @@ from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.registry import create
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.restok import ResTok
+from hiergen.training.codebook_health import CodebookConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.study import StudyResult, run_study
@@ -55,7 +58,8 @@ GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "token-by-token": ("preset", {"layout": "token"}),
     "levels-of-official": ("official", {}),
 }
-EXTRACTOR = "fashion-cnn-32"
+#: Samples that the network behind the Fréchet distance is trained on.
+EXTRACTOR_SAMPLES = 80_000
 GUIDANCE = (1.0, 1.5)
 
 
@@ -64,21 +68,31 @@ class Settings:
     """Budget and data of the study.
 
     Attributes:
-        data: Folder of the four files of Fashion-MNIST (or of another set in MNIST's form).
+        data: Source of the images, as `DataConfig.source`.
+        hold_out: As `DataConfig.hold_out`, for a source without a test split.
+        lpips: Folder of LPIPS' AlexNet weights.
         out: Folder of all runs and results.
         part: "reconstruction" (all tokenizers) or "generation" (after it, on two of them).
+        variants: Which tokenizers; all if none is named.
         seeds: Of every variant.
+        extractor: What the network behind the Fréchet distance is called in the tables.
+        revive_after: As `CodebookConfig.revive_after`, for every tokenizer.
         tokenizer_samples: Training samples of a tokenizer.
         generator_samples: Training samples of a generator.
         num_train: Training images that generators and the extractor are trained on; tokenizers see all.
-        num_test: Held-out images.
+        num_test: Held-out images. Like `num_train` the first ones, so a source sorted by class must be taken whole.
         num_generated: Images generated for each score.
     """
 
-    data: str = "DATA/fashion-mnist"
+    data: str = "idx:DATA/fashion-mnist"
+    hold_out: int = 0
+    lpips: str = "DATA/lpips"
     out: str = "runs/study_restok"
     part: Literal["reconstruction", "generation"] = "reconstruction"
+    variants: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+    extractor: str = "fashion-cnn-32"
+    revive_after: int | None = None
     tokenizer_samples: int = 6_000
     generator_samples: int = 8_000
     num_train: int = 8_000
@@ -87,7 +101,7 @@ class Settings:
 
 
 #: What may change without making results stale.
-_FREE = ("data", "out", "part", "seeds")
+_FREE = ("data", "lpips", "out", "part", "variants", "seeds")
 
 
 class Study:
@@ -98,12 +112,13 @@ class Study:
         self.out = Path(settings.out)
         self.train = _first_images(_data(settings, "train"), settings.num_train)
         self.test = _first_images(_data(settings, "test"), settings.num_test)
-        path = self.out / f"{EXTRACTOR}.safetensors"
-        self.network = saved_feature_network(path, to_uint8(self.train.images), self.train.labels, epochs=10)
-        description = f"32 features of a 3-convolution classifier of {settings.num_train} train images"
-        self.extractor = FeatureExtractor(EXTRACTOR, description, self.network)
+        path = self.out / f"{settings.extractor}.safetensors"
+        epochs = max(1, round(EXTRACTOR_SAMPLES / len(self.train)))
+        self.network = saved_feature_network(path, to_uint8(self.train.images), self.train.labels, epochs=epochs)
+        description = f"32 features of a 3-convolution classifier of {len(self.train)} train images"
+        self.extractor = FeatureExtractor(settings.extractor, description, self.network)
         share = self._agreement(self.test.images, self.test.labels)
-        print(f"{EXTRACTOR}: {share:.1%} of {len(self.test)} test images", file=sys.stderr)
+        print(f"{settings.extractor}: {share:.1%} of {len(self.test)} test images", file=sys.stderr)
 
     def reconstruction(self) -> StudyResult:
         """Train and score all tokenizers."""
@@ -113,9 +128,13 @@ class Study:
             prefixes = rebuild_prefixes(tokenizer, self.test.images)
             use = codebook_use(prefixes.pyramid.concat(), tokenizer.config["vocab_size"])
             real = to_uint8(self.test.images)
+            lpips = LPIPS.from_files("alex", folder=self.settings.lpips)
             found = {"used": use.used, "perplexity": use.perplexity}
             for tokens, images in zip(prefixes.tokens, prefixes.images, strict=True):
                 found[f"psnr_{tokens}"] = float(psnr(images, self.test.images).mean())
+                with torch.no_grad():
+                    parts = zip(images.split(250), self.test.images.split(250), strict=True)
+                    found[f"lpips_{tokens}"] = float(torch.cat([lpips(a, b) for a, b in parts]).mean())
                 distances = compare_image_sets(to_uint8(images), real, self.extractor)
                 found[f"frechet_{tokens}"] = distances["frechet_distance"]
             rows = [self.test.images[:12], *(images[:12] for images in prefixes.images)]
@@ -124,7 +143,8 @@ class Study:
             )
             return found
 
-        return self._run("reconstruction", run, TOKENIZERS)
+        chosen = self.settings.variants or tuple(TOKENIZERS)
+        return self._run("reconstruction", run, {name: TOKENIZERS[name] for name in chosen})
 
     def generation(self) -> StudyResult:
         """Train and score all generators."""
@@ -162,6 +182,7 @@ class Study:
                 overrides={**MODEL, **TOKENIZERS[variant]},
                 data=_data(self.settings, "train"),
                 pixel_weight=10.0,
+                codebook=CodebookConfig(revive_after=self.settings.revive_after),
             ),
             out=str(folder / "tokenizer"),
             samples=self.settings.tokenizer_samples,
@@ -196,7 +217,7 @@ class Study:
 
     def _generate(self, generator: LevelAR, tokenizer: ResTok, seed: int, scale: float) -> tuple[Tensor, Tensor]:
         settings = LevelARSettings(guidance_scale=scale)
-        labels = torch.arange(self.settings.num_generated) % 10
+        labels = torch.arange(self.settings.num_generated) % len(self.train.classes)
         rng = make_rng(seed, "sample")
         parts = [generator.generate(part, settings, rng=rng) for part in labels.split(100)]
         return torch.cat([decode_batches(tokenizer, part) for part in parts]), labels
@@ -233,15 +254,21 @@ def main(settings: Settings) -> None:
     study = Study(settings)
     if settings.part == "reconstruction":
         result = study.reconstruction()
-        lengths = [int(name[5:]) for name in next(iter(result.values["preset"].values())) if name.startswith("psnr_")]
+        names = next(iter(result.values[result.baseline].values()))
+        lengths = [int(name[5:]) for name in names if name.startswith("psnr_")]
         text = result.table({f"psnr_{n}": f"PSNR, {n} tokens (dB)" for n in lengths}, digits=2)
-        text += "\n" + result.table({f"frechet_{n}": f"Fréchet ({EXTRACTOR}), {n} tokens" for n in lengths})
+        text += "\n" + result.table({f"lpips_{n}": f"LPIPS, {n} tokens" for n in lengths})
+        text += "\n" + result.table({f"frechet_{n}": f"Fréchet ({settings.extractor}), {n} tokens" for n in lengths})
         text += "\n" + result.table({"used": "codebook in use", "perplexity": "perplexity"}, digits=2)
     else:
         result = study.generation()
         text = result.table({"test_nats": "held-out nats a token"})
         for scale in GUIDANCE:
-            columns = {"frechet": f"Fréchet ({EXTRACTOR})", "agreement": "classifier agrees", "recall": "recall"}
+            columns = {
+                "frechet": f"Fréchet ({settings.extractor})",
+                "agreement": "classifier agrees",
+                "recall": "recall",
+            }
             text += f"\nGuidance {scale}\n\n"
             text += result.table({f"{key}_{scale}": title for key, title in columns.items()})
         text += f"\n{sampling_times()}"
@@ -250,12 +277,12 @@ def main(settings: Settings) -> None:
 
 
 def _data(settings: Settings, split: Literal["train", "test"]) -> DataConfig:
-    return DataConfig(source=f"idx:{settings.data}", split=split, size=32, in_memory=False)
+    return DataConfig(source=settings.data, split=split, hold_out=settings.hold_out, size=32, in_memory=False)
 
 
 def _first_images(config: DataConfig, count: int) -> ImageSet:
     pictures = cast(PictureSet, open_images(config))
-    batch = pictures.batch([(index, 0) for index in range(count)], seed=0)
+    batch = pictures.batch([(index, 0) for index in range(min(count, len(pictures)))], seed=0)
     return ImageSet(batch["image"], batch["label"], pictures.classes)
 
 

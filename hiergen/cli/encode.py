@@ -27,6 +27,7 @@ class EncodeSettings:
         num_frames: Frames of a clip, where the tokenizer is one of images.
         stride: Frames of a file from one frame of a clip to the next.
         views: What is encoded of each image: "center"; "flips", with its mirror image; or "ten_crop", the published ten crops.
+        sample_seed: Draw an image's continuous tokens from their posterior, with this seed; by default they are its mode.
         batch_size: Images a pass.
         device: Where to run.
     """
@@ -41,6 +42,7 @@ class EncodeSettings:
     num_frames: int = 16
     stride: int = 1
     views: Views = "center"
+    sample_seed: int | None = None
     batch_size: int = 64
     device: str = "cpu"
 
@@ -69,6 +71,7 @@ def main(args: list[str]) -> None:
             images,
             settings.out,
             views=settings.views,
+            sample_seed=settings.sample_seed,
             batch_size=settings.batch_size,
             progress=lambda done: progress.update(bar, completed=done),
         )

@@ -75,6 +75,36 @@ class FolderPictures(PictureSource):
         return read_image(self._paths[index])
 
 
+class SplitPictures(PictureSource):
+    """One side of a source that has no split of its own.
+
+    Args:
+        source: All pictures.
+        split: "train" or "test".
+        hold_out: Pictures 0, `hold_out`, 2 `hold_out`, ... are "test", all others "train": a source sorted by class keeps its shares.
+
+    Raises:
+        ValueError: If the split is unknown, or `hold_out` would leave one side empty.
+    """
+
+    def __init__(self, source: PictureSource, *, split: str, hold_out: int) -> None:
+        if split not in ("train", "test"):
+            raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
+        count = len(source.labels)
+        if hold_out < 2 or count < 2:
+            raise ValueError(
+                f"hold_out is {hold_out} for {count} pictures, expected at least 2 for at least 2 pictures"
+            )
+        self._source = source
+        self._indices = [index for index in range(count) if (index % hold_out == 0) == (split == "test")]
+        self.labels = [source.labels[index] for index in self._indices]
+        self.classes = source.classes
+        self.fingerprint = f"{source.fingerprint}-{split}-{hold_out}"
+
+    def read(self, index: int) -> Image.Image:
+        return self._source.read(self._indices[index])
+
+
 class PictureSet(Dataset):
     """A dataset of pictures on disk.
 

@@ -10,11 +10,13 @@ from hiergen.data.idx_pictures import IdxPictures
 from hiergen.data.images import Dataset, ImageSet, load_folder
 from hiergen.data.moving_digits import moving_digits
 from hiergen.data.picture_archives import HubPictures, NpzPictures, ShardPictures
-from hiergen.data.pictures import FolderPictures, PictureSet, PictureSource
+from hiergen.data.pictures import FolderPictures, PictureSet, PictureSource, SplitPictures
 from hiergen.data.videos import load_clips
 
 #: Of the source "moving-digits": every fourth frame of so many clips.
 NUM_DIGIT_CLIPS = 512
+#: Sources with a split of their own, and clips, whose frames would fall on both sides.
+_HAVE_SPLITS = ("digits", "moving-digits", "clips", "hf", "idx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,9 @@ class DataConfig:
             the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
             shards); "hf:FOLDER" (a Hugging Face dataset on disk); "npz:FILE" (an archive of encoded images); or "idx:FOLDER" (the
             files of MNIST, or of another set in its form, such as Fashion-MNIST).
-        split: Of the embedded set, a Hugging Face dataset or MNIST's files; anything else is taken whole.
+        split: Of the embedded set, a Hugging Face dataset or MNIST's files; anything else is taken whole unless `hold_out` divides it.
+        hold_out: For pictures without a split of their own (folders, shards, archives): every so-manieth one is "test", the others
+            are "train". 0 takes them whole.
         size: Height and width in pixels.
         in_memory: Decode everything once, at the start. False reads from disk when a batch asks, and is needed for what follows.
         crop: "center", or "random" for ADM's random crop.
@@ -36,6 +40,7 @@ class DataConfig:
 
     source: str = "digits"
     split: Literal["train", "test"] = "train"
+    hold_out: int = 0
     size: int = 32
     in_memory: bool = True
     crop: Literal["center", "random"] = "center"
@@ -53,6 +58,8 @@ def open_images(config: DataConfig) -> Dataset:
     if config.in_memory and changes:
         raise ValueError("crop='random' and flip=True need the pictures themselves: set in_memory=False")
     kind, _, place = config.source.partition(":")
+    if config.hold_out and kind in _HAVE_SPLITS:
+        raise ValueError(f"hold_out is {config.hold_out}, but {config.source!r} is not divided that way: leave it at 0")
     if kind in ("digits", "moving-digits", "clips") and not config.in_memory:
         raise ValueError("the embedded digits and frames of clips are only in memory: set in_memory=True")
     if kind == "digits":
@@ -70,7 +77,7 @@ def open_images(config: DataConfig) -> Dataset:
 
 def load_images(config: DataConfig) -> ImageSet:
     """Return all images of a config in memory."""
-    if config.source.partition(":")[0] not in ("wds", "hf", "npz", "idx"):
+    if config.source.partition(":")[0] not in ("wds", "hf", "npz", "idx") and not config.hold_out:
         return load_folder(config.source, size=config.size)
     return PictureSet(open_pictures(config), size=config.size).load()
 
@@ -82,12 +89,15 @@ def open_pictures(config: DataConfig) -> PictureSource:
         ValueError: If it does not exist or cannot be read.
     """
     kind, _, place = config.source.partition(":")
-    if kind == "wds":
-        return ShardPictures(place)
     if kind == "hf":
         return HubPictures(place, split=config.split)
-    if kind == "npz":
-        return NpzPictures(place)
     if kind == "idx":
         return IdxPictures(place, split=config.split)
-    return FolderPictures(config.source)
+    source: PictureSource
+    if kind == "wds":
+        source = ShardPictures(place)
+    elif kind == "npz":
+        source = NpzPictures(place)
+    else:
+        source = FolderPictures(config.source)
+    return SplitPictures(source, split=config.split, hold_out=config.hold_out) if config.hold_out else source

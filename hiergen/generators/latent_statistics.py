@@ -72,33 +72,48 @@ def latent_statistics(pyramids: Iterable[TokenPyramid]) -> LatentStatistics:
     return LatentStatistics(tuple(mean.tolist()), tuple(std.tolist()))
 
 
+#: Numbers by channel, or a list of them for every level.
+ChannelValues = Sequence[float] | Sequence[Sequence[float]]
+
+
 class LatentStandardizer(nn.Module):
     """Tokens to standardized tokens, (x - mean) / std * multiplier, and back, in at least float32.
 
     Args:
         num_channels: Channels of a token.
-        mean: Mean of each channel; None for 0.
-        std: Deviation of each channel; None for 1.
+        mean: Mean of each channel, or of each channel of each level; None for 0.
+        std: Deviation likewise; None for 1.
         multiplier: Applied after standardizing.
+        level_sizes: Tokens of each level; needed where the statistics are by level. Tokens are then those of all levels, or of the
+            first ones.
 
     Raises:
-        ValueError: If the statistics do not have `num_channels` channels or a deviation is not positive.
+        ValueError: If the statistics do not have `num_channels` channels or a list for each level, or a deviation is not positive.
     """
 
     def __init__(
-        self, num_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None, *, multiplier: float = 1.0
+        self,
+        num_channels: int,
+        mean: ChannelValues | None,
+        std: ChannelValues | None,
+        *,
+        multiplier: float = 1.0,
+        level_sizes: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        statistics = LatentStatistics(
-            tuple(mean) if mean is not None else (0.0,) * num_channels,
-            tuple(std) if std is not None else (1.0,) * num_channels,
-        )
-        if len(statistics.mean) != num_channels:
-            raise ValueError(
-                f"latent_mean and latent_std have {len(statistics.mean)} channels, the level specs {num_channels}"
-            )
+        means = _by_level("latent_mean", mean, (0.0,) * num_channels, len(level_sizes))
+        stds = _by_level("latent_std", std, (1.0,) * num_channels, len(level_sizes))
+        count = max(len(means), len(stds))
+        levels = [LatentStatistics(tuple(means[k % len(means)]), tuple(stds[k % len(stds)])) for k in range(count)]
+        for level in levels:
+            if len(level.mean) != num_channels:
+                raise ValueError(
+                    f"latent_mean and latent_std have {len(level.mean)} channels, the level specs {num_channels}"
+                )
         self.multiplier = multiplier
-        table = torch.tensor([statistics.mean, statistics.std], dtype=torch.float32, device="cpu")
+        table = torch.tensor([[x.mean for x in levels], [x.std for x in levels]], dtype=torch.float32, device="cpu")
+        if count > 1:
+            table = table.repeat_interleave(torch.tensor(level_sizes, device="cpu"), dim=1)
         self._constants = Constants(table=table)
 
     def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
@@ -113,5 +128,22 @@ class LatentStandardizer(nn.Module):
 
     def _widen(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         wide = tokens if tokens.dtype == torch.float64 else tokens.float()
-        mean, std = self._constants.on(tokens.device)["table"].to(wide.dtype)
+        # One row for all tokens, or one for each.
+        mean, std = self._constants.on(tokens.device)["table"][:, : tokens.shape[1]].to(wide.dtype)
         return wide, mean, std
+
+
+def _by_level(
+    name: str, values: ChannelValues | None, default: Sequence[float], num_levels: int
+) -> Sequence[Sequence[float]]:
+    """Return one list a level, or a single one that holds for all."""
+    if values is None:
+        return [default]
+    lists = [value for value in values if isinstance(value, Sequence)]
+    if not lists:
+        return [[float(value) for value in values if not isinstance(value, Sequence)]]
+    if len(lists) != num_levels or len(lists) != len(values):
+        raise ValueError(
+            f"{name} holds {len(values)} entries, expected a number a channel or {num_levels} lists, one a level"
+        )
+    return lists

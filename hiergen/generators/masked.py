@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hiergen.generators.base import Generator, StepCallback, check_labels
 from hiergen.generators.diffusion_head import DiffusionHead
-from hiergen.generators.latent_statistics import LatentStandardizer
+from hiergen.generators.latent_statistics import ChannelValues, LatentStandardizer
 from hiergen.generators.masked_transformer import (
     MaskedTransformer,
     MaskedTransformerSize,
@@ -75,8 +75,8 @@ class MaskedAR(Generator):
         order: "random" or "levelwise".
         level_weights: Relative frequency of the levels in level-by-level training; None takes the square roots of their sizes, between
             "every level alike" and "every token alike".
-        latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`); None for 0.
-        latent_std: Their deviation; None for 1.
+        latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`), or one list a level; None for 0.
+        latent_std: Their deviation likewise; None for 1.
         latent_multiplier: Standardized tokens are multiplied by it; published MAR multiplies raw KL-16 latents by 0.2325.
 
     Raises:
@@ -121,16 +121,19 @@ class MaskedAR(Generator):
         condition_drop: float = 0.1,
         order: Order = "random",
         level_weights: Sequence[float] | None = None,
-        latent_mean: Sequence[float] | None = None,
-        latent_std: Sequence[float] | None = None,
+        latent_mean: ChannelValues | None = None,
+        latent_std: ChannelValues | None = None,
         latent_multiplier: float = 1.0,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
         check_masked_config(self._specs, self.config)
-        self.stages = make_stages([spec.num_tokens for spec in self._specs], order)
+        sizes = [spec.num_tokens for spec in self._specs]
+        self.stages = make_stages(sizes, order)
         token_dim = self._specs[0].dim
-        self.standardize = LatentStandardizer(token_dim, latent_mean, latent_std, multiplier=latent_multiplier)
+        self.standardize = LatentStandardizer(
+            token_dim, latent_mean, latent_std, multiplier=latent_multiplier, level_sizes=sizes
+        )
         self.prefix = ConditionPrefix(
             encoder_dim,
             num_classes=num_classes,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.losses.teachers import timm_network
+from hiergen.nn.precision import without_autocast
 
 
 def cosine_hinge_loss(
@@ -36,9 +37,10 @@ def distance_matrix_loss(
     Source:
         VA-VAE, arXiv:2501.01423, "marginal distance matrix similarity loss".
     """
-    features, teacher = (F.normalize(_wide(x), dim=-1) for x in (features, teacher))
-    difference = features @ features.transpose(1, 2) - teacher @ teacher.transpose(1, 2)
-    return F.relu(difference.abs() - margin).mean()
+    with without_autocast(features.device):
+        features, teacher = (F.normalize(_wide(x), dim=-1) for x in (features, teacher))
+        difference = features @ features.transpose(1, 2) - teacher @ teacher.transpose(1, 2)
+        return F.relu(difference.abs() - margin).mean()
 
 
 class PatchTeacher(nn.Module):

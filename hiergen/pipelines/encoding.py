@@ -15,6 +15,7 @@ from hiergen.data.images import ImageSet
 from hiergen.data.pictures import PictureSet, Views, picture_views
 from hiergen.generators.base import Generator
 from hiergen.pyramid import TokenPyramid
+from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
 
 
@@ -41,6 +42,7 @@ def encode_images(
     *,
     flips: bool = False,
     views: Views | None = None,
+    sample_seed: int | None = None,
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda done: None,
 ) -> CodeSet:
@@ -53,27 +55,36 @@ def encode_images(
         flips: The same as `views="flips"`.
         views: "center", "flips" (the mirror image as a second variant of each sample) or "ten_crop" (ten variants; pictures on
             disk only); see `hiergen.data.pictures.picture_views`. Broken pictures on disk are replaced by the next ones.
+        sample_seed: Draw continuous tokens from their posterior, one draw a variant, as LightningDiT's latents are; None takes the
+            mode. The draws depend on this, on the shard and on `batch_size`.
         batch_size: Images a pass.
         progress: Called with the number of images done.
 
     Raises:
-        ValueError: If the folder holds another cache, values leave [-1, 1], or the views need pictures that are not there.
+        ValueError: If the folder holds another cache, values leave [-1, 1], the views need pictures that are not there, or discrete
+            tokens are to be drawn.
     """
     kind: Views = views or ("flips" if flips else "center")
     if isinstance(images, ImageSet) and kind == "ten_crop":
         raise ValueError("views='ten_crop' needs the pictures themselves, got images in memory: set in_memory=False")
+    if sample_seed is not None and any(spec.is_discrete for spec in tokenizer.specs):
+        raise ValueError(
+            f"sample_seed is {sample_seed}, but the tokens of {type(tokenizer).__name__} are discrete: leave it out"
+        )
 
     def encode(start: int, stop: int) -> tuple[list[TokenPyramid], Tensor]:
+        rng = None if sample_seed is None else make_rng(sample_seed, "encode", start)
         if not isinstance(images, ImageSet):
-            return _encode_pictures(tokenizer, images, range(start, stop), kind, batch_size)
+            return _encode_pictures(tokenizer, images, range(start, stop), kind, batch_size, rng)
         chosen = images.images[start:stop]
         variants = [chosen, chosen.flip(-1)] if kind == "flips" else [chosen]
-        pyramids = [encode_batches(tokenizer, variant, batch_size=batch_size) for variant in variants]
+        pyramids = [encode_batches(tokenizer, variant, batch_size=batch_size, rng=rng) for variant in variants]
         return pyramids, images.labels[start:stop]
 
     known: dict[str, object] = {"tokenizer": tokenizer_fingerprint(tokenizer), "data": images.fingerprint}
     # Caches written before there were ten crops keep their fingerprint.
     known |= {"views": kind} if kind == "ten_crop" else {"flips": kind == "flips"}
+    known |= {} if sample_seed is None else {"sample_seed": sample_seed, "batch_size": batch_size}
     return write_codes(
         folder,
         encode,
@@ -85,7 +96,12 @@ def encode_images(
 
 
 def _encode_pictures(
-    tokenizer: Tokenizer, pictures: PictureSet, places: range, kind: Views, batch_size: int
+    tokenizer: Tokenizer,
+    pictures: PictureSet,
+    places: range,
+    kind: Views,
+    batch_size: int,
+    rng: torch.Generator | None,
 ) -> tuple[list[TokenPyramid], Tensor]:
     """Return one pyramid a variant, and the labels, never holding more images than one pass."""
     parts: list[list[TokenPyramid]] = []
@@ -95,7 +111,7 @@ def _encode_pictures(
         read = [pictures.read(place) for place in places[start : start + count]]
         labels += [pictures.source.labels[found] for _, found in read]
         views = torch.stack([picture_views(picture, pictures.size, kind) for picture, _ in read])
-        pyramid = encode_batches(tokenizer, views.flatten(0, 1), batch_size=batch_size)
+        pyramid = encode_batches(tokenizer, views.flatten(0, 1), batch_size=batch_size, rng=rng)
         parts.append([pyramid[variant :: views.shape[1]] for variant in range(views.shape[1])])
     joined = []
     for variant in zip(*parts, strict=True):
@@ -105,8 +121,10 @@ def _encode_pictures(
 
 
 @torch.no_grad()
-def encode_batches(tokenizer: Tokenizer, images: Tensor, *, batch_size: int = 64) -> TokenPyramid:
-    """Return the pyramid of many images, encoded a batch at a time, on the CPU.
+def encode_batches(
+    tokenizer: Tokenizer, images: Tensor, *, batch_size: int = 64, rng: torch.Generator | None = None
+) -> TokenPyramid:
+    """Return the pyramid of many images, encoded a batch at a time, on the CPU; drawn by `rng`, or without one the mode.
 
     Raises:
         ValueError: If the values leave [-1, 1], or are not finite; or if the tokenizer refuses the shape.
@@ -114,7 +132,7 @@ def encode_batches(tokenizer: Tokenizer, images: Tensor, *, batch_size: int = 64
     low, high = torch.aminmax(images)
     if not (low >= -1.001 and high <= 1.001):
         raise ValueError(f"images span {low:.4g} to {high:.4g}, expected values in [-1, 1]: scale with x / 127.5 - 1")
-    parts = [tokenizer.encode(part.to(tokenizer.device)).to("cpu") for part in images.split(batch_size)]
+    parts = [tokenizer.encode(part.to(tokenizer.device), rng=rng).to("cpu") for part in images.split(batch_size)]
     levels = tuple(torch.cat([part.levels[k] for part in parts]) for k in range(len(parts[0])))
     return TokenPyramid(levels, parts[0].specs)
 

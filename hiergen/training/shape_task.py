@@ -13,16 +13,11 @@ from torch import Tensor, nn
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.data.shapes import ShapeDataConfig, open_shapes
 from hiergen.generators.cascade import MaskedCascade, StageChoice
-from hiergen.generators.latent_statistics import LatentStatistics, latent_statistics
 from hiergen.generators.prefix import Condition
 from hiergen.losses.occupancy import shape_tokenizer_losses
-from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.tokenizers.pyramid_vae import PyramidVAE
 from hiergen.training.tasks import Task, TaskConfig
-
-#: Samples whose statistics are taken at once: bounds the memory, not the result.
-_CHUNK = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +161,7 @@ class ShapeGeneratorTask(Task):
         self._condition = config.condition
         self.validation = CodeSet.open(config.validation_codes) if config.validation_codes is not None else None
         if config.standardize:
-            statistics = level_statistics(codes)
+            statistics = codes.level_statistics()
             derived["latent_mean"] = [list(level.mean) for level in statistics]
             derived["latent_std"] = [list(level.std) for level in statistics]
         model = create(config.preset, **{**derived, **config.overrides})
@@ -187,18 +182,6 @@ class ShapeGeneratorTask(Task):
         if self._condition == "image":
             condition = [batch[f"feature_{k}"] for k in range(len(codes.features))]
         return self.generator.loss(codes.pyramid(batch), condition, stages=self._stages, rng=rng)
-
-
-def level_statistics(codes: CodeSet) -> list[LatentStatistics]:
-    """Return mean and deviation of each channel, for every level by itself.
-
-    Raises:
-        ValueError: If a level is discrete.
-    """
-    return [
-        latent_statistics(TokenPyramid((part.flatten(0, 1),), (spec,)) for part in level.split(_CHUNK))
-        for level, spec in zip(codes.levels, codes.specs, strict=True)
-    ]
 
 
 def _start_from(model: MaskedCascade, folder: str) -> None:

@@ -91,16 +91,20 @@ class GeneratorTask(Task):
             return {"samples": self._tokenizer.to(device).decode(pyramid)}
 
 
-#: The generators that standardize tokens by one mean and deviation a channel.
+#: The generators that standardize tokens by their mean and deviation.
 _STANDARDIZING = ("FlowTransformer", "MaskedAR")
 
 
-def _standardization(preset: str, codes: CodeSet) -> dict[str, list[float]]:
+def _standardization(preset: str, codes: CodeSet) -> dict[str, Any]:
     """Return the config entries that standardize the tokens of a cache, none where the preset scales them in its own way."""
     chosen = get_preset(preset)
     says_how = any(name.startswith("latent_") for name in chosen.config)
     if chosen.model not in _STANDARDIZING or says_how or any(spec.is_discrete for spec in codes.specs):
         return {}
+    if chosen.model == "MaskedAR" and len(codes.specs) > 1:
+        # Levels differ: a pooled map varies less than the one it is pooled from.
+        levels = codes.level_statistics()
+        return {"latent_mean": [list(x.mean) for x in levels], "latent_std": [list(x.std) for x in levels]}
     statistics = codes.statistics()
     return {"latent_mean": list(statistics.mean), "latent_std": list(statistics.std)}
 
@@ -117,8 +121,11 @@ def _check_scale(generator: Any, codes: CodeSet) -> None:
     """
     if not hasattr(generator, "standardize"):
         return
-    statistics = codes.statistics()
-    mean, std = (torch.tensor(values)[None, None] for values in (statistics.mean, statistics.std))
+    levels = [(level, spec.num_tokens) for level, spec in zip(codes.level_statistics(), codes.specs, strict=True)]
+    mean, std = (
+        torch.cat([torch.tensor(getattr(level, name)).expand(1, count, -1) for level, count in levels], dim=1)
+        for name in ("mean", "std")
+    )
     centered = generator.standardize(mean)
     # The deviation alone: what one deviation from the mean becomes, less the mean.
     spread = generator.standardize(mean + std) - centered
@@ -128,5 +135,5 @@ def _check_scale(generator: Any, codes: CodeSet) -> None:
         raise ValueError(
             f"the generator's latent statistics give the tokens of this cache a root mean square of {rms:.3g}, expected about 1 "
             f"({low} to {high}): they are another tokenizer's. Leave latent_mean, latent_std and latent_multiplier out of the "
-            f"overrides, or give those of the cache: mean {list(statistics.mean)}, std {list(statistics.std)}"
+            f"overrides, or give those of the cache: {codes.statistics()}"
         )

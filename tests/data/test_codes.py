@@ -40,6 +40,21 @@ def test_written_is_read_and_variants_are_drawn_by_epoch(tmp_path, monkeypatch) 
     assert all(torch.equal(batch[key], again[key]) for key in batch)
 
 
+@pytest.mark.parametrize(("vocab", "dtype"), [(2**15, torch.int16), (2**15 + 1, torch.int32), (2**31 + 1, torch.int64)])
+def test_ids_are_stored_small_and_come_back_whole(vocab, dtype, tmp_path) -> None:
+    specs = (LevelSpec(2, None, 4, vocab),)
+    ids = torch.tensor([[0, vocab - 1], [vocab // 2, 7]])
+
+    def encode(start: int, stop: int) -> tuple[list[TokenPyramid], torch.Tensor]:
+        return [TokenPyramid((ids[start:stop],), specs)], torch.zeros(stop - start, dtype=torch.int64)
+
+    codes = write_codes(tmp_path, encode, num_samples=2, classes=["a"], source="s")
+    assert codes.levels[0].dtype == dtype
+    pyramid = codes.pyramid(codes.batch([(0, 0), (1, 0)], seed=0))
+    assert pyramid.levels[0].dtype == torch.int64
+    assert torch.equal(pyramid.levels[0], ids)
+
+
 def test_a_finished_cache_is_not_encoded_again_and_an_unfinished_one_is_continued(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "SHARD_SAMPLES", 10)
     ranges = []

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hiergen.data.images import center_crop, to_tensor
-from hiergen.data.pictures import FolderPictures, PictureSet, picture_views, random_crop
+from hiergen.data.pictures import FolderPictures, PictureSet, SplitPictures, picture_views, random_crop
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.data.stream import SampleStream, stream_loader
 
@@ -44,6 +44,22 @@ def test_a_folder_on_disk_equals_one_in_memory(folder: Path) -> None:
     before = disk.fingerprint
     gradient(99, 30).save(folder / "ape" / "new.png")
     assert PictureSet(FolderPictures(folder), size=16).fingerprint != before
+
+
+def test_every_third_picture_is_held_out(folder: Path) -> None:
+    whole = open_images(DataConfig(source=str(folder), size=16))
+    for in_memory in (True, False):
+        sides = {
+            split: open_images(DataConfig(source=str(folder), size=16, in_memory=in_memory, split=split, hold_out=3))
+            for split in ("train", "test")
+        }
+        assert [len(sides[split]) for split in ("train", "test")] == [4, 2]
+        assert sides["train"].classes == sides["test"].classes == whole.classes
+        assert sides["train"].fingerprint != sides["test"].fingerprint
+        for split, places in (("train", [1, 2, 4, 5]), ("test", [0, 3])):
+            batch = sides[split].batch([(index, 0) for index in range(len(places))], seed=0)
+            assert torch.equal(batch["image"], whole.images[places])
+            assert torch.equal(batch["label"], whole.labels[places])
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(folder: Path) -> None:
@@ -129,6 +145,12 @@ def test_refusals(folder: Path) -> None:
         open_images(DataConfig(source=str(folder), flip=True))
     with pytest.raises(ValueError, match="only in memory: set in_memory=True"):
         open_images(DataConfig(in_memory=False))
+    with pytest.raises(ValueError, match="hold_out is 3, but 'digits' is not divided that way: leave it at 0"):
+        open_images(DataConfig(hold_out=3))
+    with pytest.raises(ValueError, match="hold_out is 1 for 6 pictures, expected at least 2"):
+        open_images(DataConfig(source=str(folder), hold_out=1))
+    with pytest.raises(ValueError, match="split is 'val', expected 'train' or 'test'"):
+        SplitPictures(FolderPictures(folder), split="val", hold_out=2)
     for changes, message in (
         ({"crop": "left"}, "crop is 'left'"),
         ({"min_crop": 0.0}, r"min_crop is 0\.0, expected above 0"),

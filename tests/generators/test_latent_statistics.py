@@ -36,6 +36,19 @@ def test_standardize_and_back() -> None:
     assert not module.state_dict()
 
 
+def test_statistics_by_level_serve_all_levels_and_the_first_ones() -> None:
+    mean, std = [[1.0, 0.0], [-1.0, 10.0]], [[0.5, 2.0], [4.0, 1.0]]
+    module = LatentStandardizer(2, mean, std, multiplier=3.0, level_sizes=[1, 2])
+    tokens = torch.tensor([[[2.0, 4.0], [3.0, 11.0], [-5.0, 10.0]]])
+    expected = torch.tensor([[[6.0, 6.0], [3.0, 3.0], [-3.0, 0.0]]])
+    torch.testing.assert_close(module(tokens), expected)
+    torch.testing.assert_close(module.inverse(expected), tokens)
+    torch.testing.assert_close(module(tokens[:, :1]), expected[:, :1])
+    # One of the two may still hold for all levels.
+    shared = LatentStandardizer(2, mean, [1.0, 2.0], level_sizes=[1, 2])
+    torch.testing.assert_close(shared(tokens), torch.tensor([[[1.0, 2.0], [4.0, 0.5], [-4.0, 0.0]]]))
+
+
 def test_statistics_survive_a_cast() -> None:
     mean = LatentStandardizer(1, [1 / 3], [1.0]).bfloat16().inverse(torch.zeros(1, 1, 1))
     assert float(mean) == pytest.approx(1 / 3, rel=1e-7)
@@ -52,5 +65,8 @@ def test_refusals() -> None:
     for bad in (0.0, float("nan")):
         with pytest.raises(ValueError, match="expected positive numbers"):
             LatentStatistics((0.0,), (bad,))
+    for bad in ([[0.0]], [[0.0], [0.0], [0.0]], [[0.0], 0.0]):
+        with pytest.raises(ValueError, match=r"latent_mean holds . entries, expected a number a channel or 2 lists"):
+            LatentStandardizer(1, bad, None, level_sizes=[1, 4])
     with pytest.raises(ValueError, match="have 2 channels, the level specs 3"):
         LatentStandardizer(3, [0.0, 0.0], [1.0, 1.0])

@@ -48,6 +48,12 @@ def test_half_precision_is_widened() -> None:
     teacher = torch.randn(2, 4, 3)
     assert cosine_hinge_loss(teacher.bfloat16(), teacher, margin=0.0).dtype == torch.float32
     assert distance_matrix_loss(teacher.bfloat16(), teacher, margin=0.0).dtype == torch.float32
+    features = torch.randn(2, 4, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for loss in (cosine_hinge_loss, distance_matrix_loss):
+            inside = loss(features, teacher, margin=0.1)
+            with torch.autocast("cpu", enabled=False):
+                assert torch.equal(inside, loss(features, teacher, margin=0.1))
 
 
 def test_teacher_is_frozen_and_drops_its_class_token() -> None:

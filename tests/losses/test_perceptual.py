@@ -182,6 +182,8 @@ def test_logits_and_mixtures() -> None:
     first.requires_grad_()
     value = mix(first, second)
     torch.testing.assert_close(value, 0.25 * logits(first, second) + 0.75 * mix.distances[1](first, second))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mix(first, second), value)
     (gradient,) = torch.autograd.grad(value.sum(), first)
     assert float(gradient.abs().sum()) > 0
     for weights in ([1.0], [0.0, 0.0], [2.0, -1.0]):

@@ -33,6 +33,28 @@ def test_a_generator_gets_the_statistics_of_its_codes_and_keeps_them(codes, tmp_
     assert again.config["latent_std"] == list(codes.statistics().std)
 
 
+def test_a_generator_of_several_levels_standardizes_each_by_itself(tmp_path) -> None:
+    specs = (LevelSpec(1, (1, 1), 8), LevelSpec(4, (2, 2), 8))
+    rng = torch.Generator().manual_seed(0)
+    # The coarse level varies a tenth as much, about another mean.
+    levels = 0.1 * torch.randn(64, 1, 8, generator=rng) + 5, torch.randn(64, 4, 8, generator=rng)
+
+    def encode(start: int, stop: int) -> tuple[list[TokenPyramid], torch.Tensor]:
+        pyramid = TokenPyramid(tuple(level[start:stop] for level in levels), specs)
+        return [pyramid], torch.arange(start, stop) % 2
+
+    write_codes(tmp_path / "codes", encode, num_samples=64, classes=["a", "b"], source="s")
+    generator = GeneratorTaskConfig(preset="mar-tiny-levels", codes=str(tmp_path / "codes")).build().generator
+    generator.save_pretrained(tmp_path / "model")
+    again = type(generator).from_pretrained(tmp_path / "model")
+    standardized = again.standardize(torch.cat(levels, dim=1))
+    for level in (standardized[:, :1], standardized[:, 1:]):
+        torch.testing.assert_close(level.flatten(0, 1).mean(0), torch.zeros(8), atol=1e-4, rtol=0)
+        torch.testing.assert_close(level.flatten(0, 1).std(0), torch.ones(8), atol=1e-4, rtol=0)
+    # What a level generates comes back on the level's own scale.
+    torch.testing.assert_close(again.standardize.inverse(standardized[:, :1]), levels[0])
+
+
 def test_overrides_and_presets_that_scale_go_before_the_statistics(codes, tmp_path) -> None:
     folder = str(tmp_path / "codes")
     given = {"latent_mean": [1.0, 2.0], "latent_std": [3.0, 4.0]}

@@ -21,7 +21,6 @@ from hiergen.training.loop import fit
 from hiergen.training.shape_task import (
     ShapeGeneratorTaskConfig,
     ShapeTokenizerTaskConfig,
-    level_statistics,
     num_ordered_points,
 )
 
@@ -113,7 +112,7 @@ def test_statistics_of_each_level_come_from_the_cache(codes) -> None:
     task = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes)).build()
     cached = task.dataset
     assert cached.levels[0].shape == (8, 2, 3, 4)
-    for k, (level, statistics) in enumerate(zip(cached.levels, level_statistics(cached), strict=True)):
+    for k, (level, statistics) in enumerate(zip(cached.levels, cached.level_statistics(), strict=True)):
         rows = level.reshape(-1, 4).double()
         assert torch.allclose(torch.tensor(statistics.mean, dtype=torch.float64), rows.mean(0))
         assert torch.allclose(torch.tensor(statistics.std, dtype=torch.float64), rows.std(0))

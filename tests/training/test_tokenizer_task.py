@@ -127,6 +127,16 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(monkeypatch) -> None:
         assert float(a.abs().sum()) > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_under_autocast_stays_near_float32(dtype: torch.dtype, assert_near_float32) -> None:
+    torch.manual_seed(0)
+    perceptual = PerceptualConfig(network="squeeze", jitter=2, weights="random")
+    task = dataclasses.replace(FULL, perceptual=perceptual, codebook=None).build()
+    task.players["discriminator"].eval()
+    task.begin_step(16)
+    assert_near_float32(task, dtype)
+
+
 def test_the_discriminator_waits_and_only_the_tokenizer_is_averaged(tmp_path) -> None:
     result = fit(run(FULL, str(tmp_path / "run")), cpu=True)
     first, last = result.log[0], result.log[-1]

@@ -102,6 +102,15 @@ def test_the_loss_is_va_vaes_by_plain_statements() -> None:
     torch.testing.assert_close(early["loss"], loss - gan * adversarial)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_under_autocast_stays_near_float32(dtype: torch.dtype, assert_near_float32) -> None:
+    torch.manual_seed(0)
+    task = CONFIG.build()
+    task.players["discriminator"].eval()
+    task.begin_step(16)
+    assert_near_float32(task, dtype)
+
+
 def test_alignment_is_optional_and_a_run_trains_with_it(tmp_path) -> None:
     off = dataclasses.replace(CONFIG, vae=VAEConfig(), perceptual=None, adversarial=None)
     task = off.build()

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hiergen.training.task import Task
+
+#: What the loop's scaler does to float16 losses, at a scale that sums over an image survive.
+LOSS_SCALE = {torch.float16: 16.0}
+
+
+def training_step(task: Task, images: Tensor, dtype: torch.dtype | None) -> dict[str, tuple[dict[str, Tensor], Tensor]]:
+    """Return each player's terms and all its gradients in one vector; under autocast if there is a dtype."""
+    found, scale = {}, LOSS_SCALE.get(dtype, 1.0)
+    for name, player in task.players.items():
+        with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            terms = task.losses(name, {"image": images}, torch.Generator().manual_seed(3))
+        player.zero_grad()
+        (scale * terms["loss"]).backward()
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in player.parameters()]
+        found[name] = terms, torch.cat([gradient.flatten() for gradient in gradients]) / scale
+    return found
+
+
+@pytest.fixture
+def assert_near_float32() -> Callable[[Task, torch.dtype], None]:
+    """A check of a training step under autocast: terms in float32 and finite gradients, both near those of float32."""
+
+    def check(task: Task, dtype: torch.dtype) -> None:
+        images = task.dataset.batch([(index, 0) for index in range(4)], seed=0)["image"]
+        full, half = training_step(task, images, None), training_step(task, images, dtype)
+        for player, (terms, gradient) in half.items():
+            for name, term in terms.items():
+                assert term.dtype == torch.float32, name
+                torch.testing.assert_close(term, full[player][0][name], rtol=0.02, atol=0.002, msg=name)
+            assert gradient.isfinite().all()
+            error = (gradient - full[player][1]).norm() / full[player][1].norm()
+            assert error < 0.05, (player, error)
+
+    return check
