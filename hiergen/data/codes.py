@@ -80,8 +80,7 @@ class CodeSet(Dataset):
 
     def pyramid(self, batch: dict[str, Tensor]) -> TokenPyramid:
         """Return the pyramid of what `batch` returned, ids in int64."""
-        levels = (batch[f"level_{k}"] for k in range(len(self.specs)))
-        return TokenPyramid(tuple(x if x.is_floating_point() else x.long() for x in levels), self.specs)
+        return TokenPyramid(tuple(_wide(batch[f"level_{k}"]) for k in range(len(self.specs))), self.specs)
 
     def statistics(self) -> LatentStatistics:
         """Return mean and deviation of each channel over all tokens of all levels: what a generator standardizes them with.
@@ -91,7 +90,7 @@ class CodeSet(Dataset):
         """
         starts = range(0, len(self), SHARD_SAMPLES)
         return latent_statistics(
-            TokenPyramid(tuple(level[i : i + SHARD_SAMPLES].flatten(0, 1) for level in self.levels), self.specs)
+            TokenPyramid(tuple(_wide(level[i : i + SHARD_SAMPLES]).flatten(0, 1) for level in self.levels), self.specs)
             for i in starts
         )
 
@@ -102,7 +101,9 @@ class CodeSet(Dataset):
             ValueError: If a level is discrete.
         """
         return [
-            latent_statistics(TokenPyramid((part.flatten(0, 1),), (spec,)) for part in level.split(SHARD_SAMPLES))
+            latent_statistics(
+                TokenPyramid((_wide(part).flatten(0, 1),), (spec,)) for part in level.split(SHARD_SAMPLES)
+            )
             for level, spec in zip(self.levels, self.specs, strict=True)
         ]
 
@@ -204,6 +205,11 @@ def _write_shard(
     with atomic_path(path) as temporary:
         save_file({**tensors, "label": labels.cpu()}, temporary)
     return specs
+
+
+def _wide(level: Tensor) -> Tensor:
+    """Return ids in the type that pyramids have; tokens as they are."""
+    return level if level.is_floating_point() else level.long()
 
 
 def _compact(level: Tensor, vocab_size: int | None) -> Tensor:
