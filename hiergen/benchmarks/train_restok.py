@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from diffusers.training_utils import EMAModel
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hiergen.benchmarks.timing import check_kind, choose_device, describe_machine
 from hiergen.losses.perceptual import LPIPSNetwork
 from hiergen.losses.teachers import TeacherName
+from hiergen.training.average import Average
 from hiergen.training.codebook_health import CodebookConfig
 from hiergen.training.config import OptimConfig
 from hiergen.training.optim import make_optimizer
@@ -112,7 +112,7 @@ class _Step:
             module.to(device).train()
         optim = OptimConfig()
         self._optimizers = {name: make_optimizer(module, optim) for name, module in self.task.players.items()}
-        self._average = EMAModel(list(self.task.model.parameters()), decay=0.9999, foreach=True)
+        self._average = Average(self.task.model.parameters(), decay=0.9999)
         self._rng = torch.Generator(device).manual_seed(settings.seed)
 
     def __call__(self, mark: Callable[[str], None] = lambda part: None) -> None:
