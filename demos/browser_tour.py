@@ -36,13 +36,12 @@ FLAGS = (
 )
 #: Width and height of the window, in pixels: a desk and a telephone.
 WINDOWS = {"desktop": (1280, 1000), "mobile": (390, 844)}
-PATIENCE = 90.0
 
 
 class Visitor:
     """Somebody in front of the page."""
 
-    def __init__(self, url: str, out: Path, window: str, folder: Path) -> None:
+    def __init__(self, url: str, out: Path, window: str, folder: Path, *, patience: float) -> None:
         width, height = WINDOWS[window]
         options = Options()
         for flag in (*FLAGS, f"window-size={width},{height}", f"user-data-dir={folder / window}"):
@@ -53,13 +52,14 @@ class Visitor:
         device = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": window == "mobile"}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
         self.url, self.out, self.window, self.folder = url, out, window, folder
+        self.patience = patience
 
     def find(self, selector: str) -> Any:
         return self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, selector), selector)[0]
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
         """Return the first true value of a condition."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self.patience
         while time.monotonic() < until:
             try:
                 if found := condition():
@@ -69,7 +69,7 @@ class Visitor:
                     raise
             time.sleep(0.1)
         self.keep("failed")
-        raise SystemExit(f"{self.window}: {what} did not come within {PATIENCE:g} s")
+        raise SystemExit(f"{self.window}: {what} did not come within {self.patience:g} s")
 
     def keep(self, name: str) -> None:
         """Save a picture of the whole page."""
@@ -114,6 +114,26 @@ class Visitor:
         found = self.driver.find_elements(By.CSS_SELECTOR, f"#{name} img")
         return found[0].get_attribute("src") if found else ""
 
+    def choices(self, name: str) -> list[str]:
+        """Return the words of a menu."""
+        components = self.driver.execute_script("return window.gradio_config.components")
+        (menu,) = [part for part in components if part["props"].get("elem_id") == name]
+        return [word for word, _ in menu["props"]["choices"]]
+
+    def choose(self, name: str, word: str) -> None:
+        """Choose a word of a menu."""
+        self.click(f"#{name} input")
+
+        def press() -> bool:
+            options = self.driver.find_elements(By.CSS_SELECTOR, "ul[role=listbox] li")
+            next(option for option in options if word in option.text).click()
+            return True
+
+        self.wait(press, f"{word} in the menu {name}")
+
+    def is_shown(self, selector: str) -> bool:
+        return any(part.is_displayed() for part in self.driver.find_elements(By.CSS_SELECTOR, selector))
+
     def text(self, name: str) -> str:
         return self.find(f"#{name}").text
 
@@ -123,7 +143,7 @@ def reconstruct(visitor: Visitor) -> None:
     visitor.wait(lambda: visitor.picture("reconstruct-shown"), "the first picture")
     print(f"{visitor.window}: first picture {time.monotonic() - started:.1f} s after the page was opened")
     before = visitor.picture("reconstruct-shown")
-    visitor.click(".examples .gallery-item:nth-child(9) button")
+    visitor.click("#reconstruct-examples .gallery-item:nth-child(9) button")
     visitor.wait(lambda: visitor.picture("reconstruct-shown") not in ("", before), "the picture of another digit")
     visitor.wait(lambda: "PSNR" in visitor.text("reconstruct-numbers"), "the table")
     visitor.keep("reconstruct")
@@ -140,11 +160,13 @@ def upload(visitor: Visitor) -> None:
     gradient.convert("RGB").save(good)
     bad.write_bytes(b"\x89PNG\r\n\x1a\n but not for long")
     before = visitor.picture("reconstruct-shown")
-    visitor.find(".upload input[type=file]").send_keys(str(good))
+    visitor.find("#reconstruct-upload input[type=file]").send_keys(str(good))
     visitor.wait(lambda: visitor.picture("reconstruct-shown") not in ("", before), "the picture of the upload")
     visitor.keep("upload")
-    visitor.click(".upload button[aria-label='Clear'], .upload button[aria-label='Remove this file']")
-    visitor.find(".upload input[type=file]").send_keys(str(bad))
+    visitor.click(
+        "#reconstruct-upload button[aria-label='Clear'], #reconstruct-upload button[aria-label='Remove this file']"
+    )
+    visitor.find("#reconstruct-upload input[type=file]").send_keys(str(bad))
     said = visitor.wait(lambda: visitor.find(".toast-body").text, "an answer to a broken picture")
     if "cannot be read" not in said and "no PNG" not in said:
         raise SystemExit(f"a broken picture is answered with {said!r}")
@@ -166,12 +188,28 @@ def generate(visitor: Visitor) -> None:
 
 def shapes(visitor: Visitor) -> None:
     visitor.open_tab("Shapes")
+    make_shape(visitor, "shapes" if visitor.is_shown("#shapes-class") else "shapes-picture")
+    for title in visitor.choices("shapes-model")[1:]:
+        shape_of_a_view(visitor, title)
+
+
+def shape_of_a_view(visitor: Visitor, title: str) -> None:
+    visitor.choose("shapes-model", title)
+    visitor.wait(lambda: not visitor.is_shown("#shapes-class"), "the menu of classes going away")
+    before = visitor.picture("shapes-seen")
+    visitor.click("#shapes-examples .gallery-item:nth-child(2) button")
+    visitor.wait(lambda: visitor.picture("shapes-seen") not in ("", before), "another view")
+    make_shape(visitor, "shapes-picture")
+
+
+def make_shape(visitor: Visitor, name: str) -> None:
     visitor.click("#shapes-start")
+    visitor.wait(lambda: visitor.text("shapes-status").startswith("Step"), "the first step")
     visitor.wait(lambda: visitor.text("shapes-status").startswith("Done"), "the end of generating")
     visitor.find("#shapes-fine canvas")
     # The viewer draws when it likes.
     time.sleep(3)
-    visitor.keep("shapes")
+    visitor.keep(name)
 
 
 def video(visitor: Visitor) -> None:
@@ -188,10 +226,9 @@ def compare(visitor: Visitor) -> None:
     visitor.keep("compare")
 
 
-def tour(url: str, out: Path, window: str, folder: Path, login: str | None) -> None:
-    visitor = Visitor(url, out, window, folder)
+def tour(visitor: Visitor, login: str | None) -> None:
     try:
-        visitor.driver.get(url)
+        visitor.driver.get(visitor.url)
         if login is not None:
             name, _, password = login.partition(":")
             for selector, value in (("input:not([type=password])", name), ("input[type=password]", password)):
@@ -208,13 +245,13 @@ def tour(url: str, out: Path, window: str, folder: Path, login: str | None) -> N
             if title in tabs:
                 visit(visitor)
         width = visitor.driver.execute_script("return document.documentElement.scrollWidth")
-        if width > WINDOWS[window][0]:
-            raise SystemExit(f"{window}: the page is {width} pixels wide, wider than its window")
+        if width > WINDOWS[visitor.window][0]:
+            raise SystemExit(f"{visitor.window}: the page is {width} pixels wide, wider than its window")
         errors = [entry["message"] for entry in visitor.driver.get_log("browser") if entry["level"] == "SEVERE"]
         # The viewer of meshes asks for WebGPU first and says aloud that there is none.
         if errors := [text for text in errors if "WebGPU" not in text]:
-            raise SystemExit(f"{window}: the browser's console holds {errors}")
-        print(f"{window}: {', '.join(sorted(tabs))} answered")
+            raise SystemExit(f"{visitor.window}: the browser's console holds {errors}")
+        print(f"{visitor.window}: {', '.join(sorted(tabs))} answered")
     finally:
         visitor.driver.quit()
 
@@ -225,12 +262,14 @@ def main() -> None:
     parser.add_argument("--out", default="tour", help="folder for the pictures")
     parser.add_argument("--login", help="name:password, where the demo asks for them")
     parser.add_argument("--windows", nargs="+", default=list(WINDOWS), choices=list(WINDOWS))
+    parser.add_argument("--patience", type=float, default=90.0, help="seconds to wait for what must come")
     options = parser.parse_args()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for window in options.windows:
-            tour(options.url, out, window, Path(folder), options.login)
+            visitor = Visitor(options.url, out, window, Path(folder), patience=options.patience)
+            tour(visitor, options.login)
 
 
 if __name__ == "__main__":

@@ -1,70 +1,95 @@
 """Make a quickstart's result a model that comes with the package: half precision, a card, and what the demo says about it.
 
-    python demos/ship_models.py quickstart
-    python demos/ship_models.py quickstart-hieratok --num-steps 10
+    python demos/ship_models.py quickstart --threads 1
+    python demos/ship_models.py quickstart-shapes
+    python demos/ship_models.py quickstart-shapes --pipeline image_pipeline
+    python demos/ship_models.py quickstart-video --num-steps 10
 
-The numbers of the card are measured here, on the files that are shipped.
+The numbers of the card are measured here, on the files that are shipped; the command is put together from the run's report.
 """
 
 import argparse
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hiergen.config import to_json
 from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
+from hiergen.data.moving_digits import moving_digits
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
+from hiergen.data.shape_renders import ViewSettings, render_views
 from hiergen.data.shapes import TEST_OFFSET, open_shapes
 from hiergen.data.surface_extraction import ExtractionSettings
+from hiergen.data.videos import from_uint8
 from hiergen.demo.library import NOTES_FILE, PACKAGED, load_model
+from hiergen.demo.pictures import open_view
 from hiergen.files import atomic_directory, write_json, write_text
 from hiergen.metrics.classifiers import LabelClassifier
+from hiergen.metrics.clip_classifiers import FrameJudge
 from hiergen.metrics.pixel import psnr
+from hiergen.metrics.video import compare_videos
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pipelines.shape import decode_meshes
 from hiergen.pipelines.shape_encoding import cloud_config, encode_clouds
+from hiergen.quickstart.settings import QuickstartSettings
 from hiergen.quickstart.shape_scores import generation_scores, reconstruction_scores
+from hiergen.quickstart.shapes import ShapesQuickstartSettings
+from hiergen.quickstart.videos import VideoQuickstartSettings
 from hiergen.seeding import make_rng
 
-DIGITS = (
-    "scikit-learn's handwritten digits (1,442 training images of 8x8 enlarged to 32x32; UCI Optical Recognition of "
-    "Handwritten Digits, Alpaydin and Kaynak, CC BY 4.0)"
+DIGITS = "scikit-learn's handwritten digits ({images}; UCI Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, CC BY 4.0)"
+ENLARGED = DIGITS.format(images="1,442 training images of 8x8 enlarged to 32x32")
+MOVING = (
+    "{count:,} clips of one moving digit each, made by `hiergen.data.moving_digits` from the training images of "
+    + DIGITS.format(images="8x8, enlarged")
 )
-#: Folder by tokenizer; their order is that of the demo's menus.
-FOLDERS = {"restok-tiny": "digits-1d", "hieratok-tiny": "digits-2d", "pyramid-vae-tiny": "shapes"}
-SHAPES = "procedural furniture and household shapes made by `hiergen.data.procedural_shapes`, {count} training shapes"
+SHAPES = "{count:,} procedural shapes of {classes} classes of furniture and household things, made by `hiergen.data.procedural_shapes`"
+#: The commands that write a run, by the settings that its report holds.
+COMMANDS: dict[str, tuple[str, type[Any]]] = {
+    "QuickstartSettings": ("hiergen quickstart", QuickstartSettings),
+    "ShapesQuickstartSettings": ("hiergen quickstart-shapes", ShapesQuickstartSettings),
+    "VideoQuickstartSettings": ("hiergen quickstart-video", VideoQuickstartSettings),
+}
+#: Settings that change nothing about the weights.
+WITHOUT_EFFECT = ("kind", "out", "seed", "num_generated", "num_test", "depth", "num_workers", "densities")
+
+Measured = tuple[list[str], str]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder that a quickstart wrote")
+    parser.add_argument("--pipeline", default="pipeline", help="which of its pipelines")
     parser.add_argument("--num-steps", type=int, help="steps of the generator, where other than the quickstart's")
+    parser.add_argument("--threads", type=int, help="threads that it ran on, where its report does not say")
     options = parser.parse_args()
     run = Path(options.run)
     report = json.loads((run / "report.json").read_text())
+    report.setdefault("threads", options.threads)
     sampling = {**report["sampling"], **({"num_steps": options.num_steps} if options.num_steps else {})}
-    is_shapes = "tokenizer_samples" in report["settings"]
-    tokenizer, generator = report["settings"]["tokenizer"], report["settings"]["generator"]
-    folder = PACKAGED / FOLDERS[tokenizer]
+    pipeline = from_pretrained(str(run / options.pipeline)).to(torch.float16)
+    kind = KINDS[type(pipeline).__name__]
+    folder = PACKAGED / kind.folder(report["settings"])
     with atomic_directory(folder) as temporary:
-        from_pretrained(str(run / "pipeline")).to(torch.float16).save_pretrained(temporary)
-    measured, about = measure_shapes(folder, report, sampling) if is_shapes else measure_digits(folder, sampling)
-    title = f"{'Shapes' if is_shapes else 'Digits'}: {tokenizer} + {generator}"
-    classes = list(PROCEDURAL_CLASSES) if is_shapes else [str(digit) for digit in range(10)]
-    examples = "" if is_shapes else "digits"
-    notes = {"title": title, "about": about, "classes": classes, "sampling": sampling, "examples": examples}
+        pipeline.save_pretrained(temporary)
+    measured, about = kind.measure(folder, report["settings"], sampling)
+    tokenizer, generator = report["settings"]["tokenizer"], report["settings"]["generator"]
+    title = f"{kind.title}: {tokenizer} + {generator}"
+    notes = {"title": title, "about": about, "classes": list(kind.classes), "sampling": sampling}
     write_json(folder / NOTES_FILE, notes)
-    write_text(folder / "README.md", card(title, report, sampling, measured, is_shapes=is_shapes))
+    write_text(folder / "README.md", card(title, report, kind.data(report["settings"]), folder, sampling, measured))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB\n{about}")
 
 
 @torch.no_grad()
-def measure_digits(folder: Path, sampling: dict[str, Any]) -> tuple[list[str], str]:
+def measure_digits(folder: Path, settings: dict[str, Any], sampling: dict[str, Any]) -> Measured:
     """Return lines for the card and a sentence for the demo."""
     pipe = load_model(str(folder)).model
     train, test = load_digits("train"), load_digits("test")
@@ -89,38 +114,113 @@ def measure_digits(folder: Path, sampling: dict[str, Any]) -> tuple[list[str], s
 
 
 @torch.no_grad()
-def measure_shapes(folder: Path, report: dict[str, Any], sampling: dict[str, Any]) -> tuple[list[str], str]:
+def measure_shapes(folder: Path, settings: dict[str, Any], sampling: dict[str, Any]) -> Measured:
     """Return lines for the card and a sentence for the demo."""
-    pipe, settings = load_model(str(folder)).model, report["settings"]
+    pipe, seed = load_model(str(folder)).model, settings["seed"]
     count, extraction = len(PROCEDURAL_CLASSES) * 4, ExtractionSettings(depth=settings["depth"])
-    test = [procedural_shape(TEST_OFFSET + number, seed=settings["seed"]).to_mesh() for number in range(count)]
-    train = [procedural_shape(number, seed=settings["seed"]).to_mesh() for number in range(2 * count)]
-    clouds = dataclasses.replace(cloud_config(pipe.tokenizer, "procedural"), split="test", seed=settings["seed"])
-    shapes = open_shapes(dataclasses.replace(clouds, count=count))
-    lines, best = [], 0.0
-    pyramid = encode_clouds(pipe.tokenizer, shapes, range(count))
+    test = [procedural_shape(TEST_OFFSET + number, seed=seed).to_mesh() for number in range(count)]
+    train = [procedural_shape(number, seed=seed).to_mesh() for number in range(2 * count)]
+    clouds = dataclasses.replace(cloud_config(pipe.tokenizer, "procedural"), split="test", seed=seed)
+    pyramid = encode_clouds(pipe.tokenizer, open_shapes(dataclasses.replace(clouds, count=count)), range(count))
+    lines, overlap = [], 0.0
     for levels in range(1, len(pyramid) + 1):
-        scores = reconstruction_scores(decode_meshes(pipe.tokenizer, pyramid.prefix(levels), extraction), test)
-        best = scores["iou"]
-        lines.append(
-            f"- {pyramid.specs[levels - 1].num_tokens} tokens: {json.dumps(scores)} on {count} held-out shapes"
-        )
+        rebuilt = decode_meshes(pipe.tokenizer, pyramid.prefix(levels), extraction)
+        scores = reconstruction_scores(rebuilt, test, seed=seed)
+        overlap = scores["iou"]
+        lines.append(f"- {pyramid.specs[levels - 1].num_tokens} tokens, {count} held-out shapes: {_scores(scores)}")
     labels = [number % len(PROCEDURAL_CLASSES) for number in range(count)]
     meshes = pipe(labels, generator=make_rng(1, "card"), extraction=extraction, **sampling).meshes
-    generation = generation_scores(meshes, test, train)
-    lines.append(f"- generated, {count} shapes: {json.dumps(generation)}")
-    about = f"Trained on procedural shapes of {len(PROCEDURAL_CLASSES)} classes, nothing else. IoU {best:.2f} on held-out shapes."
+    generation = generation_scores(meshes, test, train, seed=seed)
+    lines.append(f"- generated by class, {count} shapes: {json.dumps(generation)}")
+    about = (
+        f"Trained on {settings['num_shapes']:,} procedural shapes of {len(PROCEDURAL_CLASSES)} classes, nothing else. "
+        f"Held-out shapes come back with an IoU of {overlap:.2f}; its samples are rough."
+    )
     return lines, about
 
 
-def card(title: str, report: dict[str, Any], sampling: dict[str, Any], measured: list[str], *, is_shapes: bool) -> str:
+@torch.no_grad()
+def measure_views(folder: Path, settings: dict[str, Any], sampling: dict[str, Any]) -> Measured:
+    """Return lines for the card and a sentence for the demo."""
+    import numpy as np
+
+    pipe, seed = load_model(str(folder)).model, settings["seed"]
+    count, extraction = len(PROCEDURAL_CLASSES) * 4, ExtractionSettings(depth=settings["depth"])
+    test = [procedural_shape(TEST_OFFSET + number, seed=seed).to_mesh() for number in range(count)]
+    views, rng = ViewSettings(num_views=1, size=settings["view_size"]), np.random.default_rng(seed)
+    pictures = [open_view(render_views(mesh, views, rng=rng)[0][0], max_pixels=10**6) for mesh in test]
+    meshes = pipe(pictures, generator=make_rng(1, "card"), extraction=extraction, **sampling).meshes
+    scores = reconstruction_scores(meshes, test, seed=seed)
+    shuffled = reconstruction_scores(meshes[1:] + meshes[:1], test, seed=seed)
+    lines = [
+        f"- generated from a view of each of {count} held-out shapes, against the shape that it shows: {_scores(scores)}",
+        f"- the same against another shape, as a yardstick: {_scores(shuffled)}",
+    ]
+    about = (
+        f"Trained on views of {settings['num_shapes']:,} procedural shapes, nothing else: it wants one object on white, seen "
+        f"from the front. IoU {scores['iou']:.2f} with the held-out shape that a view shows."
+    )
+    return lines, about
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    thresholds = ", ".join(f"F at {name} {value:.3f}" for name, value in scores["f_scores"].items())
+    distance = "no surface" if scores["chamfer"] is None else f"Chamfer {scores['chamfer']:.4f}"
+    return f"IoU {scores['iou']:.3f}, {distance}, {thresholds}; {scores['without_surface']} without a surface"
+
+
+@torch.no_grad()
+def measure_clips(folder: Path, settings: dict[str, Any], sampling: dict[str, Any]) -> Measured:
+    """Return lines for the card and a sentence for the demo."""
+    pipe, seed = load_model(str(folder)).model, settings["seed"]
+    frames, size, _ = pipe.tokenizer.config["video_size"]
+    train = moving_digits("train", settings["num_clips"], num_frames=frames, size=size, seed=seed)
+    test = moving_digits("test", settings["num_test"], num_frames=frames, size=size, seed=seed)
+    real = from_uint8(test.videos)
+    rebuilt = compare_videos(pipe.tokenizer.decode(pipe.tokenizer.encode(real)).clamp(-1, 1), real)
+    labels = [digit for digit in range(10) for _ in range(5)]
+    batches = [labels[k : k + 10] for k in range(0, len(labels), 10)]
+    made = [
+        pipe(batch, generator=make_rng(1, "card", number), output_type="pt", **sampling).frames
+        for number, batch in enumerate(batches)
+    ]
+    judge = FrameJudge(train.videos, train.labels)
+    agreement, _ = judge.accuracy(to_uint8(torch.cat(made)), torch.tensor(labels))
+    yardstick, _ = judge.accuracy(test.videos, test.labels)
+    lines = [
+        f"- tokenizer: {rebuilt['psnr']:.2f} dB on {len(test.labels)} held-out clips",
+        f"- a support vector machine on the frames of real training clips reads {agreement:.0%} of {len(labels)} generated clips, "
+        f"5 a digit, dense attention, as the digit asked for, and {yardstick:.0%} of real held-out clips; chance is 10%",
+    ]
+    about = (
+        f"Trained on {settings['num_clips']:,} clips of moving handwritten digits, nothing else. A classifier reads "
+        f"{agreement:.0%} of its clips as the digit asked for."
+    )
+    return lines, about
+
+
+def command(settings: dict[str, Any], threads: int | None) -> str:
+    """Return the command that trained a model, with every setting that is not the default."""
+    verb, kind = COMMANDS[settings["kind"]]
+    usual = to_json(kind())
+    changed = [
+        f" --{name.replace('_', '-')} {value}"
+        for name, value in settings.items()
+        if name not in WITHOUT_EFFECT and value != usual[name]
+    ]
+    return f"`{verb}{''.join(changed)}`, seed {settings['seed']}" + (
+        f", {threads} CPU thread{'s' * (threads > 1)}" if threads else ""
+    )
+
+
+def card(
+    title: str, report: dict[str, Any], data: str, folder: Path, sampling: dict[str, Any], measured: list[str]
+) -> str:
     """Return a model card."""
-    settings = report["settings"]
-    command = "hiergen quickstart-shapes" if is_shapes else "hiergen quickstart"
-    if not is_shapes and settings["tokenizer"] != "restok-tiny":
-        command += f" --tokenizer {settings['tokenizer']} --generator {settings['generator']}"
-    data = SHAPES.format(count=settings["num_shapes"]) if is_shapes else DIGITS
-    parameters = ", ".join(f"{name} {count:,}" for name, count in report["parameters"].items())
+    parameters = {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in load_model(str(folder)).model.components.items()
+    }
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
         "---",
@@ -132,8 +232,9 @@ def card(title: str, report: dict[str, Any], sampling: dict[str, Any], measured:
         "what its method can do.",
         "## Trained",
         f"- data: {data}",
-        f"- command: `{command}`, seed {settings['seed']} ({versions})",
-        f"- parameters: {parameters}; stored in float16, run in float32",
+        f"- command: {command(report['settings'], report['threads'])} ({versions}); then `demos/ship_models.py`, which also "
+        "measured what follows",
+        f"- parameters: {', '.join(f'{name} {count:,}' for name, count in parameters.items())}; stored in float16, run in float32",
         "## Measured, on these files",
         *measured,
         f"- sampled with `{json.dumps(sampling)}`",
@@ -142,10 +243,57 @@ def card(title: str, report: dict[str, Any], sampling: dict[str, Any], measured:
         "import hiergen",
         "from hiergen.demo.library import PACKAGED",
         "",
-        f'pipe = hiergen.from_pretrained(PACKAGED / "{FOLDERS[settings["tokenizer"]]}")',
+        f'pipe = hiergen.from_pretrained(PACKAGED / "{folder.name}")',
         "```",
     ]
     return "\n".join(lines).replace("\n## ", "\n\n## ").replace("\n# ", "\n\n# ") + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a kind of pipeline is called, knows, and is measured by."""
+
+    title: str
+    classes: tuple[str, ...]
+    folder: Callable[[dict[str, Any]], str]
+    data: Callable[[dict[str, Any]], str]
+    measure: Callable[[Path, dict[str, Any], dict[str, Any]], Measured]
+
+
+def _shapes(settings: dict[str, Any]) -> str:
+    return SHAPES.format(count=settings["num_shapes"], classes=len(PROCEDURAL_CLASSES))
+
+
+NUMERALS = tuple("0123456789")
+#: By the pipeline's class. The order of the folders is that of the demo's menus.
+KINDS = {
+    "ClassToImagePipeline": Kind(
+        "Digits",
+        NUMERALS,
+        lambda settings: "digits-1d" if settings["tokenizer"] == "restok-tiny" else "digits-2d",
+        lambda settings: ENLARGED,
+        measure_digits,
+    ),
+    "ClassToShapePipeline": Kind(
+        "Shapes by class", PROCEDURAL_CLASSES, lambda settings: "shapes-by-class", _shapes, measure_shapes
+    ),
+    "ImageToShapePipeline": Kind(
+        "Shapes by picture",
+        (),
+        lambda settings: "shapes-by-picture",
+        lambda settings: (
+            f"{settings['num_views']} clay views of {settings['view_size']} pixels of each of {_shapes(settings)}"
+        ),
+        measure_views,
+    ),
+    "ClassToVideoPipeline": Kind(
+        "Clips",
+        NUMERALS,
+        lambda settings: "clips",
+        lambda settings: MOVING.format(count=settings["num_clips"]),
+        measure_clips,
+    ),
+}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,13 +78,16 @@ class ImageSet(Dataset):
         return digest.hexdigest()[:16]
 
 
-def read_image(path: str | Path, *, data: bytes | None = None, max_pixels: int | None = None) -> Image.Image:
-    """Return a picture as an RGB PIL image, wholly decoded.
+def read_image(
+    path: str | Path, *, data: bytes | None = None, max_pixels: int | None = None, mode: Literal["RGB", "RGBA"] = "RGB"
+) -> Image.Image:
+    """Return a picture as a PIL image, wholly decoded.
 
     Args:
         path: The file, or what `data` is called in errors.
         data: The bytes of an image file, in place of reading one.
         max_pixels: Larger pictures are refused, before they are decoded; None for `MAX_PIXELS`.
+        mode: "RGB" drops what a picture says about transparency, "RGBA" keeps it.
 
     Raises:
         ValueError: If the file is missing, no image of `FORMATS`, truncated or larger than `max_pixels`; the file is named.
@@ -96,7 +99,7 @@ def read_image(path: str | Path, *, data: bytes | None = None, max_pixels: int |
             with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as picture:
                 if picture.width * picture.height > most:
                     raise ValueError(f"{picture.width}x{picture.height} pixels, at most {most:,} are read")
-                return picture.convert("RGB")
+                return picture.convert(mode)
     except UnidentifiedImageError as error:
         # Pillow's own message holds the address of an object.
         raise ValueError(f"image {str(path)!r} cannot be read: it is no {', '.join(FORMATS)} picture") from error

@@ -23,21 +23,26 @@ MAX_SESSIONS = 200
 INTRODUCTION = """
 # hiergen
 
-Coarse first, then the residual detail: a picture or a shape as **levels of tokens**. Few tokens say roughly what it is, each further level adds detail.
+Coarse first, then the residual detail: a picture, a shape or a clip as **levels of tokens**. Few tokens say roughly what it is, each further level adds detail.
 """
 
-#: Small pictures are shown large and with hard pixels; rows of pictures wrap to the width there is, each with its whole caption.
+#: Small pictures are shown large and with hard pixels; rows of pictures wrap to the width there is, each with its whole caption;
+#: labels stand above pictures, not on them.
 CSS = """
 .pixels img { image-rendering: pixelated; }
+.pixels .image-container { padding-top: 28px; box-sizing: border-box; }
 .pixels .image-frame, .pixels .image-frame img { width: 100%; height: 100%; object-fit: contain; }
-.strip .grid-wrap, .examples .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
-.strip .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
+.strip .grid-wrap, .examples .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; padding-top: 32px !important; }
+.strip .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(140px, 30vw), 190px)) !important; }
 .strip .thumbnail-item { height: auto; aspect-ratio: auto; display: block; }
 .strip .thumbnail-item img { width: 100%; aspect-ratio: 1; }
 .strip .caption-label { position: static; max-width: none; white-space: normal; border: 0; padding: 4px; text-align: center; }
 .examples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; grid-template-rows: none !important; grid-auto-rows: min-content; gap: 4px; }
+.columns-4 .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 .examples .thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; }
 .examples .gallery-item { height: auto; }
+.status { min-height: 3.5em; }
+input[role=listbox] { text-overflow: ellipsis; padding-right: 28px; }
 .prose th, .prose td { word-break: normal; overflow-wrap: normal; }
 .about { opacity: 0.8; font-size: 0.9em; }
 """
@@ -128,7 +133,7 @@ def _theme() -> Any:
 
 
 def _models(library: Library) -> str:
-    lines = ["## Models", "", "| model | weights | trained on, and how good |", "|---|---|---|"]
+    lines = ["## Models", "", "| model | parameters | trained on, and how good |", "|---|---|---|"]
     for title, entry in library.models.items():
         parts = [entry.tokenizer, entry.generator]
         count = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())

@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from hiergen.demo.inputs import add_inputs, choose_image, connect
+from hiergen.demo.inputs import add_model, add_picture, choose_image, connect
 from hiergen.demo.library import Library
 from hiergen.demo.page import Page, picture_files
+from hiergen.demo.pictures import digit_examples
 from hiergen.demo.reconstruct import Reconstruction, reconstruct
 from hiergen.figures import INK, PALETTE
 
@@ -65,7 +66,8 @@ def add_tab(page: Page, library: Library) -> None:
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            inputs = add_inputs(titles)
+            model = add_model(titles, name="compare-model")
+            inputs = add_picture(digit_examples(32)[1], name="compare", label="A held-out digit", example=3)
         with gr.Column(scale=2, min_width=300):
             other = gr.Dropdown(list(titles), value=titles[1], label="Against", elem_id="compare-other")
             first = page.row("Model", name="compare-first")
@@ -73,4 +75,4 @@ def add_tab(page: Page, library: Library) -> None:
             chart = gr.Image(show_label=False, interactive=False, format="png", buttons=["download"])
     table = gr.Markdown(elem_id="compare-table")
     outputs = [inputs.source, first, second, chart, table]
-    connect(page, run, inputs, outputs, api_name="compare", more=[other], busy=first)
+    connect(page, run, model, inputs, outputs, api_name="compare", more=[other], busy=first)

@@ -175,7 +175,7 @@ def add_tab(page: Page, library: Library) -> None:
                 stop = gr.Button("Stop", elem_id="generate-stop", min_width=100)
         with gr.Column(scale=2, min_width=300):
             shown = page.picture("Generated", name="generate-shown", height=360)
-            status = gr.Markdown(elem_id="generate-status")
+            status = gr.Markdown(elem_id="generate-status", elem_classes="status")
             strip = page.row("Level by level, as they were made", name="generate-levels")
     model.input(change, model, [label, guidance, temperature, about], queue=False, api_visibility="private")
     inputs, outputs = [model, label, count, guidance, temperature, seed], [shown, strip, status]

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from hiergen.demo.page import Page, explained
-from hiergen.demo.pictures import digit_examples, open_upload
+from hiergen.demo.pictures import digit_examples, open_upload, open_view, shape_views
 from hiergen.tokenizers.base import Tokenizer
 
 #: What may be uploaded as a picture.
@@ -17,7 +18,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 def choose_image(tokenizer: Tokenizer, upload: bytes | None, example: int, *, max_pixels: int) -> Tensor:
-    """Return the upload, or where there is none the example, as the tokenizer takes it: `(1, 3, h, w)` in [-1, 1].
+    """Return the upload, or where there is none the digit, as the tokenizer takes it: `(1, 3, h, w)` in [-1, 1].
 
     Raises:
         ValueError: If the upload is no picture, or the number names no example.
@@ -26,58 +27,103 @@ def choose_image(tokenizer: Tokenizer, upload: bytes | None, example: int, *, ma
     if upload is not None:
         return open_upload(upload, size=size, max_pixels=max_pixels)
     images, _ = digit_examples(size)
-    if not 0 <= example < len(images):
-        raise ValueError(f"example is {example}, expected 0 to {len(images) - 1}")
+    _check_example(example, len(images))
     return images[example : example + 1]
+
+
+def choose_view(upload: bytes | None, example: int, *, max_pixels: int) -> Image.Image:
+    """Return the upload on a white square, or where there is none the view of a shape.
+
+    Raises:
+        ValueError: If the upload is no picture, or the number names no example.
+        ImportError: If a library for meshes is not installed.
+    """
+    if upload is not None:
+        return open_view(upload, max_pixels=max_pixels)
+    views = shape_views()
+    _check_example(example, len(views))
+    return views[example]
+
+
+def _check_example(example: int, count: int) -> None:
+    if not 0 <= example < count:
+        raise ValueError(f"example is {example}, expected 0 to {count - 1}")
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureInputs:
-    """Gradio's components: menu of models, what the model sees, upload, number of the example, examples."""
+    """Gradio's components: what the model sees, upload, number of the example, examples."""
 
-    model: Any
     source: Any
     upload: Any
     example: Any
     examples: Any
 
 
-def add_inputs(titles: Sequence[str]) -> PictureInputs:
-    """Add them to the page that is being built."""
+def add_model(titles: Sequence[str], *, name: str) -> Any:
+    """Add a menu of models to the page that is being built."""
     import gradio as gr
 
-    model = gr.Dropdown(list(titles), value=titles[0], label="Model", elem_id="model")
-    examples = gr.Gallery(
-        list(digit_examples(32)[1]),
-        label="A held-out digit",
-        columns=5,
-        rows=2,
+    return gr.Dropdown(list(titles), value=titles[0], label="Model", elem_id=name)
+
+
+def add_picture(
+    examples: Sequence[Image.Image], *, name: str, label: str, example: int, columns: int = 5
+) -> PictureInputs:
+    """Add examples, a place for uploads, and the picture as the model sees it to the page that is being built."""
+    import gradio as gr
+
+    gallery = gr.Gallery(
+        list(examples),
+        label=label,
+        columns=columns,
         height="auto",
         object_fit="contain",
         allow_preview=False,
         format="png",
         interactive=False,
         buttons=[],
-        elem_classes=["pixels", "examples"],
+        elem_id=f"{name}-examples",
+        elem_classes=["pixels", "examples", f"columns-{columns}"],
     )
     # As bytes: gradio would leave an empty file behind for each path that it hands over.
     upload = gr.File(
         label="or a picture of yours",
         type="binary",
         file_types=list(PICTURE_SUFFIXES),
-        height=120,
+        height=150,
+        elem_id=f"{name}-upload",
         elem_classes="upload",
     )
     source = gr.Image(
-        label="As the model sees it", interactive=False, format="png", height=180, buttons=[], elem_classes="pixels"
+        label="As the model sees it",
+        interactive=False,
+        format="png",
+        height=180,
+        buttons=[],
+        elem_id=f"{name}-seen",
+        elem_classes="pixels",
     )
-    example = gr.Number(3, label="example", precision=0, visible=False)
-    return PictureInputs(model, source, upload, example, examples)
+    number = gr.Number(example, label="example", precision=0, visible=False)
+    return PictureInputs(source, upload, number, gallery)
+
+
+def picked(inputs: PictureInputs) -> Any:
+    """Return the event of choosing an example, which takes the place of an upload."""
+    import gradio as gr
+
+    def pick(event: gr.SelectData) -> tuple[int, None]:
+        return event.index, None
+
+    return inputs.examples.select(
+        pick, None, [inputs.example, inputs.upload], queue=False, show_progress="hidden", api_visibility="private"
+    )
 
 
 def connect(
     page: Page,
     run: Callable[..., Any],
+    model: Any,
     inputs: PictureInputs,
     outputs: list[Any],
     *,
@@ -91,13 +137,7 @@ def connect(
     """
     import gradio as gr
 
-    def pick(event: gr.SelectData) -> tuple[int, None]:
-        return event.index, None
-
-    picked = inputs.examples.select(
-        pick, None, [inputs.example, inputs.upload], queue=False, show_progress="hidden", api_visibility="private"
-    )
-    values, event = [inputs.model, inputs.upload, inputs.example, *more], {**page.event, "show_progress_on": busy}
-    picked.success(explained(run), values, outputs, api_visibility="private", **event)
-    triggers = [page.blocks.load, inputs.upload.upload, *(part.input for part in (inputs.model, *more))]
+    values, event = [model, inputs.upload, inputs.example, *more], {**page.event, "show_progress_on": busy}
+    picked(inputs).success(explained(run), values, outputs, api_visibility="private", **event)
+    triggers = [page.blocks.load, inputs.upload.upload, *(part.input for part in (model, *more))]
     gr.on(triggers, explained(run), values, outputs, api_name=api_name, **event)

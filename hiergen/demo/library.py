@@ -14,7 +14,7 @@ from hiergen.config import from_json
 from hiergen.generators.flow_transformer import FlowTransformer
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
-from hiergen.pipelines.shape import ClassToShapePipeline
+from hiergen.pipelines.shape import ImageToShapePipeline, ShapePipeline
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.registry import nearest
 from hiergen.tokenizers.base import Tokenizer
@@ -34,14 +34,12 @@ class ModelNotes:
         about: One sentence: trained on what, how good.
         classes: Names of the classes.
         sampling: Settings of the generator, by field.
-        examples: "digits" where the embedded digits are the right pictures to try.
     """
 
     title: str = ""
     about: str = ""
     classes: tuple[str, ...] = ()
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
-    examples: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +66,19 @@ class DemoModel:
     @property
     def is_of_images(self) -> bool:
         """Whether the tokenizer encodes pictures."""
-        others = (ClassToShapePipeline, ClassToVideoPipeline)
+        others = (ShapePipeline, ClassToVideoPipeline)
         return not isinstance(self.model, others) and "image_size" in self.tokenizer.config
 
     @property
+    def is_by_picture(self) -> bool:
+        """Whether it makes shapes from pictures, not from classes."""
+        return isinstance(self.model, ImageToShapePipeline)
+
+    @property
     def num_classes(self) -> int:
+        """How many classes may be asked for; 0 where none can."""
+        if self.is_by_picture:
+            return 0
         return 0 if self.generator is None else int(self.generator.config["num_classes"] or 0)
 
     def class_name(self, label: int) -> str:
@@ -109,7 +115,7 @@ class Library:
 
     def shape_generators(self) -> list[str]:
         """Return the titles of the models that make meshes."""
-        return [title for title, entry in self.models.items() if isinstance(entry.model, ClassToShapePipeline)]
+        return [title for title, entry in self.models.items() if isinstance(entry.model, ShapePipeline)]
 
     def video_generators(self) -> list[str]:
         """Return the titles of the models that make clips, and attend densely or sparsely as they are told."""
@@ -151,7 +157,7 @@ def load_model(path: str, *, device: str = "cpu") -> DemoModel:
         ValueError: If it cannot be loaded or is a generator alone, or its notes are damaged.
     """
     model = from_pretrained(path, dtype=torch.float32)
-    if not isinstance(model, (Tokenizer, ClassToImagePipeline, ClassToShapePipeline, ClassToVideoPipeline)):
+    if not isinstance(model, (Tokenizer, ClassToImagePipeline, ShapePipeline, ClassToVideoPipeline)):
         raise ValueError(
             f"{path!r} holds a {type(model).__name__}; the demo shows tokenizers, and pipelines of a tokenizer and a generator"
         )

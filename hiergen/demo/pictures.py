@@ -13,12 +13,19 @@ from torch import Tensor
 
 from hiergen.data.digits import load_digits
 from hiergen.data.images import center_crop, read_image, to_pictures, to_tensor
+from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
+from hiergen.data.shape_renders import render_mesh
+from hiergen.data.shapes import TEST_OFFSET
 from hiergen.pyramid import LevelSpec
 
 #: Side of the square that stands for a token, in pixels.
 CELL = 12
 #: Tokens of a level without a grid, in a row.
 ROW = 16
+#: Larger pictures of objects are made smaller: no image encoder reads more.
+VIEW_SIZE = 512
+#: Where the example views of shapes are seen from, in radians: azimuth and elevation.
+VIEWPOINT = (0.0, math.radians(15))
 #: Colors of neighboring ids differ by this share of the color circle, the golden ratio: any few ids are far apart.
 _TURN = 0.618033988749895
 
@@ -29,7 +36,7 @@ def open_upload(data: bytes, *, size: int, max_pixels: int) -> Tensor:
     Raises:
         ValueError: If it is no picture, is damaged, or has more than `max_pixels` pixels (before any is decoded).
     """
-    picture = read_image("upload", data=data, max_pixels=max_pixels)
+    picture = read_image("your file", data=data, max_pixels=max_pixels)
     # Cameras store sideways pictures with a note on how to hold them.
     return to_tensor(center_crop(ImageOps.exif_transpose(picture), size))[None]
 
@@ -41,6 +48,32 @@ def digit_examples(size: int) -> tuple[Tensor, list[Image.Image]]:
     chosen = torch.cat([torch.where(digits.labels == label)[0][:1] for label in range(len(digits.classes))])
     images = digits.images[chosen]
     return images, to_pictures(images)
+
+
+def open_view(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Return an uploaded picture of an object on a white square, of at most `VIEW_SIZE` pixels a side.
+
+    Raises:
+        ValueError: As `open_upload`.
+    """
+    picture = ImageOps.exif_transpose(read_image("your file", data=data, max_pixels=max_pixels, mode="RGBA"))
+    picture.thumbnail((VIEW_SIZE, VIEW_SIZE))
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square.convert("RGB")
+
+
+@functools.lru_cache(maxsize=1)
+def shape_views(size: int = 128) -> list[Image.Image]:
+    """Return a view of a held-out procedural shape of each class.
+
+    Raises:
+        ImportError: If a library for meshes is not installed.
+    """
+    azimuth, elevation = VIEWPOINT
+    shapes = [procedural_shape(TEST_OFFSET + number) for number in range(len(PROCEDURAL_CLASSES))]
+    return [Image.fromarray(render_mesh(shape.to_mesh(), size, azimuth, elevation)) for shape in shapes]
 
 
 def draw_tokens(tokens: Tensor, spec: LevelSpec) -> Image.Image:

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images import to_pictures
-from hiergen.demo.inputs import add_inputs, choose_image, connect
+from hiergen.demo.inputs import add_model, add_picture, choose_image, connect
 from hiergen.demo.library import Library
 from hiergen.demo.page import Page, picture_files
-from hiergen.demo.pictures import difference, draw_tokens
+from hiergen.demo.pictures import difference, digit_examples, draw_tokens
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pyramid import LevelSpec
@@ -124,7 +124,8 @@ def add_tab(page: Page, library: Library) -> None:
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            inputs = add_inputs(titles)
+            model = add_model(titles, name="reconstruct-model")
+            inputs = add_picture(digit_examples(32)[1], name="reconstruct", label="A held-out digit", example=3)
         with gr.Column(scale=2, min_width=300):
             shown = page.picture("From these levels", name="reconstruct-shown")
             level = gr.Slider(1, 5, value=5, step=1, label="Levels read", elem_id="reconstruct-level")
@@ -139,6 +140,7 @@ def add_tab(page: Page, library: Library) -> None:
     connect(
         page,
         run,
+        model,
         inputs,
         [inputs.source, shown, level, steps, added, codes, numbers],
         api_name="reconstruct",

@@ -1,4 +1,4 @@
-"""Tab "Shapes": meshes of a class, the coarse level beside all of them."""
+"""Tab "Shapes": meshes of a class or from a picture, the coarse level beside all of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ import torch
 
 from hiergen.data.surface_extraction import ExtractionSettings, save_mesh
 from hiergen.demo.generate import MAX_SEED
+from hiergen.demo.inputs import add_model, add_picture, choose_view, picked
 from hiergen.demo.library import DemoModel, Library
-from hiergen.demo.page import Page, explained
+from hiergen.demo.page import Page, explained, picture_files
+from hiergen.demo.pictures import shape_views
 from hiergen.demo.steps import stream_steps
 from hiergen.pipelines.shape import decode_meshes
 from hiergen.pyramid import TokenPyramid
 
 if TYPE_CHECKING:
     import trimesh
+    from PIL import Image
 
 #: Depths of the grid that a visitor may ask for: 33 to 129 nodes an axis.
 DEPTHS = (5, 6, 7)
+#: Color of the meshes, RGBA of 255.
+CLAY = (86, 122, 184, 255)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +35,15 @@ class ShapeRequest:
     """What is asked for.
 
     Attributes:
-        label: Class, from 0.
+        label: Class, from 0; read by a model of classes.
+        picture: Of an object, square, on white; read by a model of pictures.
         guidance_scale: 1 is no guidance.
         seed: Of everything random.
         depth: The meshes come from a grid of `2 ** depth + 1` nodes an axis.
     """
 
-    label: int
+    label: int = 0
+    picture: Image.Image | None = None
     guidance_scale: float = 2.0
     seed: int = 0
     depth: int = 6
@@ -73,10 +80,13 @@ def generate_shape(entry: DemoModel, request: ShapeRequest, *, seconds: float) -
     """Yield the progress of a generation: the coarse mesh as soon as it is there; the last one is the result.
 
     Raises:
-        ValueError: If the class is unknown or a setting out of range.
+        ValueError: If the class is unknown, or there is no picture for a model that needs one.
         StoppedError: If it took longer than `seconds`.
     """
-    if not 0 <= request.label < entry.num_classes:
+    condition = request.picture if entry.is_by_picture else request.label
+    if condition is None:
+        raise ValueError("picture is None, expected a picture: this model makes shapes of what it sees")
+    if not entry.is_by_picture and not 0 <= request.label < entry.num_classes:
         raise ValueError(f"label is {request.label}, expected 0 to {entry.num_classes - 1}")
     extraction = ExtractionSettings(depth=request.depth)
     meshes: list[trimesh.Trimesh] = []
@@ -96,7 +106,7 @@ def generate_shape(entry: DemoModel, request: ShapeRequest, *, seconds: float) -
             report(ShapeProgress(step + 1, tuple(meshes), tuple(tokens), is_done=False))
 
         result = entry.model(
-            request.label,
+            condition,
             generator=torch.Generator(entry.model.device).manual_seed(request.seed),
             callback_on_step_end=show,
             extraction=extraction,
@@ -122,12 +132,33 @@ def add_tab(page: Page, library: Library) -> None:
 
     titles = library.shape_generators()
 
-    def run(title: str, label: int, guidance_scale: float, depth: int, seed: float) -> Iterator[tuple[Any, ...]]:
-        request = ShapeRequest(label=int(label), guidance_scale=float(guidance_scale), seed=int(seed), depth=int(depth))
+    def see(upload: bytes | None, example: float) -> Image.Image:
+        return choose_view(upload, int(example), max_pixels=page.settings.max_pixels)
+
+    def ask(
+        title: str,
+        label: int | None,
+        upload: bytes | None,
+        example: float,
+        guidance_scale: float,
+        depth: int,
+        seed: float,
+    ) -> Iterator[ShapeProgress]:
+        entry = library.get(title)
+        request = ShapeRequest(
+            label=int(label or 0),
+            picture=see(upload, example) if entry.is_by_picture else None,
+            guidance_scale=float(guidance_scale),
+            seed=int(seed),
+            depth=int(depth),
+        )
+        return generate_shape(entry, request, seconds=page.settings.max_seconds)
+
+    def run(*values: Any) -> Iterator[tuple[Any, ...]]:
         unchanged, sent = (gr.skip(), gr.skip(), gr.skip(), gr.skip()), 0
         # gradio copies each file when it is yielded, so these need live no longer than the request.
         with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
-            for now in generate_shape(library.get(title), request, seconds=page.settings.max_seconds):
+            for now in ask(*values):
                 status = "Done." if now.is_done else f"Step {now.step}."
                 shown = _shown(now, Path(folder)) if len(now.meshes) > sent else unchanged
                 sent = len(now.meshes)
@@ -135,27 +166,56 @@ def add_tab(page: Page, library: Library) -> None:
             # A generator's last values are sent twice; a viewer that gets its mesh again while it loads it stays empty.
             yield (*unchanged, status)
 
-    def answer(title: str, label: int, guidance_scale: float, depth: int, seed: float) -> Iterator[tuple[Any, ...]]:
-        request = ShapeRequest(label=int(label), guidance_scale=float(guidance_scale), seed=int(seed), depth=int(depth))
+    # Its parameters are named in the interface for programs.
+    def answer(
+        title: str,
+        label: int | None,
+        upload: bytes | None,
+        example: float,
+        guidance_scale: float,
+        depth: int,
+        seed: float,
+    ) -> Iterator[tuple[Any, ...]]:
         with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
-            *_, last = generate_shape(library.get(title), request, seconds=page.settings.max_seconds)
+            *_, last = ask(title, label, upload, example, guidance_scale, depth, seed)
             yield _shown(last, Path(folder))
 
+    def show(upload: bytes | None, example: float) -> Iterator[str]:
+        with picture_files() as png:
+            yield png(see(upload, example))
+
+    def change(title: str) -> tuple[Any, ...]:
+        entry = library.get(title)
+        choices = entry.choices()
+        return (
+            gr.Dropdown(choices=choices, value=0 if choices else None, visible=bool(choices)),
+            gr.Column(visible=entry.is_by_picture),
+            gr.Slider(value=_usual_guidance(entry)),
+            entry.notes.about,
+        )
+
     first = library.get(titles[0])
+    is_by_picture = any(library.get(title).is_by_picture for title in titles)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            model = gr.Dropdown(titles, value=titles[0], label="Model")
+            model = add_model(titles, name="shapes-model")
             about = gr.Markdown(first.notes.about, elem_classes="about")
-            label = gr.Dropdown(first.choices(), value=0, label="Class", elem_id="shapes-class")
-            guidance = gr.Slider(
-                0, 8, value=first.notes.sampling.get("guidance_scale", 2.0), step=0.25, label="Guidance (1: none)"
+            choices = first.choices()
+            label = gr.Dropdown(
+                choices, value=0 if choices else None, label="Class", elem_id="shapes-class", visible=bool(choices)
             )
-            depth = gr.Radio([(f"{2**d + 1} nodes an axis", d) for d in DEPTHS], value=6, label="Grid of the mesh")
+            with gr.Column(visible=first.is_by_picture) as pictures:
+                views = shape_views() if is_by_picture else ()
+                inputs = add_picture(views, name="shapes", label="A view of a held-out shape", example=3, columns=4)
+            guidance = gr.Slider(0, 8, value=_usual_guidance(first), step=0.25, label="Guidance (1: none)")
+            depth = gr.Radio(
+                [(f"{2**d + 1}", d) for d in DEPTHS], value=6, label="Points of the mesh's grid along each axis"
+            )
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
             with gr.Row():
                 start = gr.Button("Generate", variant="primary", elem_id="shapes-start", min_width=100)
                 stop = gr.Button("Stop", elem_id="shapes-stop", min_width=100)
-            status = gr.Markdown(elem_id="shapes-status")
+            status = gr.Markdown(elem_id="shapes-status", elem_classes="status")
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
                 with gr.Column(min_width=260):
@@ -166,22 +226,25 @@ def add_tab(page: Page, library: Library) -> None:
                     fine_line = gr.Markdown()
             gr.Markdown("Drag to turn, scroll to zoom. The arrow in the corner of a view downloads its GLB file.")
 
-    def change(title: str) -> tuple[Any, ...]:
-        entry = library.get(title)
-        return gr.Dropdown(choices=entry.choices(), value=0), entry.notes.about
-
-    model.input(change, model, [label, about], queue=False, api_visibility="private")
-    inputs, event = (
-        [model, label, guidance, depth, seed],
-        {**page.event, "trigger_mode": "once", "show_progress_on": status},
-    )
+    model.input(change, model, [label, pictures, guidance, about], queue=False, api_visibility="private")
+    chosen = [inputs.upload, inputs.example]
+    picked(inputs).success(explained(show), chosen, inputs.source, queue=False, api_visibility="private")
+    inputs.upload.upload(explained(show), chosen, inputs.source, queue=False, api_visibility="private")
+    if is_by_picture:
+        page.blocks.load(explained(show), chosen, inputs.source, queue=False, api_visibility="private")
+    values = [model, label, *chosen, guidance, depth, seed]
+    event = {**page.event, "trigger_mode": "once", "show_progress_on": status}
     started = start.click(
-        explained(run), inputs, [coarse, fine, coarse_line, fine_line, status], api_visibility="private", **event
+        explained(run), values, [coarse, fine, coarse_line, fine_line, status], api_visibility="private", **event
     )
     # For programs: everything at once, as files.
     files = [gr.File(visible=False), gr.File(visible=False), gr.Markdown(visible=False), gr.Markdown(visible=False)]
-    gr.Button(visible=False).click(explained(answer), inputs, files, api_name="shapes", **page.event)
+    gr.Button(visible=False).click(explained(answer), values, files, api_name="shapes", **page.event)
     stop.click(lambda: "Stopped.", None, status, cancels=[started], queue=False, api_visibility="private")
+
+
+def _usual_guidance(entry: DemoModel) -> float:
+    return float(entry.notes.sampling.get("guidance_scale", 2.0))
 
 
 def _viewer(label: str, name: str) -> Any:
@@ -191,10 +254,21 @@ def _viewer(label: str, name: str) -> Any:
         label=label,
         height=320,
         interactive=False,
-        clear_color=(0.96, 0.97, 0.98, 1.0),
+        clear_color=(0.9, 0.92, 0.95, 1.0),
         elem_id=name,
         camera_position=(45, 65, 4),
     )
+
+
+def _painted(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """Return the mesh in a color that stands out from the viewer's background."""
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    material = PBRMaterial(baseColorFactor=CLAY, metallicFactor=0.0, roughnessFactor=0.9, doubleSided=True)
+    painted = mesh.copy()
+    painted.visual = TextureVisuals(material=material)
+    return painted
 
 
 def _shown(now: ShapeProgress, folder: Path) -> tuple[str | None, str | None, str, str]:
@@ -203,7 +277,7 @@ def _shown(now: ShapeProgress, folder: Path) -> tuple[str | None, str | None, st
     for mesh, tokens in zip(now.meshes, now.tokens, strict=True):
         path = folder / f"{tokens}-tokens.glb"
         if len(mesh.faces) and not path.exists():
-            save_mesh(mesh, path)
+            save_mesh(_painted(mesh), path)
         files.append(str(path) if len(mesh.faces) else None)
     lines = [describe_mesh(mesh, tokens) for mesh, tokens in zip(now.meshes, now.tokens, strict=True)]
     if len(files) == 1:

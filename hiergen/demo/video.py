@@ -177,7 +177,7 @@ def add_tab(page: Page, library: Library) -> None:
             with gr.Row():
                 start = gr.Button("Generate", variant="primary", elem_id="video-start", min_width=100)
                 stop = gr.Button("Stop", elem_id="video-stop", min_width=100)
-            status = gr.Markdown(elem_id="video-status")
+            status = gr.Markdown(elem_id="video-status", elem_classes="status")
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
                 dense = page.picture("Dense attention", name="video-dense", height=260)

@@ -16,11 +16,13 @@ import torch
 from hiergen.config import to_json
 from hiergen.demo.library import NOTES_FILE, DemoModel, Library, ModelNotes
 from hiergen.files import write_json
+from hiergen.generators.image_encoder import ImageEncoder
 from hiergen.pipelines.image import ClassToImagePipeline
-from hiergen.pipelines.shape import ClassToShapePipeline
+from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
+from hiergen.tokenizers.pyramid_vae import PyramidVAE
 
 
 def image_pipeline() -> ClassToImagePipeline:
@@ -39,6 +41,20 @@ def shape_pipeline() -> ClassToShapePipeline:
     return pipe
 
 
+def picture_pipeline(tokenizer: PyramidVAE) -> ImageToShapePipeline:
+    encoder = ImageEncoder(encoders=[{"kind": "conv", "config": {"image_size": 16, "dim": 8}}]).eval()
+    generator = create(
+        "mar3d-tiny",
+        depth=1,
+        num_classes=None,
+        feature_shapes=encoder.feature_shapes,
+        level_specs=specs_to_json(tokenizer.specs),
+    ).eval()
+    pipe = ImageToShapePipeline(tokenizer=tokenizer, generator=generator, image_encoder=encoder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def video_pipeline() -> ClassToVideoPipeline:
     tokenizer = create("patches-tiny", video_size=[8, 32, 32]).eval()
     generator = create("flow-video-tiny", depth=1, level_specs=specs_to_json(tokenizer.specs)).eval()
@@ -53,12 +69,14 @@ def video_pipeline() -> ClassToVideoPipeline:
 @pytest.fixture(scope="session")
 def library() -> Library:
     digits = ModelNotes(classes=tuple("0123456789"), about="Random weights.")
+    by_class = shape_pipeline()
     quick = ModelNotes(sampling={"num_steps": 1, "head_steps": 2, "guidance_scale": 1.0})
     return Library(
         {
             "one-dimensional": DemoModel(image_pipeline(), digits),
             "two-dimensional": DemoModel(create("hieratok-tiny").eval(), digits),
-            "shapes": DemoModel(shape_pipeline(), quick),
+            "shapes": DemoModel(by_class, quick),
+            "seen": DemoModel(picture_pipeline(by_class.tokenizer), quick),
             "clips": DemoModel(video_pipeline(), ModelNotes(sampling={"num_steps": 2, "timestep_shift": 1.0})),
         }
     )

@@ -93,10 +93,21 @@ def test_what_comes_out_of_generate_is_lossless_and_complete(client) -> None:
 
 
 def test_shapes_come_as_glb_files(client) -> None:
-    kind, answer = call(client, "shapes", ["shapes", 1, 1.0, 5, 0])
+    kind, answer = call(client, "shapes", ["shapes", 1, None, 0, 1.0, 5, 0])
     assert kind == "complete"
     assert client.get(urllib.parse.urlparse(answer[1]["url"]).path).content[:4] == b"glTF"
     assert "triangles" in answer[2]
+
+
+def test_a_picture_becomes_a_shape(client) -> None:
+    (path,) = upload(client, "object.png", picture(40, 30)).json()
+    kind, answer = call(client, "shapes", ["seen", None, as_input(path), 0, 1.0, 5, 0])
+    assert kind == "complete"
+    assert answer[2].startswith("16 tokens: ")
+    (path,) = upload(client, "object.png", b"no picture").json()
+    kind, answer = call(client, "shapes", ["seen", None, as_input(path), 0, 1.0, 5, 0])
+    assert kind == "error"
+    assert "it is no PNG" in answer["error"]
 
 
 def test_clips_come_as_gifs_with_the_plan(client) -> None:
@@ -125,7 +136,7 @@ def test_two_models_are_compared(client) -> None:
         ("generate", ["one-dimensional", 99, 2, 1.5, 1, 0], "not in the list of choices|expected 0 to 9"),
         ("generate", ["one-dimensional", 3, 999, 1.5, 1, 0], "greater than maximum value"),
         ("reconstruct", ["../../../etc", None, 0], "not in the list of choices"),
-        ("shapes", ["shapes", 1, 1.0, 12, 0], "not in the list of choices"),
+        ("shapes", ["shapes", 1, None, 0, 1.0, 12, 0], "not in the list of choices"),
     ],
 )
 def test_a_wrong_request_is_answered_in_a_sentence(client, name, data, sentence) -> None:

@@ -48,7 +48,9 @@ def test_the_card_of_a_packaged_model_says_the_truth(folder) -> None:
 def test_a_library_lists_models_by_what_they_can_do(library) -> None:
     assert library.image_tokenizers() == ["one-dimensional", "two-dimensional"]
     assert library.image_generators() == ["one-dimensional"]
-    assert library.shape_generators() == ["shapes"]
+    assert library.shape_generators() == ["shapes", "seen"]
+    assert [library.get(title).is_by_picture for title in library.shape_generators()] == [False, True]
+    assert library.get("seen").choices() == []
     assert library.video_generators() == ["clips"]
     with pytest.raises(ValueError, match="there is no model 'one-dimensionl'; did you mean one-dimensional"):
         library.get("one-dimensionl")

@@ -8,7 +8,17 @@ import torch
 from PIL import Image
 
 from hiergen.data.digits import load_digits
-from hiergen.demo.pictures import CELL, difference, digit_examples, draw_tokens, montage, open_upload
+from hiergen.demo.pictures import (
+    CELL,
+    VIEW_SIZE,
+    difference,
+    digit_examples,
+    draw_tokens,
+    montage,
+    open_upload,
+    open_view,
+    shape_views,
+)
 from hiergen.pyramid import LevelSpec
 
 
@@ -54,9 +64,30 @@ def test_a_picture_taken_sideways_is_turned() -> None:
     ids=["empty", "svg", "postscript", "tiff", "truncated", "too many pixels"],
 )
 def test_what_is_no_picture_is_refused_in_a_sentence(data, message) -> None:
-    with pytest.raises(ValueError, match=f"image 'upload' cannot be read: .*{message}|{message}") as error:
+    with pytest.raises(ValueError, match=f"image 'your file' cannot be read: .*{message}|{message}") as error:
         open_upload(data, size=16, max_pixels=10_000)
     assert "0x" not in str(error.value)
+
+
+def test_a_picture_of_an_object_is_put_on_a_white_square_whole() -> None:
+    picture = Image.new("RGBA", (30, 10), (0, 0, 0, 0))
+    picture.paste((255, 0, 0, 255), (20, 0, 30, 10))
+    view = np.asarray(open_view(encoded(picture), max_pixels=300))
+    assert view.shape == (30, 30, 3)
+    assert (view[10:20, 20:] == (255, 0, 0)).all()
+    assert (view == 255).all(axis=-1).sum() == 30 * 30 - 100
+    assert open_view(encoded(Image.new("L", (1_024, 768))), max_pixels=10**6).size == (VIEW_SIZE, VIEW_SIZE)
+    with pytest.raises(ValueError, match="30x10 pixels, at most 299 are read"):
+        open_view(encoded(picture), max_pixels=299)
+
+
+def test_the_views_of_shapes_show_a_different_object_each_on_white() -> None:
+    views = [np.asarray(view) for view in shape_views(32)]
+    assert len({view.tobytes() for view in views}) == 8
+    for view in views:
+        covered = (view < 255).any(axis=-1).mean()
+        assert 0.02 < covered < 0.95
+        assert (view[0, 0] == 255).all()
 
 
 def test_the_examples_are_one_held_out_digit_of_each_class() -> None:

@@ -5,6 +5,7 @@ import torch
 import trimesh
 
 from hiergen.data.surface_extraction import ExtractionSettings
+from hiergen.demo.pictures import shape_views
 from hiergen.demo.shapes import ShapeRequest, describe_mesh, generate_shape
 from hiergen.pipelines.shape import decode_meshes
 
@@ -27,6 +28,21 @@ def test_the_coarse_mesh_comes_first_and_both_are_the_pipelines_own(library) -> 
     for count, mesh in enumerate(progress[-1].meshes, start=1):
         (whole,) = decode_meshes(entry.tokenizer, expected.pyramid.prefix(count), settings)
         assert (mesh.vertices == whole.vertices).all()
+
+
+def test_a_model_of_pictures_makes_what_its_pipeline_makes_of_the_picture(library) -> None:
+    entry, view = library.get("seen"), shape_views()[5]
+    *_, last = generate_shape(entry, ShapeRequest(picture=view, seed=4, depth=5), seconds=60.0)
+    expected = entry.model(
+        view,
+        generator=torch.Generator().manual_seed(4),
+        extraction=ExtractionSettings(depth=5),
+        **{**entry.notes.sampling, "guidance_scale": 2.0},
+    )
+    assert last.is_done
+    assert (last.meshes[-1].vertices == expected.meshes[0].vertices).all()
+    with pytest.raises(ValueError, match="picture is None, expected a picture"):
+        list(generate_shape(entry, ShapeRequest(), seconds=60.0))
 
 
 @pytest.mark.parametrize(
