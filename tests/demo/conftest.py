@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -91,22 +92,17 @@ class Server:
     password: str = "correct horse"
 
 
-@pytest.fixture(scope="session")
-def server(library, tmp_path_factory) -> Iterator[Server]:
-    """`hiergen demo` on the models of `library`, with small limits."""
-    pytest.importorskip("gradio", reason="the demo's page needs gradio")
-    folder = tmp_path_factory.mktemp("demo")
-    for title, entry in library.models.items():
+@contextlib.contextmanager
+def demo(models: Mapping[str, DemoModel], folder: Path, options: Sequence[str]) -> Iterator[str]:
+    """Run `hiergen demo` on models, in a process of its own, and yield its address."""
+    for title, entry in models.items():
         entry.model.save_pretrained(folder / title)
         write_json(folder / title / NOTES_FILE, to_json(entry.notes))
-    (folder / "people").write_text(f"{Server.name}:{Server.password}\n")
-    limits = {"max_upload_mb": 1, "max_queue": 4, "max_pixels": 250_000, "packaged": False}
-    options = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "hiergen", "demo", *(str(folder / title) for title in library.models)]
+    command = [sys.executable, "-m", "hiergen", "demo", *(str(folder / title) for title in models)]
     with (
         open(folder / "log", "w") as log,
         subprocess.Popen(
-            [*command, "--auth_file", str(folder / "people"), *options],
+            [*command, "--packaged", "False", *options],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -118,6 +114,23 @@ def server(library, tmp_path_factory) -> Iterator[Server]:
         while found is None and (line := process.stdout.readline()):
             found = re.search(r"http://\S+", line)
         assert found is not None, Path(folder / "log").read_text()
-        yield Server(found[0].rstrip("/"))
+        yield found[0].rstrip("/")
         assert process.poll() is None, f"the server ended by itself: {process.returncode}"
         process.terminate()
+
+
+@pytest.fixture(scope="session")
+def run_demo() -> Callable[..., contextlib.AbstractContextManager[str]]:
+    return demo
+
+
+@pytest.fixture(scope="session")
+def server(library, tmp_path_factory) -> Iterator[Server]:
+    """`hiergen demo` on the models of `library`, with small limits."""
+    pytest.importorskip("gradio", reason="the demo's page needs gradio")
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "people").write_text(f"{Server.name}:{Server.password}\n")
+    limits = {"max_upload_mb": 1, "max_queue": 4, "max_pixels": 250_000, "max_seconds": 300}
+    options = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
+    with demo(library.models, folder, ["--auth_file", str(folder / "people"), *options]) as address:
+        yield Server(address)

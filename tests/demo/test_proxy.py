@@ -11,10 +11,6 @@ import httpx
 import pytest
 from PIL import Image
 
-from hiergen.demo.app import launch
-from hiergen.demo.library import Library
-from hiergen.demo.settings import DemoSettings
-
 PATH = "/hiergen"
 
 
@@ -46,20 +42,17 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def address(library, monkeypatch, tmp_path) -> Iterator[str]:
+def address(library, run_demo, tmp_path) -> Iterator[str]:
     pytest.importorskip("gradio", reason="the demo's page needs gradio")
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    one = Library({"one-dimensional": library.get("one-dimensional")})
-    blocks, url = launch(DemoSettings(root_path=PATH), library=one, waits=False)
-    Proxy.behind = f"http://127.0.0.1:{blocks.server_port}"
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-    blocks.close(verbose=False)
+    with run_demo({"one-dimensional": library.get("one-dimensional")}, tmp_path, ["--root_path", PATH]) as found:
+        # The address that is printed has the path already, which the proxy takes away.
+        Proxy.behind = found.removesuffix(PATH)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join()
 
 
 def test_the_page_an_answer_and_its_pictures_come_through_the_proxy(address) -> None:
