@@ -33,7 +33,8 @@ CSS = """
 .pixels .image-container { padding-top: 28px; box-sizing: border-box; }
 .pixels .image-frame, .pixels .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .strip .grid-wrap, .examples .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; padding-top: 32px !important; }
-.strip .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(140px, 30vw), 190px)) !important; }
+.strip .grid-container { grid-template-columns: repeat(auto-fill, 190px) !important; }
+@media (max-width: 640px) { .strip .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; } }
 .strip .thumbnail-item { height: auto; aspect-ratio: auto; display: block; }
 .strip .thumbnail-item img { width: 100%; aspect-ratio: 1; }
 .strip .caption-label { position: static; max-width: none; white-space: normal; border: 0; padding: 4px; text-align: center; }
@@ -42,7 +43,7 @@ CSS = """
 .examples .thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; }
 .examples .gallery-item { height: auto; }
 .status { min-height: 3.5em; }
-input[role=listbox] { text-overflow: ellipsis; padding-right: 28px; }
+.secondary-wrap input { text-overflow: ellipsis; padding-right: 28px; }
 .prose th, .prose td { word-break: normal; overflow-wrap: normal; }
 .about { opacity: 0.8; font-size: 0.9em; }
 """
