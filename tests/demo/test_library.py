@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from hiergen.data.digits import load_digits
+from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES
+from hiergen.data.surface_extraction import ExtractionSettings
 from hiergen.demo.library import (
     NOTES_FILE,
     ModelNotes,
@@ -43,6 +45,21 @@ def test_the_card_of_a_packaged_model_says_the_truth(folder) -> None:
     with torch.no_grad():
         found = [float(psnr(images, test).mean()) for images in rebuild_prefixes(entry.tokenizer, test).images]
     assert found == pytest.approx(claimed, abs=0.5)
+
+
+def test_the_packaged_shape_model_makes_a_mesh_of_a_class() -> None:
+    (folder,) = [path for path in packaged_models() if path.name == "shapes-by-class"]
+    entry = load_model(str(folder))
+    assert entry.notes.classes == PROCEDURAL_CLASSES
+    extraction = ExtractionSettings(depth=5)
+    bed, bottle = entry.model(
+        [PROCEDURAL_CLASSES.index(name) for name in ("bed", "bottle")],
+        generator=torch.Generator().manual_seed(0),
+        extraction=extraction,
+        **{**entry.notes.sampling, "head_steps": 20},
+    ).meshes
+    slenderness = [max(mesh.extents) / sorted(mesh.extents)[1] for mesh in (bed, bottle)]
+    assert slenderness[1] > 1.5 * slenderness[0]
 
 
 def test_a_library_lists_models_by_what_they_can_do(library) -> None:
