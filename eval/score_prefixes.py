@@ -16,10 +16,11 @@ import torch
 from hiergen.config import parse
 from hiergen.data.images import ImageSet, to_uint8
 from hiergen.data.sources import DataConfig, open_images
+from hiergen.evaluation.extractors import ExtractorConfig, build_extractor
 from hiergen.figures import save_curves
 from hiergen.files import check_writable, write_json, write_text
 from hiergen.metrics.classifiers import saved_feature_network
-from hiergen.metrics.fidelity import FeatureExtractor, inception_extractor
+from hiergen.metrics.fidelity import FeatureExtractor
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefix_scores import PrefixScore, score_generations, score_reconstructions
@@ -55,7 +56,7 @@ def main(settings: Settings) -> None:
     images = cast(ImageSet, open_images(settings.images))
     real, labels = to_uint8(images.images), images.labels
     if settings.inception:
-        extractor = inception_extractor(settings.inception)
+        extractor: FeatureExtractor = build_extractor(ExtractorConfig("inception", settings.inception))
     else:
         network = saved_feature_network(out / "images-cnn-32.safetensors", real, labels)
         extractor = FeatureExtractor("images-cnn-32", "32 features of a classifier of the images", network)

@@ -18,10 +18,11 @@ from torch import Tensor
 from hiergen.config import parse
 from hiergen.data.images import ImageSet, to_uint8
 from hiergen.data.sources import DataConfig, open_images
+from hiergen.evaluation.extractors import ExtractorConfig, build_extractor
 from hiergen.figures import save_curves
 from hiergen.files import check_writable
 from hiergen.metrics.classifiers import saved_feature_network
-from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets, inception_extractor
+from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.pipelines.guidance_search import SearchPoint, SearchSettings, rectangular_windows, search_guidance
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
@@ -55,7 +56,7 @@ def main(settings: Settings) -> None:
     images = cast(ImageSet, open_images(settings.reference))
     real, labels = to_uint8(images.images), images.labels
     if settings.inception:
-        extractor = inception_extractor(settings.inception)
+        extractor: FeatureExtractor = build_extractor(ExtractorConfig("inception", settings.inception))
     else:
         network = saved_feature_network(out / "reference-cnn-32.safetensors", real, labels)
         extractor = FeatureExtractor("reference-cnn-32", "32 features of a classifier of the reference", network)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,23 +29,34 @@ def save_image_grid(
 
     Args:
         path: Where to.
-        rows: One `(n, c, h, w)` batch of images in [-1, 1] a row, all of one n.
+        rows: One `(n, c, h, w)` batch of images in [-1, 1] a row, all of one size; shorter rows end in white.
         row_labels: Caption of each row.
         column_labels: Caption of each column.
         title: Above everything.
         scale: Height of an image in inches.
     """
-    columns = rows[0].shape[0]
-    width = scale * rows[0].shape[-1] / rows[0].shape[-2]
-    figure, axes = _canvas(len(rows), columns, (scale, width), title is not None)
+    from matplotlib.figure import Figure
+
+    count, (height, width) = max(len(row) for row in rows), rows[0].shape[-2:]
+    # One axis for all of them: one for each takes matplotlib seconds.
+    gap = max(1, round(0.04 * height))
+    canvas = np.ones((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), np.float32)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             pixels = image.detach().float().clamp(-1, 1).add(1).div(2).permute(1, 2, 0).cpu().numpy()
-            axes[i][j].imshow(pixels, interpolation="nearest")
-            if row_labels and j == 0:
-                axes[i][j].set_ylabel(row_labels[i], rotation=0, ha="right", va="center", fontsize=8, color=INK)
-            if column_labels and i == 0:
-                axes[i][j].set_title(column_labels[j], fontsize=8, color=INK)
+            top, left = i * (height + gap), j * (width + gap)
+            canvas[top : top + height, left : left + width] = pixels
+    extra = 0.4 if title else 0.1
+    figure = Figure(figsize=(count * scale * width / height + 1.2, len(rows) * scale + extra), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(canvas, interpolation="nearest")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, labelsize=8, labelcolor=INK, top=False, labeltop=True, bottom=False, labelbottom=False)
+    places = [
+        [k * (side + gap) + side / 2 for k in range(many)] for many, side in ((len(rows), height), (count, width))
+    ]
+    axis.set_yticks(places[0] if row_labels else [], row_labels or [])
+    axis.set_xticks(places[1] if column_labels else [], column_labels or [])
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
     _save(figure, path)
@@ -79,20 +91,6 @@ def log_curves(log: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict
         name: ([line["samples"] for line in log if name in line], [line[name] for line in log if name in line])
         for name in names
     }
-
-
-def _canvas(rows: int, columns: int, size: tuple[float, float], has_title: bool) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
-    figure = Figure(figsize=(columns * size[1] + 1.2, rows * size[0] + (0.4 if has_title else 0.1)), layout=layout)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-    return figure, axes
 
 
 def _save(figure: Any, path: str | Path) -> None:

@@ -14,7 +14,8 @@ from hiergen.registry import nearest
 KINDS = {
     "rfid": "reconstructions of a tokenizer: FID and the like, PSNR, SSIM, LPIPS, codebook or latents, by level",
     "gfid": "images of a generator, or samples in an .npz or a folder: FID, sFID, IS, KID, precision, recall",
-    "shapes": "two folders of meshes: coverage, MMD, 1-NNA; pairs by name: Chamfer, F-score, normals, IoU",
+    "shapes": "meshes of a pipeline, a folder or a tokenizer: coverage, MMD, 1-NNA; pairs: Chamfer, F-score, normals, IoU",
+    "video": "clips of a pipeline, a folder or a tokenizer: Fréchet distance, flicker; pairs: PSNR, SSIM, LPIPS by frame",
     "compare": "two reports: differences with confidence intervals",
 }
 
@@ -56,9 +57,15 @@ def main(args: list[str]) -> None:
 
         run_gfid(parse(GfidSettings(), rest, prog=prog))
     elif kind == "shapes":
-        from hiergen.evaluation.shapes import ShapesSettings, run_shapes
+        from hiergen.evaluation.shape_sources import ShapesSettings
+        from hiergen.evaluation.shapes import run_shapes
 
         run_shapes(parse(ShapesSettings(), rest, prog=prog))
+    elif kind == "video":
+        from hiergen.evaluation.video_sources import VideoSettings
+        from hiergen.evaluation.videos import run_video
+
+        run_video(parse(VideoSettings(), rest, prog=prog))
     else:
         _compare(tyro.cli(CompareSettings, args=rest, prog=prog))
 

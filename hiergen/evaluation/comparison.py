@@ -1,6 +1,6 @@
 """Confidence intervals by resampling, for one report and for the difference of two.
 
-An interval is the value plus and minus 1.96 standard deviations of bootstrap draws. The draws' own mean is not used: a resample with
+An interval of resampling is the value plus and minus 1.96 standard deviations of bootstrap draws. The draws' own mean is not used: a resample with
 repeats has fewer different images than the set, and a Fréchet distance of fewer images is larger.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,36 +56,38 @@ def load_report(path: str | Path) -> StoredReport:
         raise ValueError(f"{str(file)!r} does not exist, expected the report.json of `hiergen evaluate`")
     try:
         report = json.loads(file.read_text())
-        kind = report["kind"]
+        _ = report["kind"], report["metrics"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(file)!r} is no report of `hiergen evaluate`: {error!r}") from error
     stored = file.parent / "values.safetensors"
     if not stored.is_file():
         raise ValueError(f"{str(stored)!r} does not exist: intervals need the values beside the report")
-    reference = None
-    if kind == "gfid":
+    values, reference = load_file(stored), None
+    if "pool" in values and "reference_pool" not in values:
         with np.load(file.parent / "reference.npz", allow_pickle=False) as arrays:
             reference = Moments(arrays["mu"], arrays["sigma"], 0)
-    return StoredReport(file, report, load_file(stored), reference)
+    return StoredReport(file, report, values, reference)
 
 
 def statistics(values: dict[str, Tensor], reference: Moments | None, distance: str) -> dict[str, Statistic]:
     """Return the metrics that can be resampled, each as a function of the indices of a resample.
 
     Args:
-        values: One row an image; "pool" are features, "reference_pool" those of what each image was rebuilt from.
-        reference: A fixed reference. Without one, images and what they were rebuilt from are resampled together.
+        values: One row an image, NaN where it has no such measure; "pool" are features, "reference_pool" those of what each image was rebuilt from.
+        reference: A fixed reference; not used where there is "reference_pool": then images and what they were rebuilt from are
+            resampled together.
         distance: Name of the Fréchet distance.
     """
     found: dict[str, Statistic] = {}
     for name, rows in values.items():
         if rows.ndim == 1:
             array = rows.double().numpy()
-            found[name] = lambda chosen, array=array: float(array[chosen].mean())  # type: ignore[misc]
+            found[name] = lambda chosen, array=array: float(np.nanmean(array[chosen]))  # type: ignore[misc]
     if "pool" in values:
-        if reference is not None:
+        if "reference_pool" not in values:
+            assert reference is not None
             found[distance] = FrechetResampler(values["pool"], reference)
-        elif "reference_pool" in values:
+        else:
             made, real = (values[name].double().numpy() for name in ("pool", "reference_pool"))
             found[distance] = lambda chosen: frechet_distance(made[chosen], real[chosen])
     return found
@@ -104,7 +107,8 @@ def intervals(
 def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed: int = 0) -> dict[str, Any]:
     """Return the differences of two reports, second minus first, with 95 % intervals.
 
-    Reconstructions of the same images are resampled in pairs, the same images in both; everything else independently.
+    Reconstructions of the same images are resampled in pairs, the same images in both; everything else independently. Metrics that
+    are not resampled (KID, IS, precision, recall) have the root of the sum of squares of both reports' own intervals.
 
     Args:
         first: A report.json or its folder.
@@ -128,16 +132,22 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed
         one = rng.integers(counts[0], size=counts[0])
         draws.append((one, one if paired else rng.integers(counts[1], size=counts[1])))
     measures = [statistics(stored.values, stored.reference, names) for stored in reports]
-    rows = {}
+    spreads = {}
     for name in (name for name in measures[0] if name in measures[1]):
+        spreads[name] = _half_width([measures[1][name](two) - measures[0][name](one) for one, two in draws])
+    own = [stored.report.get("intervals_95", {}) for stored in reports]
+    for name in (name for name in own[0] if name in own[1] and name not in spreads):
+        spreads[name] = math.hypot(own[0][name], own[1][name])
+    rows = {}
+    for name, spread in spreads.items():
         a, b = (float(stored.report["metrics"][name]) for stored in reports)
-        spread = _half_width([measures[1][name](two) - measures[0][name](one) for one, two in draws])
         rows[name] = {
             "first": a,
             "second": b,
             "difference": b - a,
             "half_width": spread,
             "is_clear": bool(abs(b - a) > spread),
+            "interval": "resampled" if name in measures[0] else "from both reports' own",
         }
     return {
         "kind": "comparison",

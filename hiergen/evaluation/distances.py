@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from hiergen.evaluation.comparison import NORMAL_95
 from hiergen.evaluation.extractors import Extractor
 from hiergen.evaluation.protocol import small_sample_warning
 from hiergen.evaluation.references import Reference
+from hiergen.metrics.fidelity import kernel_distance, kernel_distance_by_block, precision_recall
 from hiergen.metrics.frechet import Moments, frechet_by_count, frechet_from_moments
+
+#: Disjoint blocks of images that the interval of the kernel distance is computed from.
+BLOCKS = 10
+#: How the intervals are made of what is no mean over images.
+INTERVAL_RULES = {
+    "KID": f"Student's t over {BLOCKS} disjoint blocks of both sets",
+    "IS": "Student's t over its splits",
+    "precision": "binomial, with the balls of the reference as they are",
+    "recall": "binomial over the reference, with the balls of the set as they are",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,45 +52,77 @@ class DistanceConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """What `measure` finds.
+
+    Attributes:
+        metrics: Values by name.
+        half_widths: Half of the 95 % interval of those that are no mean over images; how, says `INTERVAL_RULES`.
+        warnings: What to be warned of.
+    """
+
+    metrics: dict[str, float]
+    half_widths: dict[str, float]
+    warnings: list[str]
+
+
 def measure(
-    features: dict[str, Tensor], reference: Reference, extractor: Extractor, config: DistanceConfig
-) -> tuple[dict[str, float], list[str]]:
-    """Return the distances of a set to its reference and what to be warned of.
+    features: dict[str, Tensor],
+    reference: Reference,
+    extractor: Extractor,
+    config: DistanceConfig,
+    *,
+    is_paired: bool = False,
+) -> Distances:
+    """Return the distances of a set to its reference.
 
     Args:
         features: "pool" `(n, d)`, and "spatial" and "logits" where the extractor has them.
         reference: What to compare with. Kernel distance, precision and recall need its features.
         extractor: Gives the Fréchet distance its name.
         config: Sizes and seed.
+        is_paired: Image k of the set was made from image k of the reference.
     """
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
     pool = features["pool"].float()
     moments = Moments.of(pool)
+    half: dict[str, float] = {}
     found = {extractor.distance: frechet_from_moments(moments, reference.pool)}
     if "spatial" in features and reference.spatial is not None:
         found["sFID"] = frechet_from_moments(Moments.of(features["spatial"]), reference.spatial)
-    options = {"rng_seed": config.seed, "verbose": False, "save_cpu_ram": True, "prc_neighborhood": config.neighborhood}
     warnings = small_sample_warning("the set", len(pool), extractor.dim)
     if reference.features is None:
         warnings.append("the reference file holds no images: no kernel distance, precision or recall")
     else:
         real = reference.features.float()
         warnings += small_sample_warning("the reference", len(real), extractor.dim)
-        subset = min(config.kid_subset_size, len(pool), len(real))
-        kernel = kid_features_to_metric(pool, real, kid_subset_size=subset, **options)
-        found["KID"] = kernel["kernel_inception_distance_mean"]
-        found["KID_std"] = kernel["kernel_inception_distance_std"]
+        kernel = kernel_distance(pool, real, subset_size=config.kid_subset_size, seed=config.seed)
+        found |= {"KID": kernel["kernel_distance"], "KID_std": kernel["kernel_distance_std"]}
+        if min(len(pool), len(real)) >= 2 * BLOCKS:
+            blocks = kernel_distance_by_block(pool, real, num_blocks=BLOCKS, is_paired=is_paired, seed=config.seed)
+            half["KID"] = mean_half_width(float(blocks.std()), BLOCKS)
         if min(len(pool), len(real)) > config.neighborhood:
-            balls = prc_features_to_metric(pool, real, **options)
-            found |= {"precision": balls["precision"], "recall": balls["recall"]}
+            balls = precision_recall(pool, real, neighborhood=config.neighborhood)
+            found |= balls
+            for name, count in (("precision", len(pool)), ("recall", len(real))):
+                half[name] = NORMAL_95 * math.sqrt(balls[name] * (1 - balls[name]) / count)
     if "logits" in features:
+        from torch_fidelity.metric_isc import isc_features_to_metric
+
         splits = min(config.splits, len(pool))
         score = isc_features_to_metric(features["logits"], splits, True, config.seed)
         found |= {"IS": score["inception_score_mean"], "IS_std": score["inception_score_std"]}
-    return {name: float(value) for name, value in found.items()}, warnings
+        if splits > 1:
+            # torch-fidelity's deviation has the number of splits in its denominator.
+            half["IS"] = mean_half_width(score["inception_score_std"] * math.sqrt(splits / (splits - 1)), splits)
+    return Distances({name: float(value) for name, value in found.items()}, half, warnings)
+
+
+def mean_half_width(std: float, count: int) -> float:
+    """Return half of the 95 % interval of a mean of `count` independent values of deviation `std`, by Student's distribution."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, count - 1) * std / math.sqrt(count))
 
 
 def bias_curve(pool: Tensor, reference: Reference, config: DistanceConfig) -> list[dict[str, Any]]:

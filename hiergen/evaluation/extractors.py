@@ -23,14 +23,12 @@ from hiergen.data.images import to_uint8
 from hiergen.files import file_digest
 from hiergen.losses.teachers import TEACHERS, Teacher
 from hiergen.metrics.classifiers import train_feature_network
+from hiergen.metrics.fidelity import FeatureExtractor, Features
 from hiergen.registry import nearest
 from hiergen.weights import read_weights
 
 #: Channels and places of the spatial features: the first 7 channels of a 17 x 17 map.
 SPATIAL_CHANNELS = 7
-
-#: What an extractor returns: "pool" `(b, d)`; where it has them, "spatial" `(b, s)` for sFID and "logits" `(b, k)` for IS.
-Features = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,29 +46,22 @@ class ExtractorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Extractor:
-    """A feature extractor that is ready to run.
+class Extractor(FeatureExtractor):
+    """A feature extractor with what reports and caches must know of it; the description also says how images are resized.
 
     Attributes:
-        name: Stands in every report.
         distance: What the Fréchet distance on its pool features is called.
-        description: What it is, with its resize rule.
         dim: Channels of its pool features.
-        network: uint8 images `(b, 3, h, w)` -> `Features`.
         fingerprint: Digits that change when the features do.
     """
 
-    name: str
     distance: str
-    description: str
     dim: int
-    network: Callable[[Tensor], Features]
     fingerprint: str
 
-    @torch.no_grad()
-    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
-        """Return the features of a batch, on its device."""
-        return self.network(images)
+    def about(self) -> dict[str, str]:
+        """Return what a report says of it."""
+        return {"name": self.name, "description": self.description, "fingerprint": self.fingerprint}
 
 
 Builder = Callable[[ExtractorConfig, torch.device], Extractor]
@@ -213,7 +204,7 @@ def _build_from_file(
             "with --extractor.weights"
         )
     network = Inception(read_weights(path), is_truncated=dim == 768).to(device)
-    return Extractor(config.name, distance, description, dim, network, f"{config.name}-{file_digest(path)[:16]}")
+    return Extractor(config.name, description, network, distance, dim, f"{config.name}-{file_digest(path)[:16]}")
 
 
 def _build_dinov2(config: ExtractorConfig, device: torch.device) -> Extractor:
@@ -227,7 +218,7 @@ def _build_dinov2(config: ExtractorConfig, device: torch.device) -> Extractor:
     weights = file_digest(config.weights)[:16] if config.weights and Path(config.weights).is_file() else "published"
     description = f"DINOv2 ViT-{size.upper()}/14, class token; resized to {side} x {side} (bicubic, no antialiasing)"
     return Extractor(
-        config.name, f"FD-DINOv2-{size.upper()}", description, teacher.dim, features, f"{config.name}-{weights}"
+        config.name, description, features, f"FD-DINOv2-{size.upper()}", teacher.dim, f"{config.name}-{weights}"
     )
 
 
@@ -241,11 +232,11 @@ def _build_digits(config: ExtractorConfig, device: torch.device) -> Extractor:
     digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in network.parameters())).hexdigest()
     return Extractor(
         config.name,
-        "FD-digits-cnn",
         "32 features of a 3-convolution classifier trained on scikit-learn's digits (seed 0, 32 x 32, not resized; not Inception: "
         "its distances compare only with each other)",
-        network.FEATURES,
         features,
+        "FD-digits-cnn",
+        network.FEATURES,
         fingerprint({"name": config.name, "weights": digest}),
     )
 

@@ -6,6 +6,7 @@ number of processes.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import json
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.config import fingerprint
+from hiergen.evaluation.protocol import PassConfig
 from hiergen.files import atomic_path, check_writable, write_json
 
 T = TypeVar("T")
@@ -58,10 +60,11 @@ def run_parts(
     folder: str | Path,
     identity: dict[str, Any],
     num_items: int,
-    compute: Callable[[range], dict[str, Tensor]],
+    compute: Callable[[range, Any], dict[str, Tensor]],
     *,
-    part_size: int,
+    passes: PassConfig,
     what: str,
+    load: Callable[[range], Any] | None = None,
 ) -> Parts | None:
     """Compute all parts that are not there yet; return them on the main process, None on the others.
 
@@ -69,41 +72,54 @@ def run_parts(
         folder: Where the parts lie.
         identity: JSON values that all parts depend on; a folder with others is refused.
         num_items: Items in all.
-        compute: From the indices of a part to its results, on any device.
-        part_size: Items of a part.
+        compute: From the indices of a batch, and what was loaded for them, to its results, one row an item, on any device.
+        passes: Sizes of batches and parts, and how many threads load.
         what: For the progress bar.
+        load: Run by threads, ahead of `compute` and across the borders of parts; None loads nothing.
 
     Raises:
         ValueError: If the folder holds parts of another evaluation, or cannot be written to.
     """
-    state, root = PartialState(), check_writable(folder)
-    _claim(root, {**identity, "num_items": num_items, "part_size": part_size}, is_main=state.is_main_process)
+    state, root, size = PartialState(), check_writable(folder), passes.part_size
+    _claim(root, {**identity, "num_items": num_items, "part_size": size}, is_main=state.is_main_process)
     state.wait_for_everyone()
-    ranges = [range(start, min(start + part_size, num_items)) for start in range(0, num_items, part_size)]
+    ranges = [range(start, min(start + size, num_items)) for start in range(0, num_items, size)]
     paths = [root / f"part-{index:05d}.safetensors" for index in range(len(ranges))]
     mine = list(zip(paths, ranges, strict=True))[state.process_index :: state.num_processes]
+    missing = [(path, items) for path, items in mine if not _is_complete(path)]
+    keys = [part for _, items in missing for part in batches(items, passes.batch_size)]
+    loaded = prefetched(load or (lambda _: None), keys, workers=passes.workers if load else 0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not state.is_main_process or not console.is_terminal) as progress:
-        task = progress.add_task(what, total=sum(len(items) for _, items in mine))
-        for path, items in mine:
-            if not _is_complete(path):
-                tensors = {name: value.cpu().contiguous() for name, value in compute(items).items()}
-                with atomic_path(path) as temporary:
-                    save_file(tensors, temporary)
-            progress.advance(task, len(items))
+        task = progress.add_task(
+            what,
+            total=sum(len(items) for _, items in mine),
+            completed=sum(len(items) for path, items in mine if (path, items) not in missing),
+        )
+        for path, items in missing:
+            results = []
+            for batch, (_, value) in zip(batches(items, passes.batch_size), loaded, strict=False):
+                results.append(compute(batch, value))
+                progress.advance(task, len(batch))
+            tensors = {name: value.cpu().contiguous() for name, value in gather(results).items()}
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary)
     state.wait_for_everyone()
     return Parts(tuple(paths)) if state.is_main_process else None
 
 
-def prefetched(load: Callable[[T], Any], keys: Sequence[T]) -> Iterator[tuple[T, Any]]:
-    """Yield (key, load(key)) in order; the next is loaded by a thread while the caller works on the present one."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = [pool.submit(load, key) for key in keys[:1]]
+def prefetched(load: Callable[[T], Any], keys: Sequence[T], *, workers: int) -> Iterator[tuple[T, Any]]:
+    """Yield (key, load(key)) in order; so many threads load ahead while the caller works on what it has, 0 loads on demand."""
+    if not workers:
+        yield from ((key, load(key)) for key in keys)
+        return
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        coming = collections.deque(pool.submit(load, key) for key in keys[:workers])
         for index, key in enumerate(keys):
-            value = coming.pop().result()
-            if index + 1 < len(keys):
-                coming.append(pool.submit(load, keys[index + 1]))
+            value = coming.popleft().result()
+            if index + workers < len(keys):
+                coming.append(pool.submit(load, keys[index + workers]))
             yield key, value
 
 
@@ -113,7 +129,7 @@ def batches(items: range, size: int) -> list[range]:
 
 
 def gather(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the results of the batches of a part, concatenated by name on their device."""
+    """Return the results of some batches, concatenated by name on their device."""
     listed = list(results)
     return {name: torch.cat([result[name] for result in listed]) for name in listed[0]}
 

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import platform
 import subprocess
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -51,17 +50,19 @@ class PassConfig:
     Attributes:
         batch_size: Images a pass of the models.
         part_size: Images a stored part: what is lost, at most, when a run is stopped.
+        workers: Threads that read and decode images while the models work, a batch each; 0 reads between batches.
         device: "auto" is CUDA where there is one.
     """
 
     batch_size: int = 64
     part_size: int = 512
+    workers: int = 4
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "part_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name, least in (("batch_size", 1), ("part_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -112,11 +113,6 @@ def small_sample_warning(name: str, count: int, dim: int) -> list[str]:
         f"{name} holds {count:,} images for {dim:,} channels: below {wanted:,} ({SAMPLES_A_CHANNEL} a channel) a Fréchet distance is "
         "mostly bias; compare it only with distances of as many images"
     ]
-
-
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the entries of a mapping that are numbers, as floats."""
-    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _version(name: str) -> str:

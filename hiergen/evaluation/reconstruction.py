@@ -20,7 +20,7 @@ from hiergen.data.images import Dataset
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.evaluation.distances import DistanceConfig
 from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor
-from hiergen.evaluation.parts import Parts, batches, gather, prefetched, run_parts
+from hiergen.evaluation.parts import Parts, run_parts
 from hiergen.evaluation.protocol import (
     RESIZE_RULE,
     ROUNDING_RULES,
@@ -113,8 +113,16 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
         "lpips": settings.lpips,
         "prefixes": [prefix.count for prefix in prefixes],
     }
-    work = _Pass(tokenizer, images, extractor, lpips, prefixes, settings, device)
-    parts = run_parts(out / "parts", identity, count, work, part_size=settings.passes.part_size, what="reconstruct")
+    work = _Pass(tokenizer, extractor, lpips, prefixes, settings.rounding, device)
+    parts = run_parts(
+        out / "parts",
+        identity,
+        count,
+        work,
+        passes=settings.passes,
+        what="reconstruct",
+        load=lambda keys: read_batch(images, keys),
+    )
     if parts is None:
         return None
     protocol = {
@@ -129,11 +137,7 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
         "kind": "rfid",
         "what": f"reconstructions by {type(tokenizer).__name__} ({settings.tokenizer})",
         "protocol": protocol,
-        "extractor": {
-            "name": extractor.name,
-            "description": extractor.description,
-            "fingerprint": extractor.fingerprint,
-        },
+        "extractor": extractor.about(),
         "reference": fixed.about if fixed else {"kind": "the encoded images", **identity},
         "counts": {"images": count, "reference": count if fixed is None else None},
         "seed": settings.distances.seed,
@@ -172,26 +176,20 @@ def _own_reference(parts: Parts) -> Reference:
 
 @dataclasses.dataclass(frozen=True)
 class _Pass:
-    """Computes one part. Images stay on the device as bytes between decoder, features and pixel metrics."""
+    """Computes one batch. Images stay on the device as bytes between decoder, features and pixel metrics."""
 
     tokenizer: Tokenizer
-    images: Dataset
     extractor: Extractor
     lpips: Callable[[Tensor, Tensor], Tensor] | None
     prefixes: list[Prefix]
-    settings: RfidSettings
+    rounding: Rounding
     device: torch.device
 
     @torch.no_grad()
-    def __call__(self, items: range) -> dict[str, Tensor]:
-        loaded = prefetched(lambda keys: read_batch(self.images, keys), batches(items, self.settings.passes.batch_size))
-        results = gather(self._batch(keys, batch) for keys, batch in loaded)
-        return results
-
-    def _batch(self, keys: range, batch: Tensor) -> dict[str, Tensor]:
+    def __call__(self, keys: range, batch: Tensor) -> dict[str, Tensor]:
         batch = check_finite(batch, keys[0], "image").to(self.device, non_blocking=True)
         pyramid = self.tokenizer.encode(batch)
-        real = quantize(batch, self.settings.rounding)
+        real = quantize(batch, self.rounding)
         found = {f"reference.{name}": value for name, value in self.extractor(real).items()}
         is_discrete = all(spec.is_discrete for spec in pyramid.specs)
         for level, tokens in enumerate(pyramid.levels):
@@ -204,7 +202,7 @@ class _Pass:
             rebuilt = check_finite(
                 decode_prefix(self.tokenizer, pyramid, prefix), keys[0], "the reconstruction of image"
             )
-            pixels = quantize(rebuilt, self.settings.rounding)
+            pixels = quantize(rebuilt, self.rounding)
             found |= {f"{prefix.count}.{name}": value for name, value in self.extractor(pixels).items()}
             found |= {f"{prefix.count}.{name}": value for name, value in self._pixel_metrics(pixels, real).items()}
             found[f"shown.{prefix.count}"] = pixels[:shown]

@@ -52,23 +52,23 @@ def summarize(
     """Return the scores of all prefixes; the last one is the whole, whose metrics are the report's."""
     names = parts.names()
     rows: list[dict[str, Any]] = []
-    warnings: list[str] = []
     for prefix in prefixes:
         features = {
             kind: parts.read(f"{prefix.count}.{kind}")
             for kind in ("pool", "spatial", "logits")
             if f"{prefix.count}.{kind}" in names
         }
-        metrics, warnings = measure(features, reference, extractor, config)
+        found = measure(features, reference, extractor, config, is_paired=not reference.about)
         means = {
             kind: float(parts.read(f"{prefix.count}.{kind}").double().mean())
             for kind in PIXEL_METRICS
             if f"{prefix.count}.{kind}" in names
         }
-        rows.append({**dataclasses.asdict(prefix), "metrics": {**_renamed(metrics), **means}})
+        rows.append({**dataclasses.asdict(prefix), "metrics": {**_renamed(found.metrics), **means}})
     last = prefixes[-1].count
     values = {kind: parts.read(f"{last}.{kind}") for kind in (*PIXEL_METRICS, "pool") if f"{last}.{kind}" in names}
-    values["reference_pool"] = parts.read("reference.pool")
+    if not reference.about:
+        values["reference_pool"] = parts.read("reference.pool")
     pictures = {"input": parts.read("shown.input")}
     for prefix in prefixes:
         pictures[f"{prefix.tokens} tokens"] = parts.read(f"shown.{prefix.count}")
@@ -79,7 +79,8 @@ def summarize(
         # Parts of the reconstructions against all of the images they were rebuilt from would answer no question.
         "bias": bias_curve(values["pool"], reference, config) if reference.about else [],
         "tokens": describe_tokens(TokenPyramid(tokens, tokenizer.specs), tokenizer, lpips),
-        "warnings": warnings,
+        "intervals_95": found.half_widths,
+        "warnings": found.warnings,
     }
     return Scores(entries, values, reference, pictures)
 

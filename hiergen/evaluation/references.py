@@ -21,9 +21,10 @@ from torch import Tensor
 
 from hiergen.config import fingerprint, to_json
 from hiergen.data.images import Dataset, ImageSet
+from hiergen.data.pictures import PictureSet
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.evaluation.extractors import Extractor
-from hiergen.evaluation.parts import batches, gather, prefetched, run_parts
+from hiergen.evaluation.parts import gather, run_parts
 from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, PassConfig, Rounding, quantize
 from hiergen.files import atomic_path
 from hiergen.metrics.frechet import Moments
@@ -146,12 +147,20 @@ def open_npz(path: str | Path) -> Any:
 
 
 def read_batch(images: Dataset, indices: Sequence[int]) -> Tensor:
-    """Return images by index, `(b, 3, h, w)` in [-1, 1], without augmentation."""
-    batch = (
-        images.images[list(indices)]
-        if isinstance(images, ImageSet)
-        else images.batch([(i, 0) for i in indices], seed=0)["image"]
-    )
+    """Return images by index, `(b, 3, h, w)` in [-1, 1], without augmentation.
+
+    Raises:
+        ValueError: If one cannot be read: another in its place, as in training, would be counted twice.
+    """
+    if isinstance(images, ImageSet):
+        batch = images.images[list(indices)]
+    else:
+        found = images.batch([(i, 0) for i in indices], seed=0)
+        batch = found["image"]
+        if "is_substitute" in found and bool(found["is_substitute"].any()):
+            index = indices[int(found["is_substitute"].int().argmax())]
+            why = images.broken[index] if isinstance(images, PictureSet) else ""
+            raise ValueError(f"picture {index} of the data cannot be evaluated: {why}; repair it or take it out")
     return batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch
 
 
@@ -184,15 +193,20 @@ def _of_images(
     }
     folder = Path(cache).expanduser() / digits
 
-    def compute(items: range) -> dict[str, Tensor]:
-        loaded = prefetched(lambda indices: read_batch(images, indices), batches(items, passes.batch_size))
-        found = gather(extractor(quantize(batch.to(device), rounding)) for _, batch in loaded)
+    def compute(_: range, batch: Tensor) -> dict[str, Tensor]:
+        found = extractor(quantize(batch.to(device), rounding))
         return {name: value for name, value in found.items() if name != "logits"}
 
     file = folder / "statistics.safetensors"
     if not file.is_file():
         parts = run_parts(
-            folder / "parts", identity, len(images), compute, part_size=passes.part_size, what="reference"
+            folder / "parts",
+            identity,
+            len(images),
+            compute,
+            passes=passes,
+            what="reference",
+            load=lambda indices: read_batch(images, indices),
         )
         if parts is not None:
             _store(file, {name: parts.read(name) for name in parts.names()}, about)

@@ -11,13 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.evaluation.comparison import intervals
-from hiergen.evaluation.distances import extrapolated
+from hiergen.evaluation.distances import INTERVAL_RULES, extrapolated
 from hiergen.evaluation.references import Reference, write_npz
 from hiergen.figures import save_curves, save_image_grid
 from hiergen.files import atomic_path, write_json, write_text
 
 TITLES = {"rfid": "Reconstruction", "gfid": "Generation", "shapes": "Shapes", "video": "Video"}
 UNITS = {"psnr": "dB"}
+#: Of the rate-distortion page, beside the Fréchet distance.
+PLOTTED = ("psnr", "ssim", "lpips", "IoU", "chamfer")
 
 
 def publish(
@@ -42,12 +44,9 @@ def publish(
             save_file({name: value.contiguous() for name, value in values.items()}, temporary)
         settings = report["settings"]["distances"]
         if settings["resamples"] > 1:
-            # References that are the images themselves are resampled with them.
-            fixed = reference if report["kind"] == "gfid" else None
             distance = next((name for name in report["metrics"] if name[1:].startswith(("FID", "FD"))), "")
-            report["intervals_95"] = intervals(
-                values, fixed, distance, resamples=settings["resamples"], seed=report["seed"]
-            )
+            resampled = intervals(values, reference, distance, resamples=settings["resamples"], seed=report["seed"])
+            report["intervals_95"] = {**report.get("intervals_95", {}), **resampled}
     if reference is not None:
         write_npz(folder / "reference.npz", reference)
     report = _finite(report)
@@ -73,7 +72,9 @@ def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
     lines += ["", *table(["metric", "value", "95 % interval"], rows), ""]
     if half:
         resamples = report["settings"]["distances"]["resamples"]
-        lines += [f"Intervals: 1.96 standard deviations of {resamples} bootstrap draws of the images.", ""]
+        others = [f"of {name}: {rule}" for name, rule in INTERVAL_RULES.items() if name in half]
+        rules = [f"Intervals: 1.96 standard deviations of {resamples} bootstrap draws", *others]
+        lines += [f"{'; '.join(rules)}.", ""]
     if has_pictures:
         lines += ["![examples, not selected](examples.png)", ""]
     lines += _rate_distortion(report.get("rate_distortion", []))
@@ -147,7 +148,7 @@ def _tokens(tokens: Mapping[str, Any]) -> list[str]:
         for name in ("neighbor_spread", "spatial_autocorrelation", "interpolation_detour")
         if name in tokens
     ]
-    text = f"Tokens of {tokens['images']:,} images."
+    text = f"Tokens of {tokens['images']:,} samples."
     return ["## Latents", "", text, "", *measures, "", *table(["channel", "mean", "std", "kurtosis"], channels), ""]
 
 
@@ -159,7 +160,7 @@ def _draw(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Tensor
     rate = report.get("rate_distortion", [])
     if rate:
         tokens = [float(row["tokens"]) for row in rate]
-        names = [name for name in rate[-1]["metrics"] if name in ("psnr", "ssim", "lpips") or name.startswith("rF")]
+        names = [name for name in rate[-1]["metrics"] if name in PLOTTED or name.startswith("rF")]
         panels = {name: {name: (tokens, [row["metrics"][name] for row in rate])} for name in names}
         save_curves(folder / "rate_distortion.png", panels, x_label="tokens")
 

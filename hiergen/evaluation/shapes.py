@@ -1,108 +1,118 @@
-"""Two folders of meshes: how one set relates to the other and, where files have the same names, how far each shape is from its own."""
+"""Meshes against reference meshes: how one set relates to the other and, where shapes have a reference of their own, how far each is
+from it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hiergen.config import to_json
-from hiergen.data.meshes import MESH_SUFFIXES, load_mesh, require_shape_libraries
-from hiergen.evaluation.protocol import environment
+from hiergen.data.meshes import require_shape_libraries
+from hiergen.evaluation.protocol import choose_device, environment
 from hiergen.evaluation.report import publish
+from hiergen.evaluation.sampling import DRAW_RULE, LABEL_RULES
+from hiergen.evaluation.shape_reconstruction import SHOWN_SHAPES, draw_meshes, evaluate_levels, pair_scores
+from hiergen.evaluation.shape_sources import Meshes, ShapesSettings, generate_meshes, open_generator, open_meshes
 from hiergen.files import check_writable
-from hiergen.metrics.geometry import GeometryProtocol, compare_meshes
-from hiergen.metrics.shape_sets import ShapeSetProtocol, compare_shape_sets
+from hiergen.metrics.shape_sets import compare_shape_sets
 
 
-@dataclasses.dataclass(frozen=True)
-class ShapesSettings:
-    """Evaluate meshes.
-
-    Attributes:
-        shapes: Folder of the meshes to judge.
-        reference: Folder of the meshes they should resemble. Files of the same name are compared as pairs.
-        out: Folder of the report.
-        sets: How two sets are compared.
-        pairs: How a shape is compared with its own reference.
-    """
-
-    shapes: str = "generated"
-    reference: str = "reference"
-    out: str = "evaluation/shapes"
-    sets: ShapeSetProtocol = dataclasses.field(default_factory=ShapeSetProtocol)
-    pairs: GeometryProtocol = dataclasses.field(default_factory=GeometryProtocol)
-
-
-def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any]:
-    """Compare two folders of meshes, write the report and return it.
+def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any] | None:
+    """Run (or continue) an evaluation, write its report and return it; None on all processes but the main one.
 
     Raises:
-        ValueError: If a folder is missing, holds no mesh, or a mesh cannot be read.
+        ValueError: If the settings, the meshes or the models do not fit together; before any long work.
         ImportError: If a library for meshes is not installed.
     """
     require_shape_libraries()
-    started, out = time.perf_counter(), check_writable(settings.out)
-    files = [_list(folder) for folder in (settings.shapes, settings.reference)]
-    meshes, references = ({name: load_mesh(path) for name, path in part.items()} for part in files)
-    scores = compare_shape_sets(list(meshes.values()), list(references.values()), settings.sets)
-    metrics = {
-        "coverage": scores.coverage,
-        "MMD": scores.matching_distance,
-        "1-NNA": scores.nearest_neighbor_accuracy,
-    }
-    values = {}
-    shared = [name for name in meshes if name in references]
-    if shared:
-        pairs = [compare_meshes(meshes[name], references[name], settings.pairs) for name in shared]
-        values = {
-            "chamfer": torch.tensor([pair.chamfer for pair in pairs]),
-            "normal_consistency": torch.tensor([pair.normal_consistency for pair in pairs]),
+    given = [name for name in ("shapes", "pipeline", "tokenizer") if getattr(settings, name)]
+    if len(given) != 1:
+        raise ValueError(f"got {' and '.join(given) or 'none'} of --shapes, --pipeline and --tokenizer, expected one")
+    started, out, device = time.perf_counter(), check_writable(settings.out), choose_device(settings.passes.device)
+    tokens = open_generator(settings, device) if settings.pipeline else None
+    judged = open_meshes(settings.shapes, settings) if settings.shapes else {}
+    references = open_meshes(settings.reference, settings)
+    report = _start(settings, len(references), device)
+    if settings.tokenizer:
+        found = evaluate_levels(settings, references, out, device)
+        if found is None:
+            return None
+        report |= found.entries
+        report["wall_time_s"] = round(time.perf_counter() - started, 1)
+        return publish(out, report, values=found.values, pictures=found.pictures)
+    if tokens is not None:
+        made = generate_meshes(tokens, settings, out)
+        if made is None:
+            return None
+        judged = made
+        report["protocol"] |= {
+            "labels": LABEL_RULES[settings.labels],
+            "draws": DRAW_RULE,
+            "sampling": str(settings.sampling),
+            "extraction": str(settings.extraction),
         }
-        for k, threshold in enumerate(settings.pairs.thresholds):
-            values[f"F@{threshold:g}"] = torch.tensor([pair.f_scores[k] for pair in pairs])
-        ious = [pair.volume_iou for pair in pairs if pair.volume_iou is not None]
-        metrics |= {name: float(rows.double().mean()) for name, rows in values.items()}
-        if ious:
-            metrics["IoU"] = sum(ious) / len(ious)
-    report = {
+        report["metrics"]["without_surface"] = 1 - len(made) / settings.num_shapes
+    values = _score(judged, references, settings, report)
+    shown = min(SHOWN_SHAPES, len(judged), len(references))
+    sets = {"judged": judged, "reference": references} if shown else {}
+    pictures = {name: draw_meshes(list(meshes.values())[:shown]) for name, meshes in sets.items()}
+    report["wall_time_s"] = round(time.perf_counter() - started, 1)
+    return publish(out, report, values=values, pictures=pictures)
+
+
+def _start(settings: ShapesSettings, num_reference: int, device: torch.device) -> dict[str, Any]:
+    """Return the entries that every kind of evaluation of shapes has."""
+    source = settings.shapes or settings.pipeline or settings.tokenizer
+    return {
         "kind": "shapes",
-        "what": f"meshes of {settings.shapes} against those of {settings.reference}",
-        "metrics": metrics,
-        "protocol": {
-            "sets": str(settings.sets),
-            "pairs": str(settings.pairs) if shared else "no files of the same name",
-        },
+        "what": f"meshes of {source} against those of {settings.reference}",
+        "metrics": {},
+        "protocol": {},
         "extractor": {"name": "none"},
         "reference": {"source": settings.reference},
-        "counts": {"shapes": len(meshes), "reference": len(references), "pairs": len(shared)},
-        "seed": settings.sets.seed,
-        "settings": {**to_json(settings), "distances": {"resamples": 200 if shared else 0}},
-        "environment": environment(torch.device("cpu")),
+        "counts": {"reference": num_reference},
+        "seed": settings.seed,
+        "settings": {**to_json(settings), "distances": {"resamples": settings.resamples}},
+        "environment": environment(device),
         "warnings": [],
-        "wall_time_s": round(time.perf_counter() - started, 1),
     }
-    return publish(out, report, values=values)
 
 
-def _list(folder: str) -> dict[str, Path]:
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"mesh folder {folder!r} does not exist")
-    found = {path.stem: path for path in sorted(root.iterdir()) if path.suffix.lower() in MESH_SUFFIXES}
-    if len(found) < 2:
-        raise ValueError(
-            f"mesh folder {folder!r} holds {len(found)} meshes ({', '.join(MESH_SUFFIXES)}), expected at least 2"
-        )
-    return found
+def _score(
+    judged: Meshes, references: Meshes, settings: ShapesSettings, report: dict[str, Any]
+) -> dict[str, Tensor] | None:
+    """Enter the scores of two sets, and of pairs of one name, into a report; return the values of the pairs."""
+    report["counts"]["shapes"] = len(judged)
+    report["protocol"]["sets"] = str(settings.sets)
+    if judged:
+        scores = compare_shape_sets(list(judged.values()), list(references.values()), settings.sets)
+        report["metrics"] |= {
+            "coverage": scores.coverage,
+            "MMD": scores.matching_distance,
+            "1-NNA": scores.nearest_neighbor_accuracy,
+        }
+    else:
+        report["warnings"].append("no shape has a surface: there are no sets to compare")
+    shared = [name for name in judged if name in references]
+    report["counts"]["pairs"] = len(shared)
+    report["protocol"]["pairs"] = str(settings.pairs) if shared else "no files of the same name"
+    if not shared:
+        return None
+    rows = [pair_scores(judged[name], references[name], settings.pairs) for name in shared]
+    values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
+    report["metrics"] |= {name: float(value.nanmean()) for name, value in values.items() if not value.isnan().all()}
+    return values
 
 
 def run_shapes(settings: ShapesSettings) -> None:
     """Evaluate and say where the report is."""
     report = evaluate_shapes(settings)
-    print(
-        f"{', '.join(f'{k} {v:.4g}' for k, v in report['metrics'].items())}\nreport: {Path(settings.out) / 'report.md'}"
-    )
+    if report is not None:
+        print(
+            f"{', '.join(f'{k} {v:.4g}' for k, v in report['metrics'].items())}\nreport: {Path(settings.out) / 'report.md'}"
+        )

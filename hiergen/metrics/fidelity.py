@@ -1,45 +1,49 @@
-"""Distances between sets of images, computed by torch-fidelity on a named feature extractor.
+"""Distances between sets of images on a named feature extractor, by torch-fidelity's functions of features.
 
 A figure means something only beside the name of the extractor: FID is the Fréchet distance on InceptionV3's 2048 pool features
-and on nothing else. Whatever else is used carries its own name here.
+and on nothing else. Whatever else is used carries its own name here. `hiergen.evaluation.extractors` builds extractors by name.
+
+Letters: `n m` images of two sets, `d` channels of a feature.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
 
-from hiergen.weights import read_weights
+from hiergen.metrics.frechet import Moments, frechet_from_moments
+from hiergen.seeding import make_rng
 
-KEYS = {
-    "frechet_inception_distance": "frechet_distance",
-    "kernel_inception_distance_mean": "kernel_distance",
-    "precision": "precision",
-    "recall": "recall",
-}
+#: What an extractor returns: "pool" `(b, d)`; where it has them, "spatial" `(b, s)` for sFID and "logits" `(b, k)` for IS.
+Features = dict[str, Tensor]
+
+#: With fewer images a covariance is no estimate of one.
+MIN_IMAGES = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureExtractor:
-    """A feature extractor by name.
+    """A feature extractor that is ready to run.
 
     Attributes:
         name: Stands in every report.
         description: What it is and on what it was trained.
-        network: uint8 images `(b, 3, h, w)` -> features `(b, d)`; None for torch-fidelity's own InceptionV3.
-        weights: Weights file of InceptionV3, where `network` is None.
+        network: uint8 images `(b, 3, h, w)` -> pool features `(b, d)`, or all `Features`.
     """
 
     name: str
     description: str
-    network: nn.Module | None = None
-    weights: str | None = None
+    network: Callable[[Tensor], Tensor | Features]
+
+    @torch.no_grad()
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
+        """Return the features of a batch, on its device."""
+        found = self.network(images)
+        return {"pool": found} if isinstance(found, Tensor) else found
 
 
 def compare_image_sets(
@@ -64,98 +68,116 @@ def compare_image_sets(
         ImportError: If torch-fidelity is not installed.
     """
     for name, value in (("images", images), ("reference", reference)):
-        if value.shape[0] < 10:
-            raise ValueError(f"{name} holds {value.shape[0]} images, at least 10 are needed")
-    try:
-        import torch_fidelity
-    except ImportError as error:
-        raise ImportError('fidelity metrics need torch-fidelity: pip install "hiergen[eval]"') from error
-    if extractor.network is not None:
-        chosen: dict[str, Any] = {"feature_extractor": _register(extractor.network, extractor.name)}
-    else:
-        # By name, because torch-fidelity would otherwise take another network for precision and recall.
-        chosen = {"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": extractor.weights}
-    values = torch_fidelity.calculate_metrics(
-        input1=_Images(images),
-        input2=_Images(reference),
-        fid=True,
-        kid=True,
-        prc=True,
-        kid_subset_size=min(1000, images.shape[0], reference.shape[0]),
-        cuda=False,
-        batch_size=batch_size,
-        rng_seed=seed,
-        save_cpu_ram=True,
-        verbose=False,
-        # Its cache is a pickle keyed by names; ours are in memory.
-        cache=False,
-        **chosen,
+        if value.shape[0] < MIN_IMAGES:
+            raise ValueError(f"{name} holds {value.shape[0]} images, at least {MIN_IMAGES} are needed")
+    made, real = (
+        torch.cat([extractor(part)["pool"].cpu() for part in value.split(batch_size)]) for value in (images, reference)
     )
-    return {ours: float(values[theirs]) for theirs, ours in KEYS.items()}
+    found = {"frechet_distance": frechet_from_moments(Moments.of(made), Moments.of(real))}
+    found |= kernel_distance(made, real, seed=seed)
+    del found["kernel_distance_std"]
+    return {**found, **precision_recall(made, real)}
 
 
-def inception_extractor(weights: str | Path) -> FeatureExtractor:
-    """Return InceptionV3 with its 2048 pool features, the extractor that defines FID.
+def kernel_distance(
+    features: Shaped[Tensor, "n d"], reference: Shaped[Tensor, "m d"], *, subset_size: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """Return "kernel_distance" (KID on Inception's features) and "kernel_distance_std": mean and deviation over 100 random subsets.
 
     Args:
-        weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`. It is not downloaded here.
+        features: Of the set to judge.
+        reference: Of the set it should resemble.
+        subset_size: Images of a subset; fewer where a set is smaller.
+        seed: Of the subsets.
 
     Raises:
-        ValueError: If the file is missing, or holds anything but tensors: torch-fidelity reads it without that check.
+        ImportError: If torch-fidelity is not installed.
+
+    Source:
+        Demystifying MMD GANs, arXiv:1801.01401: the unbiased estimate with the cubic kernel.
     """
-    if not Path(weights).is_file():
-        raise ValueError(
-            f"Inception weights {str(weights)!r} do not exist; get weights-inception-2015-12-05-6726825d.pth from the releases "
-            "of torch-fidelity and give its path"
-        )
-    if "Mixed_7c.branch1x1.conv.weight" not in read_weights(weights):
-        raise ValueError(f"{str(weights)!r} holds no InceptionV3 of the year 2015 (Mixed_7c is missing)")
-    return FeatureExtractor(
-        "inception-v3-2048", "InceptionV3 (2015-12-05), 2048 pool features: FID", weights=str(weights)
+    try:
+        from torch_fidelity.metric_kid import kid_features_to_metric
+    except ImportError as error:
+        raise ImportError('a kernel distance needs torch-fidelity: pip install "hiergen[eval]"') from error
+    found = kid_features_to_metric(
+        features.float(),
+        reference.float(),
+        kid_subset_size=min(subset_size, len(features), len(reference)),
+        rng_seed=seed,
+        verbose=False,
     )
+    names = {"kernel_distance": "mean", "kernel_distance_std": "std"}
+    return {ours: float(found[f"kernel_inception_distance_{theirs}"]) for ours, theirs in names.items()}
 
 
-def _register(network: nn.Module, name: str) -> str:
-    """Make the network known to torch-fidelity, under a name that is new each time because it allows no replacing."""
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+def kernel_distance_by_block(
+    features: Shaped[Tensor, "n d"],
+    reference: Shaped[Tensor, "m d"],
+    *,
+    num_blocks: int,
+    is_paired: bool,
+    seed: int = 0,
+) -> Float[Tensor, " blocks"]:
+    """Return the kernel distance of disjoint random blocks of one set to disjoint random blocks of the other: independent estimates.
 
-    class Registered(FeatureExtractorBase):
-        def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
-            super().__init__(name, features_list)
-            self.network = network
+    Args:
+        features: Of the set to judge.
+        reference: Of the set it should resemble.
+        num_blocks: Blocks of each set, of equal size; what is left over is not used.
+        is_paired: Image k of the set was made from image k of the reference: they go to the same block.
+        seed: Of the blocks.
 
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("features",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "features"
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        @staticmethod
-        def get_dummy_input_for_compile() -> Tensor:
-            return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-
-        def forward(self, images: Tensor) -> tuple[Tensor]:
-            with torch.no_grad():
-                return (network(images),)
-
-    unique = f"{name}-{len(FEATURE_EXTRACTORS_REGISTRY)}"
-    register_feature_extractor(unique, Registered)
-    return unique
+    Raises:
+        ValueError: If a block would hold fewer than two images.
+    """
+    size = min(len(features), len(reference)) // num_blocks
+    if size < 2:
+        raise ValueError(
+            f"{num_blocks} blocks of {len(features)} and {len(reference)} images: a block needs at least 2"
+        )
+    rng = make_rng(seed, "kernel-blocks")
+    orders = [torch.randperm(len(part), generator=rng) for part in (features, reference)]
+    if is_paired:
+        orders[1] = orders[0]
+    first, second = (
+        part[order[: num_blocks * size]].split(size) for part, order in zip((features, reference), orders, strict=True)
+    )
+    found = [_kernel_distance(a, b) for a, b in zip(first, second, strict=True)]
+    return torch.tensor(found, dtype=torch.float64)
 
 
-class _Images(Dataset[Tensor]):
-    def __init__(self, images: Tensor) -> None:
-        self._images = images.cpu()
+def _kernel_distance(features: Tensor, reference: Tensor) -> float:
+    """Return the unbiased estimate of two sets of equal size, all of both."""
+    first, second = features.double(), reference.double()
+    within, across = [], ((first @ second.T) / first.shape[1] + 1).pow(3)
+    for part in (first, second):
+        kernel = (part @ part.T / part.shape[1] + 1).pow(3)
+        within.append((kernel.sum() - kernel.diagonal().sum()) / (len(part) * (len(part) - 1)))
+    return float(within[0] + within[1] - 2 * across.mean())
 
-    def __len__(self) -> int:
-        return self._images.shape[0]
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self._images[index]
+def precision_recall(
+    features: Shaped[Tensor, "n d"], reference: Shaped[Tensor, "m d"], *, neighborhood: int = 3
+) -> dict[str, float]:
+    """Return "precision" and "recall": shares of one set inside the balls that the nearest neighbors of the other span.
+
+    Args:
+        features: Of the set to judge.
+        reference: Of the set it should resemble.
+        neighborhood: A ball reaches to the neighbor of this rank; both sets must be larger.
+
+    Raises:
+        ImportError: If torch-fidelity is not installed.
+
+    Source:
+        Improved Precision and Recall Metric for Assessing Generative Models, arXiv:1904.06991.
+    """
+    try:
+        from torch_fidelity.metric_prc import prc_features_to_metric
+    except ImportError as error:
+        raise ImportError('precision and recall need torch-fidelity: pip install "hiergen[eval]"') from error
+    found = prc_features_to_metric(
+        features.float(), reference.float(), prc_neighborhood=neighborhood, save_cpu_ram=True, verbose=False
+    )
+    return {name: float(found[name]) for name in ("precision", "recall")}

@@ -183,7 +183,7 @@ def compare_rendered_sets(
 ) -> dict[str, float]:
     """Return Fréchet distance, kernel distance, precision and recall between rendered views of two sets, by torch-fidelity.
 
-    They mean what the extractor means: name it beside the figures. On `inception_extractor` the Fréchet distance is an FID of clay
+    They mean what the extractor means: name it beside the figures. On InceptionV3 (`hiergen.evaluation.extractors`) the Fréchet distance is an FID of clay
     renders; with fewer views than features any of these distances is biased upward.
 
     Args:

@@ -13,18 +13,15 @@ from torch import Tensor
 from hiergen import __version__
 from hiergen.config import to_json
 from hiergen.data.images import to_uint8
-from hiergen.data.moving_digits import MovingDigits, moving_digits
+from hiergen.data.moving_digits import MovingDigits
 from hiergen.data.videos import from_uint8
-from hiergen.metrics.clip_classifiers import FrameJudge, train_clip_network
-from hiergen.metrics.video import VideoExtractor, compare_videos, frechet_video_distance, temporal_flicker
+from hiergen.metrics.clip_classifiers import FrameJudge, digit_clip_extractor
+from hiergen.metrics.video import compare_videos, frechet_video_distance, temporal_flicker
 from hiergen.quickstart.video_samples import Drawn
 from hiergen.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from hiergen.quickstart.videos import VideoQuickstartSettings
-
-#: Clips that the extractor is trained on, each seen three times.
-EXTRACTOR_CLIPS = 2000
 
 
 def video_scores(
@@ -43,7 +40,8 @@ def video_scores(
         train: Real clips that were trained on.
         test: Real clips of other digits.
     """
-    extractor, accuracy = digit_clip_extractor(train, test, seed=settings.seed)
+    extractor = digit_clip_extractor(*train.videos.shape[2:4], seed=settings.seed)
+    accuracy = extractor.network.accuracy(test.videos, test.labels, test.directions)
     judge = FrameJudge(train.videos, train.labels)
     with torch.no_grad():
         rebuilt = tokenizer.decode(tokenizer.encode(from_uint8(test.videos))).clamp(-1, 1)
@@ -80,31 +78,6 @@ def video_scores(
         "sets": measured,
         "sparse_against_dense": _against_dense(drawn),
     }
-
-
-def digit_clip_extractor(
-    train: MovingDigits, test: MovingDigits, *, seed: int
-) -> tuple[VideoExtractor, tuple[float, float]]:
-    """Return the extractor of the embedded clips, and how often it tells digit and direction of held-out clips right.
-
-    It is trained on clips of its own: other paths of the train digits.
-
-    Args:
-        train: For the number of frames and their size.
-        test: Held-out clips.
-        seed: Of its weights and its clips.
-    """
-    frames, size = train.videos.shape[2:4]
-    clips = moving_digits("train", EXTRACTOR_CLIPS, num_frames=frames, size=size, seed=seed + 1)
-    network = train_clip_network(clips.videos, clips.labels, clips.directions, epochs=3, seed=seed)
-    accuracy = network.accuracy(test.videos, test.labels, test.directions)
-    extractor = VideoExtractor(
-        "digit-clips-cnn-32",
-        f"32 features of a small 3-D convolutional classifier of digit and direction, trained on {EXTRACTOR_CLIPS:,} clips of the train "
-        "digits with the same seed (not I3D: these distances compare only with each other)",
-        network,
-    )
-    return extractor, accuracy
 
 
 def _against_dense(drawn: Mapping[str, Drawn]) -> list[dict[str, Any]]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.evaluation.extractors import EXTRACTORS, Extractor, ExtractorConfig, Features, register_extractor
+from hiergen.evaluation.extractors import EXTRACTORS, Extractor, ExtractorConfig, register_extractor
+from hiergen.metrics.fidelity import Features
 
 
 def _mean_color(config: ExtractorConfig, device: torch.device) -> Extractor:
     def features(images: torch.Tensor) -> Features:
         return {"pool": images.float().mean(dim=(2, 3))}
 
-    return Extractor("mean-color", "FD-mean-color", "mean of each channel, not resized", 3, features, "mean-color-1")
+    return Extractor("mean-color", "mean of each channel, not resized", features, "FD-mean-color", 3, "mean-color-1")
 
 
 @pytest.fixture(scope="session", autouse=True)

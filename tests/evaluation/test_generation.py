@@ -15,8 +15,9 @@ from PIL import Image
 from hiergen.evaluation.comparison import compare
 from hiergen.evaluation.distances import DistanceConfig
 from hiergen.evaluation.extractors import ExtractorConfig
-from hiergen.evaluation.generation import GfidSettings, class_labels, evaluate_generations
+from hiergen.evaluation.generation import GfidSettings, evaluate_generations
 from hiergen.evaluation.protocol import PassConfig, small_sample_warning
+from hiergen.evaluation.sampling import class_labels
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.registry import create
 

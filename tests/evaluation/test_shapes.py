@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import trimesh
+from torch import nn
 
 from hiergen.evaluation.comparison import compare
-from hiergen.evaluation.shapes import ShapesSettings, evaluate_shapes
+from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.sampling import SamplingConfig
+from hiergen.evaluation.shape_reconstruction import pair_scores
+from hiergen.evaluation.shape_sources import ShapesSettings
+from hiergen.evaluation.shapes import evaluate_shapes
 from hiergen.metrics.geometry import GeometryProtocol
 from hiergen.metrics.shape_sets import ShapeSetProtocol
+from hiergen.pipelines.shape import ClassToShapePipeline
+from hiergen.pyramid import specs_to_json
+from hiergen.registry import create
 
 
 def _write(folder: Path, sides: list[float]) -> str:
@@ -38,3 +49,88 @@ def test_refusals(tmp_path: Path) -> None:
         evaluate_shapes(ShapesSettings(one, one, str(tmp_path / "out")))
     with pytest.raises(ValueError, match="mesh folder 'nowhere' does not exist"):
         evaluate_shapes(ShapesSettings("nowhere", one, str(tmp_path / "out")))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A pipeline with random weights whose fields have surfaces, and one whose fields have none."""
+    out = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    tokenizer = create(
+        "pyramid-vae-tiny",
+        num_tokens=[2, 3],
+        width=8,
+        num_heads=2,
+        encoder_depth=0,
+        decoder_depth=0,
+        point_counts=[64, 8],
+        init_scale=0.25,
+    )
+    nn.init.normal_(tokenizer.decoder.output.weight)
+    sizes = {"dim": 16, "depth": 1, "num_heads": 2, "num_buffer": 2, "head_dim": 16, "head_depth": 1}
+    generator = create("mar3d-tiny", level_specs=specs_to_json(tokenizer.specs), num_classes=4, **sizes)
+    ClassToShapePipeline(tokenizer=tokenizer, generator=generator).save_pretrained(out / "pipeline")
+    tokenizer.save_pretrained(out / "tokenizer")
+    nn.init.zeros_(tokenizer.decoder.output.weight)
+    nn.init.constant_(tokenizer.decoder.output.bias, -1.0)
+    ClassToShapePipeline(tokenizer=tokenizer, generator=generator).save_pretrained(out / "empty")
+    return out
+
+
+def _quick(folder: Path, name: str, **changes: Any) -> ShapesSettings:
+    return ShapesSettings(
+        out=str(folder / name),
+        num_reference=3,
+        num_shapes=3,
+        depth=4,
+        sampling=SamplingConfig(num_steps=2),
+        resamples=4,
+        sets=ShapeSetProtocol(num_points=100),
+        pairs=GeometryProtocol(num_points=100, resolution=8),
+        passes=PassConfig(batch_size=2, part_size=2, device="cpu"),
+        **changes,
+    )
+
+
+def test_generated_meshes_are_scored_and_kept(models: Path, tmp_path: Path) -> None:
+    chosen = _quick(tmp_path, "made", pipeline=str(models / "pipeline"))
+    report = evaluate_shapes(chosen)
+    assert report is not None
+    assert report["metrics"]["without_surface"] == 0
+    assert {"coverage", "MMD", "1-NNA"} <= set(report["metrics"])
+    assert sorted(path.name for path in (tmp_path / "made" / "meshes").iterdir()) == [f"00000{k}.glb" for k in range(3)]
+    # The files it made give its figures.
+    again = evaluate_shapes(_quick(tmp_path, "read", shapes=str(tmp_path / "made" / "meshes")))
+    assert again is not None
+    assert again["metrics"]["MMD"] == pytest.approx(report["metrics"]["MMD"], rel=1e-6)
+    none = evaluate_shapes(_quick(tmp_path, "none", pipeline=str(models / "empty")))
+    assert none is not None
+    assert none["metrics"] == {"without_surface": 1.0}
+    assert "no shape has a surface: there are no sets to compare" in none["warnings"]
+
+
+def test_a_tokenizer_is_scored_by_level(models: Path, tmp_path: Path) -> None:
+    report = evaluate_shapes(_quick(tmp_path, "levels", tokenizer=str(models / "tokenizer")))
+    assert report is not None
+    assert [row["tokens"] for row in report["rate_distortion"]] == [2, 3]
+    assert report["metrics"] == report["rate_distortion"][-1]["metrics"]
+    assert (tmp_path / "levels" / "rate_distortion.png").is_file()
+    assert (tmp_path / "levels" / "examples.png").is_file()
+
+
+def test_sources_that_do_not_fit_are_refused(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got none of --shapes, --pipeline and --tokenizer, expected one"):
+        evaluate_shapes(_quick(tmp_path, "out"))
+    with pytest.raises(ValueError, match="holds a PyramidVAE, expected a pipeline of a generator and a tokenizer"):
+        evaluate_shapes(_quick(tmp_path, "out", pipeline=str(models / "tokenizer")))
+    with pytest.raises(ValueError, match="holds a ClassToShapePipeline, expected a tokenizer of shapes"):
+        evaluate_shapes(_quick(tmp_path, "out", tokenizer=str(models / "pipeline")))
+
+
+def test_a_shape_without_a_surface_is_no_match() -> None:
+    box = trimesh.creation.box((1.0, 1.0, 1.0))
+    scores = pair_scores(trimesh.Trimesh(), box, GeometryProtocol(num_points=100, resolution=8))
+    assert scores["IoU"] == 0
+    assert all(scores[name] == 0 for name in scores if name.startswith("F@"))
+    assert math.isnan(scores["chamfer"])
+    assert math.isnan(scores["normal_consistency"])

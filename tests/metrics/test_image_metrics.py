@@ -11,7 +11,7 @@ from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
 from hiergen.metrics.classifiers import LabelClassifier, nearest_distances, train_feature_network
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
-from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets, inception_extractor
+from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets, kernel_distance, kernel_distance_by_block
 from hiergen.metrics.pixel import MS_SSIM_WEIGHTS, ms_ssim, psnr, ssim
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
@@ -134,24 +134,18 @@ def test_nearest_distances_against_a_loop() -> None:
     assert float(nearest_distances(a, a, leave_one_out=True).min()) > 0.01
 
 
-def test_inception_is_used_when_its_weights_are_given_and_refused_when_they_are_not(tmp_path, monkeypatch) -> None:
-    """Random weights in the official layout: what is tested is the way to the extractor, not a figure."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    with pytest.raises(ValueError, match=r"do not exist; get weights-inception"):
-        inception_extractor(tmp_path / "none.pth")
-    (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(ValueError, match="cannot be read as plain tensors"):
-        inception_extractor(tmp_path / "text.pth")
-    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="Mixed_7c is missing"):
-        inception_extractor(tmp_path / "other.pth")
-    with monkeypatch.context() as patch:
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        random = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(tmp_path / "other.pth"))
-    torch.save(random.state_dict(), tmp_path / "inception.pth")
-    extractor = inception_extractor(tmp_path / "inception.pth")
-    images = torch.randint(0, 256, (10, 3, 16, 16), dtype=torch.uint8)
-    values = compare_image_sets(images, images, extractor)
-    assert extractor.name == "inception-v3-2048"
-    assert values["frechet_distance"] == pytest.approx(0, abs=1e-2)
+def test_kernel_distance_by_block_against_torch_fidelity() -> None:
+    """One block is the kernel distance of whole sets; the mean over many of one distribution is zero within its error."""
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(60, 5, generator=rng), torch.randn(60, 5, generator=rng) * 1.5
+    whole = kernel_distance_by_block(a, b, num_blocks=1, is_paired=False)
+    assert float(whole[0]) == pytest.approx(kernel_distance(a, b)["kernel_distance"], rel=1e-4)
+    many = kernel_distance_by_block(
+        torch.randn(4000, 5, generator=rng), torch.randn(4000, 5, generator=rng), num_blocks=40, is_paired=False
+    )
+    assert abs(float(many.mean())) < 4 * float(many.std()) / 40**0.5
+    # Pairs stay together: a set against itself has the same value in every block, but for its size.
+    itself = kernel_distance_by_block(a, a, num_blocks=3, is_paired=True)
+    assert bool((itself < 0).all())
+    with pytest.raises(ValueError, match="40 blocks of 60 and 60 images: a block needs at least 2"):
+        kernel_distance_by_block(a, b, num_blocks=40, is_paired=False)

@@ -9,7 +9,8 @@ from PIL import Image
 
 import hiergen
 from hiergen.data.video_files import read_frames
-from hiergen.quickstart import video_samples, video_scores, videos
+from hiergen.metrics import clip_classifiers
+from hiergen.quickstart import video_samples, videos
 from hiergen.quickstart.video_report import video_markdown
 from hiergen.quickstart.videos import VideoQuickstartSettings, run_video_quickstart
 
@@ -26,7 +27,7 @@ def finished(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(videos, "SAMPLING", FEW)
-        patch.setattr(video_scores, "EXTRACTOR_CLIPS", 20)
+        patch.setattr(clip_classifiers, "EXTRACTOR_CLIPS", 20)
         yield out, settings, run_video_quickstart(settings)
 
 

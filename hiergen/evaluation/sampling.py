@@ -1,0 +1,103 @@
+"""Tokens for an evaluation: item i is a function of (seed, i) and its label alone.
+
+Neither the batch size nor the number of processes changes what is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hiergen.generators.base import Generator
+from hiergen.pipelines.encoding import tokenizer_fingerprint
+from hiergen.pipelines.loading import from_pretrained
+from hiergen.pyramid import TokenPyramid
+from hiergen.seeding import SampleRng, make_rng
+from hiergen.tokenizers.base import Tokenizer
+
+LabelRule = Literal["balanced", "iid"]
+LABEL_RULES = {
+    "balanced": "label of item i is i modulo the number of classes: the same number of each, up to one",
+    "iid": "label of item i is drawn uniformly from a generator seeded with (seed, i)",
+}
+DRAW_RULE = "item i draws from a generator seeded with (seed, i), on the CPU"
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Fields that are handed on to the generator where they are given; the rest are its own defaults."""
+
+    guidance_scale: float | None = None
+    guidance_schedule: str | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    num_steps: int | None = None
+    solver: str | None = None
+    head_sampler: str | None = None
+    head_steps: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are given."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.given().items()) or "the generator's defaults"
+
+
+class TokenSource:
+    """Draws tokens of a pipeline's generator by their indices.
+
+    Args:
+        path: Folder or Hub id of a pipeline of a generator and a tokenizer.
+        labels: A key of `LABEL_RULES`.
+        sampling: Settings of the generator.
+        seed: Of labels and draws.
+        device: Where to draw.
+
+    Attributes:
+        tokenizer: The pipeline's, in eval mode on the device.
+        kind: Class name of the pipeline.
+        identity: JSON values that everything drawn depends on.
+
+    Raises:
+        ValueError: If the pipeline has no generator that takes class labels, or no tokenizer.
+        TypeError: If the generator knows no such setting.
+    """
+
+    def __init__(
+        self, path: str, *, labels: LabelRule, sampling: SamplingConfig, seed: int, device: torch.device
+    ) -> None:
+        pipeline = from_pretrained(path)
+        self.kind = type(pipeline).__name__
+        if not hasattr(pipeline, "generator") or not hasattr(pipeline, "tokenizer"):
+            raise ValueError(f"{path!r} holds a {self.kind}, expected a pipeline of a generator and a tokenizer")
+        self._generator: Generator = pipeline.to(device).generator.eval()
+        if not self._generator.config.get("num_classes") or hasattr(pipeline, "image_encoder"):
+            raise ValueError(f"{path!r} holds a {self.kind}, expected one that generates from class labels")
+        self.tokenizer: Tokenizer = pipeline.tokenizer.eval()
+        self._settings = self._generator.make_settings(**sampling.given())
+        self._labels, self._seed, self._device = labels, seed, device
+        self.identity = {
+            "generator": tokenizer_fingerprint(self._generator),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "labels": labels,
+            "seed": seed,
+            "sampling": sampling.given(),
+        }
+
+    @torch.no_grad()
+    def draw(self, keys: range) -> TokenPyramid:
+        """Return the tokens of some items, on the device."""
+        labels = class_labels(keys, self._generator.config["num_classes"], self._labels, self._seed).to(self._device)
+        return self._generator.generate(labels, self._settings, rng=SampleRng.of(keys, self._seed, "evaluate"))
+
+
+def class_labels(keys: range, num_classes: int, rule: str, seed: int) -> Tensor:
+    """Return the labels of some items by their indices, `(b,)` int64; see `LABEL_RULES`."""
+    if rule == "balanced":
+        return torch.tensor([key % num_classes for key in keys])
+    return torch.cat([torch.randint(num_classes, (1,), generator=make_rng(seed, "label", key)) for key in keys])
