@@ -22,7 +22,6 @@ from torch import Tensor
 import hiergen
 from hiergen.benchmarks.psa import binary_config, config_of_density
 from hiergen.config import parse, to_json
-from hiergen.data.moving_digits import moving_digits
 from hiergen.data.videos import from_uint8
 from hiergen.figures import save_curves
 from hiergen.files import write_json, write_text
@@ -31,6 +30,7 @@ from hiergen.generators.flow_transformer import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan
 from hiergen.metrics.video import compare_videos
 from hiergen.pipelines.video import ClassToVideoPipeline
+from hiergen.quickstart.video_clips import quickstart_clips
 from hiergen.quickstart.videos import BLOCKS, SAMPLING, VideoQuickstartSettings, generator_config
 from hiergen.seeding import make_rng
 from hiergen.training.loop import fit
@@ -77,8 +77,7 @@ class Probe:
     """
 
     def __init__(self, pipeline: ClassToVideoPipeline, num_clips: int) -> None:
-        frames, height, _ = pipeline.tokenizer.config["video_size"]
-        clips = moving_digits("test", num_clips, num_frames=frames, size=height)
+        clips = quickstart_clips("test", num_clips, pipeline.tokenizer.config["video_size"], seed=0)
         with torch.no_grad():
             self.tokens = pipeline.tokenizer.encode(from_uint8(clips.videos)).concat()
         self.labels = clips.labels

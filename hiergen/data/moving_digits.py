@@ -42,30 +42,35 @@ def moving_digits(
     *,
     num_frames: int = 32,
     size: int = 32,
+    digit_size: int | None = None,
     speeds: tuple[float, float] = SPEEDS,
     seed: int = 0,
 ) -> MovingDigits:
     """Return clips of one digit each, grey as RGB; clip k shows class k modulo 10.
 
-    A digit is half as large as the frame, enlarged from 8 x 8 pixels, placed between pixels where its path is. It flies straight
-    and is reflected at the edges of the frame.
+    A digit is enlarged from 8 x 8 pixels and placed between pixels where its path is. It flies straight and is reflected at the
+    edges of the frame.
 
     Args:
         split: "train" or "test": of the digits; the paths differ too.
         num_clips: Clips.
         num_frames: Frames of a clip.
         size: Height and width in pixels, even, at least 16.
+        digit_size: Height and width of a digit in pixels; None for half of the frame.
         speeds: Slowest and fastest, in pixels a frame, for frames of 32 pixels; larger frames are crossed in the same time.
         seed: Of all draws.
 
     Raises:
-        ValueError: If the split is unknown, a number is below 1, or `size` is odd or below 16.
+        ValueError: If the split is unknown, a number is below 1, `size` is odd or below 16, or a digit does not fit in it.
     """
     for name, value in (("num_clips", num_clips), ("num_frames", num_frames)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     if size < 16 or size % 2:
         raise ValueError(f"size is {size}, expected an even number of at least 16")
+    digit_size = size // 2 if digit_size is None else digit_size
+    if not 8 <= digit_size <= size:
+        raise ValueError(f"digit_size is {digit_size}, expected 8 to size, {size}")
     digits = load_digits(split, size=8)
     rng = make_rng(seed, "moving-digits", split)
     labels = torch.arange(num_clips) % NUM_CLASSES
@@ -80,11 +85,11 @@ def moving_digits(
     angle = 2 * math.pi * draws[:, 1]
     speed = (speeds[0] + (speeds[1] - speeds[0]) * draws[:, 2]) * (size / 32)
     velocity = torch.stack([angle.sin(), angle.cos()], dim=1) * speed[:, None]
-    room = size / 2
+    room = float(size - digit_size)
     corners = bounce(draws[:, 3:] * room, velocity, num_frames, room)
     videos = torch.cat(
         [
-            _render(digits.images[part, :1], path, size)
+            _render(digits.images[part, :1], path, size, digit_size)
             for part, path in zip(chosen.split(256), corners.split(256), strict=True)
         ]
     )
@@ -102,12 +107,12 @@ def bounce(
     return room - (free.remainder(2 * room) - room).abs()
 
 
-def _render(digits: Tensor, corners: Tensor, size: int) -> Tensor:
+def _render(digits: Tensor, corners: Tensor, size: int, digit_size: int) -> Tensor:
     """Return uint8 clips (n, 3, t, h, w) of digits (n, 1, 8, 8) whose top left corners follow paths (n, t, 2)."""
     frames = corners.shape[1]
     centers = torch.arange(size, dtype=corners.dtype) + 0.5
     # Where each pixel lies on the digit, whose sides are at -1 and 1.
-    rows, columns = ((centers - corners[..., axis, None]) * (4 / size) - 1 for axis in (0, 1))
+    rows, columns = ((centers - corners[..., axis, None]) * (2 / digit_size) - 1 for axis in (0, 1))
     grid = torch.stack(
         [columns[:, :, None].expand(-1, -1, size, -1), rows[..., None].expand(-1, -1, -1, size)], dim=-1
     ).flatten(0, 1)

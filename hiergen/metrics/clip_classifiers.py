@@ -101,7 +101,9 @@ class DigitClipExtractor(VideoExtractor):
     network: ClipNetwork
 
 
-def digit_clip_extractor(num_frames: int, size: int, *, seed: int) -> DigitClipExtractor:
+def digit_clip_extractor(
+    num_frames: int, size: int, *, digit_size: int | None = None, seed: int
+) -> DigitClipExtractor:
     """Return the extractor of the embedded clips of some length and size, trained on the spot.
 
     It is trained on clips of its own: `seed + 1` draws their paths.
@@ -109,9 +111,12 @@ def digit_clip_extractor(num_frames: int, size: int, *, seed: int) -> DigitClipE
     Args:
         num_frames: Frames of a clip.
         size: Height and width in pixels.
+        digit_size: Height and width of a digit in pixels; None for half of the frame.
         seed: Of its weights and its clips.
     """
-    clips = moving_digits("train", EXTRACTOR_CLIPS, num_frames=num_frames, size=size, seed=seed + 1)
+    clips = moving_digits(
+        "train", EXTRACTOR_CLIPS, num_frames=num_frames, size=size, digit_size=digit_size, seed=seed + 1
+    )
     network = train_clip_network(clips.videos, clips.labels, clips.directions, epochs=3, seed=seed)
     return DigitClipExtractor(
         "digit-clips-cnn-32",

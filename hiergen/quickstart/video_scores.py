@@ -17,6 +17,7 @@ from hiergen.data.moving_digits import MovingDigits
 from hiergen.data.videos import from_uint8
 from hiergen.metrics.clip_classifiers import FrameJudge, digit_clip_extractor
 from hiergen.metrics.video import compare_videos, frechet_video_distance, temporal_flicker
+from hiergen.quickstart.video_clips import digit_size
 from hiergen.quickstart.video_samples import Drawn
 from hiergen.tokenizers.base import Tokenizer
 
@@ -40,7 +41,8 @@ def video_scores(
         train: Real clips that were trained on.
         test: Real clips of other digits.
     """
-    extractor = digit_clip_extractor(*train.videos.shape[2:4], seed=settings.seed)
+    frames, size = train.videos.shape[2:4]
+    extractor = digit_clip_extractor(frames, size, digit_size=digit_size(size), seed=settings.seed)
     accuracy = extractor.network.accuracy(test.videos, test.labels, test.directions)
     judge = FrameJudge(train.videos, train.labels)
     with torch.no_grad():

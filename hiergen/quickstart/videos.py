@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from hiergen.benchmarks.psa import config_of_density
-from hiergen.data.moving_digits import MovingDigits, moving_digits
+from hiergen.data.moving_digits import MovingDigits
 from hiergen.data.video_files import require_pyav, tile_videos, write_gif, write_mp4
 from hiergen.data.videos import from_uint8
 from hiergen.figures import log_curves, save_curves, save_image_grid
@@ -24,6 +24,7 @@ from hiergen.kernels.pyramid_attention import PSAConfig
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.quickstart.stages import StageTimes
+from hiergen.quickstart.video_clips import quickstart_clips
 from hiergen.quickstart.video_report import video_markdown
 from hiergen.quickstart.video_samples import Drawn, draw_samples
 from hiergen.quickstart.video_scores import video_scores
@@ -36,10 +37,10 @@ from hiergen.training.tasks import GeneratorTaskConfig
 NUM_CLASSES = 10
 
 #: What the samples are drawn with.
-SAMPLING: dict[str, Any] = {"num_steps": 12, "solver": "euler", "timestep_shift": 1.0, "guidance_scale": 2.0}
+SAMPLING: dict[str, Any] = {"num_steps": 20, "solver": "euler", "timestep_shift": 0.6, "guidance_scale": 2.0}
 
-#: Queries and keys of a block: small, because there are 1,024 tokens.
-BLOCKS = (64, 32)
+#: Queries and keys of a block: small, because there are 288 tokens.
+BLOCKS = (32, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class VideoQuickstartSettings:
     out: str = "quickstart-video"
     num_clips: int = 1000
     num_test: int = 100
-    samples_seen: int = 5_000
+    samples_seen: int = 8_000
     num_generated: int = 30
     densities: tuple[float, ...] = (0.2, 0.1)
     seed: int = 0
@@ -132,12 +133,12 @@ def generator_config(settings: VideoQuickstartSettings) -> TrainConfig:
         task=GeneratorTaskConfig(preset=settings.generator, codes=str(Path(settings.out) / "codes")),
         out=str(Path(settings.out) / "generator"),
         samples=settings.samples_seen,
-        batch_size=2,
+        batch_size=4,
         seed=settings.seed,
         optim=OptimConfig(
-            lr=2e-3, weight_decay=1e-4, warmup_samples=min(200, settings.samples_seen // 10), final_lr_ratio=0.05
+            lr=3e-3, weight_decay=1e-4, warmup_samples=min(200, settings.samples_seen // 10), final_lr_ratio=0.05
         ),
-        ema_decay=0.99,
+        ema_decay=0.995,
         log_every=200,
         checkpoint_every=1_000,
     )
@@ -150,9 +151,8 @@ def attention_kinds(settings: VideoQuickstartSettings) -> dict[str, PSAConfig | 
 
 
 def _clips(settings: VideoQuickstartSettings, split: str) -> MovingDigits:
-    frames, height, _ = get_preset(settings.tokenizer).config["video_size"]
     count = settings.num_clips if split == "train" else settings.num_test
-    return moving_digits(split, count, num_frames=frames, size=height, seed=settings.seed)
+    return quickstart_clips(split, count, get_preset(settings.tokenizer).config["video_size"], seed=settings.seed)
 
 
 def _tokenizer(settings: VideoQuickstartSettings, train: MovingDigits) -> PatchComponents:

@@ -44,6 +44,20 @@ def test_clips_show_whole_digits_that_move() -> None:
     assert torch.equal(clips.directions[clear], (2 * down.long() + right.long())[clear])
 
 
+def test_larger_digits_stay_inside_smaller_frames() -> None:
+    small, large = (
+        moving_digits("train", 20, num_frames=40, size=24, digit_size=side).videos[:, 0].double() for side in (8, 16)
+    )
+    # Four times the ink, and none of it lost at the edges.
+    totals = large.sum(dim=(2, 3))
+    torch.testing.assert_close(totals.mean(dim=1) / small.sum(dim=(2, 3)).mean(dim=1), torch.full((20,), 4.0).double(), rtol=0.1, atol=0)
+    assert float(((totals - totals[:, :1]).abs() / totals[:, :1]).max()) < 0.06
+    centers = large.sum(dim=3) @ torch.arange(24).double() / totals
+    # Digits are not symmetric, but the same all the way: what a center travels is what the digit does, at most 8 pixels.
+    travelled = centers.amax(dim=1) - centers.amin(dim=1)
+    assert 6 < float(travelled.max()) < 8.3
+
+
 def test_a_seed_repeats_and_splits_share_nothing() -> None:
     first, again = (moving_digits("train", 10, num_frames=2, seed=1) for _ in range(2))
     assert torch.equal(first.videos, again.videos)
@@ -74,5 +88,8 @@ def test_bad_requests_are_explained(arguments, message) -> None:
     for size in (14, 17):
         with pytest.raises(ValueError, match=f"size is {size}, expected an even number of at least 16"):
             moving_digits("train", 1, size=size)
+    for side in (7, 33):
+        with pytest.raises(ValueError, match=f"digit_size is {side}, expected 8 to size, 32"):
+            moving_digits("train", 1, digit_size=side)
     with pytest.raises(ValueError, match="num_frames is 0"):
         moving_digits("train", 1, num_frames=0)

@@ -89,7 +89,7 @@ def test_sampling_leaves_the_attention_as_it_was(finished, tmp_path) -> None:
         video_samples.draw_samples(pipe, kind, [3], tmp_path / name, seed=0, sampling=FEW)
         for name, kind in (("dense", None), ("sparse", sparse))
     ]
-    assert pipe.generator.config["attention"]["query_block"] == 64
+    assert pipe.generator.config["attention"]["query_block"] == 32
     assert [round(kind.density, 1) for kind in drawn] == [1.0, 0.2]
     assert not torch.equal(drawn[0].videos, drawn[1].videos)
 
