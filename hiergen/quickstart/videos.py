@@ -40,7 +40,7 @@ NUM_CLASSES = 10
 SAMPLING: dict[str, Any] = {"num_steps": 20, "solver": "euler", "timestep_shift": 0.6, "guidance_scale": 2.0}
 
 #: Queries and keys of a block: small, because there are 288 tokens.
-BLOCKS = (32, 8)
+BLOCKS = (32, 16)
 
 
 @dataclasses.dataclass(frozen=True)
