@@ -50,7 +50,9 @@ def test_larger_digits_stay_inside_smaller_frames() -> None:
     )
     # Four times the ink, and none of it lost at the edges.
     totals = large.sum(dim=(2, 3))
-    torch.testing.assert_close(totals.mean(dim=1) / small.sum(dim=(2, 3)).mean(dim=1), torch.full((20,), 4.0).double(), rtol=0.1, atol=0)
+    torch.testing.assert_close(
+        totals.mean(dim=1) / small.sum(dim=(2, 3)).mean(dim=1), torch.full((20,), 4.0).double(), rtol=0.1, atol=0
+    )
     assert float(((totals - totals[:, :1]).abs() / totals[:, :1]).max()) < 0.06
     centers = large.sum(dim=3) @ torch.arange(24).double() / totals
     # Digits are not symmetric, but the same all the way: what a center travels is what the digit does, at most 8 pixels.
