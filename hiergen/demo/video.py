@@ -24,7 +24,7 @@ from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan
 from hiergen.metrics.pixel import psnr
 
 #: Queries and keys of a block: small, as clips of the demo are.
-BLOCKS = (64, 32)
+BLOCKS = (32, 16)
 #: Small clips are shown this many times as large: a browser does not scale a GIF as it scales a picture.
 ENLARGED = 6
 

@@ -101,9 +101,7 @@ class DigitClipExtractor(VideoExtractor):
     network: ClipNetwork
 
 
-def digit_clip_extractor(
-    num_frames: int, size: int, *, digit_size: int | None = None, seed: int
-) -> DigitClipExtractor:
+def digit_clip_extractor(num_frames: int, size: int, *, digit_size: int | None = None, seed: int) -> DigitClipExtractor:
     """Return the extractor of the embedded clips of some length and size, trained on the spot.
 
     It is trained on clips of its own: `seed + 1` draws their paths.

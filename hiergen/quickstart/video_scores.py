@@ -50,7 +50,6 @@ def video_scores(
     sets = {"real test": (from_uint8(test.videos), test.labels), "rebuilt test": (rebuilt, test.labels)}
     sets |= {name: (made.videos, made.labels) for name, made in drawn.items()}
     real = from_uint8(train.videos)
-    frames, size = train.videos.shape[2:4]
     measured = {}
     for name, (videos, labels) in sets.items():
         by_clip, by_frame = judge.accuracy(to_uint8(videos), labels)
