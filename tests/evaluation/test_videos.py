@@ -11,6 +11,7 @@ from hiergen.data.video_files import write_mp4
 from hiergen.evaluation.comparison import compare
 from hiergen.evaluation.distances import DistanceConfig
 from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.sampling import SamplingConfig
 from hiergen.evaluation.video_extractors import VideoExtractorConfig, build_video_extractor, register_video_extractor
 from hiergen.evaluation.video_sources import ClipConfig, VideoSettings
 from hiergen.evaluation.videos import evaluate_videos
@@ -45,6 +46,7 @@ def settings(folder: Path, name: str, **changes: Any) -> VideoSettings:
         out=str(folder / "out" / name),
         num_reference=10,
         num_videos=10,
+        sampling=SamplingConfig(num_steps=2),
         extractor=VideoExtractorConfig("frames-mean-color"),
         distances=DistanceConfig(resamples=4),
         passes=PassConfig(batch_size=3, part_size=4, device="cpu"),
