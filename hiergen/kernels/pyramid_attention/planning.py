@@ -31,7 +31,8 @@ def make_plan(
 ) -> PyramidPlan:
     """Return the plan for these queries and keys, lists filled.
 
-    Rules after the assignment, in order: text is read in full and reads in full; of a causal plan nothing lies above the
+    Rules after the assignment, in order: where a quota comes to no whole block, as in short sequences, a row reads its best block
+    in full; text is read in full and reads in full; of a causal plan nothing lies above the
     diagonal, the blocks on it and the first `sink_blocks` are read in full; then no block is read coarser than
     `similarity_cap` allows.
 
@@ -77,6 +78,8 @@ def plan_from_scores(
     )  # fmt: skip
     visible = plan.visible_blocks()
     plan = dataclasses.replace(plan, pools=assign_pools(scores, config, visible=visible if is_causal else None))
+    if config.mode == "quota" and not is_causal:
+        plan = _read_something(plan, scores)
     plan = plan.force_full(keys=_text_span(config, num_keys), queries=_text_span(config, num_queries))
     if is_causal:
         plan = _apply_causal_rules(plan, visible, config.sink_blocks)
@@ -88,6 +91,13 @@ def plan_from_scores(
         cap = cap.repeat_interleave(scores.shape[1] // k.shape[1], dim=1)[:, :, None]
         plan = dataclasses.replace(plan, pools=torch.minimum(plan.pools, cap))
     return plan.with_lists()
+
+
+def _read_something(plan: PyramidPlan, scores: Tensor) -> PyramidPlan:
+    """Give rows without a block their best one, the first of equals: their attention would be zero without a word."""
+    is_empty = (plan.pools == 0).all(dim=-1, keepdim=True)
+    is_best = torch.zeros_like(plan.pools, dtype=torch.bool).scatter_(-1, scores.argmax(dim=-1, keepdim=True), True)
+    return dataclasses.replace(plan, pools=plan.pools.masked_fill(is_empty & is_best, 1))
 
 
 def _text_span(config: PSAConfig, length: int) -> Iterable[Span]:

@@ -120,3 +120,13 @@ def test_validate_reads_the_values():
     assert plan.validate() is plan
     with pytest.raises(ValueError, match="pools holds 3"):
         dataclasses.replace(plan, pools=torch.full_like(plan.pools, 3)).validate()
+
+
+def test_a_quota_of_no_whole_block_reads_the_best_one() -> None:
+    scores = torch.tensor([[[[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]]]])
+    keys = torch.zeros(1, 1, 96, 8)
+    config = PSAConfig(bounds=((1, 0.1), (8, 0.3)), query_block=32, key_block=32)
+    assert plan_from_scores(scores, 64, keys, config).pools.tolist() == [[[[0, 1, 0], [1, 0, 0]]]]
+    # A row that reads something is left alone.
+    coarse = PSAConfig(bounds=((1, 0.1), (8, 0.4)), query_block=32, key_block=32, rounding_tile=4)
+    assert plan_from_scores(scores, 64, keys, coarse).pools.tolist() == [[[[0, 8, 0], [8, 0, 0]]]]
