@@ -135,10 +135,7 @@ def evaluate_generations(settings: GfidSettings) -> dict[str, Any] | None:
 def _protocol(settings: GfidSettings) -> dict[str, str]:
     rounding = ROUNDING_RULES[settings.rounding]
     if settings.samples:
-        return {
-            "labels": "as the samples have them",
-            "rounding": f"samples are bytes already; the reference: {rounding}",
-        }
+        return {"labels": "as the samples have them", "samples": "bytes already", "rounding": rounding}
     return {
         "labels": LABEL_RULES[settings.labels],
         "draws": DRAW_RULE,

@@ -26,8 +26,8 @@ SAMPLES_A_CHANNEL = 5
 Rounding = Literal["nearest", "truncate"]
 
 
-def quantize(images: Tensor, rounding: Rounding = "nearest") -> UInt8[Tensor, "b c h w"]:
-    """Return images of [-1, 1] as uint8 on their device, by the same rule for real, rebuilt and generated ones.
+def quantize(images: Tensor, rounding: Rounding = "nearest") -> UInt8[Tensor, ...]:
+    """Return images or clips of [-1, 1] as uint8 on their device, by the same rule for real, rebuilt and generated ones.
 
     Real images come back as the bytes they were read from, under both rules.
     """

@@ -44,7 +44,7 @@ def mean_color(config: ExtractorConfig, device: torch.device) -> Extractor:
     def features(images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"pool": images.float().mean(dim=(2, 3))}
 
-    return Extractor("mean-color", "FD-mean-color", "mean of each channel", 3, features, "mean-color-1")
+    return Extractor("mean-color", "mean of each channel", features, "FD-mean-color", 3, "mean-color-1")
 
 
 def test_a_moment_of_training_ends_in_a_report_and_is_not_repeated(program, tmp_path, monkeypatch, capsys) -> None:
