@@ -166,7 +166,7 @@ def train(settings: Settings) -> dict[str, Any]:
     started = time.perf_counter()
     result = fit(set_length(config, planned["samples"]), title="tokenizer")
     minutes = (time.perf_counter() - started) / 60
-    print(f"{result.samples_seen:,} samples in {minutes:.1f} minutes of this session ({settings.minutes:g} asked for)")
+    print(f"{result.samples_seen:,} samples in {minutes:.1f} minutes since this start ({settings.minutes:g} asked for)")
     task: Any = config.task
     curves = log_curves(result.log, ("tokenizer/pixel", "pixel", "val/pixel"))
     save_curves(out / "curves.png", {"pixel error": {name: curve for name, curve in curves.items() if curve[0]}})

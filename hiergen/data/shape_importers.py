@@ -154,6 +154,7 @@ def _load(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             if missing:
                 raise MeshError(path, f"lacks {', '.join(missing)}; it holds {', '.join(sorted(file.files))}")
             return {name: file[name] for name in names}
+    # zipfile raises NotImplementedError for a compression that it does not know.
     except (OSError, zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError) as error:
         if isinstance(error, MeshError):
             raise

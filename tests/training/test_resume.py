@@ -100,7 +100,7 @@ def run(task: TaskConfig, out: Path, **changes: Any) -> TrainConfig:
 
 
 def fit_until(config: TrainConfig, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send SIGTERM during the given pass, counted from the start of this session over steps, parts of a batch and players."""
+    """Send SIGTERM during the given pass, counted from the start of this process over steps, parts of a batch and players."""
     forward, calls = loop._PlayerLoss.forward, iter(range(1000))
 
     def watched(self: Any, batch: Any, rng: Any) -> Any:
