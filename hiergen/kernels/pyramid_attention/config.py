@@ -36,6 +36,8 @@ class PSAConfig:
         stride: Of the antidiagonal estimator, in tokens.
         similarity: Thresholds for pools 2, 4, 8 of `similarity_cap`; None turns it off.
         tail: See `build_pyramid`.
+        empty_rows: What a row reads whose quota comes to no whole block, as in short sequences: "best_block" its best one in
+            full, "nothing" none, so that its output is zero, as in the official code. Quota mode without a causal mask.
         sink_blocks: Leading key blocks read in full. Causal plans only.
         text_tokens: Tokens read in full by all, and that read all in full.
         text_at: Which end of the sequence they are at.
@@ -58,6 +60,7 @@ class PSAConfig:
     stride: int = 8
     similarity: tuple[float, float, float] | None = None
     tail: TailRule = "exact"
+    empty_rows: Literal["best_block", "nothing"] = "best_block"
     sink_blocks: int = 1
     text_tokens: int = 0
     text_at: Literal["start", "end"] = "start"
@@ -75,6 +78,8 @@ class PSAConfig:
             raise ValueError(f"bounds is {self.bounds}, expected each pool once")
         if self.mode not in ("threshold", "quota", "energy"):
             raise ValueError(f"mode is {self.mode!r}, expected 'threshold', 'quota' or 'energy'")
+        if self.empty_rows not in ("best_block", "nothing"):
+            raise ValueError(f"empty_rows is {self.empty_rows!r}, expected 'best_block' or 'nothing'")
         if not 1 <= self.rounding_tile <= self.key_block:
             raise ValueError(f"rounding_tile is {self.rounding_tile}, expected 1 to key_block = {self.key_block}")
 

@@ -31,10 +31,9 @@ def make_plan(
 ) -> PyramidPlan:
     """Return the plan for these queries and keys, lists filled.
 
-    Rules after the assignment, in order: where a quota comes to no whole block, as in short sequences, a row reads its best block
-    in full; text is read in full and reads in full; of a causal plan nothing lies above the
-    diagonal, the blocks on it and the first `sink_blocks` are read in full; then no block is read coarser than
-    `similarity_cap` allows.
+    Rules after the assignment, in order: where a quota comes to no whole block, a row reads what `empty_rows` says; text is
+    read in full and reads in full; of a causal plan nothing lies above the diagonal, the blocks on it and the first
+    `sink_blocks` are read in full; then no block is read coarser than `similarity_cap` allows.
 
     Args:
         is_causal: See `PyramidPlan`.
@@ -78,8 +77,8 @@ def plan_from_scores(
     )  # fmt: skip
     visible = plan.visible_blocks()
     plan = dataclasses.replace(plan, pools=assign_pools(scores, config, visible=visible if is_causal else None))
-    if config.mode == "quota" and not is_causal:
-        plan = _read_something(plan, scores)
+    if config.mode == "quota" and config.empty_rows == "best_block" and not is_causal:
+        plan = _read_best_where_empty(plan, scores)
     plan = plan.force_full(keys=_text_span(config, num_keys), queries=_text_span(config, num_queries))
     if is_causal:
         plan = _apply_causal_rules(plan, visible, config.sink_blocks)
@@ -93,7 +92,7 @@ def plan_from_scores(
     return plan.with_lists()
 
 
-def _read_something(plan: PyramidPlan, scores: Tensor) -> PyramidPlan:
+def _read_best_where_empty(plan: PyramidPlan, scores: Tensor) -> PyramidPlan:
     """Give rows without a block their best one, the first of equals: their attention would be zero without a word."""
     is_empty = (plan.pools == 0).all(dim=-1, keepdim=True)
     is_best = torch.zeros_like(plan.pools, dtype=torch.bool).scatter_(-1, scores.argmax(dim=-1, keepdim=True), True)

@@ -129,6 +129,7 @@ def test_presets_are_the_published_ones():
         ({"bounds": ((1, 1.5),)}, "bounds gives pool 1 the bound 1.5"),
         ({"bounds": ((1, 0.5), (1, 0.6))}, "expected each pool once"),
         ({"mode": "topk"}, "mode is 'topk'"),
+        ({"empty_rows": "best"}, "empty_rows is 'best', expected 'best_block' or 'nothing'"),
         ({"key_block": 32, "rounding_tile": 64}, "rounding_tile is 64, expected 1 to key_block = 32"),
     ],
 )

@@ -127,6 +127,8 @@ def test_a_quota_of_no_whole_block_reads_the_best_one() -> None:
     keys = torch.zeros(1, 1, 96, 8)
     config = PSAConfig(bounds=((1, 0.1), (8, 0.3)), query_block=32, key_block=32)
     assert plan_from_scores(scores, 64, keys, config).pools.tolist() == [[[[0, 1, 0], [1, 0, 0]]]]
+    as_official = dataclasses.replace(config, empty_rows="nothing")
+    assert not plan_from_scores(scores, 64, keys, as_official).pools.any()
     # A row that reads something is left alone.
     coarse = PSAConfig(bounds=((1, 0.1), (8, 0.4)), query_block=32, key_block=32, rounding_tile=4)
     assert plan_from_scores(scores, 64, keys, coarse).pools.tolist() == [[[[0, 8, 0], [8, 0, 0]]]]
