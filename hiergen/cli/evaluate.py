@@ -81,8 +81,9 @@ def _compare(settings: CompareSettings) -> None:
     table = Table("metric", "first", "second", "difference", "95 % interval", "", caption=result["resampling"])
     rows: dict[str, dict[str, Any]] = result["metrics"]
     for name, row in rows.items():
-        cells = [f"{row[key]:.4g}" for key in ("first", "second", "difference")]
-        table.add_row(name, *cells, f"± {row['half_width']:.2g}", "clear" if row["is_clear"] else "not clear")
+        cells = ["not finite" if row[key] is None else f"{row[key]:.4g}" for key in ("first", "second", "difference")]
+        half = "" if row["half_width"] is None else f"± {row['half_width']:.2g}"
+        table.add_row(name, *cells, half, "clear" if row["is_clear"] else "not clear")
     Console().print(table)
     if settings.out:
         write_json(settings.out, result)

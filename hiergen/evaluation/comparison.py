@@ -18,11 +18,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hiergen.evaluation.distances import BLOCKS, NORMAL_95, mean_half_width
 from hiergen.evaluation.references import Reference
+from hiergen.metrics.fidelity import kernel_distance_by_block
 from hiergen.metrics.frechet import FrechetResampler, Moments, frechet_distance
-
-#: Half of a 95 % interval in standard deviations.
-NORMAL_95 = 1.96
 
 #: From the indices of a resample to a metric.
 Statistic = Callable[[np.ndarray], float]
@@ -82,7 +81,7 @@ def statistics(values: dict[str, Tensor], reference: Moments | None, distance: s
     for name, rows in values.items():
         if rows.ndim == 1:
             array = rows.double().numpy()
-            found[name] = lambda chosen, array=array: float(np.nanmean(array[chosen]))  # type: ignore[misc]
+            found[name] = lambda chosen, array=array: _known_mean(array[chosen])  # type: ignore[misc]
     if "pool" in values:
         if "reference_pool" not in values:
             assert reference is not None
@@ -107,55 +106,91 @@ def intervals(
 def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed: int = 0) -> dict[str, Any]:
     """Return the differences of two reports, second minus first, with 95 % intervals.
 
-    Reconstructions of the same images are resampled in pairs, the same images in both; everything else independently. Metrics that
-    are not resampled (KID, IS, precision, recall) have the root of the sum of squares of both reports' own intervals.
+    Where both are about the same items (reconstructions of the same images), those are resampled in pairs, the same items in both;
+    everything else independently. Metrics that are not resampled (IS, precision, recall) have the root of the sum of squares of both
+    reports' own intervals, and so has KID, but for reconstructions of the same images, which go to the same blocks in both.
+    A metric that is not finite in one of the reports, such as the PSNR of equal images, has no difference: None.
 
     Args:
         first: A report.json or its folder.
         second: Another.
         resamples: Bootstrap draws.
-        seed: Of the draws.
+        seed: Of the draws and the blocks.
 
     Raises:
         ValueError: If a report is missing, or the two were made under different protocols: the differing entries are named.
     """
     if resamples < 2:
         raise ValueError(f"resamples is {resamples}, expected at least 2")
-    reports = [load_report(path) for path in (first, second)]
+    reports = load_report(first), load_report(second)
     check_comparable(*reports)
-    names = _distance_name(reports[0].report)
-    counts = [len(next(iter(stored.values.values()))) for stored in reports]
     paired = _is_paired(*reports)
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(resamples):
-        one = rng.integers(counts[0], size=counts[0])
-        draws.append((one, one if paired else rng.integers(counts[1], size=counts[1])))
-    measures = [statistics(stored.values, stored.reference, names) for stored in reports]
-    spreads = {}
-    for name in (name for name in measures[0] if name in measures[1]):
-        spreads[name] = _half_width([measures[1][name](two) - measures[0][name](one) for one, two in draws])
-    own = [stored.report.get("intervals_95", {}) for stored in reports]
-    for name in (name for name in own[0] if name in own[1] and name not in spreads):
-        spreads[name] = math.hypot(own[0][name], own[1][name])
+    spreads = {
+        **_from_both(*reports),
+        **(_by_blocks(*reports, seed=seed) if paired else {}),
+        **_resampled(*reports, is_paired=paired, resamples=resamples, seed=seed),
+    }
     rows = {}
-    for name, spread in spreads.items():
-        a, b = (float(stored.report["metrics"][name]) for stored in reports)
+    for name, (spread, how) in spreads.items():
+        if any(name not in stored.report["metrics"] for stored in reports):
+            continue
+        a, b = (stored.report["metrics"][name] for stored in reports)
+        is_known = a is not None and b is not None and math.isfinite(spread)
         rows[name] = {
             "first": a,
             "second": b,
-            "difference": b - a,
-            "half_width": spread,
-            "is_clear": bool(abs(b - a) > spread),
-            "interval": "resampled" if name in measures[0] else "from both reports' own",
+            "difference": b - a if is_known else None,
+            "half_width": spread if is_known else None,
+            "is_clear": is_known and abs(b - a) > spread,
+            "interval": how,
         }
     return {
         "kind": "comparison",
         "first": str(reports[0].path),
         "second": str(reports[1].path),
         "resampling": f"{resamples} bootstrap draws, seed {seed}, "
-        + ("pairs of the same images" if paired else "independent"),
+        + ("pairs of the same items" if paired else "independent"),
         "metrics": rows,
+    }
+
+
+#: Of each metric: half of the 95 % interval of the difference, and how it was found.
+_Spreads = dict[str, tuple[float, str]]
+
+
+def _from_both(first: StoredReport, second: StoredReport) -> _Spreads:
+    """Return the intervals of a difference of independent values from both reports' own."""
+    own = [stored.report.get("intervals_95", {}) for stored in (first, second)]
+    shared = [name for name in own[0] if own[0][name] is not None and own[1].get(name) is not None]
+    return {name: (math.hypot(own[0][name], own[1][name]), "from both reports' own") for name in shared}
+
+
+def _by_blocks(first: StoredReport, second: StoredReport, *, seed: int) -> _Spreads:
+    """Return the interval of the difference of two kernel distances to the same images, block by block."""
+    by_report = []
+    for values in (first.values, second.values):
+        if not {"pool", "reference_pool"} <= set(values) or len(values["pool"]) < 2 * BLOCKS:
+            return {}
+        sets = values["pool"], values["reference_pool"]
+        by_report.append(kernel_distance_by_block(*sets, num_blocks=BLOCKS, is_paired=True, seed=seed))
+    half = mean_half_width(float((by_report[1] - by_report[0]).std()), BLOCKS)
+    return {"KID": (half, f"{BLOCKS} blocks, the same images in both")}
+
+
+def _resampled(first: StoredReport, second: StoredReport, *, is_paired: bool, resamples: int, seed: int) -> _Spreads:
+    """Return the intervals of what is resampled."""
+    counts = [len(next(iter(stored.values.values()))) for stored in (first, second)]
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(resamples):
+        one = rng.integers(counts[0], size=counts[0])
+        draws.append((one, one if is_paired else rng.integers(counts[1], size=counts[1])))
+    name = distance_name(first.report)
+    measures = [statistics(stored.values, stored.reference, name) for stored in (first, second)]
+    return {
+        name: (_half_width([measures[1][name](two) - measures[0][name](one) for one, two in draws]), "resampled")
+        for name in measures[0]
+        if name in measures[1]
     }
 
 
@@ -181,15 +216,14 @@ def check_comparable(first: StoredReport, second: StoredReport) -> None:
         raise ValueError(f"the reports cannot be compared, they differ in {'; '.join(differing)}")
 
 
-def _is_paired(first: StoredReport, second: StoredReport) -> bool:
-    if first.report["kind"] != "rfid":
-        return False
-    seen = [(stored.report["reference"].get("data"), stored.report["counts"]["images"]) for stored in (first, second)]
-    return seen[0] == seen[1] and seen[0][0] is not None
-
-
-def _distance_name(report: dict[str, Any]) -> str:
+def distance_name(report: dict[str, Any]) -> str:
+    """Return what a report calls its Fréchet distance; "" where it has none."""
     return next((name for name in report["metrics"] if name[1:].startswith(("FID", "FD"))), "")
+
+
+def _is_paired(first: StoredReport, second: StoredReport) -> bool:
+    items = [stored.report.get("items") for stored in (first, second)]
+    return items[0] is not None and items[0] == items[1]
 
 
 def _entry(report: dict[str, Any], path: str) -> Any:
@@ -197,6 +231,12 @@ def _entry(report: dict[str, Any], path: str) -> Any:
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def _known_mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are there; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _half_width(draws: list[float]) -> float:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hiergen.evaluation.comparison import NORMAL_95
 from hiergen.evaluation.extractors import Extractor
 from hiergen.evaluation.protocol import small_sample_warning
 from hiergen.evaluation.references import Reference
 from hiergen.metrics.fidelity import kernel_distance, kernel_distance_by_block, precision_recall
 from hiergen.metrics.frechet import Moments, frechet_by_count, frechet_from_moments
 
+#: Half of a 95 % interval in standard deviations.
+NORMAL_95 = 1.96
 #: Disjoint blocks of images that the interval of the kernel distance is computed from.
 BLOCKS = 10
 #: How the intervals are made of what is no mean over images.
@@ -36,7 +37,7 @@ class DistanceConfig:
         kid_subset_size: Images of each subset of the kernel distance; fewer where a set is smaller.
         neighborhood: Nearest neighbors that span a ball for precision and recall.
         splits: Splits of the Inception score.
-        resamples: Bootstrap draws of each confidence interval; 0 leaves intervals out.
+        resamples: Bootstrap draws of each confidence interval; 0 leaves all intervals out.
         seed: Of subsets, splits and draws.
     """
 
@@ -47,9 +48,16 @@ class DistanceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("kid_subset_size", 2), ("neighborhood", 1), ("splits", 1), ("resamples", 0)):
+        for name, least in (("kid_subset_size", 2), ("neighborhood", 1), ("splits", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        check_resamples(self.resamples)
+
+
+def check_resamples(resamples: int) -> None:
+    """Raise a ValueError for a number of bootstrap draws that has no deviation; 0 is none at all."""
+    if resamples < 0 or resamples == 1:
+        raise ValueError(f"resamples is {resamples}, expected 0 (no intervals) or at least 2")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Long passes over many images in parts: each part leaves a file, so that a run can be stopped, continued and shared by processes.
 
-Part k holds the items from k * part_size; process r of n computes the parts k = r, r + n, ... Nothing that is stored depends on the
-number of processes.
+Part k holds the items from k * part_size; process r of n computes the missing parts r, r + n, ... of the list. Nothing that is stored
+depends on the number of processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.config import fingerprint
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.protocol import PassConfig, process_state
 from hiergen.files import atomic_path, check_writable, write_json
 
 T = TypeVar("T")
@@ -80,23 +79,21 @@ def run_parts(
     Raises:
         ValueError: If the folder holds parts of another evaluation, or cannot be written to.
     """
-    state, root, size = PartialState(), check_writable(folder), passes.part_size
+    state, root, size = process_state(), check_writable(folder), passes.part_size
     _claim(root, {**identity, "num_items": num_items, "part_size": size}, is_main=state.is_main_process)
-    state.wait_for_everyone()
     ranges = [range(start, min(start + size, num_items)) for start in range(0, num_items, size)]
     paths = [root / f"part-{index:05d}.safetensors" for index in range(len(ranges))]
-    mine = list(zip(paths, ranges, strict=True))[state.process_index :: state.num_processes]
-    missing = [(path, items) for path, items in mine if not _is_complete(path)]
+    incomplete = [(path, items) for path, items in zip(paths, ranges, strict=True) if not _is_complete(path)]
+    # Nobody writes before all have seen what is missing, so they share it without a gap.
+    state.wait_for_everyone()
+    missing = incomplete[state.process_index :: state.num_processes]
     keys = [part for _, items in missing for part in batches(items, passes.batch_size)]
     loaded = prefetched(load or (lambda _: None), keys, workers=passes.workers if load else 0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not state.is_main_process or not console.is_terminal) as progress:
-        task = progress.add_task(
-            what,
-            total=sum(len(items) for _, items in mine),
-            completed=sum(len(items) for path, items in mine if (path, items) not in missing),
-        )
+        done = num_items - sum(len(items) for _, items in incomplete)
+        task = progress.add_task(what, total=done + sum(len(items) for _, items in missing), completed=done)
         for path, items in missing:
             results = []
             for batch, (_, value) in zip(batches(items, passes.batch_size), loaded, strict=False):

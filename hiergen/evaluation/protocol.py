@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,8 @@ from hiergen import __version__
 from hiergen.data.images import to_uint8
 
 RESIZE_RULE = "ADM: halved with a box filter while the short side is at least twice the size, then bicubic to the size, then the central crop"
+#: How long processes wait for each other: as long as the work of one may take. A launcher ends the others if one fails.
+PATIENCE = datetime.timedelta(days=1)
 #: With fewer samples than this a covariance of so many channels is no estimate of one.
 SAMPLES_A_CHANNEL = 5
 
@@ -65,11 +68,18 @@ class PassConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
 
 
+def process_state() -> PartialState:
+    """Return what Accelerate knows of this process and the others that a launcher started, on GPUs or on CPUs."""
+    # Unless it is told, Accelerate lets every process that a launcher started on CPUs believe that it is alone.
+    on_cpus = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpus, timeout=PATIENCE)
+
+
 def choose_device(name: str) -> torch.device:
     """Return a device by name; "auto" is the one of this process where there are GPUs."""
     if name != "auto":
         return torch.device(name)
-    return PartialState().device if torch.cuda.is_available() else torch.device("cpu")
+    return process_state().device if torch.cuda.is_available() else torch.device("cpu")
 
 
 def check_finite(images: Tensor, first_index: int, what: str) -> Tensor:
@@ -99,19 +109,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         "hardware": {
             "device": torch.cuda.get_device_name(device) if is_cuda else f"{platform.machine()} CPU",
             "threads": torch.get_num_threads(),
-            "processes": PartialState().num_processes,
+            "processes": process_state().num_processes,
         },
     }
 
 
-def small_sample_warning(name: str, count: int, dim: int) -> list[str]:
+def small_sample_warning(name: str, count: int, dim: int, unit: str = "images") -> list[str]:
     """Return a warning where there are too few samples for a Fréchet distance of so many channels."""
     wanted = SAMPLES_A_CHANNEL * dim
     if count >= wanted:
         return []
     return [
-        f"{name} holds {count:,} images for {dim:,} channels: below {wanted:,} ({SAMPLES_A_CHANNEL} a channel) a Fréchet distance is "
-        "mostly bias; compare it only with distances of as many images"
+        f"{name} holds {count:,} {unit} for {dim:,} channels: below {wanted:,} ({SAMPLES_A_CHANNEL} a channel) a Fréchet distance is "
+        f"mostly bias; compare it only with distances of as many {unit}"
     ]
 
 

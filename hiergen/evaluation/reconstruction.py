@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.config import to_json
+from hiergen.config import fingerprint, to_json
 from hiergen.data.images import Dataset
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.evaluation.distances import DistanceConfig
@@ -139,6 +139,7 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
         "protocol": protocol,
         "extractor": extractor.about(),
         "reference": fixed.about if fixed else {"kind": "the encoded images", **identity},
+        "items": fingerprint([images.fingerprint, settings.data.size, count]),
         "counts": {"images": count, "reference": count if fixed is None else None},
         "seed": settings.distances.seed,
         "settings": to_json(settings),

@@ -25,11 +25,10 @@ from hiergen.data.pictures import PictureSet
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.evaluation.extractors import Extractor
 from hiergen.evaluation.parts import gather, run_parts
-from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, PassConfig, Rounding, quantize
+from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, PassConfig, Rounding, process_state, quantize
 from hiergen.files import atomic_path
+from hiergen.metrics.fidelity import MIN_IMAGES
 from hiergen.metrics.frechet import Moments
-
-MIN_IMAGES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +82,15 @@ def open_reference(
     return lambda: _with_features(read, source, extractor, passes=passes, device=device)
 
 
-def check_count(count: int, what: str) -> None:
-    """Check that there are enough images for statistics.
+def check_count(count: int, what: str, unit: str = "images") -> None:
+    """Check that there are enough images, or clips, for statistics.
 
     Raises:
         ValueError: If there are fewer than 10.
     """
     if count < MIN_IMAGES:
         raise ValueError(
-            f"{what} holds {count} images, at least {MIN_IMAGES} are needed (and thousands for a figure that means something)"
+            f"{what} holds {count} {unit}, at least {MIN_IMAGES} are needed (and thousands for a figure that means something)"
         )
 
 
@@ -224,9 +223,7 @@ def _store(file: Path, features: dict[str, Tensor], about: dict[str, Any]) -> No
 
 
 def _load(file: Path, about: dict[str, Any]) -> Reference:
-    from accelerate import PartialState
-
-    PartialState().wait_for_everyone()
+    process_state().wait_for_everyone()
     with safe_open(file, framework="pt") as stored:
         features = stored.get_tensor("features")
         found = {

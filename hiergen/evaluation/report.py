@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hiergen.evaluation.comparison import intervals
+from hiergen.evaluation.comparison import distance_name, intervals
 from hiergen.evaluation.distances import INTERVAL_RULES, extrapolated
 from hiergen.evaluation.references import Reference, write_npz
 from hiergen.figures import save_curves, save_image_grid
@@ -43,10 +43,11 @@ def publish(
         with atomic_path(folder / "values.safetensors") as temporary:
             save_file({name: value.contiguous() for name, value in values.items()}, temporary)
         settings = report["settings"]["distances"]
-        if settings["resamples"] > 1:
-            distance = next((name for name in report["metrics"] if name[1:].startswith(("FID", "FD"))), "")
+        report["intervals_95"] = report.get("intervals_95", {}) if settings["resamples"] else {}
+        if settings["resamples"]:
+            distance = distance_name(report)
             resampled = intervals(values, reference, distance, resamples=settings["resamples"], seed=report["seed"])
-            report["intervals_95"] = {**report.get("intervals_95", {}), **resampled}
+            report["intervals_95"] |= resampled
     if reference is not None:
         write_npz(folder / "reference.npz", reference)
     report = _finite(report)
@@ -65,7 +66,7 @@ def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
         [
             name,
             _number(value) + (f" {UNITS[name]}" if name in UNITS else ""),
-            f"± {_number(half[name])}" if name in half else "",
+            f"± {_number(half[name])}" if half.get(name) is not None else "",
         ]
         for name, value in report["metrics"].items()
     ]

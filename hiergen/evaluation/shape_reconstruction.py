@@ -68,14 +68,23 @@ def evaluate_levels(
     identity = {
         "kind": "shapes",
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "reference": fingerprint([[name, len(mesh.faces), mesh.area] for name, mesh in references.items()]),
+        "reference": meshes_fingerprint(references),
         "seed": settings.seed,
         "depth": settings.depth,
         "pairs": to_json(protocol),
     }
     work = _Pass(tokenizer, meshes, settings, protocol)
     parts = run_parts(out / "parts", identity, len(meshes), work, passes=settings.passes, what="rebuild shapes")
-    return None if parts is None else _summarize(parts, tokenizer, settings, protocol)
+    if parts is None:
+        return None
+    scores = _summarize(parts, tokenizer, settings, protocol)
+    scores.entries["items"] = identity["reference"]
+    return scores
+
+
+def meshes_fingerprint(meshes: Meshes) -> str:
+    """Return digits that change when the names or the surfaces of meshes do."""
+    return fingerprint([[name, len(mesh.faces), mesh.area] for name, mesh in meshes.items()])
 
 
 def pair_scores(mesh: trimesh.Trimesh, reference: trimesh.Trimesh, protocol: GeometryProtocol) -> dict[str, float]:

@@ -16,7 +16,13 @@ from hiergen.data.meshes import require_shape_libraries
 from hiergen.evaluation.protocol import choose_device, environment
 from hiergen.evaluation.report import publish
 from hiergen.evaluation.sampling import DRAW_RULE, LABEL_RULES
-from hiergen.evaluation.shape_reconstruction import SHOWN_SHAPES, draw_meshes, evaluate_levels, pair_scores
+from hiergen.evaluation.shape_reconstruction import (
+    SHOWN_SHAPES,
+    draw_meshes,
+    evaluate_levels,
+    meshes_fingerprint,
+    pair_scores,
+)
 from hiergen.evaluation.shape_sources import Meshes, ShapesSettings, generate_meshes, open_generator, open_meshes
 from hiergen.files import check_writable
 from hiergen.metrics.shape_sets import compare_shape_sets
@@ -104,6 +110,7 @@ def _score(
     if not shared:
         return None
     rows = [pair_scores(judged[name], references[name], settings.pairs) for name in shared]
+    report["items"] = meshes_fingerprint({name: references[name] for name in shared})
     values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
     report["metrics"] |= {name: float(value.nanmean()) for name, value in values.items() if not value.isnan().all()}
     return values

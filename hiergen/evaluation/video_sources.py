@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hiergen.config import fingerprint
 from hiergen.data.moving_digits import moving_digits
 from hiergen.data.video_files import list_videos
 from hiergen.data.videos import VideoSet, from_uint8, load_clips
@@ -94,6 +95,7 @@ class ClipWork:
         read: From their indices to `(b, 3, t, h, w)` in [-1, 1], on the device.
         own: From their indices to each clip's own reference, likewise; None where they have none.
         protocol: What a report says of them.
+        items: Digits of the references of their own, in order; None where they have none.
     """
 
     count: int
@@ -101,6 +103,7 @@ class ClipWork:
     read: Callable[[range], Tensor]
     own: Callable[[range], Tensor] | None
     protocol: dict[str, str]
+    items: str | None = None
 
 
 def open_work(settings: VideoSettings, reference: VideoSet, device: torch.device) -> ClipWork:
@@ -117,13 +120,14 @@ def open_work(settings: VideoSettings, reference: VideoSet, device: torch.device
     if settings.tokenizer:
         return _rebuilt(settings, reference, device)
     clips = open_clips(settings.videos, settings)
-    own, pairing = _pairs(settings, reference, device)
+    own, pairing, items = _pairs(settings, reference, device)
     return ClipWork(
         len(clips),
         {"videos": clips.fingerprint},
         lambda keys: from_uint8(clips.videos[keys.start : keys.stop]).to(device),
         own,
         {"pairs": pairing},
+        items,
     )
 
 
@@ -167,6 +171,7 @@ def _rebuilt(settings: VideoSettings, reference: VideoSet, device: torch.device)
         lambda keys: tokenizer.decode(tokenizer.encode(own(keys))),
         own,
         protocol,
+        reference.fingerprint,
     )
 
 
@@ -208,10 +213,10 @@ def open_clips(source: str, settings: VideoSettings) -> VideoSet:
 
 def _pairs(
     settings: VideoSettings, reference: VideoSet, device: torch.device
-) -> tuple[Callable[[range], Tensor] | None, str]:
-    """Return each clip's own reference by the names of the files, and what a report says of it."""
+) -> tuple[Callable[[range], Tensor] | None, str, str | None]:
+    """Return each clip's own reference by the names of the files, what a report says of it, and digits of these references."""
     if settings.reference == EMBEDDED or settings.clips.clips_per_file != 1:
-        return None, "none: pairs are files of the same name, one clip each"
+        return None, "none: pairs are files of the same name, one clip each", None
     names = [
         [path.relative_to(folder).with_suffix("").as_posix() for path in list_videos(folder)]
         for folder in (settings.videos, settings.reference)
@@ -219,9 +224,10 @@ def _pairs(
     places = {name: place for place, name in enumerate(names[1])}
     found = [name for name in names[0] if name in places]
     if len(found) < len(names[0]):
-        return None, f"none: {len(found)} of {len(names[0])} files have a reference of the same name"
+        return None, f"none: {len(found)} of {len(names[0])} files have a reference of the same name", None
     order = torch.tensor([places[name] for name in names[0]])
     return (
         lambda keys: from_uint8(reference.videos[order[keys.start : keys.stop]]).to(device),
         "files of the same name",
+        fingerprint([reference.fingerprint, names[0]]),
     )

@@ -64,9 +64,9 @@ def evaluate_videos(settings: VideoSettings) -> dict[str, Any] | None:
     if settings.lpips != "none":
         lpips = LPIPS.from_files(settings.lpips, folder=settings.lpips_folder).to(device)
     reference = open_clips(settings.reference, settings)
-    check_count(len(reference), "the reference")
+    check_count(len(reference), "the reference", "clips")
     work = open_work(settings, reference, device)
-    check_count(work.count, "the evaluation")
+    check_count(work.count, "the evaluation", "clips")
     extractor = build_video_extractor(
         settings.extractor, num_frames=settings.clips.num_frames, size=settings.clips.size, device=device
     )
@@ -163,7 +163,7 @@ def _report(
     metrics["flicker_reference"] = real.about["flicker"]
     source = settings.pipeline or settings.videos or settings.tokenizer
     frames, height, width = reference.videos.shape[2:]
-    warnings = small_sample_warning("the set", len(pool), pool.shape[1])
+    warnings = small_sample_warning("the set", len(pool), pool.shape[1], "clips")
     return {
         "kind": "video",
         "what": f"clips of {source} against {settings.reference}",
@@ -178,12 +178,13 @@ def _report(
         },
         "extractor": {"name": extractor.name, "description": extractor.description},
         "reference": real.about,
+        "items": work.items,
         "counts": {"clips": work.count, "reference": len(reference)},
         "seed": settings.seed,
         "settings": to_json(settings),
         "environment": environment(device),
         "bias": [] if settings.tokenizer else bias_curve(pool, real, settings.distances),
-        "warnings": warnings + small_sample_warning("the reference", len(reference), pool.shape[1]),
+        "warnings": warnings + small_sample_warning("the reference", len(reference), pool.shape[1], "clips"),
     }
 
 

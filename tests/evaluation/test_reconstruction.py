@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from hiergen.__main__ import main
 from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
 from hiergen.evaluation.comparison import compare, intervals
@@ -15,10 +18,12 @@ from hiergen.evaluation.distances import DistanceConfig
 from hiergen.evaluation.extractors import ExtractorConfig, Inception
 from hiergen.evaluation.protocol import PassConfig, check_finite, quantize
 from hiergen.evaluation.reconstruction import RfidSettings, evaluate_reconstructions
+from hiergen.evaluation.report import publish
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.registry import create
+from hiergen.seeding import make_rng
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +86,22 @@ def test_two_tokenizers_are_compared_on_the_same_images(folder: Path) -> None:
         evaluate_reconstructions(settings(folder, tokenizer))
     first, second = folder / "out" / "first", folder / "out" / "second"
     itself = compare(first, first, resamples=20)
-    assert itself["resampling"].endswith("pairs of the same images")
+    assert itself["resampling"].endswith("pairs of the same items")
     assert all(row["difference"] == 0 for row in itself["metrics"].values())
-    # What is not resampled has both reports' own intervals, whatever they share.
-    resampled = [row for row in itself["metrics"].values() if row["interval"] == "resampled"]
-    assert len(resampled) >= 2
-    assert all(row["half_width"] == pytest.approx(0, abs=1e-9) for row in resampled)
+    # Precision and recall have both reports' own intervals, whatever they share.
+    paired = {name for name, row in itself["metrics"].items() if row["interval"] != "from both reports' own"}
+    assert paired == {"psnr", "ssim", "rFD-mean-color", "KID"}
+    assert all(itself["metrics"][name]["half_width"] == pytest.approx(0, abs=1e-9) for name in paired)
     other = compare(first, second, resamples=20)
     row = other["metrics"]["psnr"]
     assert row["difference"] == pytest.approx(row["second"] - row["first"])
     assert row["half_width"] > 0
+    # KID by hand: ten blocks of two images, the same ones of both sets and of both reports.
+    sets = [load_file(report / "values.safetensors") for report in (first, second)]
+    order = torch.randperm(20, generator=make_rng(0, "kernel-blocks")).split(2)
+    by_block = [[_kernel(s["pool"][block], s["reference_pool"][block]) for block in order] for s in sets]
+    gaps = np.subtract(by_block[1], by_block[0])
+    assert other["metrics"]["KID"]["half_width"] == pytest.approx(2.2622 * gaps.std(ddof=1) / 10**0.5, rel=1e-3)
     truncated = settings(folder, "second", rounding="truncate", out=str(folder / "truncated"), prefixes=False)
     evaluate_reconstructions(truncated)
     with pytest.raises(ValueError, match=r"cannot be compared, they differ in protocol.rounding"):
@@ -99,6 +110,71 @@ def test_two_tokenizers_are_compared_on_the_same_images(folder: Path) -> None:
         compare(first, folder / "nothing")
     with pytest.raises(ValueError, match="resamples is 1, expected at least 2"):
         compare(first, second, resamples=1)
+
+
+def _kernel(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the unbiased squared distance under (x y / d + 1)^3, pair by pair."""
+
+    def k(x: torch.Tensor, y: torch.Tensor) -> float:
+        return float(((x.double() @ y.double()) / len(x) + 1) ** 3)
+
+    within = sum(
+        k(s[i], s[j]) / (len(s) * (len(s) - 1)) for s in (a, b) for i in range(len(s)) for j in range(len(s)) if i != j
+    )
+    return within - 2 * sum(k(x, y) for x in a for y in b) / (len(a) * len(b))
+
+
+def test_a_metric_that_is_not_finite_has_no_difference(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The PSNR of equal images is infinite, which JSON cannot hold: null in the report, and no comparison."""
+    for name, values in (("first", torch.linspace(10, 12, 20)), ("second", torch.full((20,), torch.inf))):
+        (tmp_path / name).mkdir()
+        report = {
+            "kind": "rfid",
+            "what": "a test",
+            "metrics": {"psnr": float(values.mean()), "ssim": 1.0, "absent": 0.5},
+            "intervals_95": {"absent": 0.1},
+            "settings": {"distances": {"resamples": 10}},
+            "seed": 0,
+            "environment": {},
+            "wall_time_s": 1,
+        }
+        rows = {"psnr": values, "ssim": torch.full((20,), torch.nan)}
+        publish(tmp_path / name, report, values=rows)
+    text = (tmp_path / "second" / "report.md").read_text()
+    assert "| psnr | not finite dB |  |" in text
+    target = tmp_path / "result.json"
+    assert (
+        main(["evaluate", "compare", *(str(tmp_path / name) for name in ("first", "second")), "--out", str(target)])
+        == 0
+    )
+    rows = json.loads(target.read_text())["metrics"]
+    assert rows["psnr"] == {
+        "first": pytest.approx(11),
+        "second": None,
+        "difference": None,
+        "half_width": None,
+        "is_clear": False,
+        "interval": "resampled",
+    }
+    # No value of any item is known: no interval, whatever the report says.
+    assert rows["ssim"]["difference"] is None
+    assert rows["absent"]["half_width"] == pytest.approx(0.1 * 2**0.5)
+    assert "not finite" in capsys.readouterr().out
+
+
+def test_no_resamples_means_no_intervals(folder: Path, tmp_path: Path) -> None:
+    plain = settings(folder, "first", prefixes=False, out=str(tmp_path / "out"), distances=DistanceConfig(resamples=0))
+    report = evaluate_reconstructions(plain)
+    assert report is not None
+    assert report["intervals_95"] == {}
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "±" not in text
+    assert "Intervals" not in text
+    for value in (1, -1):
+        with pytest.raises(ValueError, match=rf"resamples is {value}, expected 0 \(no intervals\) or at least 2"):
+            DistanceConfig(resamples=value)
 
 
 def test_intervals_cover_what_they_should() -> None:

@@ -41,6 +41,9 @@ def test_boxes_against_themselves_and_against_others(tmp_path: Path) -> None:
     assert "CD = mean" in (tmp_path / "other" / "report.md").read_text()
     row = compare(tmp_path / "same", tmp_path / "other", resamples=20)["metrics"]["chamfer"]
     assert row["difference"] == pytest.approx(other["metrics"]["chamfer"] - same["metrics"]["chamfer"])
+    # Their references have the same names and are other shapes.
+    assert compare(tmp_path / "same", tmp_path / "other", resamples=2)["resampling"].endswith("independent")
+    assert compare(tmp_path / "same", tmp_path / "same", resamples=2)["resampling"].endswith("pairs of the same items")
 
 
 def test_refusals(tmp_path: Path) -> None:

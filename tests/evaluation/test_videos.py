@@ -105,6 +105,7 @@ def test_refusals_come_before_any_work(folder: Path) -> None:
         ({"videos": "a", "pipeline": "b"}, "got pipeline and videos of"),
         ({"pipeline": str(folder / "pipeline"), "clips": ClipConfig(4, 24)}, r"makes clips of shape \(3, 4, 16, 16\)"),
         ({"pipeline": str(folder / "patches")}, "holds a PatchComponents, expected a pipeline of"),
+        ({"tokenizer": str(folder / "patches"), "num_reference": 9}, "the reference holds 9 clips, at least 10"),
         (
             {"videos": str(folder / "still"), "extractor": VideoExtractorConfig("i3d")},
             "unknown extractor of clips 'i3d'",
