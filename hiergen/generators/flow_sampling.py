@@ -176,16 +176,27 @@ def guide(
 
 
 def draw_times(
-    batch: int, distribution: TimeDistribution, *, device: torch.device, rng: torch.Generator | None = None
+    batch: int,
+    distribution: TimeDistribution,
+    *,
+    device: torch.device,
+    shift: float = 1.0,
+    rng: torch.Generator | None = None,
 ) -> Float[Tensor, " b"]:
-    """Return random times in (0, 1), one a sample: the logistic function of one normal each, or its quantile.
+    """Return random times in (0, 1), one a sample: the logistic function of one normal each, or its quantile, then shifted.
 
     Both distributions read the same `batch` normal numbers, so that the order of random draws does not depend on the choice.
+
+    Args:
+        batch: How many.
+        distribution: Before the shift.
+        device: Where they are wanted.
+        shift: s in t' = s t / (1 + (s - 1) t), as in `FlowSettings.timestep_shift`.
+        rng: Source of the draws; None for the global one.
     """
     normal = randn_tensor((batch,), generator=rng, device=device, dtype=torch.float32)
-    if distribution == "logit_normal":
-        return normal.sigmoid()
-    return torch.special.ndtr(normal)
+    time = normal.sigmoid() if distribution == "logit_normal" else torch.special.ndtr(normal)
+    return shift * time / (shift * time + (1 - time)) if shift != 1 else time
 
 
 def interpolate(

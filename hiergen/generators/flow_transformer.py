@@ -70,6 +70,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         latent_std: Their deviation; None for 1.
         latent_multiplier: Standardized tokens are multiplied by it.
         time_distribution: Training times: "logit_normal" or "uniform".
+        time_shift: s in t' = s t / (1 + (s - 1) t) of the training times; below 1 more of them are near the noise. The more numbers
+            a sample has and the more alike they are, the nearer to the noise is decided what it shows (arXiv:2403.03206, section 5.3.2).
         cosine_weight: Weight of the direction loss beside the squared error; 0 leaves it out.
         attention: Settings of pyramid sparse attention (`PSAConfig` as JSON) in training and sampling; None for dense attention.
             `set_attention` changes it. For models of one level.
@@ -109,6 +111,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         latent_std: Sequence[float] | None = None,
         latent_multiplier: float = 1.0,
         time_distribution: TimeDistribution = "logit_normal",
+        time_shift: float = 1.0,
         cosine_weight: float = 1.0,
         attention: Mapping[str, Any] | None = None,
     ) -> None:
@@ -123,6 +126,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             raise ValueError(
                 f"time_distribution is {time_distribution!r}, expected one of {get_args(TimeDistribution)}"
             )
+        if not time_shift > 0:
+            raise ValueError(f"time_shift is {time_shift}, expected above 0")
         channels = self._specs[-1].dim
         self._compiled: Callable[..., Tensor] | None = None
         self.standardize = LatentStandardizer(channels, latent_mean, latent_std, multiplier=latent_multiplier)
@@ -254,7 +259,13 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         """
         self.check_tokenizer(pyramid.specs)
         data = self.standardize(pyramid.concat())
-        time = draw_times(data.shape[0], self.config["time_distribution"], device=data.device, rng=rng)
+        time = draw_times(
+            data.shape[0],
+            self.config["time_distribution"],
+            device=data.device,
+            shift=self.config["time_shift"],
+            rng=rng,
+        )
         x_t, target = interpolate(data, self._noise(data.shape[0], data.device, rng).to(data.dtype), time)
         if self.training and self.config["label_dropout"] > 0:
             device = rng.device if rng is not None else data.device

@@ -62,7 +62,7 @@ def occupancy_iou(
 
 def shape_tokenizer_losses(
     logits: Mapping[str, Float[Tensor, "b p"]],
-    labels: Bool[Tensor, "b p"],
+    labels: Bool[Tensor, "b p"] | Mapping[str, Bool[Tensor, "b p"]],
     bottleneck_losses: Mapping[str, Tensor],
     *,
     num_near: int = 0,
@@ -75,7 +75,7 @@ def shape_tokenizer_losses(
     Args:
         logits: Of each level, by name: `PyramidVAE.forward(...).features`. Points in the volume first, then those near the
             surface.
-        labels: True inside.
+        labels: True inside; by the same names where the levels are of different samples.
         bottleneck_losses: Weighted terms by name: `PyramidVAE.forward(...).losses`.
         num_near: How many of the last points lie near the surface.
         near_weight: Their weight. Michelangelo and 3DShape2VecSet take 0.1, with as many near points as in the volume.
@@ -90,24 +90,29 @@ def shape_tokenizer_losses(
     Source:
         MAR-3D, arXiv:2503.20519, section 3.1: cross-entropy and KL divergence. It leaves the weighting of near points open.
     """
-    num_volume = labels.shape[1] - num_near
     if not logits:
         raise ValueError("logits holds no level, expected at least one")
+    of_level = dict.fromkeys(logits, labels) if isinstance(labels, Tensor) else dict(labels)
+    if of_level.keys() != logits.keys():
+        raise ValueError(f"labels are for {list(of_level)}, expected {list(logits)}, the levels of logits")
+    num_points = next(iter(of_level.values())).shape[1]
+    num_volume = num_points - num_near
     if num_near < 0 or num_volume < 1:
-        raise ValueError(f"num_near is {num_near} of {labels.shape[1]} points, expected 0 to {labels.shape[1] - 1}")
-    volume = torch.stack([occupancy_loss(x[:, :num_volume], labels[:, :num_volume]) for x in logits.values()]).mean()
+        raise ValueError(f"num_near is {num_near} of {num_points} points, expected 0 to {num_points - 1}")
+    pairs = [(x, of_level[name]) for name, x in logits.items()]
+    volume = torch.stack([occupancy_loss(x[:, :num_volume], y[:, :num_volume]) for x, y in pairs]).mean()
     terms = {"bce_volume": volume.detach()}
     total = volume
     if num_near:
-        near = torch.stack([occupancy_loss(x[:, num_volume:], labels[:, num_volume:]) for x in logits.values()]).mean()
+        near = torch.stack([occupancy_loss(x[:, num_volume:], y[:, num_volume:]) for x, y in pairs]).mean()
         terms["bce_near"] = near.detach()
         total = total + near_weight * near
     for name, loss in bottleneck_losses.items():
         terms[name] = loss
         total = total + loss
-    terms["accuracy"] = torch.stack([((x > 0) == labels).float().mean() for x in logits.values()]).mean()
+    terms["accuracy"] = torch.stack([((x > 0) == y).float().mean() for x, y in pairs]).mean()
     for name, x in logits.items():
-        terms[f"iou_{name}"] = occupancy_iou(x[:, :num_volume], labels[:, :num_volume]).mean()
+        terms[f"iou_{name}"] = occupancy_iou(x[:, :num_volume], of_level[name][:, :num_volume]).mean()
     return {"loss": total, **terms}
 
 

@@ -32,6 +32,8 @@ class ShapeTokenizerTaskConfig(TaskConfig):
         validation: Held-out shapes, whose losses are logged as "val/..." at every checkpoint interval; their `batch` settings are
             those of `data`. None for none.
         near_weight: Weight of the queries near the surface beside those in the volume.
+        levels: "all" trains every level on every sample; "in_turn" trains sample i of a batch at level i modulo their number only:
+            about half of the work for two levels. The paper draws one level a step; in turn, each gets its share of every step.
     """
 
     preset: str = "pyramid-vae-tiny"
@@ -39,6 +41,11 @@ class ShapeTokenizerTaskConfig(TaskConfig):
     data: ShapeDataConfig = dataclasses.field(default_factory=ShapeDataConfig)
     validation: ShapeDataConfig | None = None
     near_weight: float = 1.0
+    levels: Literal["all", "in_turn"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.levels not in ("all", "in_turn"):
+            raise ValueError(f"levels is {self.levels!r}, expected 'all' or 'in_turn'")
 
     def build(self) -> ShapeTokenizerTask:
         return ShapeTokenizerTask(self)
@@ -56,7 +63,7 @@ class ShapeTokenizerTask(Task):
         ValueError: If the preset is no `PyramidVAE`.
 
     Source:
-        MAR-3D, arXiv:2503.20519, section 3.1. The paper draws one level a step; here all are trained in every step.
+        MAR-3D, arXiv:2503.20519, section 3.1.
     """
 
     def __init__(self, config: ShapeTokenizerTaskConfig) -> None:
@@ -72,11 +79,30 @@ class ShapeTokenizerTask(Task):
         self._is_ordered = config.data.batch.num_ordered >= num_ordered_points(model, config.data.batch.num_points)
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
-        output = self.tokenizer(batch["points"], rng=rng, points=batch["queries"], is_ordered=self._is_ordered)
+        inside = batch["occupancy"] > 0.5
+        parts: list[tuple[slice, list[int] | None]] = [(slice(None), None)]
+        if self._config.levels == "in_turn":
+            count = len(self.tokenizer.specs)
+            # A batch smaller than the number of levels trains its first ones.
+            parts = [(slice(level, None, count), [level]) for level in range(min(count, len(inside)))]
+        logits: dict[str, Tensor] = {}
+        labels: dict[str, Tensor] = {}
+        bottleneck: list[dict[str, Tensor]] = []
+        for rows, levels in parts:
+            output = self.tokenizer(
+                batch["points"][rows],
+                rng=rng,
+                points=batch["queries"][rows],
+                levels=levels,
+                is_ordered=self._is_ordered,
+            )
+            logits |= output.features
+            labels |= dict.fromkeys(output.features, inside[rows])
+            bottleneck.append(output.losses)
         return shape_tokenizer_losses(
-            output.features,
-            batch["occupancy"] > 0.5,
-            output.losses,
+            logits,
+            labels,
+            {name: torch.stack([losses[name] for losses in bottleneck]).mean() for name in bottleneck[0]},
             num_near=self._config.data.batch.num_near,
             near_weight=self._config.near_weight,
         )

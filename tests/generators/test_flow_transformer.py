@@ -135,6 +135,15 @@ def test_loss_by_hand_and_order_of_draws() -> None:
     torch.testing.assert_close(terms["cosine"], cosine)
     torch.testing.assert_close(terms["loss"], mse + 0.5 * cosine)
 
+    # Shifted, the same draws stand for times nearer to the noise: odds of 0.25 to 1 of what they were.
+    model.register_to_config(time_shift=0.25)
+    t = torch.sigmoid(torch.logit(time) + math.log(0.25)).view(3, 1, 1)
+    shifted = ((model.velocity(t * data + (1 - t) * noise, t.flatten(), labels) - (data - noise)) ** 2).mean()
+    torch.testing.assert_close(model.loss(pyramid, labels, rng=seeded(7))["mse"], shifted)
+    assert abs(float(shifted.detach() / mse.detach()) - 1) > 0.01
+    model.register_to_config(time_shift=1.0)
+    t = time.view(3, 1, 1)
+
     # Train mode adds one draw, after the others: a third of the labels is dropped here.
     model.register_to_config(label_dropout=0.6)
     drop = torch.rand(3, generator=rng) < 0.6
@@ -239,6 +248,7 @@ def test_refusals() -> None:
         ({"num_classes": 0}, "num_classes is 0"),
         ({"num_heads": 5}, "num_heads is 5"),
         ({"dim": 30}, "dim is 30"),
+        ({"time_shift": 0.0}, "time_shift is 0.0, expected above 0"),
         ({"latent_mean": [0.0] * 5, "latent_std": [1.0] * 5}, "have 5 channels, the level specs 6"),
     ):
         with pytest.raises(ValueError, match=message):

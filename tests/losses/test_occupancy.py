@@ -56,6 +56,21 @@ def test_levels_near_points_and_bottleneck_add_up() -> None:
     torch.testing.assert_close(plain["loss"].detach(), plain["bce_volume"])
 
 
+def test_levels_of_different_samples_have_labels_of_their_own() -> None:
+    logits, labels = torch.randn(4, 6), torch.rand(4, 6) > 0.5
+    terms = shape_tokenizer_losses(
+        {"a": logits[:3], "b": logits[3:]}, {"a": labels[:3], "b": labels[3:]}, {}, num_near=2, near_weight=0.5
+    )
+    parts = [
+        shape_tokenizer_losses({"a": logits[k]}, labels[k], {}, num_near=2, near_weight=0.5)
+        for k in (slice(3), slice(3, 4))
+    ]
+    torch.testing.assert_close(terms["loss"], (parts[0]["loss"] + parts[1]["loss"]) / 2)
+    torch.testing.assert_close(terms["iou_b"], parts[1]["iou_a"])
+    with pytest.raises(ValueError, match=r"labels are for \['a'\], expected \['b'\], the levels of logits"):
+        shape_tokenizer_losses({"b": logits}, {"a": labels}, {})
+
+
 def test_impossible_numbers_are_refused() -> None:
     labels = torch.zeros(1, 4, dtype=torch.bool)
     with pytest.raises(ValueError, match="logits holds no level"):

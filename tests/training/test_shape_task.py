@@ -75,6 +75,33 @@ def test_the_tokenizer_loss_is_cross_entropy_of_both_levels_and_kl() -> None:
     assert {"bce_volume", "bce_near", "kl", "iou_logits_0", "iou_logits_1"} <= set(terms)
 
 
+def test_levels_in_turn_train_each_sample_at_one_level(monkeypatch) -> None:
+    task = dataclasses.replace(TOKENIZER, levels="in_turn").build()
+    task.tokenizer.eval()
+    batch = task.dataset.batch([(k, 0) for k in range(5)], seed=0)
+    both = TOKENIZER.build()
+    both.tokenizer = task.tokenizer
+    parts = [{name: value[level::2] for name, value in batch.items()} for level in (0, 1)]
+    alone = [both.losses("tokenizer", part, make_rng(0)) for part in parts]
+    terms = task.losses("tokenizer", batch, make_rng(0))
+    for level in (0, 1):
+        torch.testing.assert_close(terms[f"iou_logits_{level}"], alone[level][f"iou_logits_{level}"])
+    seen: list[tuple[int, int]] = []
+    original = type(task.tokenizer)._posterior
+    monkeypatch.setattr(
+        type(task.tokenizer),
+        "_posterior",
+        lambda self, memory, level, count: seen.append((level, count)) or original(self, memory, level, count),
+    )
+    task.losses("tokenizer", batch, make_rng(0))["loss"].backward()
+    assert seen == [(0, 3), (1, 2)]
+    assert all(bank.grad.abs().sum() > 0 for bank in task.tokenizer.query_banks)
+    one = {name: value[:1] for name, value in batch.items()}
+    assert "iou_logits_1" not in task.losses("tokenizer", one, make_rng(0))
+    with pytest.raises(ValueError, match="levels is 'one', expected 'all' or 'in_turn'"):
+        dataclasses.replace(TOKENIZER, levels="one")
+
+
 def test_clouds_ordered_while_loading_give_the_same_loss() -> None:
     task = TOKENIZER.build()
     task.tokenizer.eval()
