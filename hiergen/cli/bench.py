@@ -18,6 +18,7 @@ BENCHMARKS = {
     "mesh": "surface extraction: points evaluated and time, against the dense grid",
     "psa": "pyramid sparse attention, against dense attention and a binary block mask at equal compute",
     "psa-quality": "error of pyramid sparse attention by density and by estimator of importance",
+    "evaluate": "an evaluation beside its tokenizer, its feature extractor and its other parts alone",
     "mar": "MAR sampling, against a plain transcription of the official loop",
 }
 

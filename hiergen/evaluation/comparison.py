@@ -21,7 +21,7 @@ from torch import Tensor
 from hiergen.evaluation.distances import BLOCKS, NORMAL_95, mean_half_width
 from hiergen.evaluation.references import Reference
 from hiergen.metrics.fidelity import kernel_distance_by_block
-from hiergen.metrics.frechet import FrechetResampler, Moments, frechet_distance
+from hiergen.metrics.frechet import FrechetResampler, Moments, PairedFrechetResampler
 
 #: From the indices of a resample to a metric.
 Statistic = Callable[[np.ndarray], float]
@@ -68,7 +68,13 @@ def load_report(path: str | Path) -> StoredReport:
     return StoredReport(file, report, values, reference)
 
 
-def statistics(values: dict[str, Tensor], reference: Moments | None, distance: str) -> dict[str, Statistic]:
+def statistics(
+    values: dict[str, Tensor],
+    reference: Moments | None,
+    distance: str,
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[str, Statistic]:
     """Return the metrics that can be resampled, each as a function of the indices of a resample.
 
     Args:
@@ -76,6 +82,7 @@ def statistics(values: dict[str, Tensor], reference: Moments | None, distance: s
         reference: A fixed reference; not used where there is "reference_pool": then images and what they were rebuilt from are
             resampled together.
         distance: Name of the Fréchet distance.
+        device: Where it is computed.
     """
     found: dict[str, Statistic] = {}
     for name, rows in values.items():
@@ -85,21 +92,26 @@ def statistics(values: dict[str, Tensor], reference: Moments | None, distance: s
     if "pool" in values:
         if "reference_pool" not in values:
             assert reference is not None
-            found[distance] = FrechetResampler(values["pool"], reference)
+            found[distance] = FrechetResampler(values["pool"], reference, device=device)
         else:
-            made, real = (values[name].double().numpy() for name in ("pool", "reference_pool"))
-            found[distance] = lambda chosen: frechet_distance(made[chosen], real[chosen])
+            found[distance] = PairedFrechetResampler(values["pool"], values["reference_pool"], device=device)
     return found
 
 
 def intervals(
-    values: dict[str, Tensor], reference: Reference | None, distance: str, *, resamples: int, seed: int
+    values: dict[str, Tensor],
+    reference: Reference | None,
+    distance: str,
+    *,
+    resamples: int,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Return half of the 95 % interval of each metric that can be resampled."""
     count = len(next(iter(values.values())))
     rng = np.random.default_rng(seed)
     draws = [rng.integers(count, size=count) for _ in range(resamples)]
-    chosen = statistics(values, None if reference is None else reference.pool, distance)
+    chosen = statistics(values, None if reference is None else reference.pool, distance, device=device)
     return {name: _half_width([value(draw) for draw in draws]) for name, value in chosen.items()}
 
 

@@ -129,7 +129,7 @@ def evaluate_generations(settings: GfidSettings) -> dict[str, Any] | None:
     shown = parts.read("shown")
     columns = min(16, len(shown))
     rows = {str(k): part for k, part in enumerate(shown.split(columns)) if len(part) == columns}
-    return publish(out, report, values={"pool": features["pool"]}, reference=real, pictures=rows)
+    return publish(out, report, values={"pool": features["pool"]}, reference=real, pictures=rows, device=device)
 
 
 def _protocol(settings: GfidSettings) -> dict[str, str]:

@@ -113,7 +113,7 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
         "lpips": settings.lpips,
         "prefixes": [prefix.count for prefix in prefixes],
     }
-    work = _Pass(tokenizer, extractor, lpips, prefixes, settings.rounding, device)
+    work = ReconstructionPass(tokenizer, extractor, lpips, prefixes, settings.rounding, device)
     parts = run_parts(
         out / "parts",
         identity,
@@ -150,7 +150,9 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
     )
     report |= scores.entries
     report["wall_time_s"] = round(time.perf_counter() - started, 1)
-    return publish(out, report, values=scores.values, reference=scores.reference, pictures=scores.pictures)
+    return publish(
+        out, report, values=scores.values, reference=scores.reference, pictures=scores.pictures, device=device
+    )
 
 
 def _count(images: Dataset, settings: RfidSettings, tokenizer: Tokenizer) -> int:
@@ -176,7 +178,7 @@ def _own_reference(parts: Parts) -> Reference:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pass:
+class ReconstructionPass:
     """Computes one batch. Images stay on the device as bytes between decoder, features and pixel metrics."""
 
     tokenizer: Tokenizer
@@ -205,11 +207,12 @@ class _Pass:
             )
             pixels = quantize(rebuilt, self.rounding)
             found |= {f"{prefix.count}.{name}": value for name, value in self.extractor(pixels).items()}
-            found |= {f"{prefix.count}.{name}": value for name, value in self._pixel_metrics(pixels, real).items()}
+            found |= {f"{prefix.count}.{name}": value for name, value in self.pixel_metrics(pixels, real).items()}
             found[f"shown.{prefix.count}"] = pixels[:shown]
         return found
 
-    def _pixel_metrics(self, pixels: Tensor, real: Tensor) -> dict[str, Tensor]:
+    def pixel_metrics(self, pixels: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """Return the metrics of each pair of uint8 images."""
         x, y = pixels.float() / 127.5 - 1, real.float() / 127.5 - 1
         found = {"psnr": psnr(x, y)}
         if min(x.shape[2:]) >= WINDOW:

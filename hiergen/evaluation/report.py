@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,6 +30,7 @@ def publish(
     values: dict[str, Tensor] | None = None,
     reference: Reference | None = None,
     pictures: Mapping[str, Tensor] | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Write a report with everything that belongs to it, and return it with its confidence intervals.
 
@@ -38,6 +40,7 @@ def publish(
         values: One row an image; intervals are computed from them.
         reference: What the set was compared with, kept in ADM's file format.
         pictures: Rows of uint8 images by caption.
+        device: Where intervals are computed.
     """
     if values:
         with atomic_path(folder / "values.safetensors") as temporary:
@@ -45,9 +48,8 @@ def publish(
         settings = report["settings"]["distances"]
         report["intervals_95"] = report.get("intervals_95", {}) if settings["resamples"] else {}
         if settings["resamples"]:
-            distance = distance_name(report)
-            resampled = intervals(values, reference, distance, resamples=settings["resamples"], seed=report["seed"])
-            report["intervals_95"] |= resampled
+            draws = {"resamples": settings["resamples"], "seed": report["seed"]}
+            report["intervals_95"] |= intervals(values, reference, distance_name(report), device=device, **draws)
     if reference is not None:
         write_npz(folder / "reference.npz", reference)
     report = _finite(report)

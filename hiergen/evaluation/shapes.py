@@ -50,7 +50,7 @@ def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any] | None:
             return None
         report |= found.entries
         report["wall_time_s"] = round(time.perf_counter() - started, 1)
-        return publish(out, report, values=found.values, pictures=found.pictures)
+        return publish(out, report, values=found.values, pictures=found.pictures, device=device)
     if tokens is not None:
         made = generate_meshes(tokens, settings, out)
         if made is None:
@@ -68,7 +68,7 @@ def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any] | None:
     sets = {"judged": judged, "reference": references} if shown else {}
     pictures = {name: draw_meshes(list(meshes.values())[:shown]) for name, meshes in sets.items()}
     report["wall_time_s"] = round(time.perf_counter() - started, 1)
-    return publish(out, report, values=values, pictures=pictures)
+    return publish(out, report, values=values, pictures=pictures, device=device)
 
 
 def _start(settings: ShapesSettings, num_reference: int, device: torch.device) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def evaluate_videos(settings: VideoSettings) -> dict[str, Any] | None:
         values["reference_pool"] = real.features
     shown = parts.read("shown")
     pictures = {f"clip {k}": frames for k, frames in enumerate(shown[:SHOWN_CLIPS])}
-    return publish(out, report, values=values, reference=real, pictures=pictures)
+    return publish(out, report, values=values, reference=real, pictures=pictures, device=device)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,26 +123,57 @@ class FrechetResampler:
     Args:
         features: The set that is resampled.
         reference: What it is compared with.
+        device: Where to compute, in float64.
     """
 
-    def __init__(self, features: Shaped[Tensor, "n d"], reference: Moments) -> None:
-        self._features = features.double().cpu().numpy()
-        self._projected = self._features @ _root(reference.covariance)
-        self._norms = np.square(self._features).sum(axis=1)
-        self._mean = reference.mean
+    def __init__(
+        self, features: Shaped[Tensor, "n d"], reference: Moments, *, device: torch.device | str = "cpu"
+    ) -> None:
+        self._features = features.to(device, torch.float64)
+        self._projected = self._features @ torch.from_numpy(_root(reference.covariance)).to(device)
+        self._mean = torch.from_numpy(reference.mean).to(device)
         self._trace = float(np.trace(reference.covariance))
 
     def __call__(self, indices: Int[np.ndarray, " k"]) -> float:
         """Return the distance of the features at some indices, which may repeat."""
-        count = len(indices)
-        mean = self._features[indices].mean(axis=0)
-        trace = (self._norms[indices].sum() - count * float(mean @ mean)) / (count - 1)
-        projected = self._projected[indices]
-        projected = (projected - projected.mean(axis=0)) / np.sqrt(count - 1)
-        gram = projected @ projected.T if count < projected.shape[1] else projected.T @ projected
-        cross = np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum()
+        places, weights = _weights(indices, self._features.device)
+        mean, centered = _centered(self._features[places], weights)
+        _, projected = _centered(self._projected[places], weights)
+        gram = projected @ projected.T if len(places) < projected.shape[1] else projected.T @ projected
         difference = mean - self._mean
-        return max(0.0, float(difference @ difference + trace + self._trace - 2 * cross))
+        constant = difference @ difference + centered.square().sum() + self._trace
+        return max(0.0, float(constant - 2 * _trace_of_root(gram)))
+
+
+class PairedFrechetResampler:
+    """The Fréchet distance of two sets of features that are resampled together, row by row.
+
+    Args:
+        first: One set.
+        second: The other; row k belongs to row k of the first.
+        device: Where to compute, in float64.
+    """
+
+    def __init__(
+        self, first: Shaped[Tensor, "n d"], second: Shaped[Tensor, "n d"], *, device: torch.device | str = "cpu"
+    ) -> None:
+        self._sets = [features.to(device, torch.float64) for features in (first, second)]
+
+    def __call__(self, indices: Int[np.ndarray, " k"]) -> float:
+        """Return the distance of both sets at some indices, which may repeat."""
+        places, weights = _weights(indices, self._sets[0].device)
+        (mean, first), (other, second) = (_centered(features[places], weights) for features in self._sets)
+        if len(places) < first.shape[1]:
+            cross = torch.linalg.svdvals(first @ second.T).sum()
+        else:
+            # With L L^T = C_1, the eigenvalues of L^T C_2 L are those of C_1 C_2.
+            lower, failed = torch.linalg.cholesky_ex(first.T @ first)
+            if int(failed):
+                lower = torch.from_numpy(_root((first.T @ first).cpu().numpy())).to(first.device)
+            half = second @ lower
+            cross = _trace_of_root(half.T @ half)
+        traces = first.square().sum() + second.square().sum()
+        return max(0.0, float((mean - other).square().sum() + traces - 2 * cross))
 
 
 def frechet_by_count(
@@ -163,6 +194,23 @@ def frechet_by_count(
         drawn = [resampler(rng.permutation(len(features))[:count]) for _ in range(rounds)]
         found.append((count, float(np.mean(drawn))))
     return found
+
+
+def _weights(indices: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the different indices of a resample and how often each was drawn: two thirds of the rows carry all of it."""
+    places, counts = np.unique(indices, return_counts=True)
+    return torch.from_numpy(places).to(device), torch.from_numpy(counts).to(device, torch.float64)[:, None]
+
+
+def _centered(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of weighted rows, and X with X^T X their covariance."""
+    total = weights.sum()
+    mean = (rows * weights).sum(dim=0) / total
+    return mean, (rows - mean) * (weights / (total - 1)).sqrt()
+
+
+def _trace_of_root(matrix: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(matrix).clamp(min=0).sqrt().sum()
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:

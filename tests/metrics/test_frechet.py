@@ -9,6 +9,7 @@ from hiergen.metrics.frechet import (
     FrechetResampler,
     Moments,
     MomentSum,
+    PairedFrechetResampler,
     frechet_by_count,
     frechet_distance,
     frechet_from_moments,
@@ -52,6 +53,19 @@ def test_three_ways_to_the_same_number() -> None:
     # Repeats, and fewer features than channels.
     for chosen in (np.array([3, 3, 7, 9, 11, 30, 31, 32]), np.array([1, 5, 8])):
         assert resampler(chosen) == pytest.approx(frechet_distance(a[chosen].numpy(), b.numpy()), rel=1e-6)
+
+
+def test_pairs_that_are_resampled_have_the_distance_of_the_pairs_written_out() -> None:
+    """With repeats, with fewer rows than channels, and with a channel that is constant, whose covariance has no Cholesky factor."""
+    a = _normal(40, 0.0, 1.0)
+    b = a + _normal(40, 0.2, 0.5, seed=1)
+    flat = a.clone()
+    flat[:, 2] = 3.0
+    for first, second in ((a, b), (flat, b), (b, flat)):
+        resampler = PairedFrechetResampler(first, second)
+        for chosen in (np.arange(40), np.repeat(np.arange(0, 40, 3), 3), np.array([4, 4, 9, 1])):
+            wanted = frechet_distance(first[chosen].numpy(), second[chosen].numpy())
+            assert resampler(chosen) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
 
 
 def test_moments_of_parts_are_those_of_the_whole_however_far_from_zero() -> None:

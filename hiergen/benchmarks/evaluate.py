@@ -1,0 +1,183 @@
+"""`hiergen bench evaluate`: which share of an evaluation's time is the models', and which is this library's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from hiergen.benchmarks.timing import (
+    choose_device,
+    describe_machine,
+    describe_times,
+    print_times,
+    take_turns,
+)
+from hiergen.data.images import to_uint8
+from hiergen.data.sources import DataConfig, open_images
+from hiergen.evaluation.distances import DistanceConfig
+from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor
+from hiergen.evaluation.generation import GfidSettings, evaluate_generations
+from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.reconstruction import ReconstructionPass, RfidSettings, evaluate_reconstructions
+from hiergen.evaluation.references import read_batch
+from hiergen.pipelines.prefixes import decode_prefix, list_prefixes
+from hiergen.registry import create
+from hiergen.tokenizers.base import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Time a whole evaluation of PNG files beside its parts alone.
+
+    Attributes:
+        kind: "rfid" rebuilds the pictures with a tokenizer, "samples" takes them as generated ones, with statistics of the reference
+            that are there already.
+        preset: Image tokenizer of "rfid", with random weights; of "samples" it gives the size of the pictures.
+        num_images: Pictures, written at the start.
+        extractor: Where distances are measured; "digits" needs no file.
+        resamples: Bootstrap draws of the intervals; 0 leaves them out.
+        workers: Threads that read ahead.
+        batch_size: Images a pass of the models.
+        repeats: Measured runs of each part; they take turns.
+        device: "auto" is CUDA where there is one.
+        seed: Of weights and pictures.
+    """
+
+    kind: Literal["rfid", "samples"] = "rfid"
+    preset: str = "restok-tiny"
+    num_images: int = 256
+    extractor: ExtractorConfig = dataclasses.field(default_factory=lambda: ExtractorConfig("digits"))
+    resamples: int = 100
+    workers: int = 4
+    batch_size: int = 64
+    repeats: int = 3
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_images", 10), ("repeats", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure, print a table, and return all numbers.
+
+    Returns:
+        JSON values: the settings, the machine, and under "rows" for each part the median, fastest and slowest time in seconds,
+        images a second, and the share of the whole evaluation's median. The "models" are the parts that would be there without this
+        library; "around the pass" is an evaluation whose parts are all there: opening models and data, distances, intervals, report.
+    """
+    device = choose_device(settings.device)
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        tokenizer = create(settings.preset).eval()
+        if not isinstance(tokenizer, Tokenizer) or "image_size" not in tokenizer.config:
+            raise ValueError(f"preset {settings.preset!r} is a {type(tokenizer).__name__}, expected an image tokenizer")
+        root = Path(folder)
+        tokenizer.save_pretrained(root / "tokenizer")
+        size = tokenizer.config["image_size"]
+        _write_pictures(root / "pictures", settings.num_images, size)
+        data = DataConfig(source=str(root / "pictures"), size=size, in_memory=False)
+        nn.Module.to(tokenizer, device)
+        calls = _parts(settings, tokenizer, build_extractor(settings.extractor, device), data)
+        evaluate = _evaluation(settings, root, data)
+        evaluate(root / "finished")
+        fresh = (root / f"run-{k}" for k in range(settings.repeats + 1))
+        calls = {
+            "evaluation": lambda: evaluate(next(fresh)),
+            **calls,
+            "around the pass": lambda: evaluate(root / "finished"),
+        }
+        seconds = take_turns(calls, repeats=settings.repeats, device=device)
+    rows = _rows(seconds, settings.num_images)
+    machine = describe_machine(device)
+    print_times(
+        f"{settings.kind}, {settings.preset}, extractor {settings.extractor.name}, {machine['device']}, median of {settings.repeats}",
+        "models: tokenizer and extractor; every part alone, reading without threads",
+        rows,
+        names=("part",),
+        extra={"share": ("share_of_evaluation", ".1%")},
+    )
+    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+
+
+def _write_pictures(folder: Path, count: int, size: int) -> None:
+    """Write smooth random pictures with a little noise, which compress about as photographs do."""
+    folder.mkdir()
+    for index in range(count):
+        smooth = F.interpolate(torch.randn(1, 3, 6, 6), size=(size, size), mode="bicubic", align_corners=False)[0]
+        pixels = to_uint8(0.6 * smooth + 0.02 * torch.randn(3, size, size))
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{index:06d}.png")
+
+
+def _evaluation(settings: Settings, root: Path, data: DataConfig) -> Callable[[Path], Any]:
+    """Return what evaluates into a folder."""
+    common: dict[str, Any] = {
+        "data": data,
+        "extractor": settings.extractor,
+        "distances": DistanceConfig(resamples=settings.resamples),
+        "passes": PassConfig(batch_size=settings.batch_size, workers=settings.workers, device=settings.device),
+    }
+    if settings.kind == "samples":
+        common |= {"samples": data.source, "cache": str(root / "cache")}
+        return lambda out: evaluate_generations(GfidSettings(out=str(out), **common))
+    common |= {"tokenizer": str(root / "tokenizer"), "lpips": "none"}
+    return lambda out: evaluate_reconstructions(RfidSettings(out=str(out), **common))
+
+
+def _parts(
+    settings: Settings, tokenizer: Tokenizer, extractor: Extractor, data: DataConfig
+) -> dict[str, Callable[[], Any]]:
+    """Return the parts of an evaluation, each over all images that are in memory already."""
+    images = open_images(data)
+    batches = [
+        range(start, min(start + settings.batch_size, len(images)))
+        for start in range(0, len(images), settings.batch_size)
+    ]
+    device = tokenizer.device
+    inputs = [read_batch(images, batch).to(device) for batch in batches]
+    pixels = [to_uint8(batch) for batch in inputs]
+    prefix = list_prefixes(tokenizer)[-1]
+    work = ReconstructionPass(tokenizer, extractor, None, [prefix], "nearest", device)
+
+    @torch.no_grad()
+    def rebuild() -> None:
+        for batch in inputs:
+            decode_prefix(tokenizer, tokenizer.encode(batch), prefix)
+
+    def extract(times: int) -> None:
+        for batch in pixels * times:
+            extractor(batch)
+
+    def compare() -> list[dict[str, Tensor]]:
+        return [work.pixel_metrics(batch, batch.flip(0)) for batch in pixels]
+
+    reading = {"reading": lambda: [read_batch(images, batch) for batch in batches]}
+    if settings.kind == "samples":
+        return {"extractor": lambda: extract(1), **reading}
+    return {"tokenizer": rebuild, "extractor": lambda: extract(2), **reading, "pixel metrics": compare}
+
+
+def _rows(seconds: dict[str, list[float]], count: int) -> list[dict[str, Any]]:
+    models = [name for name in ("tokenizer", "extractor") if name in seconds]
+    # Of the same turn, so that a slow spell of the machine is in both.
+    together = [sum(turn) for turn in zip(*(seconds[name] for name in models), strict=True)]
+    shares = {
+        name: statistics.median([part / whole for part, whole in zip(times, seconds["evaluation"], strict=True)])
+        for name, times in {**seconds, "models": together}.items()
+    }
+    listed = {"evaluation": seconds["evaluation"], "models": together, **seconds}
+    return [
+        {"batch": count, "part": name, **describe_times(times, count), "share_of_evaluation": shares[name]}
+        for name, times in listed.items()
+    ]
