@@ -1,17 +1,20 @@
 """Use every tab of a running demo as a person would, in Chromium, and keep pictures of what is seen.
 
     hiergen demo --port 7871 &
-    python demos/browser_tour.py --url http://127.0.0.1:7871 --out tour
+    python demos/browser_tour.py --url http://127.0.0.1:7871 --out tour --server $!
 
 Needs selenium, Chromium and its driver. Ends with an error where something a person needs does not come.
 """
 
 import argparse
 import base64
+import contextlib
+import io
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +39,21 @@ FLAGS = (
 )
 #: Width and height of the window, in pixels: a desk and a telephone.
 WINDOWS = {"desktop": (1280, 1000), "mobile": (390, 844)}
+#: Whether all pictures of the page are there. Those far below are fetched when somebody scrolls to them.
+COMPLETE = """
+for (const picture of document.images) picture.loading = 'eager';
+return [...document.images].every(picture => picture.complete);
+"""
+#: Files that are no pictures to be shown, and what the page says.
+BAD_FILES = {"broken.png": "cannot be read as a picture", "notes.png": "it is no PNG", "huge.png": "pixels, at most"}
 
 
 class Visitor:
     """Somebody in front of the page."""
 
-    def __init__(self, url: str, out: Path, window: str, folder: Path, *, patience: float) -> None:
+    def __init__(
+        self, url: str, out: Path, window: str, folder: Path, *, patience: float, server: int | None = None
+    ) -> None:
         width, height = WINDOWS[window]
         options = Options()
         for flag in (*FLAGS, f"window-size={width},{height}", f"user-data-dir={folder / window}"):
@@ -52,7 +64,21 @@ class Visitor:
         device = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": window == "mobile"}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
         self.url, self.out, self.window, self.folder = url, out, window, folder
-        self.patience = patience
+        self.patience, self.server = patience, server
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Say how long something took, on the clock and of the server's processors."""
+        started, before = time.monotonic(), self._processors()
+        yield
+        line = f"{self.window}: {what}: {time.monotonic() - started:.1f} s"
+        print(line + (f", {self._processors() - before:.1f} s of processors" if self.server else ""))
+
+    def _processors(self) -> float:
+        if self.server is None:
+            return 0.0
+        fields = Path(f"/proc/{self.server}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def find(self, selector: str) -> Any:
         return self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, selector), selector)[0]
@@ -72,7 +98,11 @@ class Visitor:
         raise SystemExit(f"{self.window}: {what} did not come within {self.patience:g} s")
 
     def keep(self, name: str) -> None:
-        """Save a picture of the whole page."""
+        """Save a picture of the whole page, as soon as its pictures are there and what moves has moved."""
+        until = time.monotonic() + 3
+        while time.monotonic() < until and not self.driver.execute_script(COMPLETE):
+            time.sleep(0.1)
+        time.sleep(0.5)
         height = self.driver.execute_script("return document.documentElement.scrollHeight")
         shot = {"captureBeyondViewport": True, "format": "png", "clip": self._clip(height)}
         data = self.driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
@@ -93,6 +123,20 @@ class Visitor:
             return True
 
         self.wait(press, selector)
+
+    def press_until(self, selector: str, condition: Callable[[], bool]) -> None:
+        """Press a button, and again after some seconds: it does nothing while what was stopped is still ending."""
+
+        def happens() -> bool:
+            self.click(selector)
+            until = time.monotonic() + 4
+            while time.monotonic() < until:
+                if condition():
+                    return True
+                time.sleep(0.05)
+            return False
+
+        self.wait(happens, f"what {selector} starts")
 
     def open_tab(self, title: str) -> None:
         def press() -> bool:
@@ -134,17 +178,24 @@ class Visitor:
     def is_shown(self, selector: str) -> bool:
         return any(part.is_displayed() for part in self.driver.find_elements(By.CSS_SELECTOR, selector))
 
+    def colors(self, selector: str) -> int:
+        """Return how many colors somebody sees there, who has scrolled to it."""
+        part = self.find(selector)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", part)
+        with Image.open(io.BytesIO(part.screenshot_as_png)) as seen:
+            return len(seen.convert("RGB").getcolors(2**24))
+
     def text(self, name: str) -> str:
         return self.find(f"#{name}").text
 
 
 def reconstruct(visitor: Visitor) -> None:
-    started = time.monotonic()
-    visitor.wait(lambda: visitor.picture("reconstruct-shown"), "the first picture")
-    print(f"{visitor.window}: first picture {time.monotonic() - started:.1f} s after the page was opened")
+    with visitor.timed("Reconstruct, the first picture after the page was opened"):
+        visitor.wait(lambda: visitor.picture("reconstruct-shown"), "the first picture")
     before = visitor.picture("reconstruct-shown")
-    visitor.click("#reconstruct-examples .gallery-item:nth-child(9) button")
-    visitor.wait(lambda: visitor.picture("reconstruct-shown") not in ("", before), "the picture of another digit")
+    with visitor.timed("Reconstruct, another digit"):
+        visitor.click("#reconstruct-examples .gallery-item:nth-child(9) button")
+        visitor.wait(lambda: visitor.picture("reconstruct-shown") not in ("", before), "the picture of another digit")
     visitor.wait(lambda: "PSNR" in visitor.text("reconstruct-numbers"), "the table")
     visitor.keep("reconstruct")
     fine = visitor.picture("reconstruct-shown")
@@ -154,41 +205,62 @@ def reconstruct(visitor: Visitor) -> None:
 
 
 def upload(visitor: Visitor) -> None:
-    good, bad = visitor.folder / "mine.png", visitor.folder / "broken.png"
+    good = visitor.folder / "mine.png"
     gradient = Image.linear_gradient("L").resize((300, 200))
     gradient.paste(255, (100, 40, 150, 160))
     gradient.convert("RGB").save(good)
-    bad.write_bytes(b"\x89PNG\r\n\x1a\n but not for long")
+    (visitor.folder / "broken.png").write_bytes(good.read_bytes()[:200])
+    (visitor.folder / "notes.png").write_text("A text with the name of a picture.")
+    Image.new("1", (20_000, 20_000)).save(visitor.folder / "huge.png")
     before = visitor.picture("reconstruct-shown")
     visitor.find("#reconstruct-upload input[type=file]").send_keys(str(good))
     visitor.wait(lambda: visitor.picture("reconstruct-shown") not in ("", before), "the picture of the upload")
     visitor.keep("upload")
-    visitor.click(
-        "#reconstruct-upload button[aria-label='Clear'], #reconstruct-upload button[aria-label='Remove this file']"
-    )
-    visitor.find("#reconstruct-upload input[type=file]").send_keys(str(bad))
-    said = visitor.wait(lambda: visitor.find(".toast-body").text, "an answer to a broken picture")
-    if "cannot be read" not in said and "no PNG" not in said:
-        raise SystemExit(f"a broken picture is answered with {said!r}")
-    visitor.keep("upload-broken")
+    for name, expected in BAD_FILES.items():
+        visitor.click(
+            "#reconstruct-upload button[aria-label='Clear'], #reconstruct-upload button[aria-label='Remove this file']"
+        )
+        visitor.find("#reconstruct-upload input[type=file]").send_keys(str(visitor.folder / name))
+        said = visitor.wait(lambda: visitor.find(".toast-body").text, f"an answer to {name}")
+        if expected not in said:
+            raise SystemExit(f"{name} is answered with {said!r}")
+        visitor.keep(f"upload-{name.removesuffix('.png')}")
+        visitor.click(".toast-close")
+        visitor.wait(lambda: not visitor.is_shown(".toast-body"), "the answer going away")
+    # The page works on.
+    before = visitor.picture("reconstruct-shown")
+    visitor.click("#reconstruct-examples .gallery-item:nth-child(2) button")
+    visitor.wait(lambda: visitor.picture("reconstruct-shown") not in ("", before), "a picture after bad files")
 
 
 def generate(visitor: Visitor) -> None:
     visitor.open_tab("Generate")
-    visitor.click("#generate-start")
-    visitor.wait(lambda: visitor.text("generate-status").startswith("Done"), "the end of generating")
+    with visitor.timed("Generate, from the button to the last picture"):
+        visitor.click("#generate-start")
+        visitor.wait(lambda: visitor.text("generate-status").startswith("Done"), "the end of generating")
     visitor.keep("generate")
     first = visitor.picture("generate-shown")
     visitor.click("#generate-again")
     visitor.wait(lambda: visitor.picture("generate-shown") not in ("", first), "other pictures from another seed")
     visitor.click("#generate-start")
     visitor.click("#generate-stop")
-    visitor.wait(lambda: visitor.text("generate-status") != "", "an answer to stopping")
+    # Unless it was faster.
+    visitor.wait(lambda: visitor.text("generate-status").startswith(("Stopped", "Done")), "an answer to stopping")
 
 
 def shapes(visitor: Visitor) -> None:
     visitor.open_tab("Shapes")
-    make_shape(visitor, "shapes" if visitor.is_shown("#shapes-class") else "shapes-picture")
+    if visitor.is_shown("#shapes-class"):
+        make_shape(visitor, "shapes")
+        # Another class, and a picture of what is seen then: the viewers must take a second mesh.
+        visitor.click("#shapes-class input")
+        visitor.click("ul[role=listbox] li:nth-child(4)")
+        visitor.click("#shapes-start")
+        visitor.click("#shapes-stop")
+        visitor.wait(lambda: visitor.text("shapes-status") == "Stopped.", "an answer to stopping")
+        make_shape(visitor, "shapes-again")
+    else:
+        make_shape(visitor, "shapes-picture")
     for title in visitor.choices("shapes-model")[1:]:
         shape_of_a_view(visitor, title)
 
@@ -203,18 +275,20 @@ def shape_of_a_view(visitor: Visitor, title: str) -> None:
 
 
 def make_shape(visitor: Visitor, name: str) -> None:
-    visitor.click("#shapes-start")
-    visitor.wait(lambda: visitor.text("shapes-status").startswith("Step"), "the first step")
-    visitor.wait(lambda: visitor.text("shapes-status").startswith("Done"), "the end of generating")
-    visitor.find("#shapes-fine canvas")
-    # The viewer draws when it likes.
-    time.sleep(3)
+    with visitor.timed(f"{name}, from the button to the finest mesh"):
+        visitor.press_until("#shapes-start", lambda: visitor.text("shapes-status").startswith("Step"))
+        visitor.wait(lambda: visitor.text("shapes-status").startswith("Done"), "the end of generating")
+    # A viewer draws its mesh once it has been fetched, and only while it is on the screen.
+    for part in ("coarse", "fine"):
+        visitor.wait(lambda part=part: visitor.colors(f"#shapes-{part} canvas") > 100, f"the {part} mesh")
     visitor.keep(name)
 
 
 def video(visitor: Visitor) -> None:
     visitor.open_tab("Video")
-    visitor.click("#video-start")
+    with visitor.timed("Video, from the button to the dense clip"):
+        visitor.click("#video-start")
+        visitor.wait(lambda: visitor.picture("video-dense"), "the dense clip")
     visitor.wait(lambda: visitor.text("video-status").startswith("Done"), "the end of generating")
     visitor.wait(lambda: visitor.picture("video-sparse") and visitor.picture("video-plan"), "the sparse clip")
     visitor.keep("video")
@@ -222,7 +296,10 @@ def video(visitor: Visitor) -> None:
 
 def compare(visitor: Visitor) -> None:
     visitor.open_tab("Compare")
-    visitor.wait(lambda: "PSNR" in visitor.text("compare-table"), "the table")
+    before = visitor.wait(lambda: visitor.text("compare-table"), "the table")
+    with visitor.timed("Compare, another digit"):
+        visitor.click("#compare-examples .gallery-item:nth-child(6) button")
+        visitor.wait(lambda: visitor.text("compare-table") not in ("", before), "the table of another digit")
     visitor.keep("compare")
 
 
@@ -262,13 +339,16 @@ def main() -> None:
     parser.add_argument("--out", default="tour", help="folder for the pictures")
     parser.add_argument("--login", help="name:password, where the demo asks for them")
     parser.add_argument("--windows", nargs="+", default=list(WINDOWS), choices=list(WINDOWS))
+    parser.add_argument(
+        "--server", type=int, help="number of the demo's process, to say how much of processors it took"
+    )
     parser.add_argument("--patience", type=float, default=90.0, help="seconds to wait for what must come")
     options = parser.parse_args()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for window in options.windows:
-            visitor = Visitor(options.url, out, window, Path(folder), patience=options.patience)
+            visitor = Visitor(options.url, out, window, Path(folder), patience=options.patience, server=options.server)
             tour(visitor, options.login)
 
 

@@ -103,7 +103,10 @@ def read_image(
     except UnidentifiedImageError as error:
         # Pillow's own message holds the address of an object.
         raise ValueError(f"image {str(path)!r} cannot be read: it is no {', '.join(FORMATS)} picture") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's own message speaks of an attack.
+        raise ValueError(f"image {str(path)!r} cannot be read: too many pixels, at most {most:,} are read") from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"image {str(path)!r} cannot be read: {error}") from error
 
 

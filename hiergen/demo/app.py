@@ -27,24 +27,31 @@ Coarse first, then the residual detail: a picture, a shape or a clip as **levels
 """
 
 #: Small pictures are shown large and with hard pixels; rows of pictures wrap to the width there is, each with its whole caption;
-#: labels stand above pictures, not on them.
+#: labels stand above pictures, not on them. Errors come as sentences, and stopping is none, which gradio marks as one now and then.
 CSS = """
 .pixels img { image-rendering: pixelated; }
 .pixels .image-container { padding-top: 28px; box-sizing: border-box; }
 .pixels .image-frame, .pixels .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .strip .grid-wrap, .examples .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; padding-top: 32px !important; }
-.strip .grid-container { grid-template-columns: repeat(auto-fill, 190px) !important; }
-@media (max-width: 640px) { .strip .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; } }
 .strip .thumbnail-item { height: auto; aspect-ratio: auto; display: block; }
 .strip .thumbnail-item img { width: 100%; aspect-ratio: 1; }
 .strip .caption-label { position: static; max-width: none; white-space: normal; border: 0; padding: 4px; text-align: center; }
 .examples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; grid-template-rows: none !important; grid-auto-rows: min-content; gap: 4px; }
 .columns-4 .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+.strip.columns-5 .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; }
+.strip.columns-6 .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)) !important; }
 .examples .thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; }
 .examples .gallery-item { height: auto; }
 .status { min-height: 3.5em; }
+.status .error, .status .clear-status { display: none; }
 .secondary-wrap input { text-overflow: ellipsis; padding-right: 28px; }
-.prose th, .prose td { word-break: normal; overflow-wrap: normal; }
+.prose { overflow-x: auto; }
+.prose th, .prose td { word-break: normal; overflow-wrap: normal; border-color: var(--border-color-primary) !important; }
+@media (max-width: 640px) {
+  .strip.columns-5 .grid-container, .strip.columns-6 .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+  .prose th, .prose td { padding: 4px 6px !important; font-size: 13px; }
+  .tab-container button { padding: 0 7px !important; font-size: 13px !important; }
+}
 .about { opacity: 0.8; font-size: 0.9em; }
 """
 
@@ -120,7 +127,7 @@ def launch(settings: DemoSettings, *, library: Library | None = None, waits: boo
         prevent_thread_lock=True,
     )
     if waits:
-        print(f"hiergen demo at {url} (stop with Ctrl+C)")
+        print(f"hiergen demo at {url} (stop with Ctrl+C)", flush=True)
         blocks.block_thread()
     return blocks, url
 
@@ -134,11 +141,12 @@ def _theme() -> Any:
 
 
 def _models(library: Library) -> str:
-    lines = ["## Models", "", "| model | parameters | trained on, and how good |", "|---|---|---|"]
+    lines = ["## Models", ""]
     for title, entry in library.models.items():
         parts = [entry.tokenizer, entry.generator]
         count = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())
-        lines.append(f"| {title} | {count / 1e6:.1f} M | {entry.notes.about or 'Its folder says nothing about it.'} |")
+        about = entry.notes.about or "Its folder says nothing about it."
+        lines.append(f"- **{title}**, {count / 1e6:.1f} million parameters. {about}")
     return "\n".join(lines)
 
 

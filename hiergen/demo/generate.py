@@ -181,11 +181,11 @@ def add_tab(page: Page, library: Library) -> None:
     inputs, outputs = [model, label, count, guidance, temperature, seed], [shown, strip, status]
     run_now = explained(run)
     # One at a time: a second press while the first runs does nothing.
-    event = {**page.event, "trigger_mode": "once", "show_progress_on": shown}
+    event = {**page.event, "trigger_mode": "once", "show_progress_on": status}
     started = start.click(run_now, inputs, outputs, api_name="generate", **event)
     reseeded = again.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED})", queue=False)
     restarted = reseeded.then(run_now, inputs, outputs, api_visibility="private", **event)
-    stop.click(lambda: "Stopped.", None, status, cancels=[started, restarted], queue=False, api_visibility="private")
+    page.stops(stop, status, [started, restarted])
 
 
 def _status(now: Progress) -> str:

@@ -60,21 +60,27 @@ class Page:
             elem_classes="pixels",
         )
 
-    def row(self, label: str, *, name: str) -> gr.Gallery:
+    def row(self, label: str, *, name: str, columns: int = 5) -> gr.Gallery:
         """Add a row of pictures, one a level."""
         import gradio as gr
 
         return gr.Gallery(
             label=label,
-            columns=6,
+            columns=columns,
             height="auto",
             object_fit="contain",
             format="png",
             interactive=False,
             buttons=["download", "fullscreen"],
             elem_id=name,
-            elem_classes=["pixels", "strip"],
+            elem_classes=["pixels", "strip", f"columns-{columns}"],
         )
+
+    def stops(self, button: gr.Button, status: gr.Markdown, running: list[Any]) -> None:
+        """Let a button cancel the events that are running, and say so."""
+        stopped = button.click(None, cancels=running, queue=False, api_visibility="private")
+        # Only then: a step that was already on its way would have the last word.
+        stopped.then(lambda: "Stopped.", None, status, queue=False, show_progress="hidden", api_visibility="private")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import functools
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,9 +37,17 @@ def open_upload(data: bytes, *, size: int, max_pixels: int) -> Tensor:
     Raises:
         ValueError: If it is no picture, is damaged, or has more than `max_pixels` pixels (before any is decoded).
     """
-    picture = read_image("your file", data=data, max_pixels=max_pixels)
+    return to_tensor(center_crop(_read_upload(data, max_pixels, "RGB"), size))[None]
+
+
+def _read_upload(data: bytes, max_pixels: int, mode: Literal["RGB", "RGBA"]) -> Image.Image:
+    try:
+        picture = read_image("", data=data, max_pixels=max_pixels, mode=mode)
+    except ValueError as error:
+        reason = str(error).partition(": ")[2]
+        raise ValueError(f"your file cannot be read as a picture: {reason}") from error
     # Cameras store sideways pictures with a note on how to hold them.
-    return to_tensor(center_crop(ImageOps.exif_transpose(picture), size))[None]
+    return ImageOps.exif_transpose(picture)
 
 
 @functools.lru_cache(maxsize=4)
@@ -56,7 +65,7 @@ def open_view(data: bytes, *, max_pixels: int) -> Image.Image:
     Raises:
         ValueError: As `open_upload`.
     """
-    picture = ImageOps.exif_transpose(read_image("your file", data=data, max_pixels=max_pixels, mode="RGBA"))
+    picture = _read_upload(data, max_pixels, "RGBA")
     picture.thumbnail((VIEW_SIZE, VIEW_SIZE))
     side = max(picture.size)
     square = Image.new("RGBA", (side, side), "white")
@@ -99,7 +108,7 @@ def draw_tokens(tokens: Tensor, spec: LevelSpec) -> Image.Image:
     # A white line between neighbors, which may be equal.
     large[CELL - 1 :: CELL] = 255
     large[:, CELL - 1 :: CELL] = 255
-    return Image.fromarray(large)
+    return Image.fromarray(large[:-1, :-1])
 
 
 def _main_directions(tokens: Tensor) -> Tensor:

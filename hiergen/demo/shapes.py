@@ -240,7 +240,7 @@ def add_tab(page: Page, library: Library) -> None:
     # For programs: everything at once, as files.
     files = [gr.File(visible=False), gr.File(visible=False), gr.Markdown(visible=False), gr.Markdown(visible=False)]
     gr.Button(visible=False).click(explained(answer), values, files, api_name="shapes", **page.event)
-    stop.click(lambda: "Stopped.", None, status, cancels=[started], queue=False, api_visibility="private")
+    page.stops(stop, status, [started])
 
 
 def _usual_guidance(entry: DemoModel) -> float:

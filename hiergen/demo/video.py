@@ -181,7 +181,7 @@ def add_tab(page: Page, library: Library) -> None:
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
                 dense = page.picture("Dense attention", name="video-dense", height=260)
-                sparse = page.picture("Pyramid sparse attention, from the same noise", name="video-sparse", height=260)
+                sparse = page.picture("Pyramid sparse, from the same noise", name="video-sparse", height=260)
             numbers = gr.Markdown(elem_id="video-numbers")
             gr.Markdown("The plan of one head: how coarsely each block of queries reads each block of keys.")
             plan = gr.Image(
@@ -193,9 +193,9 @@ def add_tab(page: Page, library: Library) -> None:
         [model, label, density, guidance, seed],
         [dense, sparse, plan, numbers, status],
         api_name="video",
-        **{**page.event, "trigger_mode": "once", "show_progress_on": sparse},
+        **{**page.event, "trigger_mode": "once", "show_progress_on": status},
     )
-    stop.click(lambda: "Stopped.", None, status, cancels=[started], queue=False, api_visibility="private")
+    page.stops(stop, status, [started])
 
 
 def _files(clips: tuple[Clip, ...], folder: Path) -> tuple[str | None, str | None, str | None]:
