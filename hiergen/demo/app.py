@@ -151,8 +151,12 @@ def _models(library: Library) -> str:
 
 
 def _warm_up(library: Library) -> None:
-    """Run each image model once, so that the first visitor does not wait for imports."""
+    """Run each kind of model once, briefly, so that the first visitor does not wait for imports."""
     for title in library.image_tokenizers():
         tokenizer = library.get(title).tokenizer
         size = int(tokenizer.config["image_size"])
         reconstruct.reconstruct(tokenizer, torch.zeros(1, 3, size, size, device=tokenizer.device))
+    for title in library.shape_generators():
+        shapes.warm_up(library.get(title))
+    for title in library.video_generators():
+        video.warm_up(library.get(title))

@@ -14,7 +14,7 @@ from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import montage
 from hiergen.demo.reconstruct import information
-from hiergen.demo.steps import stream_steps
+from hiergen.demo.steps import stream_steps, thinned
 from hiergen.pyramid import TokenPyramid
 
 MAX_IMAGES = 8
@@ -132,8 +132,9 @@ def add_tab(page: Page, library: Library) -> None:
             seed=int(seed),
         )
         sent, levels = 0, []
+        steps = generate(library.get(title), request, seconds=page.settings.max_seconds)
         with picture_files() as png:
-            for now in generate(library.get(title), request, seconds=page.settings.max_seconds):
+            for now in thinned(steps, lambda now: (len(now.levels), now.is_done)):
                 # Steps that complete no level change nothing but the line below.
                 if now.is_done or len(now.levels) > sent:
                     sent = len(now.levels)

@@ -16,7 +16,7 @@ from hiergen.demo.inputs import add_model, add_picture, choose_view, picked
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import shape_views
-from hiergen.demo.steps import stream_steps
+from hiergen.demo.steps import stream_steps, thinned
 from hiergen.pipelines.shape import decode_meshes
 from hiergen.pyramid import TokenPyramid
 
@@ -118,6 +118,16 @@ def generate_shape(entry: DemoModel, request: ShapeRequest, *, seconds: float) -
     yield from stream_steps(run, seconds=seconds)
 
 
+def warm_up(entry: DemoModel) -> None:
+    """Make a small mesh of a model's tokens, so that what meshes need is imported."""
+    tokenizer = entry.tokenizer
+    levels = tuple(torch.zeros(1, spec.num_tokens, spec.dim, device=tokenizer.device) for spec in tokenizer.specs)
+    (mesh,) = decode_meshes(tokenizer, TokenPyramid(levels, tokenizer.specs), ExtractionSettings(depth=DEPTHS[0]))
+    with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
+        if len(mesh.faces):
+            save_mesh(_painted(mesh), Path(folder) / "small.glb")
+
+
 def describe_mesh(mesh: trimesh.Trimesh, num_tokens: int) -> str:
     """Return one line about a mesh."""
     if not len(mesh.faces):
@@ -158,7 +168,7 @@ def add_tab(page: Page, library: Library) -> None:
         unchanged, sent = (gr.skip(), gr.skip(), gr.skip(), gr.skip()), 0
         # gradio copies each file when it is yielded, so these need live no longer than the request.
         with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
-            for now in ask(*values):
+            for now in thinned(ask(*values), lambda now: (len(now.meshes), now.is_done)):
                 status = "Done." if now.is_done else f"Step {now.step}."
                 shown = _shown(now, Path(folder)) if len(now.meshes) > sent else unchanged
                 sent = len(now.meshes)
@@ -177,8 +187,10 @@ def add_tab(page: Page, library: Library) -> None:
         seed: float,
     ) -> Iterator[tuple[Any, ...]]:
         with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
-            *_, last = ask(title, label, upload, example, guidance_scale, depth, seed)
-            yield _shown(last, Path(folder))
+            steps = ask(title, label, upload, example, guidance_scale, depth, seed)
+            for now in thinned(steps, lambda now: len(now.meshes), every=float("inf")):
+                if now.meshes:
+                    yield _shown(now, Path(folder))
 
     def show(upload: bytes | None, example: float) -> Iterator[str]:
         with picture_files() as png:
@@ -237,7 +249,7 @@ def add_tab(page: Page, library: Library) -> None:
     started = start.click(
         explained(run), values, [coarse, fine, coarse_line, fine_line, status], api_visibility="private", **event
     )
-    # For programs: everything at once, as files.
+    # For programs: files, the coarse mesh first.
     files = [gr.File(visible=False), gr.File(visible=False), gr.Markdown(visible=False), gr.Markdown(visible=False)]
     gr.Button(visible=False).click(explained(answer), values, files, api_name="shapes", **page.event)
     page.stops(stop, status, [started])

@@ -5,14 +5,29 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
+#: Seconds between two reports that say only that it goes on: each costs the server about as much as a step of a small model.
+EVERY = 0.25
+
+
 class StoppedError(RuntimeError):
     """The computation was stopped, or took longer than it may."""
+
+
+def thinned(values: Iterable[T], news: Callable[[T], object], *, every: float = EVERY) -> Iterator[T]:
+    """Yield those values of which `news` differs from that of the last one, and of the others one in `every` seconds."""
+    before: object = None
+    last = float("-inf")
+    for value in values:
+        now = news(value)
+        if now != before or time.monotonic() - last >= every:
+            yield value
+            before, last = now, time.monotonic()
 
 
 def stream_steps(run: Callable[[Callable[[T], None]], None], *, seconds: float) -> Iterator[T]:

@@ -18,7 +18,7 @@ from hiergen.data.video_files import write_gif
 from hiergen.demo.generate import MAX_SEED
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
-from hiergen.demo.steps import stream_steps
+from hiergen.demo.steps import stream_steps, thinned
 from hiergen.generators.flow_transformer import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan
 from hiergen.metrics.pixel import psnr
@@ -101,6 +101,15 @@ def generate_clips(
     yield from stream_steps(run, seconds=seconds)
 
 
+def warm_up(entry: DemoModel) -> None:
+    """Sample a clip in one step, so that what sparse attention needs is imported, and draw its plan."""
+    brief = dataclasses.replace(entry, notes=dataclasses.replace(entry.notes, sampling={"num_steps": 1}))
+    sparse = config_of_density(0.5, *BLOCKS, "pyramid")
+    clip = _draw(brief, VideoRequest(0), sparse, lambda *_: None)
+    with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
+        _files((clip,), Path(folder))
+
+
 def _draw(entry: DemoModel, request: VideoRequest, attention: PSAConfig | None, step: Callable[..., None]) -> Clip:
     generator = entry.generator
     assert isinstance(generator, FlowTransformer)
@@ -156,7 +165,8 @@ def add_tab(page: Page, library: Library) -> None:
         # gradio copies each file when it is yielded, so these need live no longer than the request.
         with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as name:
             folder, shown = Path(name), 0
-            for steps, clips in generate_clips(library.get(title), request, seconds=page.settings.max_seconds):
+            made = generate_clips(library.get(title), request, seconds=page.settings.max_seconds)
+            for steps, clips in thinned(made, lambda now: len(now[1])):
                 status = "Done." if len(clips) == 2 else f"Step {steps}."
                 if len(clips) == shown:
                     yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), status

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hiergen.demo.steps import StoppedError, stream_steps
+from hiergen.demo.steps import StoppedError, stream_steps, thinned
 
 
 def threads() -> int:
@@ -67,3 +67,10 @@ def test_the_time_limit_stops_the_work() -> None:
     with pytest.raises(StoppedError, match=r"stopped after 0\.05 seconds, the limit of this demo"):
         list(stream_steps(run, seconds=0.05))
     assert threads() == 0
+
+
+def test_reports_are_thinned_to_news_and_signs_of_life() -> None:
+    steps = [("a", 0), ("b", 0), ("c", 0), ("d", 1), ("e", 1), ("f", 0)]
+    assert list(thinned(steps, lambda step: step[1], every=60.0)) == [("a", 0), ("d", 1), ("f", 0)]
+    assert list(thinned(steps, lambda step: step[1], every=0.0)) == steps
+    assert list(thinned([], lambda step: step)) == []
