@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,25 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
         options: Passed on to the class's own `from_pretrained` (`torch_dtype`, `revision`, ...).
 
     Raises:
-        ValueError: If there is no config, or it names a class that is not hiergen's, or the weights are damaged. A config never
-            chooses code: only the classes of `hiergen.registry` are loaded.
+        ValueError: If there is no config, or it names a class that is not hiergen's, or the weights are missing, damaged or no
+            safetensors. A config never chooses code: only the classes of `hiergen.registry` are loaded, and no pickle is.
     """
-    name = _class_name(str(path))
+    stored = _config(str(path))
+    name = str(stored.get("_class_name"))
+    # Otherwise diffusers takes a pickle where there are no safetensors.
+    options = {"use_safetensors": True, **options}
     if name in PIPELINE_CLASSES or name in MODEL_CLASSES or name == _AUTOENCODER:
         try:
             if name == _AUTOENCODER:
                 return _autoencoder(path, options)
-            found = pipeline_class(name) if name in PIPELINE_CLASSES else model_class(name)
+            if name in PIPELINE_CLASSES:
+                found = pipeline_class(name)
+                _check_components(str(path), stored, found)
+            else:
+                found = model_class(name)
             return found.from_pretrained(path, **options)
+        except (OSError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} cannot be loaded: {error}") from error
         except SafetensorError as error:
             raise ValueError(
                 f"the weights in {str(path)!r} are damaged ({error}); save or download them again"
@@ -48,13 +58,29 @@ def _autoencoder(path: str | Path, options: dict[str, Any]) -> Any:
     return KLAutoencoder.from_autoencoder(AutoencoderKL.from_pretrained(path, **options))
 
 
-def _class_name(path: str) -> str:
+def _check_components(path: str, stored: dict[str, Any], pipeline: type[Any]) -> None:
+    """Raise a ValueError unless each component of a stored pipeline is one that it has, of a class that is known."""
+    known = set(inspect.signature(pipeline.__init__).parameters)
+    for name, value in stored.items():
+        if name.startswith("_"):
+            continue
+        if name not in known:
+            raise ValueError(f"{path!r} names a component {name!r}, which a {pipeline.__name__} does not have")
+        library, kind = value if isinstance(value, list) and len(value) == 2 else (None, value)
+        if isinstance(value, list) and str(MODEL_CLASSES.get(str(kind))).partition(".")[0] != library:
+            raise ValueError(f"{path!r} names {value!r} as its {name}, which hiergen does not load")
+
+
+def _config(path: str) -> dict[str, Any]:
     for file in ("model_index.json", "config.json"):
         found = Path(path) / file if Path(path).is_dir() else _download(path, file)
         if found is not None and found.is_file():
             try:
-                return str(json.loads(found.read_text()).get("_class_name"))
-            except (ValueError, AttributeError) as error:
+                stored = json.loads(found.read_text())
+                if not isinstance(stored, dict):
+                    raise ValueError(f"it holds a {type(stored).__name__}, expected an object")
+                return stored
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{str(found)!r} is not a model's config: {error}") from error
     raise ValueError(f"{path!r} holds neither model_index.json nor config.json: it is no saved model or pipeline")
 
