@@ -12,9 +12,9 @@ def recipe() -> TrainConfig:
     return TrainConfig(
         task=GeneratorTaskConfig(preset="flow-video-tiny", codes="quickstart-video/codes"),
         out="runs/video_flow_tiny",
-        samples=40_000,
+        samples=120_000,
         batch_size=4,
-        optim=OptimConfig(lr=2e-3, weight_decay=1e-4, warmup_samples=400, final_lr_ratio=0.05),
+        optim=OptimConfig(lr=2e-3, weight_decay=1e-4, warmup_samples=800, final_lr_ratio=0.05),
         ema_decay=0.995,
         log_every=400,
         checkpoint_every=4_000,

@@ -37,9 +37,9 @@ from hiergen.training.tasks import GeneratorTaskConfig
 NUM_CLASSES = 10
 
 #: What the samples are drawn with.
-SAMPLING: dict[str, Any] = {"num_steps": 20, "solver": "euler", "timestep_shift": 0.6, "guidance_scale": 2.0}
+SAMPLING: dict[str, Any] = {"num_steps": 25, "solver": "euler", "timestep_shift": 0.4, "guidance_scale": 3.0}
 
-#: Queries and keys of a block: small, because there are 288 tokens.
+#: Queries and keys of a block: small, because there are 128 tokens.
 BLOCKS = (32, 16)
 
 
@@ -60,11 +60,11 @@ class VideoQuickstartSettings:
     """
 
     out: str = "quickstart-video"
-    num_clips: int = 1000
+    num_clips: int = 2000
     num_test: int = 100
-    samples_seen: int = 8_000
+    samples_seen: int = 36_000
     num_generated: int = 30
-    densities: tuple[float, ...] = (0.2, 0.1)
+    densities: tuple[float, ...] = (0.5, 0.25)
     seed: int = 0
     tokenizer: str = "patches-tiny"
     generator: str = "flow-video-tiny"
@@ -136,11 +136,11 @@ def generator_config(settings: VideoQuickstartSettings) -> TrainConfig:
         batch_size=4,
         seed=settings.seed,
         optim=OptimConfig(
-            lr=3e-3, weight_decay=1e-4, warmup_samples=min(200, settings.samples_seen // 10), final_lr_ratio=0.05
+            lr=2e-3, weight_decay=1e-4, warmup_samples=min(800, settings.samples_seen // 10), final_lr_ratio=0.05
         ),
         ema_decay=0.995,
-        log_every=200,
-        checkpoint_every=1_000,
+        log_every=400,
+        checkpoint_every=4_000,
     )
 
 

@@ -28,8 +28,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "patches-tiny": Preset(
         model="PatchComponents",
-        config={"video_size": [32, 24, 24], "patch_size": [4, 4, 4], "dim": 12},
-        source="Ours: clips of 32 frames of 24 x 24 pixels, 288 tokens; fitted in closed form",
+        config={"video_size": [32, 24, 24], "patch_size": [4, 6, 6], "dim": 24},
+        source="Ours: clips of 32 frames of 24 x 24 pixels, 128 tokens; fitted in closed form",
     ),
     "frames-128": Preset(
         model="FrameTokenizer",

@@ -57,7 +57,7 @@ def picture_pipeline(tokenizer: PyramidVAE) -> ImageToShapePipeline:
 
 
 def video_pipeline() -> ClassToVideoPipeline:
-    tokenizer = create("patches-tiny", video_size=[8, 32, 32]).eval()
+    tokenizer = create("patches-tiny", video_size=[8, 48, 48]).eval()
     generator = create("flow-video-tiny", depth=1, level_specs=specs_to_json(tokenizer.specs)).eval()
     # A new model's last layers are zero: whatever is inside would not be seen.
     for linear in (generator.blocks[0].modulation, generator.final_modulation, generator.final_linear):
