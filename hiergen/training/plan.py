@@ -91,21 +91,27 @@ def plan_training(preset: str, *, num_gpus: int = 1) -> TrainingPlan:
     )
 
 
-def follow_pass(model: Any) -> Pass:
+def follow_pass(model: Any, *, shapes: ShapeBatchConfig | None = None) -> Pass:
     """Return what one training pass of one sample of a model takes, by running it: on the meta device without memory, or on a real one.
 
-    The mean over some passes where they differ by a draw.
+    The mean over some passes where they differ by a draw. A model with sparse attention is followed with dense attention, and left with it.
+
+    Args:
+        model: Tokenizer or generator.
+        shapes: For tokenizers of shapes: the points and queries of a sample; None takes the defaults.
     """
     model.train()
+    if hasattr(model, "set_attention"):
+        model.set_attention(None)
     seeds = range(_DRAWS if type(model).__name__ in _DRAWING else 1)
-    passes = [_follow(model, torch.Generator().manual_seed(seed)) for seed in seeds]
+    passes = [_follow(model, torch.Generator().manual_seed(seed), shapes or ShapeBatchConfig()) for seed in seeds]
     return Pass(
         flops=sum(one.flops for one in passes) // len(passes),
         activation_bytes=sum(one.activation_bytes for one in passes) // len(passes),
     )
 
 
-def _follow(model: Any, rng: torch.Generator) -> Pass:
+def _follow(model: Any, rng: torch.Generator, shapes: ShapeBatchConfig) -> Pass:
     kept: dict[int, Tensor] = {}
     own = {_storage(parameter) for parameter in model.parameters()}
 
@@ -117,13 +123,13 @@ def _follow(model: Any, rng: torch.Generator) -> Pass:
     model.zero_grad(set_to_none=True)
     with _MetaDevice(), flop_counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = _loss(model, rng)
+            loss = _loss(model, rng, shapes)
         loss.backward()
     activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     return Pass(flops=counter.get_total_flops(), activation_bytes=activations)
 
 
-def _loss(model: Any, rng: torch.Generator) -> Tensor:
+def _loss(model: Any, rng: torch.Generator, shapes: ShapeBatchConfig) -> Tensor:
     """Return a loss of one sample of zeros, as the model's task would."""
     device = model.device
     if hasattr(model, "generate"):
@@ -137,11 +143,13 @@ def _loss(model: Any, rng: torch.Generator) -> Tensor:
         condition: Any = torch.zeros(1, dtype=torch.int64, device=device)
         if features is not None:
             condition = [torch.zeros(1, *shape, device=device) for shape in features]
-        return model.loss(TokenPyramid(levels, tuple(model.specs)), condition, rng=rng)["loss"]
+        # The fine stage of a cascade, by itself.
+        low_res = model.config.get("low_res_shape")
+        coarse = {} if low_res is None else {"low_res": torch.zeros(1, *low_res, device=device)}
+        return model.loss(TokenPyramid(levels, tuple(model.specs)), condition, rng=rng, **coarse)["loss"]
     if "point_counts" in model.config:
-        batch = ShapeBatchConfig()
-        cloud = torch.zeros(1, batch.num_points, 6, device=device)
-        queries = torch.zeros(1, batch.num_queries, 3, device=device)
+        cloud = torch.zeros(1, shapes.num_points, 6, device=device)
+        queries = torch.zeros(1, shapes.num_queries, 3, device=device)
         output = model(cloud, rng=rng, points=queries, is_ordered=True)
         rebuilt = list(output.features.values())
     else:

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from accelerate import PartialState
+from torch import nn
 
 from hiergen.config import parse, to_json
 from hiergen.training.config import TrainConfig
 from hiergen.training.loop import FitResult, RunInterruptedError, fit
+from hiergen.training.plan import follow_pass
+from hiergen.training.task import count_trained
 
 
 def main(recipe: Callable[[], TrainConfig]) -> None:
@@ -25,7 +28,7 @@ def main(recipe: Callable[[], TrainConfig]) -> None:
 def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> FitResult | None:
     """Apply overrides to a recipe's config and train.
 
-    `--dry-run` among the overrides prints the resolved config, the parameters, what they take of memory, and the samples to see,
+    `--dry-run` among the overrides prints the resolved config, the parameters, what they and a pass take of memory, and the samples to see,
     and returns None; it reads neither data nor weights.
     """
     dry = "--dry-run" in overrides
@@ -43,10 +46,21 @@ def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> F
 
 def _describe(config: TrainConfig) -> None:
     print(json.dumps(to_json(config), indent=2))
-    numbers = 0
-    for index, (player, count) in enumerate(config.task.count_parameters().items()):
-        print(f"{player}: {count:,} parameters")
+    players, numbers = config.task.sketch(), 0
+    for index, (name, player) in enumerate(players.items()):
+        count = count_trained(player)
+        print(f"{name}: {count:,} parameters")
         # Weight, gradient and two moments; the first player also has an average.
         numbers += count * (5 if index == 0 and config.ema_decay is not None else 4)
-    print(f"{numbers * 4 / 2**30:.2f} GiB for weights, gradients, moments and averages; activations come on top")
+    print(f"{numbers * 4 / 2**30:.2f} GiB for weights, gradients, moments and averages")
+    first = next(iter(players))
+    # Tables are made on the CPU wherever the model is.
+    model = nn.Module.to(getattr(players[first], "tokenizer", players[first]), "meta")
+    step = follow_pass(model, shapes=getattr(getattr(config.task, "data", None), "batch", None))
+    samples = config.batch_size // config.accumulation
+    print(
+        f"{step.activation_bytes * samples / 2**30:.2f} GiB of activations for the {samples} samples that one process looks at together "
+        f"({step.activation_bytes / 2**20:.1f} MiB each, {first} alone, float32)"
+    )
+    print(f"{step.flops / 1e9:.1f} GFLOPs a sample, forward and backward, {first} alone")
     print(f"{config.samples:,} samples to see in {config.num_steps:,} steps")

@@ -50,10 +50,9 @@ class ShapeTokenizerTaskConfig(TaskConfig):
     def build(self) -> ShapeTokenizerTask:
         return ShapeTokenizerTask(self)
 
-    def count_parameters(self) -> dict[str, int]:
-        """Return the tokenizer's parameters, without data, weights or memory."""
+    def sketch(self) -> dict[str, nn.Module]:
         with torch.device("meta"):
-            return {"tokenizer": _count(create(self.preset, **self.overrides))}
+            return {"tokenizer": create(self.preset, **self.overrides)}
 
 
 class ShapeTokenizerTask(Task):
@@ -143,8 +142,8 @@ class ShapeGeneratorTaskConfig(TaskConfig):
     def build(self) -> ShapeGeneratorTask:
         return ShapeGeneratorTask(self)
 
-    def count_parameters(self) -> dict[str, int]:
-        """Return the parameters of the stages that are trained, for the cache's levels if it is there, otherwise for the preset's."""
+    def sketch(self) -> dict[str, nn.Module]:
+        """Return the stages that are trained, for the cache's levels if it is there, otherwise for the preset's."""
         derived = {}
         if (Path(self.codes) / INDEX).is_file():
             index = json.loads((Path(self.codes) / INDEX).read_text())
@@ -159,8 +158,7 @@ class ShapeGeneratorTaskConfig(TaskConfig):
             derived = {"num_classes": 1}
         with torch.device("meta"):
             model = create(self.preset, **{**derived, **self.overrides})
-        stages = {"low": [model.low], "high": [model.high], "both": [model]}[self.stages]
-        return {"generator": sum(_count(stage) for stage in stages)}
+        return {"generator": model if self.stages == "both" else getattr(model, self.stages)}
 
 
 class ShapeGeneratorTask(Task):
@@ -230,7 +228,3 @@ def _start_from(model: MaskedCascade, folder: str) -> None:
             raise ValueError(f"start has {name} {trained.config[name]}, this cascade {model.config[name]}")
     model.low.load_state_dict(trained.low.state_dict())
     model.initialize_high()
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -79,9 +79,13 @@ class TaskConfig(abc.ABC):
     def build(self) -> Task:
         """Return the task, with models of random weights."""
 
+    def sketch(self) -> dict[str, nn.Module]:
+        """Return the players, to be counted; subclasses make them on the meta device, without data, weights or memory."""
+        return self.build().players
+
     def count_parameters(self) -> dict[str, int]:
-        """Return the trained parameters of each player; subclasses do it without data, weights or memory."""
-        return {name: count_trained(module) for name, module in self.build().players.items()}
+        """Return the trained parameters of each player."""
+        return {name: count_trained(module) for name, module in self.sketch().items()}
 
 
 def count_trained(module: nn.Module) -> int:

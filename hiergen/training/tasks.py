@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.generators.base import Generator
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create, get_preset
 from hiergen.seeding import make_rng
-from hiergen.training.task import Task, TaskConfig, count_trained
+from hiergen.training.task import Task, TaskConfig
 from hiergen.training.tokenizer_task import TokenizerTask, TokenizerTaskConfig
 
 __all__ = ["GeneratorTask", "GeneratorTaskConfig", "Task", "TaskConfig", "TokenizerTask", "TokenizerTaskConfig"]
@@ -45,14 +45,14 @@ class GeneratorTaskConfig(TaskConfig):
     def build(self) -> GeneratorTask:
         return GeneratorTask(self)
 
-    def count_parameters(self) -> dict[str, int]:
-        """Return the generator's parameters, for the cache's levels if it is there, otherwise for the preset's."""
+    def sketch(self) -> dict[str, nn.Module]:
+        """Return the generator, for the cache's levels if it is there, otherwise for the preset's."""
         derived = {}
         if (Path(self.codes) / INDEX).is_file():
             index = json.loads((Path(self.codes) / INDEX).read_text())
             derived = {"level_specs": index["specs"], "num_classes": len(index["classes"])}
         with torch.device("meta"):
-            return {"generator": count_trained(create(self.preset, **{**derived, **self.overrides}))}
+            return {"generator": create(self.preset, **{**derived, **self.overrides})}
 
 
 class GeneratorTask(Task):

@@ -18,7 +18,7 @@ from hiergen.registry import create
 from hiergen.tokenizers.base import TokenizerOutput
 from hiergen.training.codebook_health import CodebookConfig, CodebookCounter, CodeRevival
 from hiergen.training.optim import OptimConfig
-from hiergen.training.task import Task, TaskConfig, count_trained
+from hiergen.training.task import Task, TaskConfig
 from hiergen.training.tokenizer_losses import (
     AdversarialConfig,
     Alignment,
@@ -69,16 +69,14 @@ class TokenizerTaskConfig(TaskConfig):
     def build(self) -> TokenizerTask:
         return TokenizerTask(self)
 
-    def count_parameters(self) -> dict[str, int]:
-        """Return the trained parameters of each player, without reading weights or data."""
+    def sketch(self) -> dict[str, nn.Module]:
         sides = {
             name: dataclasses.replace(side, weights="random")
             for name in ("adversarial", "alignment")
             if (side := getattr(self, name)) is not None
         }
         with torch.device("meta"):
-            players = make_players(dataclasses.replace(self, **sides))
-        return {name: count_trained(module) for name, module in players.items()}
+            return make_players(dataclasses.replace(self, **sides))
 
 
 class TokenizerPlayer(nn.Module):

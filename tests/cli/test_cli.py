@@ -20,6 +20,7 @@ from hiergen.cli.convert import FAMILIES, read_config
 from hiergen.cli.train import load_recipe
 from hiergen.data.codes import CodeSet
 from hiergen.registry import create
+from hiergen.training.plan import follow_pass
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -165,7 +166,10 @@ def test_train_dry_run_prints_and_trains_nothing(tmp_path, capsys) -> None:
     assert main(["train", recipe, "--dry-run", "--out", str(tmp_path / "run"), "--optim.lr", "0.5"]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed[: printed.index("\n}") + 2])["optim"]["lr"] == 0.5
-    assert "parameters" in printed
+    assert "tokenizer: 1,439,763 parameters" in printed
+    one = follow_pass(create("restok-tiny"))
+    assert f"({one.activation_bytes / 2**20:.1f} MiB each" in printed
+    assert f"{one.activation_bytes * 32 / 2**30:.2f} GiB of activations for the 32 samples" in printed
     assert not (tmp_path / "run").exists()
 
 

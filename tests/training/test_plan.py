@@ -43,6 +43,14 @@ def test_the_plan_without_memory_is_what_a_real_step_takes(preset, monkeypatch) 
     assert plan.weight_bytes >= sum(p.numel() * 4 for p in model.parameters())
 
 
+def test_models_that_are_trained_in_another_way() -> None:
+    """The fine stage of a cascade alone reads coarse tokens; sparse attention is counted as the dense one it stands for."""
+    assert follow_pass(create("mar3d-tiny").high).flops > follow_pass(create("mar3d-tiny").low).flops
+    sizes = {"dim": 32, "depth": 1, "num_heads": 2}
+    sparse = create("flow-video-tiny", **sizes, attention={"query_block": 32, "key_block": 16, "rounding_tile": 16})
+    assert follow_pass(sparse) == follow_pass(create("flow-video-tiny", **sizes, attention=None))
+
+
 def test_a_linear_model_by_hand() -> None:
     """12 numbers in, 5 out, one token: 2 * 12 * 5 forward, as much for the weight's gradient; the input is kept."""
 
