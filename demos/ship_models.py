@@ -5,23 +5,22 @@
     python demos/ship_models.py quickstart-shapes --pipeline image_pipeline
     python demos/ship_models.py quickstart-video --num-steps 10
 
-The numbers of the card are measured here, on the files that are shipped, or, of shapes by class, are those of the run's report;
-the command is put together from the run's report.
+The numbers of the card are measured here, on the files that are shipped; the command is put together from the run's report.
 """
 
 import argparse
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hiergen.config import to_json
+from hiergen.config import from_json, to_json
 from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
-from hiergen.data.moving_digits import moving_digits
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shape_renders import ViewSettings, render_views
 from hiergen.data.shapes import TEST_OFFSET
@@ -38,7 +37,8 @@ from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.quickstart.settings import QuickstartSettings
 from hiergen.quickstart.shape_scores import reconstruction_scores
-from hiergen.quickstart.shapes import ShapesQuickstartSettings
+from hiergen.quickstart.shapes import ShapesQuickstartSettings, measure_pipeline
+from hiergen.quickstart.video_clips import quickstart_clips
 from hiergen.quickstart.videos import VideoQuickstartSettings
 from hiergen.seeding import make_rng
 
@@ -88,9 +88,7 @@ def main() -> None:
     title = f"{kind.title}: {tokenizer} + {generator}"
     notes = {"title": title, "about": about, "classes": list(kind.classes), "sampling": sampling}
     write_json(folder / NOTES_FILE, notes)
-    write_text(
-        folder / "README.md", card(title, report, kind.data(report["settings"]), folder, sampling, measured, kind.where)
-    )
+    write_text(folder / "README.md", card(title, report, kind.data(report["settings"]), folder, sampling, measured))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB\n{about}")
 
@@ -120,8 +118,16 @@ def measure_digits(folder: Path, report: dict[str, Any], sampling: dict[str, Any
     return lines, about
 
 
-def measured_shapes(report: dict[str, Any]) -> Measured:
-    """Return lines for the card and a sentence for the demo from what the quickstart measured, which takes minutes."""
+def measure_shapes(folder: Path, report: dict[str, Any], sampling: dict[str, Any]) -> Measured:
+    """Return lines for the card and a sentence for the demo, in minutes."""
+    with tempfile.TemporaryDirectory() as out:
+        settings = from_json(ShapesQuickstartSettings, {**report["settings"], "out": out})
+        measured = measure_pipeline(load_model(str(folder)).model, settings)
+    return describe_shapes({**report, **measured})
+
+
+def describe_shapes(report: dict[str, Any]) -> Measured:
+    """Return lines for the card and a sentence for the demo from what was measured."""
     levels, made = report["reconstruction"]["levels"], report["generation"]
     lines = [
         f"- {level['tokens']} tokens, {report['reconstruction']['shapes']}: {_scores(level)} ({level['protocol']})"
@@ -180,9 +186,9 @@ def measure_clips(folder: Path, report: dict[str, Any], sampling: dict[str, Any]
     """Return lines for the card and a sentence for the demo."""
     settings = report["settings"]
     pipe, seed = load_model(str(folder)).model, settings["seed"]
-    frames, size, _ = pipe.tokenizer.config["video_size"]
-    train = moving_digits("train", settings["num_clips"], num_frames=frames, size=size, seed=seed)
-    test = moving_digits("test", settings["num_test"], num_frames=frames, size=size, seed=seed)
+    size = pipe.tokenizer.config["video_size"]
+    train = quickstart_clips("train", settings["num_clips"], size, seed=seed)
+    test = quickstart_clips("test", settings["num_test"], size, seed=seed)
     real = from_uint8(test.videos)
     rebuilt = compare_videos(pipe.tokenizer.decode(pipe.tokenizer.encode(real)).clamp(-1, 1), real)
     labels = [digit for digit in range(10) for _ in range(5)]
@@ -195,7 +201,7 @@ def measure_clips(folder: Path, report: dict[str, Any], sampling: dict[str, Any]
     agreement, _ = judge.accuracy(to_uint8(torch.cat(made)), torch.tensor(labels))
     yardstick, _ = judge.accuracy(test.videos, test.labels)
     lines = [
-        f"- tokenizer: {rebuilt['psnr']:.2f} dB on {len(test.labels)} held-out clips",
+        f"- tokenizer: {rebuilt['psnr_db']:.2f} dB on {len(test.labels)} held-out clips",
         f"- a support vector machine on the frames of real training clips reads {agreement:.0%} of {len(labels)} generated clips, "
         f"5 a digit, dense attention, as the digit asked for, and {yardstick:.0%} of real held-out clips; chance is 10%",
     ]
@@ -227,7 +233,6 @@ def card(
     folder: Path,
     sampling: dict[str, Any],
     measured: list[str],
-    where: str,
 ) -> str:
     """Return a model card."""
     parameters = {
@@ -247,7 +252,7 @@ def card(
         f"- data: {data}",
         f"- command: {command(report['settings'], report['threads'])} ({versions}); then `demos/ship_models.py`",
         f"- parameters: {', '.join(f'{name} {count:,}' for name, count in parameters.items())}; stored in float16, run in float32",
-        f"## Measured, {where}",
+        "## Measured, on these files",
         *measured,
         f"- sampled with `{json.dumps(sampling)}`",
         "## Use",
@@ -270,7 +275,6 @@ class Kind:
     folder: Callable[[dict[str, Any]], str]
     data: Callable[[dict[str, Any]], str]
     measure: Callable[[Path, dict[str, Any], dict[str, Any]], Measured]
-    where: str = "on these files"
 
 
 def _shapes(settings: dict[str, Any]) -> str:
@@ -292,8 +296,7 @@ KINDS = {
         PROCEDURAL_CLASSES,
         lambda settings: "shapes-by-class",
         _shapes,
-        lambda folder, report, sampling: measured_shapes(report),
-        where="by the quickstart, before the weights were rounded to float16",
+        measure_shapes,
     ),
     "ImageToShapePipeline": Kind(
         "Shapes by picture",

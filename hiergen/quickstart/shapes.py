@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -167,8 +168,18 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
     return report
 
 
-def _prepare(settings: ShapesQuickstartSettings) -> None:
-    for part, count, offset in (("train", settings.num_shapes, 0), ("test", settings.num_test, TEST_OFFSET)):
+def measure_pipeline(pipeline: ClassToShapePipeline, settings: ShapesQuickstartSettings) -> dict[str, Any]:
+    """Return what the report says of a trained pipeline, measured again, in `settings.out`: "reconstruction" and "generation"."""
+    _prepare(settings, parts=("test",))
+    rebuilt = _rebuild(pipeline.tokenizer, settings)
+    report = _report(settings, pipeline.tokenizer, rebuilt, _generate(pipeline, settings))
+    return {name: report[name] for name in ("reconstruction", "generation")}
+
+
+def _prepare(settings: ShapesQuickstartSettings, parts: Sequence[str] = ("train", "test")) -> None:
+    counts = {"train": (settings.num_shapes, 0), "test": (settings.num_test, TEST_OFFSET)}
+    for part in parts:
+        count, offset = counts[part]
         prepare_shapes(
             PrepareShapesSettings(
                 source=PROCEDURAL,
