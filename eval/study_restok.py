@@ -77,6 +77,7 @@ class Settings:
         seeds: Of every variant.
         extractor: What the network behind the Fréchet distance is called in the tables.
         revive_after: As `CodebookConfig.revive_after`, for every tokenizer.
+        batch_size: Samples of a step, of tokenizers and generators.
         tokenizer_samples: Training samples of a tokenizer.
         generator_samples: Training samples of a generator.
         num_train: Training images that generators and the extractor are trained on; tokenizers see all.
@@ -93,6 +94,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     extractor: str = "fashion-cnn-32"
     revive_after: int | None = None
+    batch_size: int = 32
     tokenizer_samples: int = 6_000
     generator_samples: int = 8_000
     num_train: int = 8_000
@@ -186,7 +188,7 @@ class Study:
             ),
             out=str(folder / "tokenizer"),
             samples=self.settings.tokenizer_samples,
-            batch_size=32,
+            batch_size=self.settings.batch_size,
             seed=seed,
             optim=OptimConfig(lr=2e-3, warmup_samples=1_000, final_lr_ratio=0.05),
             ema_decay=0.99,
@@ -200,7 +202,7 @@ class Study:
             task=GeneratorTaskConfig(preset="har-tiny", overrides=overrides, codes=str(folder / "codes")),
             out=str(folder / "generator"),
             samples=self.settings.generator_samples,
-            batch_size=32,
+            batch_size=self.settings.batch_size,
             seed=seed,
             optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_samples=1_000, final_lr_ratio=0.05),
             ema_decay=0.99,
