@@ -96,6 +96,7 @@ class MaskedCascade(Generator):
 
     settings_class = MaskedCascadeSettings
     _supports_gradient_checkpointing = True
+    _no_split_modules = ["MARBlock"]  # type: ignore[assignment]  # noqa: RUF012
     _keep_in_fp32_modules = ["head"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config

@@ -84,6 +84,7 @@ class LevelAR(Generator):
 
     settings_class = LevelARSettings
     _supports_gradient_checkpointing = True
+    _no_split_modules = ["LlamaBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(

@@ -101,6 +101,7 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
     """
 
     _supports_gradient_checkpointing = True
+    _no_split_modules = ["TransformerBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(

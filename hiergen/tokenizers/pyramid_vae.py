@@ -152,6 +152,7 @@ class PyramidVAE(Tokenizer):
     """
 
     _supports_gradient_checkpointing = True
+    _no_split_modules = ["SelfBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(

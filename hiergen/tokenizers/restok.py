@@ -76,6 +76,7 @@ class ResTok(Tokenizer):
     """
 
     _supports_gradient_checkpointing = True
+    _no_split_modules = ["ViTBlock"]  # type: ignore[assignment]  # noqa: RUF012
     _keep_in_fp32_modules = ["pixel_decoder"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config

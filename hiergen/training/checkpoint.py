@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hiergen.files import atomic_directory, file_digest, remove_directory, write_json
+from hiergen.training.sharding import share_like
 
 logger = logging.getLogger(__name__)
 
@@ -114,20 +115,22 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `flatten_optimizer` returned.
+    """Load what `flatten_optimizer` returned; of moments of parameters that are shared out, this process's share.
 
     Raises:
         ValueError: If the parameters differ in number.
     """
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
-    blank = optimizer.state_dict()
-    count = sum(len(group["params"]) for group in blank["param_groups"])
-    if state and max(state) >= count:
-        raise ValueError(f"the checkpoint's optimizer holds {max(state) + 1} parameters, this one {count}")
-    optimizer.load_state_dict({"state": state, "param_groups": blank["param_groups"]})
+    if state and max(state) >= len(parameters):
+        raise ValueError(f"the checkpoint's optimizer holds {max(state) + 1} parameters, this one {len(parameters)}")
+    shares = {
+        at: {key: share_like(value, parameters[at]) for key, value in entry.items()} for at, entry in state.items()
+    }
+    optimizer.load_state_dict({"state": shares, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -36,6 +36,8 @@ class TrainConfig:
             interval the mean of its lines since the one before is compared. None keeps the last model only.
         best_is: Whether the "lowest" or the "highest" value is the best.
         compile: Run the players through `torch.compile`.
+        sharding: "full" shares out weights, gradients, moments and averages over the processes (FSDP); "none" keeps them whole on each.
+            Without effect on one process. `accelerate launch --use_fsdp` means "full".
         activation_checkpointing: Recompute activations in the backward pass, in every player that can: less memory, more time.
         peak_tflops: 10^12 operations a second of one device, to log `mfu` against; "measure" times matrix products at the start;
             None logs no `mfu`.
@@ -61,6 +63,7 @@ class TrainConfig:
     keep_best: str | None = None
     best_is: Literal["lowest", "highest"] = "lowest"
     compile: bool = False
+    sharding: Literal["none", "full"] = "none"
     activation_checkpointing: bool = False
     peak_tflops: float | Literal["measure"] | None = None
     trackers: tuple[str, ...] | None = None

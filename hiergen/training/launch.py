@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from hiergen.training.config import TrainConfig
+from hiergen.training.sharding import launcher_shards, without_launchers_sharding
 
 
 def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool | None = None) -> Accelerator:
@@ -20,19 +21,20 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool 
         cpu: Force (True) or forbid (False) the CPU; None takes what Accelerate finds.
 
     Raises:
-        ValueError: If parameters would be sharded, the launcher started another number of processes than take part, or the precision is
+        ValueError: If Accelerate would shard or move parameters in a way of its own, the launcher started another number of processes than take part, or the precision is
             fp16 without a GPU.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     # Unless it is told, Accelerate lets every process that a launcher started on CPUs train by itself.
     on_cpus = cpu is None and started > 1 and not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        mixed_precision=None if config.precision == "no" else config.precision,
-        cpu=bool(cpu) or on_cpus,
-        step_scheduler_with_optimizer=False,
-        log_with=list(trackers) or None,
-        project_dir=config.out,
-    )
+    with without_launchers_sharding():
+        accelerator = Accelerator(
+            mixed_precision=None if config.precision == "no" else config.precision,
+            cpu=bool(cpu) or on_cpus,
+            step_scheduler_with_optimizer=False,
+            log_with=list(trackers) or None,
+            project_dir=config.out,
+        )
     check_distributed(accelerator.distributed_type)
     if accelerator.num_processes != started and started > 1:
         raise ValueError(
@@ -44,14 +46,26 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool 
     return accelerator
 
 
-def check_distributed(kind: DistributedType) -> None:
-    """Raise if parameters would be sharded or moved: weights, averages and checkpoints are whole on every process.
+def is_sharded(config: TrainConfig, accelerator: Accelerator) -> bool:
+    """Return whether a run shares out its parameters: it was asked to, by its config or by `accelerate launch`, and has several processes.
 
     Raises:
-        ValueError: For FSDP, DeepSpeed and the like.
+        ValueError: If the launcher asks for what is not done here, or together with `config.compile`.
+    """
+    asked = launcher_shards() or config.sharding == "full"
+    if asked and config.compile:
+        raise ValueError("compile and sharding are both set, expected one of them: it was not made to work together")
+    return asked and accelerator.num_processes > 1
+
+
+def check_distributed(kind: DistributedType) -> None:
+    """Raise if Accelerate would share out or move parameters itself.
+
+    Raises:
+        ValueError: For DeepSpeed and the like.
     """
     if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
         raise ValueError(
-            f"Accelerate is set to {kind.value}, expected one process or data parallelism (MULTI_GPU, MULTI_CPU ...): "
-            "averages, skipped steps and checkpoints need whole parameters on every process"
+            f"Accelerate is set to {kind.value}, expected one process or several of data parallelism (MULTI_GPU, MULTI_CPU ...), "
+            "with sharding='full' for shared-out parameters"
         )

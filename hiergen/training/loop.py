@@ -23,11 +23,12 @@ from hiergen.seeding import derive_seed, make_rng
 from hiergen.training.average import Average
 from hiergen.training.best import check_best, improvement
 from hiergen.training.config import TrainConfig
-from hiergen.training.launch import make_accelerator
+from hiergen.training.launch import is_sharded, make_accelerator
 from hiergen.training.optim import learning_rate, make_optimizer
 from hiergen.training.progress import TrainProgress
 from hiergen.training.run_log import Clock, Meter, RunLog, choose_trackers, peak_memory
 from hiergen.training.run_state import RunKeeper, RunState
+from hiergen.training.sharding import gathered, shard, whole
 from hiergen.training.signals import GracefulStop
 from hiergen.training.task import Task
 from hiergen.training.throughput import StepFlops, measure_peak
@@ -107,6 +108,9 @@ class _Run:
             raise ValueError(
                 f"keep_best is {config.keep_best!r}, but the task has no held-out samples: set its validation"
             )
+        self._is_sharded = is_sharded(config, self.accelerator)
+        if self._is_sharded and self.task.unshardable is not None:
+            raise ValueError(f"sharding is 'full', expected 'none' for this task: {self.task.unshardable}")
         self.losses = {name: self._wrap(_PlayerLoss(self.task, name)) for name in self.task.players}
         self.optimizers = {
             name: self.accelerator.prepare(make_optimizer(module, self.task.optim(name) or config.optim))
@@ -129,7 +133,12 @@ class _Run:
     def _wrap(self, module: nn.Module) -> nn.Module:
         if self.config.compile:
             module.compile()
-        return cast(nn.Module, self.accelerator.prepare(module))
+        if not self._is_sharded:
+            return cast(nn.Module, self.accelerator.prepare(module))
+        # Half precision from Accelerate, and nothing else: not the wrapper of data parallelism, nor all of the model on the device at once.
+        module = self.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
+        shard(module, self.device)
+        return module
 
     def fit(self) -> FitResult:
         self._resume()
@@ -150,6 +159,19 @@ class _Run:
     def _active(self) -> tuple[str, ...]:
         """The players that are updated at this position."""
         return tuple(name for name in self.losses if self.state.samples_seen >= self.task.start(name))
+
+    @property
+    def _first(self) -> nn.Module:
+        """The player that the run is about, as it is trained."""
+        return next(iter(self.losses.values()))
+
+    @contextlib.contextmanager
+    def _used_by(self, name: str) -> Iterator[None]:
+        """Inside, the other players that a player's loss runs are whole, where parameters are shared out."""
+        with contextlib.ExitStack() as stack:
+            for other in self.task.uses(name) if self._is_sharded else ():
+                stack.enter_context(gathered(self.losses[other]))
+            yield
 
     @property
     def _is_quiet(self) -> bool:
@@ -189,7 +211,7 @@ class _Run:
         """Score held-out samples, and return whether the model is now better than it ever was."""
         config, state = self.config, self.state
         if self.task.validation is not None:
-            scores = validate(self.task, state.ema, self.accelerator, seed=config.seed)
+            scores = validate(self.task, state.ema, self.accelerator, seed=config.seed, player=self._first)
             self.log.add({"samples": float(state.samples_seen), **scores})
             if (config.keep_best or "").startswith("val/"):
                 check_best(scores, config)
@@ -199,10 +221,11 @@ class _Run:
         return found is not None
 
     def _pictures(self) -> dict[str, Tensor]:
-        if not (self.accelerator.trackers and self.accelerator.is_main_process):
+        # Not `trackers`, which only the main process has.
+        if not self.accelerator.log_with:
             return {}
-        with averaged(self.task.model, self.ema):
-            return self.task.images()
+        with averaged(self.task.model, self.ema, self._first):
+            return self.task.images() if self.accelerator.is_main_process else {}
 
     def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Update every player once; return the logged terms, still on the device."""
@@ -225,7 +248,8 @@ class _Run:
             part = {key: value.to(self.device, non_blocking=True) for key, value in part.items()}
             for name in active:
                 loss = self.losses[name]
-                with contextlib.nullcontext() if is_last else self.accelerator.no_sync(loss), _only(self.task, name):
+                is_synced = contextlib.nullcontext() if is_last else self.accelerator.no_sync(loss)
+                with is_synced, _only(self.task, name), self._used_by(name):
                     result = loss(part, rng)
                     self.accelerator.backward(result["loss"] / config.accumulation)
                 for key, value in result.items():
@@ -244,7 +268,7 @@ class _Run:
         limit = (self.task.optim(name) or self.config.optim).clip_norm
         parameters = [p for p in self.losses[name].parameters() if p.grad is not None]
         norm = self.accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-        norm = torch.as_tensor(norm, device=self.device).detach()
+        norm = whole(torch.as_tensor(norm, device=self.device).detach())
         bad = (~torch.isfinite(norm)).float()
         if self.accelerator.scaler is None:
             # The fused optimizer leaves weights and moments alone where this is 1.
@@ -318,8 +342,7 @@ class _Run:
 
     def _export(self) -> Path:
         folder = self.out / "model"
-        if self.accelerator.is_main_process:
-            self.keeper.export(self.state, folder)
+        self.keeper.export(self.state, folder)
         self.accelerator.wait_for_everyone()
         return folder
 

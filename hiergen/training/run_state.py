@@ -7,7 +7,7 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from hiergen.training.checkpoint import (
     save_checkpoint,
 )
 from hiergen.training.config import TrainConfig
+from hiergen.training.sharding import share_like, whole_on_main, whole_tensors
 from hiergen.training.task import Task
 from hiergen.training.validation import averaged
 
@@ -46,6 +47,7 @@ MAY_CHANGE = (
     "num_workers",
     "max_skipped",
     "compile",
+    "sharding",
     "activation_checkpointing",
     "peak_tflops",
     "trackers",
@@ -97,12 +99,13 @@ class RunKeeper:
         Raises:
             OSError: If it, or the one before that was written in the background, could not be written; earlier ones are untouched.
         """
+        # First the model: after a kill between the two, the resumed run finds the same best again.
+        if is_best and state.best is not None:
+            self.export(state, self._out / "best", dataclasses.asdict(state.best))
+        tensors = self._tensors(state)
 
         def write() -> None:
-            # First the model: after a kill between the two, the resumed run finds the same best again.
-            if is_best and state.best is not None:
-                self.export(state, self._out / "best", dataclasses.asdict(state.best))
-            commit = self._capture(state)
+            commit = self._capture(state, tensors)
             if self._writer is None:
                 commit()
             else:
@@ -118,21 +121,21 @@ class RunKeeper:
         """
         self._together(lambda: None, 0)
 
-    def _together(self, write: Callable[[], None], samples_seen: int) -> None:
+    def _together(self, write: Callable[[], None], samples_seen: int, what: str = "checkpoint") -> None:
         """Finish what is pending and then `write`, on the main process, and let all processes know of a failure."""
         started = time.perf_counter()
         problem: list[str | None] = [None]
         if self._accelerator.is_main_process:
-            at = samples_seen
+            place = f"{what} at {samples_seen}"
             try:
                 if self._pending is not None:
                     at, pending = self._pending
-                    self._pending = None
+                    place, self._pending = f"checkpoint at {at}", None
                     pending.result()
-                at = samples_seen
+                place = f"{what} at {samples_seen}"
                 write()
             except OSError as error:
-                problem = [f"the checkpoint at {at} samples was not written: {type(error).__name__}: {error}"]
+                problem = [f"the {place} samples was not written: {type(error).__name__}: {error}"]
         # Every process must learn of a failure, or the others wait for this one for ever.
         if self._accelerator.num_processes > 1:
             broadcast_object_list(problem)
@@ -152,12 +155,13 @@ class RunKeeper:
         tensors, saved = load_checkpoint(path)
         self._check_identity(saved["identity"])
         for name, module in state.players.items():
-            module.load_state_dict(tensors[name])
+            current = module.state_dict()
+            module.load_state_dict({key: share_like(value, current.get(key)) for key, value in tensors[name].items()})
             restore_optimizer(state.optimizers[name].optimizer, tensors[f"{name}.optimizer"])
         if state.ema is not None:
             # By name: a safetensors file has an order of its own.
             for (name, _), shadow in zip(self._task.model.named_parameters(), state.ema.shadow, strict=True):
-                shadow.copy_(tensors["ema"][name])
+                shadow.copy_(share_like(tensors["ema"][name], shadow))
             state.ema.updates = saved["ema_updates"]
         if saved["scaler"] is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
@@ -167,22 +171,38 @@ class RunKeeper:
         self._compare_versions(saved.get("versions", {}))
 
     def export(self, state: RunState, folder: Path, note: dict[str, Any] | None = None) -> None:
-        """Write the model, with averaged weights where there are any, by `save_pretrained`; `note` goes beside it as `best.json`."""
-        model = self._task.model
-        with averaged(model, state.ema), atomic_directory(folder) as temporary:
-            model.save_pretrained(temporary)
-            if note is not None:
-                write_json(temporary / "best.json", note)
+        """Write the model, with averaged weights where there are any, by `save_pretrained`, from the main process.
 
-    def _capture(self, state: RunState) -> Callable[[], Path]:
-        """Return what writes the state as it is now; later steps do not change it if it is written in the background."""
-        tensors: dict[str, dict[str, Tensor]] = {}
+        Every process returns or raises together. `note` goes beside the model as `best.json`.
+
+        Raises:
+            OSError: If it could not be written.
+        """
+        model, is_main = self._task.model, self._accelerator.is_main_process
+
+        def write() -> None:
+            with atomic_directory(folder) as temporary:
+                model.save_pretrained(temporary)
+                if note is not None:
+                    write_json(temporary / "best.json", note)
+
+        with averaged(model, state.ema), whole_on_main(model, is_main=is_main):
+            self._together(write, state.samples_seen, "model")
+
+    def _tensors(self, state: RunState) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of a checkpoint, whole, by file and name; on the main process, but all must ask."""
+        tensors: dict[str, Mapping[str, Tensor]] = {}
         for name, module in state.players.items():
-            tensors[name] = dict(module.state_dict())
+            tensors[name] = module.state_dict()
             tensors[f"{name}.optimizer"] = flatten_optimizer(state.optimizers[name].optimizer)
         if state.ema is not None:
             names = [name for name, _ in self._task.model.named_parameters()]
             tensors["ema"] = dict(zip(names, state.ema.shadow, strict=True))
+        is_main = self._accelerator.is_main_process
+        return {stem: whole_tensors(group, is_main=is_main) for stem, group in tensors.items()}
+
+    def _capture(self, state: RunState, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], Path]:
+        """Return what writes the state as it is now; later steps do not change it if it is written in the background."""
         if self._writer is not None:
             tensors = {
                 stem: {name: value.detach().to("cpu", copy=True) for name, value in group.items()}

@@ -24,11 +24,13 @@ class Task(abc.ABC):
         players: Modules by name, in the order of their updates; the first is the one that the run is about.
         dataset: The samples.
         validation: Held-out samples that are scored at every checkpoint interval, or None.
+        unshardable: Why the parameters cannot be shared out over processes, or None if they can.
     """
 
     players: dict[str, nn.Module]
     dataset: Dataset
     validation: Dataset | None = None
+    unshardable: str | None = None
 
     @abc.abstractmethod
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
@@ -49,6 +51,10 @@ class Task(abc.ABC):
     def start(self, player: str) -> int:
         """Return the samples seen before a player's first update; its schedule counts from there."""
         return 0
+
+    def uses(self, player: str) -> tuple[str, ...]:
+        """Return the other players that the next losses of a player run: where parameters are shared out, theirs must be gathered."""
+        return ()
 
     def begin_step(self, samples_seen: int) -> None:
         """Be told where the run is, before the losses of a step are asked for; a resumed run is first told of the step before."""

@@ -114,6 +114,10 @@ class TokenizerTask(Task):
         self._vae = self._make_vae(config.vae) if config.vae else None
         specs = cast(tuple[LevelSpec, ...], self.tokenizer.specs)
         self._counter = CodebookCounter(specs) if config.codebook else None
+        if self._beside and self._beside.revival:
+            self.unshardable = (
+                "codebook.revive_after writes to the codebook while the loss has it, a copy that does not last"
+            )
         self.dataset = open_images(config.data)
         self.validation = open_images(config.validation) if config.validation else None
         self._samples_seen = 0
@@ -134,6 +138,9 @@ class TokenizerTask(Task):
     def start(self, player: str) -> int:
         adversarial = self._config.adversarial
         return adversarial.start_samples if adversarial and player == "discriminator" else 0
+
+    def uses(self, player: str) -> tuple[str, ...]:
+        return ("discriminator",) if player == "tokenizer" and self._plays_adversary else ()
 
     def begin_step(self, samples_seen: int) -> None:
         before, self._samples_seen = self._samples_seen, samples_seen

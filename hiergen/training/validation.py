@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hiergen.seeding import make_rng
 from hiergen.training.average import Average
+from hiergen.training.sharding import gathered
 from hiergen.training.task import Task
 
 #: Samples at once: without gradients they take little memory. The draws depend on it, so it is the same for all runs.
@@ -19,27 +20,35 @@ BATCH = 32
 
 
 @contextlib.contextmanager
-def averaged(model: nn.Module, ema: Average | None) -> Iterator[None]:
-    """Inside, `model` has the averaged weights, where there are any, and is in evaluation mode."""
+def averaged(model: nn.Module, ema: Average | None, player: nn.Module | None = None) -> Iterator[None]:
+    """Inside, `model` has the averaged weights, where there are any, and is in evaluation mode.
+
+    Args:
+        model: Whose weights.
+        ema: Their averages.
+        player: What holds the model, if it is to be used: where parameters are shared out it is gathered, and every process must enter.
+    """
     was_training = model.training
     model.eval()
     try:
-        with contextlib.nullcontext() if ema is None else ema.applied(model):
+        with contextlib.nullcontext() if ema is None else ema.applied(model), gathered(player):
             yield
     finally:
         model.train(was_training)
 
 
-def validate(task: Task, ema: Average | None, accelerator: Accelerator, *, seed: int) -> dict[str, float]:
+def validate(
+    task: Task, ema: Average | None, accelerator: Accelerator, *, seed: int, player: nn.Module | None = None
+) -> dict[str, float]:
     """Return the means of `Task.validate` over `Task.validation`, named "val/...", the same on all processes.
 
-    Batches are dealt to the processes; what each draws does not depend on their number.
+    Batches are dealt to the processes; what each draws does not depend on their number. `player` as in `averaged`.
     """
     data = task.validation
     assert data is not None
     sums: dict[str, Tensor] = {}
     count = 0
-    with averaged(task.model, ema), torch.no_grad(), accelerator.autocast():
+    with averaged(task.model, ema, player), torch.no_grad(), accelerator.autocast():
         starts = range(0, len(data), BATCH)
         # Every process takes part in the first batch, so that all know the names; the others are dealt out.
         for number, start in enumerate(starts):

@@ -173,11 +173,11 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes() -> None:
         SampleStream(toy.Numbers(0), batch_size=8, seed=3)
 
 
-def test_sharded_parameters_and_missing_trackers_are_refused(tmp_path) -> None:
+def test_what_moves_parameters_elsewhere_and_missing_trackers_are_refused(tmp_path) -> None:
     for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         check_distributed(kind)
-    with pytest.raises(ValueError, match="set to FSDP, expected one process or data parallelism"):
-        check_distributed(DistributedType.FSDP)
+    with pytest.raises(ValueError, match="set to DEEPSPEED, expected one process or several of data parallelism"):
+        check_distributed(DistributedType.DEEPSPEED)
     with pytest.raises(ImportError, match="trackers holds 'no_such_tracker', whose package is not installed"):
         fit(toy.toy_run(str(tmp_path), trackers=("no_such_tracker",)))
 

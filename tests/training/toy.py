@@ -69,6 +69,9 @@ class ToyTask(Task):
         self.calls = 0
         self.seen: list[int] = []
 
+    def uses(self, player: str) -> tuple[str, ...]:
+        return ("critic",) if player == "toy" else ()
+
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         if player == "critic":
             return {"loss": (self.critic(self.out.detach()) - 1).square().mean()}

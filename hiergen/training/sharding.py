@@ -1,0 +1,131 @@
+"""Fully sharded data parallelism (FSDP): every process holds its share of weights, gradients, moments and averages.
+
+PyTorch's `fully_shard` on the module whose forward pass is a player's loss, so that whatever the loss asks of the model finds whole
+parameters; inside it every block that a model names in `_no_split_modules` (the list by which diffusers and Accelerate cut models) is
+gathered when its turn comes. Checkpoints hold whole tensors: they are put together when one is written and cut when it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(player: nn.Module, device: torch.device) -> None:
+    """Share out the parameters of a player over all processes, in place; they must start equal on all of them.
+
+    Args:
+        player: Its forward pass is the only one of the training.
+        device: Where the shares go.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    models: list[Any] = [module for module in player.modules() if isinstance(module, ModelMixin)]
+    names = {name for model in models for name in model._no_split_modules or ()}
+    blocks: list[FSDPModule] = [
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        # From the inside out.
+        for module in reversed(list(player.modules()))
+        if type(module).__name__ in names
+    ]
+    root = fully_shard(player, mesh=mesh, reshard_after_forward=False)
+    # By default a backward pass fetches ahead by the order in which passes forward were made. Pictures are drawn on one process alone,
+    # whose order would then differ from the others', and each would wait for another block.
+    for part, following in zip([root, *blocks], [*blocks, root], strict=True):
+        part.set_modules_to_backward_prefetch([following])
+
+
+@contextlib.contextmanager
+def gathered(player: nn.Module | None) -> Iterator[None]:
+    """Inside, all parameters of a player are whole, on all processes, and using them asks nothing of other processes.
+
+    Every process must enter; what they do inside may differ. Nothing happens to a player that is not sharded, or to none.
+    """
+    parts = [module for module in player.modules() if isinstance(module, FSDPModule)] if player is not None else []
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not player, recurse=False)
+
+
+@contextlib.contextmanager
+def whole_on_main(model: nn.Module, *, is_main: bool) -> Iterator[None]:
+    """Inside, a model that is not used but saved has whole parameters, on the CPU, on the main process. Every process must enter."""
+    shares: list[tuple[nn.Module, str, nn.Parameter]] = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(parameter, DTensor)
+    ]
+    for module, name, parameter in shares:
+        value = whole(parameter.detach())
+        if is_main:
+            module.register_parameter(name, nn.Parameter(value.cpu(), requires_grad=parameter.requires_grad))
+    try:
+        yield
+    finally:
+        for module, name, parameter in shares:
+            module.register_parameter(name, parameter)
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor put together from the shares of all processes, which must all ask; one that is not shared out, as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def whole_tensors(tensors: Mapping[str, Tensor], *, is_main: bool) -> dict[str, Tensor]:
+    """Return tensors put together, those that were shared out on the CPU, on the main process; on others the result is not to be used."""
+    found = {}
+    for name, value in tensors.items():
+        if not isinstance(value, DTensor):
+            found[name] = value
+        elif is_main:
+            found[name] = whole(value.detach()).cpu()
+        else:
+            whole(value.detach())
+    return found
+
+
+def share_like(value: Tensor, like: Tensor | None) -> Tensor:
+    """Return this process's share of a whole tensor that every process has, cut as `like` is; as it is if that is not shared out."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    # Without a source every process cuts what it has.
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def launcher_shards() -> bool:
+    """Return whether `accelerate launch` was told to shard (`--use_fsdp`, or its configuration file).
+
+    Raises:
+        ValueError: If it was told to keep parameters on the CPU, which is not done here.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+        raise ValueError("Accelerate is set to fsdp_offload_params, expected false: parameters stay on their devices")
+    return True
+
+
+@contextlib.contextmanager
+def without_launchers_sharding() -> Iterator[None]:
+    """Inside, Accelerate does not see that it was told to shard: it would cut models whose losses are no forward pass, on GPUs alone."""
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = asked
