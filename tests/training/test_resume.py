@@ -114,14 +114,33 @@ def fit_until(config: TrainConfig, call: int, monkeypatch: pytest.MonkeyPatch) -
             fit(config, cpu=True)
 
 
+def stopped_in_the_last_step(step: Any, signals: list[int]) -> Any:
+    """Return a step that sends SIGTERM where 20 of 24 samples were seen, and notes it."""
+
+    def watched(self: Any, batch: Any) -> Any:
+        if self.state.samples_seen == 20:
+            signals.append(self.state.samples_seen)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    return watched
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_every_kind_is_resumed_bit_for_bit(kind, tmp_path, monkeypatch) -> None:
-    """Six steps of two parts: stopped in the first step, between the parts of the third, and in the fourth or fifth; workers change."""
+    """Six steps of two parts: stopped in the first step, between the parts of the third, in the fourth or fifth, and in the last.
+
+    Codes are ten samples, so that the fifth step ends an epoch. Workers change between none and two.
+    """
     task = KINDS[kind](tmp_path)
     fit(run(task, tmp_path / "whole"), cpu=True)
-    for call, num_workers in ((0, 0), (3, 1), (2, 0)):
+    for call, num_workers in ((0, 0), (3, 2), (2, 0)):
         fit_until(run(task, tmp_path / "parts", num_workers=num_workers), call, monkeypatch)
-    fit(run(task, tmp_path / "parts", num_workers=1), cpu=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", stopped_in_the_last_step(loop._Run._step, signals := []))
+        # It has nothing left to continue with: it ends as if it had not been asked to.
+        assert fit(run(task, tmp_path / "parts", num_workers=2), cpu=True).samples_seen == 24
+    assert signals == [20]
     whole, parts = (load_checkpoint(find_checkpoint(tmp_path / name / "checkpoints"))[0] for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     for stem in whole:
