@@ -222,7 +222,7 @@ def command(settings: dict[str, Any], threads: int | None) -> str:
         if name not in WITHOUT_EFFECT and value != usual[name]
     ]
     return f"`{verb}{''.join(changed)}`, seed {settings['seed']}" + (
-        f", {threads} CPU thread{'s' * (threads > 1)}" if threads else ""
+        f", {threads} CPU thread{'s' * (threads > 1)} (OMP_NUM_THREADS={threads})" if threads else ""
     )
 
 
@@ -250,7 +250,7 @@ def card(
         "what its method can do.",
         "## Trained",
         f"- data: {data}",
-        f"- command: {command(report['settings'], report['threads'])} ({versions}); then `demos/ship_models.py`",
+        f"- command: {command(report['settings'], report['threads'])} with {versions}; then `demos/ship_models.py`",
         f"- parameters: {', '.join(f'{name} {count:,}' for name, count in parameters.items())}; stored in float16, run in float32",
         "## Measured, on these files",
         *measured,

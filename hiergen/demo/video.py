@@ -44,7 +44,7 @@ class VideoRequest:
     """
 
     label: int
-    density: float = 0.2
+    density: float = 0.25
     guidance_scale: float = 2.0
     seed: int = 0
 
@@ -180,7 +180,7 @@ def add_tab(page: Page, library: Library) -> None:
             model = gr.Dropdown(titles, value=titles[0], label="Model")
             gr.Markdown(first.notes.about, elem_classes="about")
             label = gr.Dropdown(first.choices(), value=min(3, first.num_classes - 1), label="Class")
-            density = gr.Slider(0.05, 0.9, value=0.2, step=0.05, label="Density: share of the dense products")
+            density = gr.Slider(0.05, 0.9, value=0.25, step=0.05, label="Density: share of the dense products")
             usual = first.notes.sampling.get("guidance_scale", 2.0)
             guidance = gr.Slider(0, 8, value=usual, step=0.25, label="Guidance (1: none)")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)

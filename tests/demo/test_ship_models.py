@@ -27,18 +27,18 @@ def program():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (QuickstartSettings(out="x"), "`hiergen quickstart`, seed 0, 1 CPU thread"),
+        (QuickstartSettings(out="x"), "`hiergen quickstart`, seed 0, 1 CPU thread (OMP_NUM_THREADS=1)"),
         (
             QuickstartSettings(tokenizer="hieratok-tiny", generator="flow-tiny", seed=3),
-            "`hiergen quickstart --tokenizer hieratok-tiny --generator flow-tiny`, seed 3, 1 CPU thread",
+            "`hiergen quickstart --tokenizer hieratok-tiny --generator flow-tiny`, seed 3, 1 CPU thread (OMP_NUM_THREADS=1)",
         ),
         (
             ShapesQuickstartSettings(num_shapes=1024, num_workers=2),
-            "`hiergen quickstart-shapes --num-shapes 1024`, seed 0, 1 CPU thread",
+            "`hiergen quickstart-shapes --num-shapes 1024`, seed 0, 1 CPU thread (OMP_NUM_THREADS=1)",
         ),
         (
             VideoQuickstartSettings(samples_seen=9_000),
-            "`hiergen quickstart-video --samples-seen 9000`, seed 0, 1 CPU thread",
+            "`hiergen quickstart-video --samples-seen 9000`, seed 0, 1 CPU thread (OMP_NUM_THREADS=1)",
         ),
     ],
 )

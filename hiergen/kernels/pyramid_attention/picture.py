@@ -28,6 +28,8 @@ def draw_plan(plan: PyramidPlan, path: str | Path, *, batch: int = 0, head: int 
     image = axes.imshow(rank, cmap=colors, norm=BoundaryNorm(range(6), 5), interpolation="nearest", aspect="auto")
     bar = figure.colorbar(image, ax=axes, ticks=[0.5, 1.5, 2.5, 3.5, 4.5])
     bar.ax.set_yticklabels(["skipped", "1 key", "2 keys", "4 keys", "8 keys"])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(f"key block ({plan.key_block} keys)")
     axes.set_ylabel(f"query block ({plan.query_block} queries)")
     axes.set_title(f"density {float(plan.density):.3f}, coverage {float(plan.coverage):.3f}")
