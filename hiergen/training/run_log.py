@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -161,6 +162,11 @@ class RunLog:
             order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             if hasattr(tracker, "log_images"):
                 tracker.log_images(arrays, step=samples_seen, **order)
+            elif tracker.name == "trackio":
+                # Accelerate hands it numbers alone.
+                picture = importlib.import_module("trackio").Image
+                named = {f"{name}/{k}": picture(x) for name, batch in arrays.items() for k, x in enumerate(batch)}
+                tracker.log(named, step=samples_seen)
 
     def close(self) -> None:
         """Flush the trackers."""

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -190,6 +191,21 @@ def test_curves_and_images_reach_tensorboard(tmp_path) -> None:
     events = EventAccumulator(str(tmp_path / "run" / "run")).Reload()
     found = {event.step: event.value for event in events.Scalars("toy/loss")}
     assert found == pytest.approx({int(line["samples"]): line["toy/loss"] for line in log}, rel=1e-6)
+
+
+def test_pictures_reach_trackio_which_accelerate_hands_numbers_alone(tmp_path, monkeypatch) -> None:
+    """With a stand-in for the package, which is not among those of the tests."""
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda array: array))
+    handed: list[tuple[dict[str, object], int]] = []
+    tracker = SimpleNamespace(name="trackio", log=lambda values, step: handed.append((values, step)))
+    log = RunLog(toy.toy_run(str(tmp_path)), SimpleNamespace(trackers=[tracker]))
+    log.add_images({"samples": torch.stack([torch.full((3, 2, 4), value) for value in (-1.0, 1.0)])}, 24)
+    ((pictures, step),) = handed
+    assert step == 24
+    assert {name: (x.shape, int(x.min()), int(x.max())) for name, x in pictures.items()} == {
+        "samples/0": ((2, 4, 3), 0, 0),
+        "samples/1": ((2, 4, 3), 255, 255),
+    }
 
 
 def test_a_loss_that_grows_tenfold_is_warned_of(tmp_path, caplog) -> None:
