@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import trimesh
 
 #: What all tokenizers have in common: `pyramid-vae-tiny`, a model of two numbers of tokens, both trained in every step.
-MODEL: dict[str, Any] = {"num_tokens": [8, 32]}
+MODEL: dict[str, Any] = {"num_tokens": [8, 32], "token_dim": 8, "num_frequencies": 6}
 #: What each changes: the preset reads 1024, 256 and 64 points of a cloud, a cross-attention each; the others all 1024, as released, the
 #: last with two more blocks in the encoder, which make up for the parameters of the two cross-attentions.
 TOKENIZERS: dict[str, dict[str, Any]] = {

@@ -78,13 +78,13 @@ class Settings:
     out: str = "runs/study_video"
     part: Literal["training", "training-free"] = "training"
     seeds: tuple[int, ...] = (0, 1, 2)
-    samples: int = 2_000
+    samples: int = 1_500
     density: float = 0.2
-    dense_samples: int = 10_000
+    dense_samples: int = 8_000
     densities: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     train_clips: int = 2_000
     num_clips: int = 20
-    num_samples: int = 30
+    num_samples: int = 20
 
 
 class Probe:

@@ -85,7 +85,7 @@ PRESETS: dict[str, Preset] = {
     "mar3d-tiny": Preset(
         "MaskedCascade",
         {
-            "level_specs": specs_to_json((LevelSpec(16, None, dim=8), LevelSpec(32, None, dim=8))),
+            "level_specs": specs_to_json((LevelSpec(16, None, dim=16), LevelSpec(32, None, dim=16))),
             "num_classes": 10,
             "num_buffer": 4,
             "dim": 128,

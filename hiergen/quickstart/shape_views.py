@@ -49,7 +49,7 @@ def view_encoder(
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=2e-3)
     rng = make_rng(seed, "view order")
     for epoch in range(epochs):
-        for index in torch.randperm(len(shapes), generator=rng).split(32):
+        for index in torch.randperm(len(shapes), generator=rng).split(16):
             batch = shapes.batch([(int(i), epoch) for i in index], seed=seed)
             said = head(encoder(batch["image"])[0].flatten(1))
             classes, values = said.split([len(codes.classes), tokens.shape[1]], dim=1)

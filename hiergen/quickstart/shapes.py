@@ -90,9 +90,9 @@ class ShapesQuickstartSettings:
     out: str = "quickstart-shapes"
     num_shapes: int = 512
     num_test: int = 32
-    tokenizer_samples: int = 7_000
-    generator_samples: int = 4_500
-    image_samples: int = 2_500
+    tokenizer_samples: int = 24_000
+    generator_samples: int = 9_000
+    image_samples: int = 6_000
     num_views: int = 2
     view_size: int = 64
     num_variants: int = 2
@@ -197,14 +197,16 @@ def _prepare(settings: ShapesQuickstartSettings, parts: Sequence[str] = ("train"
 def _data(settings: ShapesQuickstartSettings, part: str, *, image: bool = False) -> ShapeDataConfig:
     counts = get_preset(settings.tokenizer).config["point_counts"]
     batch = ShapeBatchConfig(
-        num_points=counts[0], num_ordered=max(counts[1:], default=0), num_queries=256, near_fraction=0.5, image=image
+        num_points=counts[0], num_ordered=max(counts[1:], default=0), num_queries=384, near_fraction=0.5, image=image
     )
     return ShapeDataConfig(source=str(Path(settings.out) / "shapes" / part), split="all", batch=batch)
 
 
 def _tokenizer_config(settings: ShapesQuickstartSettings) -> TrainConfig:
     return TrainConfig(
-        task=ShapeTokenizerTaskConfig(preset=settings.tokenizer, data=_data(settings, "train"), near_weight=0.5),
+        task=ShapeTokenizerTaskConfig(
+            preset=settings.tokenizer, data=_data(settings, "train"), near_weight=0.5, levels="in_turn"
+        ),
         out=str(Path(settings.out) / "tokenizer"),
         samples=settings.tokenizer_samples,
         batch_size=8,
@@ -224,7 +226,8 @@ def _generator_config(settings: ShapesQuickstartSettings, condition: Literal["cl
         task=ShapeGeneratorTaskConfig(preset=settings.generator, codes=codes, condition=condition),
         out=str(root / ("generator" if by_class else "image_generator")),
         samples=settings.generator_samples if by_class else settings.image_samples,
-        batch_size=32,
+        # What a view shows is harder to learn than a class: many small steps.
+        batch_size=32 if by_class else 8,
         seed=settings.seed,
         optim=OptimConfig(lr=1e-3, weight_decay=0.02, warmup_samples=1_000, final_lr_ratio=0.05),
         ema_decay=0.99,
@@ -242,7 +245,7 @@ def _image_pipeline(
     with times.stage("train image encoder"):
         codes = CodeSet.open(out / "codes")
         encoder = view_encoder(
-            out / "image_encoder", shapes, codes, size=settings.view_size, epochs=8, seed=settings.seed
+            out / "image_encoder", shapes, codes, size=settings.view_size, epochs=12, seed=settings.seed
         )
     with times.stage("encode views"):
         encode_shapes(

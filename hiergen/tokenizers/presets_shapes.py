@@ -36,12 +36,12 @@ PRESETS: dict[str, Preset] = {
         model="PyramidVAE",
         config={
             "num_tokens": [16, 32],
-            "token_dim": 8,
+            "token_dim": 16,
             "width": 64,
             "num_heads": 4,
             "encoder_depth": 2,
             "decoder_depth": 2,
-            "num_frequencies": 6,
+            "num_frequencies": 7,
             "point_counts": [1024, 256, 64],
             # With the released start nothing is learned in the first minutes (docs/log.md).
             "init_scale": 1.0,
