@@ -14,7 +14,7 @@ def recipe() -> TrainConfig:
     return TrainConfig(
         task=GeneratorTaskConfig(preset="mar-tiny-levels", codes="runs/hieratok_tiny_levels/codes"),
         out="runs/mar_tiny_levels",
-        samples=36_000,
+        samples=72_000,
         batch_size=32,
         optim=OptimConfig(lr=1e-3, warmup_samples=1_000, final_lr_ratio=0.05),
         ema_decay=0.995,

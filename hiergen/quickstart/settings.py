@@ -9,9 +9,11 @@ from typing import Any, Literal
 from hiergen.data.sources import DataConfig
 from hiergen.registry import Kind, get_preset, presets
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks import GeneratorTaskConfig, TaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks import GeneratorTaskConfig, TokenizerTaskConfig
 
 BATCH_SIZE = 32
+#: A generator that trains one level in each step sees so many times the samples of one that trains on all tokens.
+LEVELWISE_FACTOR = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +155,11 @@ def sampling(settings: QuickstartSettings) -> dict[str, Any]:
     return family("generator", settings.generator).sampling
 
 
-def _train_config(settings: QuickstartSettings, chosen: Family, task: TaskConfig) -> TrainConfig:
-    samples = round(settings.samples_seen * chosen.samples_factor)
+def _train_config(
+    settings: QuickstartSettings, chosen: Family, task: TokenizerTaskConfig | GeneratorTaskConfig
+) -> TrainConfig:
+    is_levelwise = get_preset(task.preset).config.get("order") == "levelwise"
+    samples = round(settings.samples_seen * chosen.samples_factor * (LEVELWISE_FACTOR if is_levelwise else 1))
     return TrainConfig(
         task=task,
         out=str(Path(settings.out) / chosen.kind),

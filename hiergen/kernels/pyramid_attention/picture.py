@@ -17,6 +17,7 @@ def draw_plan(plan: PyramidPlan, path: str | Path, *, batch: int = 0, head: int 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     pools = plan.pools[batch, head].cpu().long()
     figure = Figure(figsize=(6, 5), layout="constrained")
@@ -29,7 +30,7 @@ def draw_plan(plan: PyramidPlan, path: str | Path, *, batch: int = 0, head: int 
     bar = figure.colorbar(image, ax=axes, ticks=[0.5, 1.5, 2.5, 3.5, 4.5])
     bar.ax.set_yticklabels(["skipped", "1 key", "2 keys", "4 keys", "8 keys"])
     for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        axis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"key block ({plan.key_block} keys)")
     axes.set_ylabel(f"query block ({plan.query_block} queries)")
     axes.set_title(f"density {float(plan.density):.3f}, coverage {float(plan.coverage):.3f}")
