@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from hiergen.__main__ import explain
 from hiergen.config import parse
 from hiergen.evaluation.generation import GfidSettings, run_gfid
 
@@ -15,4 +18,4 @@ DEFAULT = GfidSettings(
 )
 
 if __name__ == "__main__":
-    run_gfid(parse(DEFAULT, None, prog="generate_256"))
+    sys.exit(explain(lambda: run_gfid(parse(DEFAULT, None, prog="generate_256")), "generate_256"))

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from hiergen.__main__ import explain
 from hiergen.config import parse
 from hiergen.data.sources import DataConfig
 from hiergen.evaluation.reconstruction import RfidSettings, run_rfid
@@ -15,4 +18,4 @@ DEFAULT = RfidSettings(
 )
 
 if __name__ == "__main__":
-    run_rfid(parse(DEFAULT, None, prog="reconstruct_256"))
+    sys.exit(explain(lambda: run_rfid(parse(DEFAULT, None, prog="reconstruct_256")), "reconstruct_256"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from collections.abc import Callable
 
 #: Verbs and what they do, in the order of the help text. A test freezes this list.
 VERBS = {
@@ -42,20 +43,25 @@ def main(args: list[str] | None = None) -> int:
         print(_usage(), file=sys.stderr)
         return 2
     module = importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}")
+    return explain(lambda: module.main(rest), f"hiergen {verb}")
+
+
+def explain(run: Callable[[], object], name: str) -> int:
+    """Run a program and return its exit code; an error that its user can mend is printed as a sentence, see `main`."""
     try:
-        module.main(rest)
+        run()
     except (ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
         # What a caller can get wrong is explained in a sentence; a traceback would hide it.
-        print(f"hiergen {verb}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"hiergen {verb}: stopped; run again to continue", file=sys.stderr)
+        print(f"{name}: stopped; run again to continue", file=sys.stderr)
         return 130
     except RuntimeError as error:
         number = getattr(error, "signal_number", None)
         if number is None:
             raise
-        print(f"hiergen {verb}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 128 + int(number)
     return 0
 

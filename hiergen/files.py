@@ -84,8 +84,8 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_writable(folder: str | os.PathLike[str]) -> Path:
-    """Create `folder` if needed and return it as a `Path`.
+def check_writable(folder: str | os.PathLike[str], *, option: str = "--out") -> Path:
+    """Create `folder` if needed and return it as a `Path`; `option` is what a user sets it with.
 
     Raises:
         ValueError: If the folder cannot be created or written to, with the reason of the operating system.
@@ -97,7 +97,7 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
             pass
     except OSError as error:
         raise ValueError(
-            f"output folder {str(path)!r} cannot be written to ({error.strerror}); choose another with --out"
+            f"output folder {str(path)!r} cannot be written to ({error.strerror}); choose another with {option}"
         ) from error
     return path
 

@@ -47,4 +47,6 @@ def _read_pickle(file: Path) -> Any:
         raise
     except Exception as error:
         # The restricted unpickler meets garbage with errors of any kind; whatever it is, the file is not plain tensors.
-        raise ValueError(f"weights file {str(file)!r} cannot be read as plain tensors: {error!r}") from error
+        raise ValueError(
+            f"weights file {str(file)!r} cannot be read as plain tensors ({type(error).__name__}): it is damaged, or holds more than tensors"
+        ) from error

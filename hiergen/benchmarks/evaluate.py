@@ -22,13 +22,13 @@ from hiergen.benchmarks.timing import (
     take_turns,
 )
 from hiergen.data.images import to_uint8
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import DataConfig
 from hiergen.evaluation.distances import DistanceConfig
 from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor
 from hiergen.evaluation.generation import GfidSettings, evaluate_generations
 from hiergen.evaluation.protocol import PassConfig
 from hiergen.evaluation.reconstruction import ReconstructionPass, RfidSettings, evaluate_reconstructions
-from hiergen.evaluation.references import read_batch
+from hiergen.evaluation.references import open_evaluated, read_batch
 from hiergen.pipelines.prefixes import decode_prefix, list_prefixes
 from hiergen.registry import create
 from hiergen.tokenizers.base import Tokenizer
@@ -139,7 +139,7 @@ def _parts(
     settings: Settings, tokenizer: Tokenizer, extractor: Extractor, data: DataConfig
 ) -> dict[str, Callable[[], Any]]:
     """Return the parts of an evaluation, each over all images that are in memory already."""
-    images = open_images(data)
+    images = open_evaluated(data)
     batches = [
         range(start, min(start + settings.batch_size, len(images)))
         for start in range(0, len(images), settings.batch_size)

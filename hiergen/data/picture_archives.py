@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hiergen.data.images import SUFFIXES, read_image
+from hiergen.data.npz_files import open_npz, read_array
 from hiergen.data.pictures import PictureSource
 
 
@@ -144,16 +145,19 @@ class NpzPictures(PictureSource):
     Picture k is `webp[offsets[k]:offsets[k + 1]]`; `classes` names the labels.
 
     Raises:
-        ValueError: If the file is missing or lacks an array.
+        ValueError: If the file is missing or damaged, lacks an array, or the arrays do not fit together.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in ("webp", "offsets", "labels", "classes")}
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} is no archive of encoded images: {error}") from error
+        with open_npz(path) as archive:
+            missing = [name for name in ("webp", "offsets", "labels", "classes") if name not in archive]
+            if missing:
+                raise ValueError(
+                    f"{str(path)!r} is no archive of encoded images: it lacks {', '.join(missing)} and holds {', '.join(archive.files)}"
+                )
+            arrays = {name: read_array(archive, name, path) for name in ("webp", "offsets", "labels", "classes")}
+        _check_archive(path, arrays)
         self._bytes, self._offsets = arrays["webp"], arrays["offsets"]
         self.labels = [int(label) for label in arrays["labels"]]
         self.classes = tuple(str(name) for name in arrays["classes"])
@@ -164,6 +168,22 @@ class NpzPictures(PictureSource):
     def read(self, index: int) -> Image.Image:
         start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
         return read_image(f"{self._path}[{index}]", data=self._bytes[start:stop].tobytes())
+
+
+def _check_archive(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    webp, offsets, labels, classes = (arrays[name] for name in ("webp", "offsets", "labels", "classes"))
+    kinds = (webp.dtype == np.uint8, offsets.dtype.kind in "iu", labels.dtype.kind in "iu")
+    if not all(kinds) or any(array.ndim != 1 for array in arrays.values()) or len(offsets) != len(labels) + 1:
+        shapes = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+        raise ValueError(
+            f"{str(path)!r} is no archive of encoded images: {shapes}; expected uint8 bytes, one offset more than integer labels"
+        )
+    if (np.diff(offsets.astype(np.int64)) < 0).any() or offsets[0] < 0 or offsets[-1] > len(webp):
+        raise ValueError(f"offsets of {str(path)!r} leave its {len(webp):,} bytes or go backwards")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise ValueError(
+            f"labels of {str(path)!r} are {labels.min()} to {labels.max()}, expected 0 to {len(classes) - 1}: there are {len(classes)} classes"
+        )
 
 
 def _expand(pattern: str) -> list[Path]:

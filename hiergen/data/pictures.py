@@ -114,6 +114,7 @@ class PictureSet(Dataset):
         crop: "center", or "random" for ADM's random crop.
         flip: Mirror every second picture, at random.
         min_crop: Smallest part of the short side that a random crop keeps.
+        is_strict: A picture that cannot be read is an error; otherwise it is skipped and the next one stands in for it.
 
     Attributes:
         broken: What is wrong with each picture that could not be read so far, by index; in this process.
@@ -127,12 +128,14 @@ class PictureSet(Dataset):
         crop: str = "center",
         flip: bool = False,
         min_crop: float = 0.8,
+        is_strict: bool = False,
     ) -> None:
         if crop not in ("center", "random"):
             raise ValueError(f"crop is {crop!r}, expected 'center' or 'random'")
         if not 0 < min_crop <= 1:
             raise ValueError(f"min_crop is {min_crop}, expected above 0 and at most 1")
         self.source, self.size, self.crop, self.flip, self.min_crop = source, size, crop, flip, min_crop
+        self.is_strict = is_strict
         self.broken: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -171,8 +174,10 @@ class PictureSet(Dataset):
         """Return a picture and its index: the one asked for, or the next one that can be read.
 
         Raises:
-            ValueError: If too many in a row cannot be read.
+            ValueError: If too many in a row cannot be read; if this one cannot, where the set is strict.
         """
+        if self.is_strict:
+            return self.source.read(index), index
         for step in range(min(len(self), MAX_BROKEN_IN_A_ROW)):
             place = (index + step) % len(self)
             if place in self.broken:

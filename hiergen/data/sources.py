@@ -48,12 +48,18 @@ class DataConfig:
     min_crop: float = 0.8
 
 
-def open_images(config: DataConfig) -> Dataset:
+def open_images(config: DataConfig, *, is_strict: bool = False) -> Dataset:
     """Return the images of a config: an `ImageSet` in memory, or a `PictureSet` on disk.
+
+    Args:
+        config: Which images.
+        is_strict: A picture or clip that cannot be read is an error, here or when it is asked for, and is never left out.
 
     Raises:
         ValueError: If the source does not exist or cannot be read, or what is asked for needs `in_memory=False`.
     """
+    if config.size < 1:
+        raise ValueError(f"size is {config.size}, expected at least 1")
     changes = config.crop != "center" or config.flip
     if config.in_memory and changes:
         raise ValueError("crop='random' and flip=True need the pictures themselves: set in_memory=False")
@@ -67,19 +73,29 @@ def open_images(config: DataConfig) -> Dataset:
     if kind == "moving-digits":
         return moving_digits(config.split, NUM_DIGIT_CLIPS, size=config.size).frames(every=4)
     if kind == "clips":
-        return load_clips(place, num_frames=1, size=config.size).frames()
+        clips = load_clips(place, num_frames=1, size=config.size)
+        if is_strict and clips.skipped:
+            raise ValueError(
+                f"{len(clips.skipped)} files of {place!r} are missing: {next(iter(clips.skipped.values()))}"
+            )
+        return clips.frames()
     if config.in_memory:
-        return load_images(config)
+        return load_images(config, is_strict=is_strict)
     return PictureSet(
-        open_pictures(config), size=config.size, crop=config.crop, flip=config.flip, min_crop=config.min_crop
+        open_pictures(config),
+        size=config.size,
+        crop=config.crop,
+        flip=config.flip,
+        min_crop=config.min_crop,
+        is_strict=is_strict,
     )
 
 
-def load_images(config: DataConfig) -> ImageSet:
-    """Return all images of a config in memory."""
+def load_images(config: DataConfig, *, is_strict: bool = False) -> ImageSet:
+    """Return all images of a config in memory; see `open_images`."""
     if config.source.partition(":")[0] not in ("wds", "hf", "npz", "idx") and not config.hold_out:
         return load_folder(config.source, size=config.size)
-    return PictureSet(open_pictures(config), size=config.size).load()
+    return PictureSet(open_pictures(config), size=config.size, is_strict=is_strict).load()
 
 
 def open_pictures(config: DataConfig) -> PictureSource:

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hiergen.data.npz_files import open_npz, read_array
 from hiergen.evaluation.distances import BLOCKS, NORMAL_95, mean_half_width
 from hiergen.evaluation.references import Reference
 from hiergen.metrics.fidelity import kernel_distance_by_block
@@ -57,14 +59,19 @@ def load_report(path: str | Path) -> StoredReport:
         report = json.loads(file.read_text())
         _ = report["kind"], report["metrics"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(file)!r} is no report of `hiergen evaluate`: {error!r}") from error
+        why = f"it has no {error}" if isinstance(error, KeyError) else "it holds no JSON object"
+        raise ValueError(f"{str(file)!r} is no report of `hiergen evaluate`: {why}") from error
     stored = file.parent / "values.safetensors"
     if not stored.is_file():
         raise ValueError(f"{str(stored)!r} does not exist: intervals need the values beside the report")
-    values, reference = load_file(stored), None
+    try:
+        values, reference = load_file(stored), None
+    except SafetensorError as error:
+        raise ValueError(f"{str(stored)!r} is damaged: {error}; run the evaluation again") from error
     if "pool" in values and "reference_pool" not in values:
-        with np.load(file.parent / "reference.npz", allow_pickle=False) as arrays:
-            reference = Moments(arrays["mu"], arrays["sigma"], 0)
+        beside = file.parent / "reference.npz"
+        with open_npz(beside) as arrays:
+            reference = Moments(read_array(arrays, "mu", beside), read_array(arrays, "sigma", beside), 0)
     return StoredReport(file, report, values, reference)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from hiergen.evaluation.extractors import Extractor
-from hiergen.evaluation.protocol import small_sample_warning
+from hiergen.evaluation.protocol import check_seed, small_sample_warning
 from hiergen.evaluation.references import Reference
 from hiergen.metrics.fidelity import kernel_distance, kernel_distance_by_block, precision_recall
 from hiergen.metrics.frechet import Moments, frechet_by_count, frechet_from_moments
@@ -52,6 +52,7 @@ class DistanceConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
         check_resamples(self.resamples)
+        check_seed(self.seed)
 
 
 def check_resamples(resamples: int) -> None:

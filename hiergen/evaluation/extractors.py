@@ -21,6 +21,7 @@ from hiergen.config import fingerprint
 from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
 from hiergen.files import file_digest
+from hiergen.losses.perceptual import LPIPS
 from hiergen.losses.teachers import TEACHERS, Teacher
 from hiergen.metrics.classifiers import train_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor, Features
@@ -53,11 +54,13 @@ class Extractor(FeatureExtractor):
         distance: What the Fréchet distance on its pool features is called.
         dim: Channels of its pool features.
         fingerprint: Digits that change when the features do.
+        spatial_dim: Numbers of its spatial features; 0 where it has none.
     """
 
     distance: str
     dim: int
     fingerprint: str
+    spatial_dim: int = 0
 
     def about(self) -> dict[str, str]:
         """Return what a report says of it."""
@@ -78,6 +81,23 @@ def build_extractor(config: ExtractorConfig, device: torch.device | str = "cpu")
     if config.name not in EXTRACTORS:
         raise ValueError(f"unknown extractor {config.name!r}{nearest(config.name, EXTRACTORS)}")
     return EXTRACTORS[config.name](config, torch.device(device))
+
+
+def open_lpips(network: str, folder: str | None, device: torch.device) -> LPIPS | None:
+    """Return LPIPS with its weights, on a device; None for "none".
+
+    Raises:
+        ValueError: If the network is unknown, or a file is not its own.
+        FileNotFoundError: If weights are missing; says which file, how to get it and where to put it.
+    """
+    if network == "none":
+        return None
+    try:
+        return LPIPS.from_files(network, folder=folder).to(device)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error} (--lpips-folder names another folder, --lpips none leaves LPIPS out)"
+        ) from error
 
 
 def register_extractor(name: str, builder: Builder) -> None:
@@ -204,7 +224,8 @@ def _build_from_file(
             "with --extractor.weights"
         )
     network = Inception(read_weights(path), is_truncated=dim == 768).to(device)
-    return Extractor(config.name, description, network, distance, dim, f"{config.name}-{file_digest(path)[:16]}")
+    digits = f"{config.name}-{file_digest(path)[:16]}"
+    return Extractor(config.name, description, network, distance, dim, digits, spatial_dim=SPATIAL_CHANNELS * 17 * 17)
 
 
 def _build_dinov2(config: ExtractorConfig, device: torch.device) -> Extractor:
@@ -223,6 +244,8 @@ def _build_dinov2(config: ExtractorConfig, device: torch.device) -> Extractor:
 
 
 def _build_digits(config: ExtractorConfig, device: torch.device) -> Extractor:
+    if config.weights:
+        raise ValueError(f"extractor 'digits' is trained on the spot, expected no weights, got {config.weights!r}")
     train = load_digits("train", size=32)
     network = train_feature_network(to_uint8(train.images), train.labels, seed=0).to(device)
 

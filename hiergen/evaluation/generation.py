@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hiergen.config import to_json
 from hiergen.data.images import list_images, read_image
+from hiergen.data.npz_files import open_npz, read_array
 from hiergen.data.sources import DataConfig
 from hiergen.evaluation.distances import DistanceConfig, bias_curve, measure
 from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor
@@ -26,11 +27,12 @@ from hiergen.evaluation.protocol import (
     PassConfig,
     Rounding,
     check_finite,
+    check_seed,
     choose_device,
     environment,
     quantize,
 )
-from hiergen.evaluation.references import check_count, check_npz_images, open_npz, open_reference
+from hiergen.evaluation.references import check_count, check_npz_images, open_reference
 from hiergen.evaluation.report import publish
 from hiergen.evaluation.sampling import DRAW_RULE, LABEL_RULES, LabelRule, SamplingConfig, TokenSource
 from hiergen.files import atomic_path, check_writable, file_digest
@@ -87,6 +89,7 @@ def evaluate_generations(settings: GfidSettings) -> dict[str, Any] | None:
         FileNotFoundError: If weights are missing.
     """
     started = time.perf_counter()
+    check_seed(settings.seed)
     out, device = check_writable(settings.out), choose_device(settings.passes.device)
     extractor = build_extractor(settings.extractor, device)
     reference = open_reference(
@@ -100,10 +103,11 @@ def evaluate_generations(settings: GfidSettings) -> dict[str, Any] | None:
     work = _open_work(settings, extractor, device)
     check_count(work.count, "the evaluation")
     identity = {**work.identity, "kind": "gfid", "extractor": extractor.fingerprint, "keep": settings.keep != "none"}
+    # Before the images are made: a picture of the reference that cannot be read shows now.
+    real = reference()
     parts = run_parts(
         out / "parts", identity, work.count, work.compute, passes=settings.passes, what="generate", load=work.load
     )
-    real = reference()
     if parts is None:
         return None
     write_samples(parts, out, settings.keep, work.count)
@@ -209,7 +213,7 @@ def _open_npz_samples(path: Path) -> _Samples:
     with open_npz(path) as file:
         if "arr_0" not in file:
             raise ValueError(f"{str(path)!r} holds {', '.join(file.files) or 'nothing'}, expected samples as `arr_0`")
-        images = file["arr_0"]
+        images = read_array(file, "arr_0", path)
     check_npz_images(path, images)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
     return _Samples(len(images), file_digest(path)[:16], lambda keys: tensor[keys.start : keys.stop])

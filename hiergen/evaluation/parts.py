@@ -83,7 +83,7 @@ def run_parts(
     _claim(root, {**identity, "num_items": num_items, "part_size": size}, is_main=state.is_main_process)
     ranges = [range(start, min(start + size, num_items)) for start in range(0, num_items, size)]
     paths = [root / f"part-{index:05d}.safetensors" for index in range(len(ranges))]
-    incomplete = [(path, items) for path, items in zip(paths, ranges, strict=True) if not _is_complete(path)]
+    incomplete = [(path, items) for path, items in zip(paths, ranges, strict=True) if not is_complete(path)]
     # Nobody writes before all have seen what is missing, so they share it without a gap.
     state.wait_for_everyone()
     missing = incomplete[state.process_index :: state.num_processes]
@@ -146,7 +146,8 @@ def _claim(root: Path, identity: dict[str, Any], *, is_main: bool) -> None:
         write_json(file, {"fingerprint": wanted, "of": identity})
 
 
-def _is_complete(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
+    """Return whether a safetensors file is there and was not cut."""
     try:
         with safe_open(path, framework="pt"):
             return True

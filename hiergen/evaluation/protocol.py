@@ -76,10 +76,25 @@ def process_state() -> PartialState:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return a device by name; "auto" is the one of this process where there are GPUs."""
+    """Return a device by name; "auto" is the one of this process where there are GPUs.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
     if name != "auto":
-        return torch.device(name)
+        try:
+            # Whether it is there, too.
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(f"device is {name!r}, expected 'auto', 'cpu', or a GPU that is there: {why}") from error
     return process_state().device if torch.cuda.is_available() else torch.device("cpu")
+
+
+def check_seed(seed: int) -> None:
+    """Raise a ValueError for a seed that generators do not take."""
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected at least 0")
 
 
 def check_finite(images: Tensor, first_index: int, what: str) -> Tensor:

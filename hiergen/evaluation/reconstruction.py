@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hiergen.config import fingerprint, to_json
 from hiergen.data.images import Dataset
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import DataConfig
 from hiergen.evaluation.distances import DistanceConfig
-from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor
+from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor, open_lpips
 from hiergen.evaluation.parts import Parts, run_parts
 from hiergen.evaluation.protocol import (
     RESIZE_RULE,
@@ -32,10 +32,9 @@ from hiergen.evaluation.protocol import (
     quantize,
 )
 from hiergen.evaluation.reconstruction_scores import summarize
-from hiergen.evaluation.references import Reference, check_count, read_batch, read_npz
+from hiergen.evaluation.references import Reference, check_count, open_evaluated, read_batch, read_npz
 from hiergen.evaluation.report import publish
 from hiergen.files import check_writable
-from hiergen.losses.perceptual import LPIPS
 from hiergen.metrics.frechet import Moments
 from hiergen.metrics.pixel import MS_SSIM_MIN_SIDE, WINDOW, ms_ssim, psnr, ssim
 from hiergen.pipelines.encoding import tokenizer_fingerprint
@@ -89,18 +88,14 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
     """
     started = time.perf_counter()
     out, device = check_writable(settings.out), choose_device(settings.passes.device)
-    if settings.data.crop != "center" or settings.data.flip:
-        raise ValueError("an evaluation reads its images unchanged: data.crop must be 'center' and data.flip False")
-    lpips = (
-        None if settings.lpips == "none" else LPIPS.from_files(settings.lpips, folder=settings.lpips_folder).to(device)
-    )
+    lpips = open_lpips(settings.lpips, settings.lpips_folder, device)
     extractor = build_extractor(settings.extractor, device)
     fixed = read_npz(settings.reference, extractor) if settings.reference else None
     tokenizer = from_pretrained(settings.tokenizer)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, expected an image tokenizer")
     torch.nn.Module.to(tokenizer.eval(), device)
-    images = open_images(settings.data)
+    images = open_evaluated(settings.data)
     count = _count(images, settings, tokenizer)
     prefixes = list_prefixes(tokenizer) if settings.prefixes else list_prefixes(tokenizer)[-1:]
     identity = {
@@ -168,6 +163,13 @@ def _count(images: Dataset, settings: RfidSettings, tokenizer: Tokenizer) -> int
         raise ValueError(
             f"images have shape {shape[1:]}, the tokenizer takes {(3, size, size)}: set data.size to {size}"
         )
+    try:
+        with torch.no_grad():
+            tokenizer.encode(read_batch(images, [0]).to(tokenizer.device))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which takes no images: {error}"
+        ) from error
     return count
 
 

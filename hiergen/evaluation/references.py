@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ from torch import Tensor
 
 from hiergen.config import fingerprint, to_json
 from hiergen.data.images import Dataset, ImageSet
-from hiergen.data.pictures import PictureSet
+from hiergen.data.npz_files import open_npz, read_array
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.evaluation.extractors import Extractor
-from hiergen.evaluation.parts import gather, run_parts
+from hiergen.evaluation.parts import gather, is_complete, run_parts
 from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, PassConfig, Rounding, process_state, quantize
-from hiergen.files import atomic_path
+from hiergen.files import atomic_path, check_writable
 from hiergen.metrics.fidelity import MIN_IMAGES
 from hiergen.metrics.frechet import Moments
 
@@ -71,8 +70,9 @@ def open_reference(
         ValueError: If the file or the data do not fit.
     """
     if isinstance(source, DataConfig):
-        images = open_images(source)
+        images = open_evaluated(source)
         check_count(len(images), "the reference")
+        check_writable(Path(cache).expanduser(), option="--cache")
 
         def compute() -> Reference:
             return _of_images(source, images, extractor, rounding=rounding, passes=passes, cache=cache, device=device)
@@ -80,6 +80,18 @@ def open_reference(
         return compute
     read = read_npz(source, extractor)
     return lambda: _with_features(read, source, extractor, passes=passes, device=device)
+
+
+def open_evaluated(config: DataConfig) -> Dataset:
+    """Return the images of a config as an evaluation reads them: unchanged, and all of them.
+
+    Raises:
+        ValueError: If they would be changed at random, or cannot be opened. In training the next picture stands in for one that
+            cannot be read; here it would be counted twice, so whatever cannot be read is an error.
+    """
+    if config.crop != "center" or config.flip:
+        raise ValueError("an evaluation reads its images unchanged: data.crop must be 'center' and data.flip False")
+    return open_images(config, is_strict=True)
 
 
 def check_count(count: int, what: str, unit: str = "images") -> None:
@@ -106,10 +118,10 @@ def read_npz(path: str | Path, extractor: Extractor) -> Reference:
                 f"{str(path)!r} holds {', '.join(file.files) or 'nothing'}, expected reference statistics `mu` and `sigma` "
                 "(sample files with `arr_0` alone are given as --samples)"
             )
-        pool = _moments(path, file["mu"], file["sigma"], extractor.dim, "mu and sigma")
+        pool = _moments(file, path, ("mu", "sigma"), extractor.dim)
         spatial = None
-        if "mu_s" in file and "sigma_s" in file:
-            spatial = _moments(path, file["mu_s"], file["sigma_s"], len(file["mu_s"]), "mu_s and sigma_s")
+        if extractor.spatial_dim and "mu_s" in file and "sigma_s" in file:
+            spatial = _moments(file, path, ("mu_s", "sigma_s"), extractor.spatial_dim)
     about = {
         "source": str(path),
         "kind": "statistics file",
@@ -128,38 +140,16 @@ def write_npz(path: str | Path, reference: Reference) -> None:
         np.savez(temporary, allow_pickle=False, **arrays)
 
 
-def open_npz(path: str | Path) -> Any:
-    """Return an open .npz file, pickles refused.
-
-    Raises:
-        ValueError: If it is missing or no .npz.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"{str(path)!r} does not exist, expected an .npz file")
-    try:
-        file = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{str(path)!r} is no .npz file: {error}") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError(f"{str(path)!r} is a single array, expected an .npz file")
-    return file
-
-
 def read_batch(images: Dataset, indices: Sequence[int]) -> Tensor:
     """Return images by index, `(b, 3, h, w)` in [-1, 1], without augmentation.
 
     Raises:
-        ValueError: If one cannot be read: another in its place, as in training, would be counted twice.
+        ValueError: If one cannot be read; it is named.
     """
     if isinstance(images, ImageSet):
         batch = images.images[list(indices)]
     else:
-        found = images.batch([(i, 0) for i in indices], seed=0)
-        batch = found["image"]
-        if "is_substitute" in found and bool(found["is_substitute"].any()):
-            index = indices[int(found["is_substitute"].int().argmax())]
-            why = images.broken[index] if isinstance(images, PictureSet) else ""
-            raise ValueError(f"picture {index} of the data cannot be evaluated: {why}; repair it or take it out")
+        batch = images.batch([(i, 0) for i in indices], seed=0)["image"]
     return batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch
 
 
@@ -197,7 +187,7 @@ def _of_images(
         return {name: value for name, value in found.items() if name != "logits"}
 
     file = folder / "statistics.safetensors"
-    if not file.is_file():
+    if not is_complete(file):
         parts = run_parts(
             folder / "parts",
             identity,
@@ -244,7 +234,7 @@ def _with_features(
     if read.about["images_inside"] is None:
         return read
     with open_npz(path) as file:
-        images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
+        images = torch.from_numpy(read_array(file, "arr_0", path)).permute(0, 3, 1, 2)
     found = gather({"pool": extractor(part.to(device))["pool"].cpu()} for part in images.split(passes.batch_size))
     return dataclasses.replace(read, features=found["pool"])
 
@@ -254,7 +244,7 @@ def _shape(path: str | Path) -> list[int] | None:
     with open_npz(path) as file:
         if "arr_0" not in file:
             return None
-        return check_npz_images(path, file["arr_0"])
+        return check_npz_images(path, read_array(file, "arr_0", path))
 
 
 def check_npz_images(path: str | Path, images: np.ndarray) -> list[int]:
@@ -270,12 +260,22 @@ def check_npz_images(path: str | Path, images: np.ndarray) -> list[int]:
     return list(images.shape)
 
 
-def _moments(path: str | Path, mean: np.ndarray, covariance: np.ndarray, dim: int, names: str) -> Moments:
+def _moments(file: Any, path: str | Path, names: tuple[str, str], dim: int) -> Moments:
+    mean, covariance = (read_array(file, name, path) for name in names)
+    what = f"{names[0]} and {names[1]} of {str(path)!r}"
+    if mean.dtype.kind not in "fiu" or covariance.dtype.kind not in "fiu":
+        raise ValueError(f"{what} are {mean.dtype} and {covariance.dtype}, expected real numbers")
     if mean.shape != (dim,) or covariance.shape != (dim, dim):
         raise ValueError(
-            f"{names} of {str(path)!r} have shapes {mean.shape} and {covariance.shape}, the extractor gives {dim} channels: "
+            f"{what} have shapes {mean.shape} and {covariance.shape}, the extractor gives {dim} channels: "
             "the statistics are of another extractor"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError(f"{names} of {str(path)!r} hold NaN or infinity")
-    return Moments(mean.astype(np.float64), covariance.astype(np.float64), 0)
+        raise ValueError(f"{what} hold NaN or infinity")
+    wide = covariance.astype(np.float64)
+    scale = float(np.abs(wide).max(initial=0.0))
+    if (np.diag(wide) < 0).any() or np.abs(wide - wide.T).max(initial=0.0) > 1e-3 * scale:
+        raise ValueError(
+            f"{names[1]} of {str(path)!r} is not symmetric or has a negative variance: it is no covariance"
+        )
+    return Moments(mean.astype(np.float64), wide, 0)

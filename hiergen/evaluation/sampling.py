@@ -6,6 +6,7 @@ Neither the batch size nor the number of processes changes what is drawn.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import torch
@@ -39,6 +40,12 @@ class SamplingConfig:
     solver: str | None = None
     head_sampler: str | None = None
     head_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("guidance_scale", "temperature", "top_p"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}, expected a number of at least 0")
 
     def given(self) -> dict[str, Any]:
         """Return the fields that are given."""

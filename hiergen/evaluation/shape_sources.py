@@ -13,8 +13,9 @@ from hiergen.data.meshes import MESH_SUFFIXES, load_mesh
 from hiergen.data.procedural_shapes import procedural_shape
 from hiergen.data.shapes import TEST_OFFSET
 from hiergen.data.surface_extraction import ExtractionSettings, save_mesh
+from hiergen.evaluation.distances import check_resamples
 from hiergen.evaluation.parts import run_parts
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.protocol import PassConfig, check_seed
 from hiergen.evaluation.sampling import LabelRule, SamplingConfig, TokenSource
 from hiergen.metrics.geometry import GeometryProtocol
 from hiergen.metrics.shape_sets import ShapeSetProtocol
@@ -65,6 +66,13 @@ class ShapesSettings:
     sets: ShapeSetProtocol = dataclasses.field(default_factory=ShapeSetProtocol)
     pairs: GeometryProtocol = dataclasses.field(default_factory=GeometryProtocol)
     passes: PassConfig = dataclasses.field(default_factory=lambda: PassConfig(batch_size=8, part_size=16))
+
+    def __post_init__(self) -> None:
+        for name in ("num_reference", "num_shapes", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_resamples(self.resamples)
+        check_seed(self.seed)
 
     @property
     def extraction(self) -> ExtractionSettings:

@@ -186,7 +186,9 @@ def _check_size(tokenizer: Tokenizer, reference: VideoSet, path: str) -> None:
     )
     made: Any = tokenizer.decode(TokenPyramid(levels, tokenizer.specs).to(tokenizer.device))
     wanted = tuple(reference.videos.shape[1:])
-    shape = tuple(made.shape[1:]) if isinstance(made, Tensor) else type(made).__name__
+    shape = tuple(made.shape[1:]) if isinstance(made, Tensor) else ()
+    if len(shape) != 4:
+        raise ValueError(f"{path!r} holds a {type(tokenizer).__name__}, expected a tokenizer of clips")
     if shape != wanted:
         raise ValueError(
             f"{path!r} makes clips of shape {shape}, those of the reference have {wanted}: set clips.num_frames and clips.size"

@@ -19,10 +19,12 @@ from hiergen.config import to_json
 from hiergen.data.video_files import require_pyav, write_mp4
 from hiergen.data.videos import VideoSet, from_uint8
 from hiergen.evaluation.distances import bias_curve
+from hiergen.evaluation.extractors import open_lpips
 from hiergen.evaluation.parts import Parts, gather, run_parts
 from hiergen.evaluation.protocol import (
     ROUNDING_RULES,
     check_finite,
+    check_seed,
     choose_device,
     environment,
     quantize,
@@ -33,7 +35,6 @@ from hiergen.evaluation.report import publish
 from hiergen.evaluation.video_extractors import build_video_extractor
 from hiergen.evaluation.video_sources import ClipWork, VideoSettings, open_clips, open_work
 from hiergen.files import check_writable, file_digest
-from hiergen.losses.perceptual import LPIPS
 from hiergen.metrics.frechet import Moments, frechet_from_moments
 from hiergen.metrics.video import (
     VideoExtractor,
@@ -57,12 +58,11 @@ def evaluate_videos(settings: VideoSettings) -> dict[str, Any] | None:
         ImportError: If a library for video files is needed and not installed.
     """
     started = time.perf_counter()
+    check_seed(settings.seed)
     out, device = check_writable(settings.out), choose_device(settings.passes.device)
     if settings.keep == "mp4":
         require_pyav()
-    lpips = None
-    if settings.lpips != "none":
-        lpips = LPIPS.from_files(settings.lpips, folder=settings.lpips_folder).to(device)
+    lpips = open_lpips(settings.lpips, settings.lpips_folder, device)
     reference = open_clips(settings.reference, settings)
     check_count(len(reference), "the reference", "clips")
     work = open_work(settings, reference, device)

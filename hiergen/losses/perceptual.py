@@ -86,13 +86,21 @@ class LPIPS(nn.Module):
             FileNotFoundError: If a file is missing; says which one and where to put it.
             ValueError: If a file does not hold the weights of this network.
         """
+        if network not in _STAGES:
+            raise ValueError(f"network is {network!r}, expected one of {', '.join(_STAGES)}")
         folders: list[str | Path] = [folder] if folder is not None else []
         files = [f"lin_{network}.pth", f"{network}.pth"]
         found = backbone or find_weights(
-            f"LPIPS: the weights of the {network} backbone", _BACKBONE_FILES[network], [*folders, torch_cache()]
+            f"LPIPS: the weights of the {network} backbone",
+            _BACKBONE_FILES[network],
+            [*folders, torch_cache()],
+            source=f"torchvision.models.{_BUILDERS[network]}(weights='DEFAULT') downloads the latter",
         )
         found_heads = heads or find_weights(
-            f"LPIPS: the linear heads of {network}", files, [*folders, *_packaged_heads(), torch_cache()]
+            f"LPIPS: the linear heads of {network}",
+            files,
+            [*folders, *_packaged_heads(), torch_cache()],
+            source="they are part of the package lpips: pip install lpips",
         )
         model = cls(network)
         model.load(read_weights(found), read_weights(found_heads))

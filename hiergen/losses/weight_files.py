@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiergen import weights
+
 
 class Frozen:
     """A network that a loss reads but never trains: in eval mode, without gradients of its weights, in no state dict.
@@ -38,18 +40,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"weights file {str(path)!r} does not exist")
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    values = torch.load(file, map_location="cpu", weights_only=True)
+    values = weights.read_weights(file)
     if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
         raise ValueError(f"weights file {str(path)!r} holds no flat table of tensors, expected a state_dict")
     return dict(values)
 
 
-def find_weights(what: str, names: Sequence[str], folders: Sequence[str | Path]) -> Path:
-    """Return the first file of one of `names` in one of `folders`.
+def find_weights(what: str, names: Sequence[str], folders: Sequence[str | Path], *, source: str = "") -> Path:
+    """Return the first file of one of `names` in one of `folders`; `source` says where they come from.
 
     Raises:
         FileNotFoundError: If there is none, with the names and the folders where one may be put.
@@ -59,7 +57,10 @@ def find_weights(what: str, names: Sequence[str], folders: Sequence[str | Path])
             if (Path(folder) / name).is_file():
                 return Path(folder) / name
     places = " or ".join(repr(str(folder)) for folder in folders)
-    raise FileNotFoundError(f"{what} are missing: put {' or '.join(names)} into {places}, or name the file")
+    raise FileNotFoundError(
+        f"{what} are missing: put {' or '.join(names)} into {places}, or name the file"
+        + (f"; {source}" if source else "")
+    )
 
 
 def torch_cache() -> Path:

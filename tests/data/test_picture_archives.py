@@ -121,11 +121,11 @@ def test_npz_archives(tmp_path) -> None:
     assert reds(data, 3) == [40, 50, 60]
     assert data.labels.tolist() == [1, 0, 1]
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    for name in ("other.npz", "none.npz"):
-        with pytest.raises(ValueError, match=rf"{name}' is no archive of encoded images"):
+    for name, what in (("other.npz", "is no archive of encoded images"), ("none.npz", "does not exist")):
+        with pytest.raises(ValueError, match=rf"{name}' {what}"):
             NpzPictures(tmp_path / name)
-    np.savez(tmp_path / "evil.npz", webp=np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="is no archive of encoded images"):
+    np.savez(tmp_path / "evil.npz", webp=np.array([{}], dtype=object), offsets=[0, 1], labels=[0], classes=["a"])
+    with pytest.raises(ValueError, match=r"webp of '.*evil.npz' holds pickled Python objects"):
         NpzPictures(tmp_path / "evil.npz")
 
 
