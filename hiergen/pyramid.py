@@ -188,10 +188,10 @@ class TokenPyramid:
             with safe_open(Path(path), framework="pt") as file:
                 header = file.metadata() or {}
                 if "hiergen.specs" not in header:
-                    raise ValueError(f"{str(path)!r} is a safetensors file but holds no token pyramid")
+                    raise ValueError("it is a safetensors file but holds no token pyramid")
                 specs = specs_from_json(json.loads(header["hiergen.specs"]))
                 return cls(tuple(file.get_tensor(f"level_{index}") for index in range(len(specs))), specs)
-        except SafetensorError as error:
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{str(path)!r} cannot be read as a token pyramid: {error}") from error
 
 
