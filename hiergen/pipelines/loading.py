@@ -37,9 +37,8 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
             if name in PIPELINE_CLASSES:
                 found = pipeline_class(name)
                 _check_components(str(path), stored, found)
-            else:
-                found = model_class(name)
-            return found.from_pretrained(path, **options)
+                return found.from_pretrained(path, **options)
+            return _model(model_class(name), path, options)
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} cannot be loaded: {error}") from error
         except SafetensorError as error:
@@ -48,6 +47,14 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
             ) from error
     known = ", ".join(sorted({*MODEL_CLASSES, *PIPELINE_CLASSES, _AUTOENCODER}))
     raise ValueError(f"{str(path)!r} holds a {name!r}, which hiergen does not load; it loads {known}")
+
+
+def _model(kind: Any, path: str | Path, options: dict[str, Any]) -> Any:
+    """Return a model, all of it stored: diffusers only warns of weights that are missing, and leaves them random."""
+    loaded, info = kind.from_pretrained(path, **{**options, "output_loading_info": True})
+    if info["missing_keys"]:
+        raise ValueError(f"the weights in {str(path)!r} lack {', '.join(sorted(info['missing_keys']))}")
+    return (loaded, info) if options.get("output_loading_info") else loaded
 
 
 def _autoencoder(path: str | Path, options: dict[str, Any]) -> Any:

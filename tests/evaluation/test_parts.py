@@ -139,6 +139,7 @@ def test_processes_that_torchrun_starts_on_cpus_find_each_other(tmp_path: Path) 
     assert [(tmp_path / name).read_text() for name in "01"] == ["2 0 True", "2 1 False"]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_cpu_is_asked_for_only_where_it_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(protocol, "PartialState", lambda cpu, timeout: asked.append(cpu))

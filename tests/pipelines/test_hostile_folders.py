@@ -205,3 +205,15 @@ def test_a_name_that_climbs_out_of_a_shard_writes_nothing(tmp_path, canary) -> N
     source = ShardPictures(path)
     assert [source.read(index).size for index in range(2)] == [(8, 8), (8, 8)]
     assert sorted(tmp_path.parent.rglob("*")) == sorted([*before, Path(path)])
+
+
+def test_a_model_that_lacks_a_weight_is_refused(tmp_path) -> None:
+    """diffusers warns and leaves it random."""
+    model = create("flow-tiny", dim=16, depth=1, num_heads=1)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(hiergen.from_pretrained(tmp_path).blocks[0].ffn.w12.bias, model.blocks[0].ffn.w12.bias)
+    state = model.state_dict()
+    del state["blocks.0.ffn.w12.bias"]
+    save_file(state, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"the weights in .* lack blocks\.0\.ffn\.w12\.bias"):
+        hiergen.from_pretrained(tmp_path)

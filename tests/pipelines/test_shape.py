@@ -27,6 +27,7 @@ TINY_VAE = {
     "point_counts": [32, 16, 8],
     # A smooth field, which a coarse grid resolves.
     "init_scale": 0.25,
+    "num_frequencies": 6,
 }
 TINY_CASCADE = {
     "num_classes": 4,

@@ -193,6 +193,7 @@ def test_curves_and_images_reach_tensorboard(tmp_path) -> None:
     assert found == pytest.approx({int(line["samples"]): line["toy/loss"] for line in log}, rel=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_pictures_reach_trackio_which_accelerate_hands_numbers_alone(tmp_path, monkeypatch) -> None:
     """With a stand-in for the package, which is not among those of the tests."""
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda array: array))

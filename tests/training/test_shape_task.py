@@ -75,6 +75,7 @@ def test_the_tokenizer_loss_is_cross_entropy_of_both_levels_and_kl() -> None:
     assert {"bce_volume", "bce_near", "kl", "iou_logits_0", "iou_logits_1"} <= set(terms)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_levels_in_turn_train_each_sample_at_one_level(monkeypatch) -> None:
     task = dataclasses.replace(TOKENIZER, levels="in_turn").build()
     task.tokenizer.eval()

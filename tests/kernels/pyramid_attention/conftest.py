@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -102,11 +101,3 @@ def _loop_attention() -> Callable[[Case], tuple[Tensor, Tensor]]:
 @pytest.fixture(name="eager_attention")
 def _eager_attention() -> Callable[..., Tensor]:
     return eager_attention
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Switch off the run-time check of annotations: it would speak before our own messages, and compiled graphs cannot hold it."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
