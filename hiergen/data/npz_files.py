@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-#: What numpy and zipfile raise for a file that was cut or changed.
+#: What numpy and zipfile raise for a file that was cut or changed; NotImplementedError is zipfile's for a compression that it does not know.
 _DAMAGE = (
     ValueError,
     TypeError,
