@@ -9,7 +9,6 @@ Letters: `p` points.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from hiergen.data.meshes import MeshError
+from hiergen.data.npz_files import open_npz, read_array
 from hiergen.data.shape_sampling import farthest_order
 
 Layout = Literal["sdf", "occupancy", "vecset"]
@@ -145,20 +145,18 @@ def estimate_normals(
 
 def _load(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(item.file_size for item in archive.infolist())
-        if size > MAX_ARRAY_BYTES:
-            raise MeshError(path, f"unpacks to {size:,} bytes, at most {MAX_ARRAY_BYTES:,} are read")
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
+            size = sum(item.file_size for item in file.zip.infolist())
+            if size > MAX_ARRAY_BYTES:
+                raise MeshError(path, f"unpacks to {size:,} bytes, at most {MAX_ARRAY_BYTES:,} are read")
             missing = [name for name in names if name not in file.files]
             if missing:
                 raise MeshError(path, f"lacks {', '.join(missing)}; it holds {', '.join(sorted(file.files))}")
-            return {name: file[name] for name in names}
-    # zipfile raises NotImplementedError for a compression that it does not know.
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError) as error:
-        if isinstance(error, MeshError):
-            raise
-        raise MeshError(path, f"is no readable .npz ({type(error).__name__}: {error})") from error
+            return {name: read_array(file, name, path) for name in names}
+    except MeshError:
+        raise
+    except ValueError as error:
+        raise MeshError(path, f"is no readable .npz ({error})") from error
 
 
 def _rows(path: Path, values: np.ndarray, width: int, name: str) -> np.ndarray:

@@ -106,7 +106,7 @@ GOOD: dict[str, Any] = {
         ({"surface": np.ones((3, 5))}, r"has surface of shape \(3, 5\), expected \(n, 6\)"),
         ({"rand_points": np.full((3, 3), np.nan)}, "has rand_points that are not finite"),
         ({"sdfs": -np.ones(3)}, "has no query inside the shape"),
-        ({"sdfs": np.array([None] * 3)}, "is no readable .npz .*allow_pickle=False"),
+        ({"sdfs": np.array([None] * 3)}, "is no readable .npz .*holds pickled Python objects"),
     ],
 )
 def test_bad_arrays_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -118,7 +118,7 @@ def test_bad_arrays_are_named(tmp_path: Path, change: dict[str, Any], message: s
 
 def test_bad_archives_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.npz").write_bytes(b"no archive")
-    with pytest.raises(MeshError, match=r"is no readable .npz \(BadZipFile"):
+    with pytest.raises(MeshError, match=r"is no readable .npz .*is damaged"):
         import_shape(tmp_path / "a.npz", "sdf", num_farthest=1)
     np.savez(tmp_path / "b.npz", **GOOD)
     monkeypatch.setattr(shape_importers, "MAX_ARRAY_BYTES", 100)
