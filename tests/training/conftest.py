@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from hiergen.training.run_log import MEASURED
 from hiergen.training.task import Task
 
 #: What the loop's scaler does to float16 losses, at a scale that sums over an image survive.
@@ -41,3 +46,32 @@ def assert_near_float32() -> Callable[[Task, torch.dtype], None]:
             assert error < 0.05, (player, error)
 
     return check
+
+
+def run_beside(program: str, folder: Path) -> Path:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(program)), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="session", name="run_beside")
+def _run_beside() -> Callable[[str, Path], Path]:
+    """What runs a program of this folder to its end, with a folder to write to, and returns that."""
+    return run_beside
+
+
+@pytest.fixture(scope="session")
+def curve() -> Callable[[Path], list[dict[str, float]]]:
+    """What reads the lines of a run's log, less what is measured."""
+
+    def read(out: Path) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+    return read

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from hiergen.training.checkpoint import find_checkpoint, find_problem, load_checkpoint
-from hiergen.training.run_log import MEASURED
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    program = Path(__file__).with_name("in_processes.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder)], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
-
-
-def curve(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+def runs(tmp_path_factory, run_beside) -> Path:
+    return run_beside("in_processes.py", tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("other", ["2", "4, accumulated", "2-then-1"])
-def test_the_number_of_processes_does_not_change_a_run(runs, other) -> None:
+def test_the_number_of_processes_does_not_change_a_run(runs, curve, other) -> None:
     assert (runs / f"{other}.error").read_text() == ""
     expected, found = curve(runs / "1"), curve(runs / other)
     assert len(expected) == len(found) == 12
@@ -53,7 +38,7 @@ def test_a_bad_loss_of_one_process_is_a_bad_step_of_all(runs) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in found["toy"].values())
 
 
-def test_what_looks_at_a_whole_batch_is_right_on_two_processes(runs) -> None:
+def test_what_looks_at_a_whole_batch_is_right_on_two_processes(runs, curve) -> None:
     """Entropy of the codebook, use of codes and the memory of it, batch norm, adaptive weight, averages of logits."""
     for name in ("tokenizer 1", "tokenizer 2"):
         assert (runs / f"{name}.error").read_text() == ""

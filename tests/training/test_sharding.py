@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,24 +11,12 @@ import torch
 import hiergen
 from hiergen.registry import create, list_presets
 from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
-from hiergen.training.run_log import MEASURED
 from hiergen.training.sharding import launcher_shards, without_launchers_sharding
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    program = Path(__file__).with_name("in_shares.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder)], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
-
-
-def curve(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+def runs(tmp_path_factory, run_beside) -> Path:
+    return run_beside("in_shares.py", tmp_path_factory.mktemp("runs"))
 
 
 def checkpoint(out: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, object]]:
@@ -47,7 +33,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("whole", "shared", "num_lines"), PAIRS)
-def test_sharing_out_does_not_change_a_run(runs, whole, shared, num_lines) -> None:
+def test_sharing_out_does_not_change_a_run(runs, curve, whole, shared, num_lines) -> None:
     for name in (whole, shared):
         assert (runs / f"{name}.error").read_text() == ""
     expected, found = curve(runs / whole), curve(runs / shared)
