@@ -11,7 +11,7 @@ from PIL import Image
 import hiergen
 from hiergen.quickstart.images import QuickstartSettings, run_quickstart
 from hiergen.quickstart.report import markdown_report
-from hiergen.quickstart.settings import FAMILIES
+from hiergen.quickstart.settings import FAMILIES, generator_config, tokenizer_config
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,13 @@ def _check_the_saved_pipeline(folder, sampling) -> None:
     assert torch.equal(images, again.images)
     assert [picture is None for picture in shown] == [True, True, False]
     torch.testing.assert_close(shown[-1], images)
+
+
+def test_a_generator_that_trains_a_level_a_step_sees_twice_the_samples() -> None:
+    on_one_map = QuickstartSettings(tokenizer="hieratok-tiny", generator="mar-tiny", samples_seen=1_000)
+    by_level = QuickstartSettings(tokenizer="hieratok-tiny-levels", generator="mar-tiny-levels", samples_seen=1_000)
+    assert [generator_config(settings).samples for settings in (on_one_map, by_level)] == [1_500, 3_000]
+    assert tokenizer_config(on_one_map).samples == tokenizer_config(by_level).samples == 1_000
 
 
 def test_level_by_level_generation_gets_the_same_report(tmp_path, monkeypatch) -> None:
