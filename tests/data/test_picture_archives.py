@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +22,12 @@ def encoded(shade: int, kind: str = "png") -> bytes:
     return file.getvalue()
 
 
-def write_tar(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
 def reds(data, count: int) -> list[int]:
     batch = data.batch([(index, 0) for index in range(count)], seed=0)
     return ((batch["image"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
-def test_shards_are_read_by_offset_in_any_order(tmp_path) -> None:
+def test_shards_are_read_by_offset_in_any_order(tmp_path, write_tar) -> None:
     write_tar(
         tmp_path / "a-00.tar", {"x/0.png": encoded(10), "x/0.cls": b"2", "x/1.cls": b"0\n", "x/1.jpg": encoded(20)}
     )
@@ -49,7 +40,7 @@ def test_shards_are_read_by_offset_in_any_order(tmp_path) -> None:
     assert open_images(DataConfig(source=f"wds:{tmp_path}/a-*.tar", size=16)).images.shape == (3, 3, 16, 16)
 
 
-def test_damaged_shards_are_named(tmp_path) -> None:
+def test_damaged_shards_are_named(tmp_path, write_tar) -> None:
     with pytest.raises(ValueError, match="no shard matches"):
         ShardPictures(str(tmp_path / "*.tar"))
     with pytest.raises(ValueError, match=r"shard '.*b-7\.tar' does not exist"):
@@ -68,7 +59,7 @@ def test_damaged_shards_are_named(tmp_path) -> None:
         ShardPictures(str(tmp_path / "f.tar")).read(0)
 
 
-def test_a_shard_that_was_cut_anywhere_is_damaged_not_shorter(tmp_path) -> None:
+def test_a_shard_that_was_cut_anywhere_is_damaged_not_shorter(tmp_path, write_tar) -> None:
     whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
     write_tar(whole, {name: data for k in range(3) for name, data in ((f"{k}.png", encoded(k)), (f"{k}.cls", b"0"))})
     data = whole.read_bytes()

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import struct
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,27 +162,20 @@ def test_the_folder_is_good_before_it_is_spoiled(folder) -> None:
     assert isinstance(hiergen.from_pretrained(folder), ClassToImagePipeline)
 
 
-def shard(path: Path, members: dict[str, bytes]) -> str:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return str(path)
-
-
 def png() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def test_a_pickle_in_a_shard_is_not_opened(tmp_path, canary) -> None:
+def test_a_pickle_in_a_shard_is_not_opened(tmp_path, canary, write_tar) -> None:
     evil = pickle.dumps(Touch(canary))
-    source = ShardPictures(shard(tmp_path / "a.tar", {"0.png": png(), "0.cls": b"0", "0.pyd": evil, "0.pickle": evil}))
+    source = ShardPictures(
+        str(write_tar(tmp_path / "a.tar", {"0.png": png(), "0.cls": b"0", "0.pyd": evil, "0.pickle": evil}))
+    )
     assert len(source.labels) == 1
     assert source.read(0).size == (8, 8)
-    disguised = ShardPictures(shard(tmp_path / "b.tar", {"0.png": evil, "0.cls": b"0"}))
+    disguised = ShardPictures(str(write_tar(tmp_path / "b.tar", {"0.png": evil, "0.cls": b"0"})))
     with pytest.raises(ValueError, match="it is no PNG"):
         disguised.read(0)
     assert not canary.exists()
@@ -196,15 +188,15 @@ def test_a_shard_is_a_file_and_no_command(address, canary) -> None:
     assert not canary.exists()
 
 
-def test_a_name_that_climbs_out_of_a_shard_writes_nothing(tmp_path, canary) -> None:
+def test_a_name_that_climbs_out_of_a_shard_writes_nothing(tmp_path, canary, write_tar) -> None:
     name = f"../{canary.name}"
     before = sorted(tmp_path.parent.rglob("*"))
-    path = shard(
+    path = write_tar(
         tmp_path / "a.tar", {f"{name}.png": png(), f"{name}.cls": b"0", "/etc/x.png": png(), "/etc/x.cls": b"1"}
     )
-    source = ShardPictures(path)
+    source = ShardPictures(str(path))
     assert [source.read(index).size for index in range(2)] == [(8, 8), (8, 8)]
-    assert sorted(tmp_path.parent.rglob("*")) == sorted([*before, Path(path)])
+    assert sorted(tmp_path.parent.rglob("*")) == sorted([*before, path])
 
 
 def test_a_model_that_lacks_a_weight_is_refused(tmp_path) -> None:
