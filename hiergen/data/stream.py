@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 
@@ -19,6 +20,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hiergen.data.images import Dataset, Sample
 from hiergen.seeding import derive_seed
+
+#: Seconds in which PyTorch says that a worker has died, once its connection is lost.
+SIGNAL_PATIENCE = 5.0
 
 
 class SampleStream(TorchDataset[dict[str, Tensor]]):
@@ -52,9 +56,9 @@ class SampleStream(TorchDataset[dict[str, Tensor]]):
         return self._dataset.batch(self.samples(step), seed=self._seed)
 
 
-def stream_loader(stream: SampleStream, steps: Iterable[int], *, num_workers: int = 0) -> DataLoader[dict[str, Tensor]]:
-    """Return a loader of the given steps, in order, whatever the number of workers."""
-    return DataLoader(
+def stream_batches(stream: SampleStream, steps: Iterable[int], *, num_workers: int = 0) -> Iterator[dict[str, Tensor]]:
+    """Return the batches of the given steps, in order, whatever the number of workers."""
+    loader = DataLoader(
         stream,
         batch_size=None,
         sampler=list(steps) if not isinstance(steps, range) else steps,
@@ -64,6 +68,22 @@ def stream_loader(stream: SampleStream, steps: Iterable[int], *, num_workers: in
         generator=torch.Generator().manual_seed(0),
         persistent_workers=False,
     )
+    return until_the_signal(loader)
+
+
+def until_the_signal(loader: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches of a loader. Where a worker dies while it hands one over, wait for PyTorch's word of it."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError):
+            # The signal is on its way, and would otherwise be raised wherever this error has got to by then.
+            time.sleep(SIGNAL_PATIENCE)
+            raise
+        yield batch
 
 
 @contextlib.contextmanager

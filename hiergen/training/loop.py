@@ -17,7 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from hiergen.config import to_json
-from hiergen.data.stream import SampleStream, explain_worker_death, stream_loader
+from hiergen.data.stream import SampleStream, explain_worker_death, stream_batches
 from hiergen.files import check_writable, write_json
 from hiergen.seeding import derive_seed, make_rng
 from hiergen.training.average import Average
@@ -184,8 +184,8 @@ class _Run:
             self.task.dataset, batch_size=config.batch_size, seed=config.seed, rank=rank, world_size=world
         )
         meter, clock = Meter(), Clock()
-        loader = stream_loader(stream, steps, num_workers=config.num_workers)
-        for step, batch in zip(steps, clock.timed(loader), strict=True):
+        batches = stream_batches(stream, steps, num_workers=config.num_workers)
+        for step, batch in zip(steps, clock.timed(batches), strict=True):
             with self.flops.count(self._active) if self.flops else contextlib.nullcontext():
                 terms = self._step(batch)
             meter.add(terms)

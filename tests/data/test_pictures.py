@@ -11,7 +11,7 @@ from PIL import Image
 from hiergen.data.images import center_crop, to_tensor
 from hiergen.data.pictures import FolderPictures, PictureSet, SplitPictures, picture_views, random_crop
 from hiergen.data.sources import DataConfig, open_images
-from hiergen.data.stream import SampleStream, stream_loader
+from hiergen.data.stream import SampleStream, stream_batches
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -72,8 +72,8 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(folder: Path) -> Non
     mirrored = [bool(data.batch([(0, epoch)], seed=0)["image"][0, 0, 8].diff().mean() < 0) for epoch in range(40)]
     assert 8 < sum(mirrored) < 32
     stream = SampleStream(data, batch_size=4, seed=3)
-    alone = list(stream_loader(stream, range(2)))
-    workers = list(stream_loader(stream, range(2), num_workers=2))
+    alone = list(stream_batches(stream, range(2)))
+    workers = list(stream_batches(stream, range(2), num_workers=2))
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(alone, workers, strict=True))
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from hiergen.data.sources import DataConfig
+from hiergen.data.stream import explain_worker_death, until_the_signal
 from hiergen.training import loop, run_state
 from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.loop import RunInterruptedError, fit
@@ -48,6 +49,26 @@ def test_a_dead_worker_is_explained_and_the_run_goes_on_from_its_checkpoint(tmp_
     fit(toy.toy_run(str(tmp_path / "whole")))
     runs = [load_checkpoint(find_checkpoint(tmp_path / name / "checkpoints"))[0] for name in ("run", "whole")]
     assert all(torch.equal(value, runs[1]["toy"][name]) for name, value in runs[0]["toy"].items())
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_explained_too() -> None:
+    """Its connection is lost first; what PyTorch's handler of SIGCHLD raises comes a moment later."""
+
+    def says_so(*_) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    def broken():
+        yield {}
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    before = signal.signal(signal.SIGALRM, says_so)
+    try:
+        with pytest.raises(ChildProcessError, match="a data worker died"), explain_worker_death():
+            list(until_the_signal(broken()))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def write_shards(folder: Path, count: int) -> None:
