@@ -35,11 +35,10 @@ from hiergen.metrics.pixel import psnr
 from hiergen.metrics.video import compare_videos
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import rebuild_prefixes
-from hiergen.quickstart.settings import QuickstartSettings
+from hiergen.quickstart.settings import QuickstartSettings, ShapesQuickstartSettings, VideoQuickstartSettings
 from hiergen.quickstart.shape_scores import reconstruction_scores
-from hiergen.quickstart.shapes import ShapesQuickstartSettings, measure_pipeline
+from hiergen.quickstart.shapes import measure_pipeline
 from hiergen.quickstart.video_clips import quickstart_clips
-from hiergen.quickstart.videos import VideoQuickstartSettings
 from hiergen.seeding import make_rng
 
 DIGITS = "scikit-learn's handwritten digits ({images}; UCI Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, CC BY 4.0)"

@@ -35,9 +35,10 @@ from hiergen.metrics.video import compare_videos, frechet_video_distance
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.pyramid import specs_to_json
+from hiergen.quickstart.settings import VideoQuickstartSettings
 from hiergen.quickstart.video_clips import digit_size, quickstart_clips
 from hiergen.quickstart.video_samples import draw_samples
-from hiergen.quickstart.videos import SAMPLING, VideoQuickstartSettings, generator_config
+from hiergen.quickstart.videos import SAMPLING, generator_config
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.patch_components import PatchComponents
 from hiergen.training.loop import fit

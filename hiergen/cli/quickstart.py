@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from hiergen.config import parse
+from hiergen.quickstart.settings import QuickstartSettings
 
 
 def main(args: list[str]) -> None:
-    from hiergen.quickstart.images import QuickstartSettings, run_quickstart
+    settings = parse(QuickstartSettings(), args, prog="hiergen quickstart")
+    from hiergen.quickstart.images import run_quickstart
 
-    run_quickstart(parse(QuickstartSettings(), args, prog="hiergen quickstart"))
+    run_quickstart(settings)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from hiergen.config import parse
+from hiergen.quickstart.settings import ShapesQuickstartSettings
 
 
 def main(args: list[str]) -> None:
-    from hiergen.quickstart.shapes import ShapesQuickstartSettings, run_shapes_quickstart
+    settings = parse(ShapesQuickstartSettings(), args, prog="hiergen quickstart-shapes")
+    from hiergen.quickstart.shapes import run_shapes_quickstart
 
-    run_shapes_quickstart(parse(ShapesQuickstartSettings(), args, prog="hiergen quickstart-shapes"))
+    run_shapes_quickstart(settings)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from hiergen.config import parse
+from hiergen.quickstart.settings import VideoQuickstartSettings
 
 
 def main(args: list[str]) -> None:
-    from hiergen.quickstart.videos import VideoQuickstartSettings, run_video_quickstart
+    settings = parse(VideoQuickstartSettings(), args, prog="hiergen quickstart-video")
+    from hiergen.quickstart.videos import run_video_quickstart
 
-    run_video_quickstart(parse(VideoQuickstartSettings(), args, prog="hiergen quickstart-video"))
+    run_video_quickstart(settings)

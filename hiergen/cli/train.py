@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hiergen.training.config import TrainConfig
-from hiergen.training.run import run_recipe
+if TYPE_CHECKING:
+    from hiergen.training.config import TrainConfig
 
 
 def main(args: list[str]) -> None:
@@ -15,7 +16,10 @@ def main(args: list[str]) -> None:
         print("usage: hiergen train RECIPE [--dry-run] [--field value ...]", file=sys.stderr)
         raise SystemExit(0 if args[:1] in (["-h"], ["--help"]) else 2)
     path, *overrides = args
-    run_recipe(load_recipe(path), overrides, name=f"hiergen train {path}")
+    config = load_recipe(path)
+    from hiergen.training.run import run_recipe
+
+    run_recipe(config, overrides, name=f"hiergen train {path}")
 
 
 def load_recipe(path: str) -> TrainConfig:
@@ -27,6 +31,8 @@ def load_recipe(path: str) -> TrainConfig:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"recipe {path!r} does not exist; recipes are Python files such as tokenizers/restok_tiny.py")
+    from hiergen.training.config import TrainConfig
+
     spec = importlib.util.spec_from_file_location(f"hiergen_recipe_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ValueError(f"recipe {path!r} is not a Python file")

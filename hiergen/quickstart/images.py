@@ -19,9 +19,10 @@ from hiergen.files import atomic_directory, check_writable, write_json, write_te
 from hiergen.pipelines.encoding import encode_images
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.quickstart.image_runs import generator_config, tokenizer_config
 from hiergen.quickstart.report import markdown_report
 from hiergen.quickstart.scoring import score
-from hiergen.quickstart.settings import QuickstartSettings, family, generator_config, sampling, tokenizer_config
+from hiergen.quickstart.settings import QuickstartSettings, family, sampling
 from hiergen.quickstart.stages import StageTimes
 from hiergen.registry import Kind, get_preset, model_class
 from hiergen.seeding import make_rng

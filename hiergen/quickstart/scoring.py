@@ -19,7 +19,8 @@ from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.latents import channel_statistics
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
-from hiergen.quickstart.settings import QuickstartSettings, generator_config, sampling, tokenizer_config
+from hiergen.quickstart.image_runs import generator_config, tokenizer_config
+from hiergen.quickstart.settings import QuickstartSettings, sampling
 from hiergen.tokenizers.base import Tokenizer
 
 

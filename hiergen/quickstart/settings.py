@@ -1,19 +1,15 @@
-"""What the image quickstart runs with: its settings, and how each family of models is trained and sampled."""
+"""What the quickstarts run with. Light to import: a command line is read before PyTorch and diffusers are."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES
 from hiergen.registry import Kind, get_preset, presets
-from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks import GeneratorTaskConfig, TokenizerTaskConfig
 
-BATCH_SIZE = 32
-#: A generator that trains one level in each step sees so many times the samples of one that trains on all tokens.
-LEVELWISE_FACTOR = 2
+NUM_DIGITS = 10
+NUM_SHAPE_CLASSES = len(PROCEDURAL_CLASSES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +117,95 @@ class QuickstartSettings:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class ShapesQuickstartSettings:
+    """Settings of `hiergen quickstart-shapes`.
+
+    Attributes:
+        out: Folder for shapes, models, meshes, pictures and the report.
+        num_shapes: Training shapes, the same number of each class.
+        num_test: Held-out shapes: for the reconstructions, and as the set that generated shapes are compared with.
+        tokenizer_samples: Training samples of the tokenizer.
+        generator_samples: Training samples of the generator by class.
+        image_samples: Training samples of the generator by image.
+        num_views: Rendered views of each shape.
+        view_size: Their side in pixels.
+        num_variants: Encodings of each training shape, from different surface points.
+        num_generated: Shapes to generate, the same number of each class.
+        depth: Meshes come from a grid of `2 ** depth + 1` nodes an axis.
+        seed: Of everything random.
+        num_workers: Processes that prepare shapes; None takes one a core.
+        tokenizer: Preset of the tokenizer.
+        generator: Preset of the generator.
+    """
+
+    out: str = "quickstart-shapes"
+    num_shapes: int = 512
+    num_test: int = 32
+    tokenizer_samples: int = 24_000
+    generator_samples: int = 9_000
+    image_samples: int = 6_000
+    num_views: int = 2
+    view_size: int = 64
+    num_variants: int = 2
+    num_generated: int = 32
+    depth: int = 6
+    seed: int = 0
+    num_workers: int | None = None
+    tokenizer: str = "pyramid-vae-tiny"
+    generator: str = "mar3d-tiny"
+
+    def __post_init__(self) -> None:
+        for name in ("num_shapes", "num_test", "num_generated"):
+            value = getattr(self, name)
+            if value < NUM_SHAPE_CLASSES or value % NUM_SHAPE_CLASSES:
+                raise ValueError(
+                    f"{name} is {value}, expected a multiple of {NUM_SHAPE_CLASSES}, the number of classes"
+                )
+        for name in ("tokenizer_samples", "generator_samples", "image_samples", "num_variants", "num_views"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        _check_presets({self.tokenizer: "PyramidVAE", self.generator: "MaskedCascade"})
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoQuickstartSettings:
+    """Settings of `hiergen quickstart-video`.
+
+    Attributes:
+        out: Folder for models, clips, pictures and the report.
+        num_clips: Training clips, the same number of each digit.
+        num_test: Held-out clips: for reconstructions, and as what generated clips are measured beside.
+        samples_seen: Training samples of the generator.
+        num_generated: Clips to generate with each kind of attention, the same number of each digit.
+        densities: Of sparse attention: the share of the dense products that it computes. The first is shown in the pictures.
+        seed: Of everything random.
+        tokenizer: Preset of the tokenizer, a `PatchComponents`.
+        generator: Preset of the generator, a `FlowTransformer`.
+    """
+
+    out: str = "quickstart-video"
+    num_clips: int = 2000
+    num_test: int = 100
+    samples_seen: int = 36_000
+    num_generated: int = 30
+    densities: tuple[float, ...] = (0.5, 0.25)
+    seed: int = 0
+    tokenizer: str = "patches-tiny"
+    generator: str = "flow-video-tiny"
+
+    def __post_init__(self) -> None:
+        for name in ("num_clips", "num_test", "num_generated"):
+            value = getattr(self, name)
+            if value < NUM_DIGITS or value % NUM_DIGITS:
+                raise ValueError(f"{name} is {value}, expected a multiple of {NUM_DIGITS}, the number of digits")
+        if self.samples_seen < 1:
+            raise ValueError(f"samples_seen is {self.samples_seen}, expected at least 1")
+        if not self.densities or not all(0 < density < 1 for density in self.densities):
+            raise ValueError(f"densities are {self.densities}, expected at least one, each between 0 and 1")
+        _check_presets({self.tokenizer: "PatchComponents", self.generator: "FlowTransformer"})
+
+
 def family(kind: Kind, preset: str) -> Family:
     """Return the family of a preset.
 
@@ -135,47 +220,9 @@ def family(kind: Kind, preset: str) -> Family:
     return found
 
 
-def tokenizer_config(settings: QuickstartSettings) -> TrainConfig:
-    """Return the training run of the tokenizer."""
-    chosen = family("tokenizer", settings.tokenizer)
-    return _train_config(
-        settings, chosen, TokenizerTaskConfig(preset=settings.tokenizer, data=DataConfig(), pixel_weight=10.0)
-    )
-
-
-def generator_config(settings: QuickstartSettings) -> TrainConfig:
-    """Return the training run of the generator."""
-    chosen = family("generator", settings.generator)
-    codes = str(Path(settings.out) / "codes")
-    return _train_config(settings, chosen, GeneratorTaskConfig(preset=settings.generator, codes=codes))
-
-
 def sampling(settings: QuickstartSettings) -> dict[str, Any]:
     """Return what the samples are drawn with: fields of the generator's settings."""
     return family("generator", settings.generator).sampling
-
-
-def _train_config(
-    settings: QuickstartSettings, chosen: Family, task: TokenizerTaskConfig | GeneratorTaskConfig
-) -> TrainConfig:
-    is_levelwise = get_preset(task.preset).config.get("order") == "levelwise"
-    samples = round(settings.samples_seen * chosen.samples_factor * (LEVELWISE_FACTOR if is_levelwise else 1))
-    return TrainConfig(
-        task=task,
-        out=str(Path(settings.out) / chosen.kind),
-        samples=samples,
-        batch_size=BATCH_SIZE,
-        seed=settings.seed,
-        optim=OptimConfig(
-            lr=chosen.lr,
-            weight_decay=chosen.weight_decay,
-            warmup_samples=min(1_000, samples // 10),
-            final_lr_ratio=0.05,
-        ),
-        ema_decay=chosen.ema_decay,
-        log_every=1_000,
-        checkpoint_every=10_000,
-    )
 
 
 def _example(tokens: str) -> str:
@@ -188,3 +235,9 @@ def _example(tokens: str) -> str:
         for kind in ("tokenizer", "generator")
     }
     return f"--tokenizer {names['tokenizer']} --generator {names['generator']}"
+
+
+def _check_presets(expected: dict[str, str]) -> None:
+    for name, kind in expected.items():
+        if get_preset(name).model != kind:
+            raise ValueError(f"preset {name!r} is a {get_preset(name).model}, expected a {kind}")

@@ -5,7 +5,6 @@ Every stage leaves its result in the output folder and is passed over when it is
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from hiergen.generators.cascade import MaskedCascade
 from hiergen.generators.image_encoder import ImageEncoder
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline, decode_meshes
 from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes
+from hiergen.quickstart.settings import NUM_SHAPE_CLASSES, ShapesQuickstartSettings
 from hiergen.quickstart.shape_report import shape_markdown
 from hiergen.quickstart.shape_scores import (
     draw_contact_sheet,
@@ -50,8 +50,6 @@ from hiergen.training.shape_task import ShapeGeneratorTaskConfig, ShapeTokenizer
 if TYPE_CHECKING:
     import trimesh
 
-NUM_CLASSES = len(PROCEDURAL_CLASSES)
-
 #: What the samples are drawn with.
 SAMPLING: dict[str, Any] = {
     "num_steps": 16,
@@ -65,57 +63,6 @@ SAMPLING: dict[str, Any] = {
 POINTS = SamplingSettings(num_surface=4096, num_volume=8192, num_near=4096, near_sigmas=(0.02, 0.05), num_farthest=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class ShapesQuickstartSettings:
-    """Settings of `hiergen quickstart-shapes`.
-
-    Attributes:
-        out: Folder for shapes, models, meshes, pictures and the report.
-        num_shapes: Training shapes, the same number of each class.
-        num_test: Held-out shapes: for the reconstructions, and as the set that generated shapes are compared with.
-        tokenizer_samples: Training samples of the tokenizer.
-        generator_samples: Training samples of the generator by class.
-        image_samples: Training samples of the generator by image.
-        num_views: Rendered views of each shape.
-        view_size: Their side in pixels.
-        num_variants: Encodings of each training shape, from different surface points.
-        num_generated: Shapes to generate, the same number of each class.
-        depth: Meshes come from a grid of `2 ** depth + 1` nodes an axis.
-        seed: Of everything random.
-        num_workers: Processes that prepare shapes; None takes one a core.
-        tokenizer: Preset of the tokenizer.
-        generator: Preset of the generator.
-    """
-
-    out: str = "quickstart-shapes"
-    num_shapes: int = 512
-    num_test: int = 32
-    tokenizer_samples: int = 24_000
-    generator_samples: int = 9_000
-    image_samples: int = 6_000
-    num_views: int = 2
-    view_size: int = 64
-    num_variants: int = 2
-    num_generated: int = 32
-    depth: int = 6
-    seed: int = 0
-    num_workers: int | None = None
-    tokenizer: str = "pyramid-vae-tiny"
-    generator: str = "mar3d-tiny"
-
-    def __post_init__(self) -> None:
-        for name in ("num_shapes", "num_test", "num_generated"):
-            value = getattr(self, name)
-            if value < NUM_CLASSES or value % NUM_CLASSES:
-                raise ValueError(f"{name} is {value}, expected a multiple of {NUM_CLASSES}, the number of classes")
-        for name in ("tokenizer_samples", "generator_samples", "image_samples", "num_variants", "num_views"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name, kind in ((self.tokenizer, "PyramidVAE"), (self.generator, "MaskedCascade")):
-            if get_preset(name).model != kind:
-                raise ValueError(f"preset {name!r} is a {get_preset(name).model}, expected a {kind}")
-
-
 def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
     """Prepare, train, generate, score and draw; return the report, which is also written to `report.json` and `report.md`.
 
@@ -127,7 +74,9 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
     out = check_writable(settings.out)
     console = Console(stderr=True)
     times = StageTimes(out / "times.json")
-    console.print(f"[bold]hiergen quickstart-shapes[/] -> {out}: {settings.num_shapes} shapes of {NUM_CLASSES} classes")
+    console.print(
+        f"[bold]hiergen quickstart-shapes[/] -> {out}: {settings.num_shapes} shapes of {NUM_SHAPE_CLASSES} classes"
+    )
     with times.stage("prepare shapes"):
         _prepare(settings)
     with times.stage("train tokenizer"):
@@ -271,7 +220,7 @@ def _generate_from_views(pipeline: ImageToShapePipeline, settings: ShapesQuickst
     views = held_out_views(open_shapes(data), _by_number(data.source))
     folder = Path(settings.out) / "from_views"
     for number, picture in enumerate(views):
-        path = folder / f"{PROCEDURAL_CLASSES[number % NUM_CLASSES]}-{number:03d}-view.png"
+        path = folder / f"{PROCEDURAL_CLASSES[number % NUM_SHAPE_CLASSES]}-{number:03d}-view.png"
         with atomic_path(path) as temporary:
             temporary.write_bytes(encode_png(picture.permute(1, 2, 0).numpy()))
     rng, extraction = make_rng(settings.seed, "sample from views"), _extraction(settings)
@@ -305,7 +254,7 @@ def _rebuild(tokenizer: PyramidVAE, settings: ShapesQuickstartSettings) -> list[
 def _generate(pipeline: ClassToShapePipeline, settings: ShapesQuickstartSettings) -> list[trimesh.Trimesh]:
     """Return generated meshes, class by class in turn as the held-out shapes are, and write them."""
     pipeline.set_progress_bar_config(disable=True)
-    labels = [number % NUM_CLASSES for number in range(settings.num_generated)]
+    labels = [number % NUM_SHAPE_CLASSES for number in range(settings.num_generated)]
     rng = make_rng(settings.seed, "sample")
     extraction = _extraction(settings)
     meshes = pipeline(labels, generator=rng, extraction=extraction, **SAMPLING).meshes
@@ -316,7 +265,7 @@ def _generate(pipeline: ClassToShapePipeline, settings: ShapesQuickstartSettings
 def _save(meshes: list[trimesh.Trimesh], folder: Path, suffix: str) -> None:
     for number, mesh in enumerate(meshes):
         if len(mesh.faces):
-            save_mesh(mesh, folder / f"{PROCEDURAL_CLASSES[number % NUM_CLASSES]}-{number:03d}-{suffix}.glb")
+            save_mesh(mesh, folder / f"{PROCEDURAL_CLASSES[number % NUM_SHAPE_CLASSES]}-{number:03d}-{suffix}.glb")
 
 
 def _report(
@@ -326,9 +275,9 @@ def _report(
     generated: list[trimesh.Trimesh],
 ) -> dict[str, Any]:
     test = _references(settings, TEST_OFFSET, settings.num_test)
-    train = _references(settings, 0, min(settings.num_shapes, 8 * NUM_CLASSES))
+    train = _references(settings, 0, min(settings.num_shapes, 8 * NUM_SHAPE_CLASSES))
     return {
-        "what": f"quickstart on procedural shapes of {NUM_CLASSES} classes, trained from random weights",
+        "what": f"quickstart on procedural shapes of {NUM_SHAPE_CLASSES} classes, trained from random weights",
         "settings": to_json(settings),
         "sampling": SAMPLING,
         "versions": {"hiergen": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -373,12 +322,12 @@ def _draw(
     generated: list[trimesh.Trimesh],
     shown: list[trimesh.Trimesh],
 ) -> None:
-    rows = {"input": _references(settings, TEST_OFFSET, NUM_CLASSES)}
+    rows = {"input": _references(settings, TEST_OFFSET, NUM_SHAPE_CLASSES)}
     for spec, meshes in zip(tokenizer.specs, rebuilt, strict=True):
-        rows[f"{spec.num_tokens} tokens"] = meshes[:NUM_CLASSES]
-    rows["from a view"] = shown[:NUM_CLASSES]
-    for number in range(min(3, settings.num_generated // NUM_CLASSES)):
-        rows[f"sample {number + 1}"] = generated[number * NUM_CLASSES : (number + 1) * NUM_CLASSES]
+        rows[f"{spec.num_tokens} tokens"] = meshes[:NUM_SHAPE_CLASSES]
+    rows["from a view"] = shown[:NUM_SHAPE_CLASSES]
+    for number in range(min(3, settings.num_generated // NUM_SHAPE_CLASSES)):
+        rows[f"sample {number + 1}"] = generated[number * NUM_SHAPE_CLASSES : (number + 1) * NUM_SHAPE_CLASSES]
     draw_contact_sheet(
         Path(settings.out) / "contact_sheet.png",
         rows,

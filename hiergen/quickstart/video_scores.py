@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,10 @@ from hiergen.data.moving_digits import MovingDigits
 from hiergen.data.videos import from_uint8
 from hiergen.metrics.clip_classifiers import FrameJudge, digit_clip_extractor
 from hiergen.metrics.video import compare_videos, frechet_video_distance, temporal_flicker
+from hiergen.quickstart.settings import VideoQuickstartSettings
 from hiergen.quickstart.video_clips import digit_size
 from hiergen.quickstart.video_samples import Drawn
 from hiergen.tokenizers.base import Tokenizer
-
-if TYPE_CHECKING:
-    from hiergen.quickstart.videos import VideoQuickstartSettings
 
 
 def video_scores(

@@ -5,7 +5,6 @@ Every stage leaves its result in the output folder and is passed over when it is
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from hiergen.generators.flow_transformer import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
+from hiergen.quickstart.settings import NUM_DIGITS, VideoQuickstartSettings
 from hiergen.quickstart.stages import StageTimes
 from hiergen.quickstart.video_clips import quickstart_clips
 from hiergen.quickstart.video_report import video_markdown
@@ -34,53 +34,11 @@ from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.tasks import GeneratorTaskConfig
 
-NUM_CLASSES = 10
-
 #: What the samples are drawn with.
 SAMPLING: dict[str, Any] = {"num_steps": 25, "solver": "euler", "timestep_shift": 0.4, "guidance_scale": 3.0}
 
 #: Queries and keys of a block: small, because there are 128 tokens.
 BLOCKS = (32, 16)
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoQuickstartSettings:
-    """Settings of `hiergen quickstart-video`.
-
-    Attributes:
-        out: Folder for models, clips, pictures and the report.
-        num_clips: Training clips, the same number of each digit.
-        num_test: Held-out clips: for reconstructions, and as what generated clips are measured beside.
-        samples_seen: Training samples of the generator.
-        num_generated: Clips to generate with each kind of attention, the same number of each digit.
-        densities: Of sparse attention: the share of the dense products that it computes. The first is shown in the pictures.
-        seed: Of everything random.
-        tokenizer: Preset of the tokenizer, a `PatchComponents`.
-        generator: Preset of the generator, a `FlowTransformer`.
-    """
-
-    out: str = "quickstart-video"
-    num_clips: int = 2000
-    num_test: int = 100
-    samples_seen: int = 36_000
-    num_generated: int = 30
-    densities: tuple[float, ...] = (0.5, 0.25)
-    seed: int = 0
-    tokenizer: str = "patches-tiny"
-    generator: str = "flow-video-tiny"
-
-    def __post_init__(self) -> None:
-        for name in ("num_clips", "num_test", "num_generated"):
-            value = getattr(self, name)
-            if value < NUM_CLASSES or value % NUM_CLASSES:
-                raise ValueError(f"{name} is {value}, expected a multiple of {NUM_CLASSES}, the number of digits")
-        if self.samples_seen < 1:
-            raise ValueError(f"samples_seen is {self.samples_seen}, expected at least 1")
-        if not self.densities or not all(0 < density < 1 for density in self.densities):
-            raise ValueError(f"densities are {self.densities}, expected at least one, each between 0 and 1")
-        for name, kind in ((self.tokenizer, "PatchComponents"), (self.generator, "FlowTransformer")):
-            if get_preset(name).model != kind:
-                raise ValueError(f"preset {name!r} is a {get_preset(name).model}, expected a {kind}")
 
 
 def run_video_quickstart(settings: VideoQuickstartSettings) -> dict[str, Any]:
@@ -168,7 +126,7 @@ def _tokenizer(settings: VideoQuickstartSettings, train: MovingDigits) -> PatchC
 def _sample(pipeline: ClassToVideoPipeline, settings: VideoQuickstartSettings, console: Console) -> dict[str, Drawn]:
     """Return the clips of each kind of attention, from the same noise: digit by digit in turn."""
     pipeline.set_progress_bar_config(disable=True)
-    labels = [number % NUM_CLASSES for number in range(settings.num_generated)]
+    labels = [number % NUM_DIGITS for number in range(settings.num_generated)]
     drawn = {}
     for name, attention in attention_kinds(settings).items():
         folder = Path(settings.out) / "samples"
@@ -179,15 +137,15 @@ def _sample(pipeline: ClassToVideoPipeline, settings: VideoQuickstartSettings, c
 
 def _draw(out: Path, test: MovingDigits, drawn: dict[str, Drawn]) -> None:
     names = list(drawn)[:2]
-    real = from_uint8(test.videos[:NUM_CLASSES])
-    made = [drawn[name].videos[:NUM_CLASSES] for name in names]
+    real = from_uint8(test.videos[:NUM_DIGITS])
+    made = [drawn[name].videos[:NUM_DIGITS] for name in names]
     step = max(real.shape[2] // 8, 1)
     # One picture a clip: its frames side by side.
     strips = [torch.cat(list(F.pad(clips[:, :, ::step], (0, 2)).unbind(2)), dim=-1) for clips in (real, *made)]
     save_image_grid(
         out / "contact_sheet.png",
         list(torch.stack(strips, dim=1)),
-        row_labels=[str(digit) for digit in range(NUM_CLASSES)],
+        row_labels=[str(digit) for digit in range(NUM_DIGITS)],
         column_labels=["real", *names],
         title=f"Every {step}th frame of real clips, and of generated ones by the digit asked for (not selected)",
         scale=0.45,

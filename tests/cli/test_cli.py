@@ -200,3 +200,21 @@ def test_a_signal_ends_a_run_with_its_code(tmp_path) -> None:
     assert process.returncode == 143, printed
     assert "run again to continue" in printed
     assert list((tmp_path / "checkpoints").glob("samples-*"))
+
+
+#: Verbs that many will call first, and with a mistake; none needs diffusers to say what it takes.
+QUICK = ["quickstart", "quickstart-shapes", "quickstart-video", "train", "reconstruct", "generate", "demo", "encode"]
+
+
+def test_help_and_mistakes_do_not_wait_for_diffusers() -> None:
+    program = f"""
+import contextlib, io, sys
+from hiergen.__main__ import main
+for verb in {QUICK}:
+    for option in ("--help", "--no-such-option"):
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            main([verb, option])
+    assert "diffusers" not in sys.modules, verb
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

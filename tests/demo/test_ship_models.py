@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from hiergen.config import parse, to_json
-from hiergen.quickstart.settings import QuickstartSettings
-from hiergen.quickstart.shapes import ShapesQuickstartSettings
-from hiergen.quickstart.videos import VideoQuickstartSettings
+from hiergen.quickstart.settings import QuickstartSettings, ShapesQuickstartSettings, VideoQuickstartSettings
 
 PROGRAM = Path(__file__).resolve().parents[2] / "demos" / "ship_models.py"
 

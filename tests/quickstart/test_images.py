@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 import hiergen
-from hiergen.quickstart.images import QuickstartSettings, run_quickstart
+from hiergen.quickstart.image_runs import generator_config, tokenizer_config
+from hiergen.quickstart.images import run_quickstart
 from hiergen.quickstart.report import markdown_report
-from hiergen.quickstart.settings import FAMILIES, generator_config, tokenizer_config
+from hiergen.quickstart.settings import FAMILIES, QuickstartSettings
 
 
 @pytest.fixture(scope="module")

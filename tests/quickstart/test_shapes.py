@@ -14,9 +14,10 @@ import hiergen
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.pipelines.shape_encoding import encode_clouds
 from hiergen.quickstart import shapes as module
+from hiergen.quickstart.settings import ShapesQuickstartSettings
 from hiergen.quickstart.shape_report import shape_markdown
 from hiergen.quickstart.shape_scores import draw_contact_sheet, generation_scores, reconstruction_scores
-from hiergen.quickstart.shapes import ShapesQuickstartSettings, run_shapes_quickstart
+from hiergen.quickstart.shapes import run_shapes_quickstart
 from hiergen.quickstart.stages import StageTimes
 
 COUNT = len(PROCEDURAL_CLASSES)

@@ -11,8 +11,9 @@ import hiergen
 from hiergen.data.video_files import read_frames
 from hiergen.metrics import clip_classifiers
 from hiergen.quickstart import video_samples, videos
+from hiergen.quickstart.settings import VideoQuickstartSettings
 from hiergen.quickstart.video_report import video_markdown
-from hiergen.quickstart.videos import VideoQuickstartSettings, run_video_quickstart
+from hiergen.quickstart.videos import run_video_quickstart
 
 #: One step without guidance, and an extractor of few clips: no time for anything to be learned.
 FEW = {"num_steps": 1, "solver": "euler", "timestep_shift": 1.0, "guidance_scale": 1.0}
