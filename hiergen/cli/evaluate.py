@@ -85,5 +85,7 @@ def _compare(settings: CompareSettings) -> None:
         half = "" if row["half_width"] is None else f"± {row['half_width']:.2g}"
         table.add_row(name, *cells, half, "clear" if row["is_clear"] else "not clear")
     Console().print(table)
+    for warning in result["warnings"]:
+        Console(stderr=True).print(f"warning: {warning}", markup=False)
     if settings.out:
         write_json(settings.out, result)

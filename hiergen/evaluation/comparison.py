@@ -129,6 +129,7 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed
     everything else independently. Metrics that are not resampled (IS, precision, recall) have the root of the sum of squares of both
     reports' own intervals, and so has KID, but for reconstructions of the same images, which go to the same blocks in both.
     A metric that is not finite in one of the reports, such as the PSNR of equal images, has no difference: None.
+    What makes a difference say less than it seems to is in "warnings".
 
     Args:
         first: A report.json or its folder.
@@ -170,6 +171,7 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed
         "resampling": f"{resamples} bootstrap draws, seed {seed}, "
         + ("pairs of the same items" if paired else "independent"),
         "metrics": rows,
+        "warnings": _doubts(*reports),
     }
 
 
@@ -231,8 +233,29 @@ def check_comparable(first: StoredReport, second: StoredReport) -> None:
         a, b = (_entry(stored.report, name) for stored in (first, second))
         if a != b:
             differing.append(f"{name}: {a!r} and {b!r}")
+    if not _is_same_reference(first.reference, second.reference):
+        names = [_entry(stored.report, "reference.source") for stored in (first, second)]
+        differing.append(f"reference: {names[0]!r} and {names[1]!r}, other statistics")
     if differing:
         raise ValueError(f"the reports cannot be compared, they differ in {'; '.join(differing)}")
+
+
+def _is_same_reference(first: Moments | None, second: Moments | None) -> bool:
+    """Return whether two fixed references are one; they are by their moments, since a file of statistics has no name for its images."""
+    if first is None or second is None:
+        return first is second
+    # A reference that was exported and read back went through float64 once more.
+    return np.allclose(first.mean, second.mean) and np.allclose(first.covariance, second.covariance)
+
+
+def _doubts(first: StoredReport, second: StoredReport) -> list[str]:
+    name, counts = distance_name(first.report), [len(next(iter(stored.values.values()))) for stored in (first, second)]
+    if not name or counts[0] == counts[1]:
+        return []
+    return [
+        f"{name} is of {counts[0]:,} and of {counts[1]:,} items, and the distance of fewer is larger by its bias: "
+        "compare equal numbers"
+    ]
 
 
 def distance_name(report: dict[str, Any]) -> str:

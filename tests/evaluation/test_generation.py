@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState, debug_launcher
 from PIL import Image
 
+from hiergen.data.sources import DataConfig
 from hiergen.evaluation.comparison import compare
 from hiergen.evaluation.distances import DistanceConfig
 from hiergen.evaluation.extractors import ExtractorConfig
@@ -114,6 +115,20 @@ def test_a_stopped_run_continues_and_samples_are_read_back(folder: Path) -> None
     assert len(small_sample_warning("the set", 14, 3)) == 1
     with pytest.raises(ValueError, match=r"holds the parts of another evaluation \(seed differ\)"):
         evaluate_generations(settings(folder, "whole", seed=1))
+
+
+def test_distances_to_other_references_or_of_other_counts_are_not_passed_off_as_comparable(folder: Path) -> None:
+    evaluate_generations(settings(folder, "sixteen"))
+    evaluate_generations(settings(folder, "twelve", num_images=12))
+    fewer = compare(folder / "sixteen", folder / "twelve", resamples=4)
+    assert [text for text in fewer["warnings"] if "gFD-mean-color is of 16 and of 12 items" in text]
+    assert compare(folder / "sixteen", folder / "sixteen", resamples=4)["warnings"] == []
+    # The same statistics from a file are the same reference, the test split is another.
+    evaluate_generations(settings(folder, "file", reference=str(folder / "sixteen" / "reference.npz")))
+    assert compare(folder / "sixteen", folder / "file", resamples=4)["warnings"] == []
+    evaluate_generations(settings(folder, "test", data=DataConfig(split="test")))
+    with pytest.raises(ValueError, match=r"differ in reference: 'digits' and 'digits', other statistics"):
+        compare(folder / "sixteen", folder / "test")
 
 
 def test_labels_are_balanced_or_independent() -> None:
