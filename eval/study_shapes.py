@@ -2,9 +2,10 @@
 
     python eval/study_shapes.py --out runs/study_shapes
     python eval/study_shapes.py --out runs/study_shapes --part generation
+    python eval/study_shapes.py --out runs/study_shapes_1024 --num-tokens 256 1024 --chosen pyramid
 
 A stopped study continues. The variants differ in what `TOKENIZERS` and `CASCADES` say and in nothing else; no setting was tuned for one of
-them. The paper's 256 and 1024 tokens became 8 and 32, a size that a CPU trains: the same ratio.
+them. The paper's 256 and 1024 tokens became 8 and 32, a size that a CPU trains in numbers: the same ratio; `--num-tokens` takes others.
 """
 
 import dataclasses
@@ -48,8 +49,8 @@ from hiergen.training.study import StudyResult, run_study
 if TYPE_CHECKING:
     import trimesh
 
-#: What all tokenizers have in common: `pyramid-vae-tiny`, a model of two numbers of tokens, both trained in every step.
-MODEL: dict[str, Any] = {"num_tokens": [8, 32], "token_dim": 8, "num_frequencies": 6}
+#: What all tokenizers have in common beside their numbers of tokens: `pyramid-vae-tiny`, all of its levels trained in every step.
+MODEL: dict[str, Any] = {"token_dim": 8, "num_frequencies": 6}
 #: What each changes: the preset reads 1024, 256 and 64 points of a cloud, a cross-attention each; the others all 1024, as released, the
 #: last with two more blocks in the encoder, which make up for the parameters of the two cross-attentions.
 TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -87,6 +88,8 @@ class Settings:
         out: Folder of all runs and results.
         part: "reconstruction" (all tokenizers) or "generation" (after it, on the tokens of the first one).
         seeds: Of every variant.
+        chosen: Tokenizers to compare in the part "reconstruction", of `TOKENIZERS`; the first is the baseline.
+        num_tokens: Of the coarse and of the fine level.
         num_shapes: Training shapes.
         num_test: Held-out shapes, and shapes of every generated set.
         tokenizer_samples: Training samples of a tokenizer.
@@ -97,15 +100,24 @@ class Settings:
     out: str = "runs/study_shapes"
     part: Literal["reconstruction", "generation"] = "reconstruction"
     seeds: tuple[int, ...] = (0, 1, 2)
+    chosen: tuple[str, ...] = tuple(TOKENIZERS)
+    num_tokens: tuple[int, int] = (8, 32)
     num_shapes: int = 512
     num_test: int = 40
     tokenizer_samples: int = 5_000
     stage_samples: int = 6_000
     depth: int = 5
 
+    def __post_init__(self) -> None:
+        unknown = set(self.chosen) - set(TOKENIZERS)
+        if unknown or not self.chosen:
+            raise ValueError(
+                f"chosen holds {', '.join(sorted(unknown)) or 'nothing'}, expected of {', '.join(TOKENIZERS)}"
+            )
+
 
 #: What may change without making results stale.
-_FREE = ("out", "part", "seeds")
+_FREE = ("out", "part", "seeds", "chosen")
 
 
 class Study:
@@ -140,11 +152,12 @@ class Study:
                 # Without any surface there is no distance; the study then refuses the run.
                 found[f"chamfer_{level}"] = math.nan if scores["chamfer"] is None else scores["chamfer"]
                 found |= {f"f{threshold}_{level}": value for threshold, value in scores["f_scores"].items()}
-            coarse, fine = MODEL["num_tokens"]
+            coarse, fine = self.settings.num_tokens
             gains = {name: found[f"{name}_{fine}"] - found[f"{name}_{coarse}"] for name in ("iou", "chamfer", "f0.05")}
             return {**found, **{f"gain_{name}": value for name, value in gains.items()}}
 
-        return self._run("reconstruction", dict.fromkeys(TOKENIZERS, run), TOKENIZERS)
+        chosen = {name: TOKENIZERS[name] for name in self.settings.chosen}
+        return self._run("reconstruction", dict.fromkeys(chosen, run), chosen)
 
     def generation(self) -> StudyResult:
         """Train and score the stages, beside rebuilt and real training shapes: what the tokenizer allows, and what there is to reach."""
@@ -162,7 +175,7 @@ class Study:
         runs: dict[str, Callable[[str, int, Path], Mapping[str, float]]] = dict.fromkeys(
             ("coarse", *CASCADES, "coarse-longer"), generated
         )
-        runs |= {f"rebuilt-{count}": rebuilt for count in MODEL["num_tokens"]} | {"real": real}
+        runs |= {f"rebuilt-{count}": rebuilt for count in self.settings.num_tokens} | {"real": real}
         own = {**COARSE, **{name: {**change, "noise": NOISE[name]} for name, change in CASCADES.items()}}
         return self._run("generation", runs, {name: own.get(name, name) for name in runs} | {"sampling": SAMPLING})
 
@@ -171,7 +184,7 @@ class Study:
         config = TrainConfig(
             task=ShapeTokenizerTaskConfig(
                 preset="pyramid-vae-tiny",
-                overrides={**MODEL, **TOKENIZERS[variant]},
+                overrides={"num_tokens": list(self.settings.num_tokens), **MODEL, **TOKENIZERS[variant]},
                 data=ShapeDataConfig(source=str(self.out / "shapes"), split="all", batch=_batch()),
                 near_weight=0.5,
             ),
@@ -273,7 +286,7 @@ def draw(study: Study, part: str) -> None:
     rows: dict[str, Sequence[trimesh.Trimesh]] = {}
     if part == "reconstruction":
         rows["input"] = study.test[:count]
-        for variant in TOKENIZERS:
+        for variant in study.settings.chosen:
             for tokens, meshes in study.rebuild(study.tokenizer(variant, seed), TEST_OFFSET, count).items():
                 rows[f"{variant}, {tokens} tokens"] = meshes
         title = "Held-out shapes, rebuilt"
@@ -284,17 +297,17 @@ def draw(study: Study, part: str) -> None:
     draw_contact_sheet(study.out / f"{part}.png", rows, column_labels=PROCEDURAL_CLASSES, title=title)
 
 
-def table(result: StudyResult, part: str) -> str:
+def table(result: StudyResult, part: str, num_tokens: tuple[int, int]) -> str:
     """Return the result as Markdown."""
     if part == "generation":
         titles = {"coverage": "coverage", "mmd": "MMD", "1-nna": "1-NNA", "agreement": "class agrees"}
         return result.table({**titles, "without_surface": "without surface"})
     text = ""
-    for tokens in MODEL["num_tokens"]:
+    for tokens in num_tokens:
         columns = {"iou": "IoU", "chamfer": "Chamfer", "f0.02": "F@0.02", "f0.05": "F@0.05"}
         text += result.table({f"{key}_{tokens}": f"{title}, {tokens} tokens" for key, title in columns.items()}) + "\n"
     gains = {"gain_iou": "IoU", "gain_chamfer": "Chamfer", "gain_f0.05": "F@0.05"}
-    coarse, fine = MODEL["num_tokens"]
+    coarse, fine = num_tokens
     return text + result.table({key: f"{title}, {fine} less {coarse} tokens" for key, title in gains.items()}, digits=4)
 
 
@@ -303,7 +316,7 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     study = Study(settings)
     result = study.reconstruction() if settings.part == "reconstruction" else study.generation()
-    text = table(result, settings.part)
+    text = table(result, settings.part, settings.num_tokens)
     write_text(study.out / f"{settings.part}.md", text)
     print(text)
     draw(study, settings.part)
