@@ -31,7 +31,7 @@ class TrainConfig:
         background_checkpoints: Copy what a checkpoint holds to the CPU and write it while the run goes on: it then takes that much more
             memory, and an error of writing is raised at the next checkpoint.
         log_every: Samples between log lines.
-        max_skipped: Stop after this many steps skipped for non-finite gradients.
+        max_skipped: Stop after this many steps skipped for non-finite gradients; in fp16 those do not count that only lower the scale.
         keep_best: Entry of the log by which the best model is kept in `best/`, e.g. "val/psnr" or "loss": at every checkpoint
             interval the mean of its lines since the one before is compared. None keeps the last model only.
         best_is: Whether the "lowest" or the "highest" value is the best.

@@ -113,7 +113,7 @@ class _Run:
             raise ValueError(f"sharding is 'full', expected 'none' for this task: {self.task.unshardable}")
         self.losses = {name: self._wrap(_PlayerLoss(self.task, name)) for name in self.task.players}
         self.optimizers = {
-            name: self.accelerator.prepare(make_optimizer(module, self.task.optim(name) or config.optim))
+            name: make_optimizer(module, self.task.optim(name) or config.optim)
             for name, module in self.task.players.items()
         }
         decay = config.ema_decay
@@ -257,28 +257,45 @@ class _Run:
                     terms[label] = (
                         terms.get(label, torch.zeros((), device=self.device)) + value.detach() / config.accumulation
                     )
-        for name in active:
-            label = f"{name}/grad_norm" if len(self.optimizers) > 1 else "grad_norm"
-            terms[label] = self._update(name, self.optimizers[name])
+        losses = [terms[name] for name in terms if name == "loss" or name.endswith("/loss")]
+        for name, norm in self._update(active, losses).items():
+            terms[f"{name}/grad_norm" if len(self.optimizers) > 1 else "grad_norm"] = norm
         if self.ema is not None:
             self.ema.step(self.task.model.parameters())
         return terms
 
-    def _update(self, name: str, optimizer: Any) -> Tensor:
-        limit = (self.task.optim(name) or self.config.optim).clip_norm
-        parameters = [p for p in self.losses[name].parameters() if p.grad is not None]
-        norm = self.accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-        norm = whole(torch.as_tensor(norm, device=self.device).detach())
-        bad = (~torch.isfinite(norm)).float()
-        if self.accelerator.scaler is None:
-            # The fused optimizer leaves weights and moments alone where this is 1.
-            inner = optimizer.optimizer
-            inner.found_inf, inner.grad_scale = bad, None
-        self.state.skipped += bad
-        self._last_bad = torch.where(bad > 0, self.state.samples_seen, self._last_bad)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norm
+    def _update(self, active: tuple[str, ...], losses: list[Tensor]) -> dict[str, Tensor]:
+        """Take the players' steps, except from gradients that are not finite; return the norms of their gradients."""
+        scaler = self.accelerator.scaler
+        norms = {}
+        for name in active:
+            # All players' before any step, which may change the scale: Accelerate's own clipping would divide the second one's twice.
+            if scaler is not None:
+                scaler.unscale_(self.optimizers[name])
+            limit = (self.task.optim(name) or self.config.optim).clip_norm
+            parameters = [p for p in self.losses[name].parameters() if p.grad is not None]
+            norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+            norms[name] = whole(torch.as_tensor(norm, device=self.device).detach())
+        bad = ~torch.isfinite(torch.stack(list(norms.values())))
+        for name, is_bad in zip(active, bad, strict=True):
+            optimizer = self.optimizers[name]
+            if scaler is None:
+                # The fused optimizer leaves weights and moments alone where this is 1.
+                optimizer.found_inf, optimizer.grad_scale = is_bad.float(), None  # type: ignore[attr-defined]
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        is_skipped = bad.any()
+        if scaler is not None:
+            # That a scaler finds its scale by steps that it skips is no fault, so long as losses are finite and the scale can be lowered.
+            is_lost = (~torch.isfinite(torch.stack(losses))).any().float()
+            is_least = scaler.scale(torch.ones((), device=self.device)) <= 1
+            is_skipped &= is_least | (cast(Tensor, self.accelerator.reduce(is_lost, reduction="max")) > 0)
+            scaler.update()
+        self.state.skipped += is_skipped
+        self._last_bad = torch.where(is_skipped, self.state.samples_seen, self._last_bad)
+        return norms
 
     def _write_log(self, meter: Meter, clock: Clock, progress: TrainProgress) -> None:
         config = self.config
@@ -288,7 +305,7 @@ class _Run:
         samples = meter.steps * config.batch_size
         meter.reset()
         seconds, wait = clock.read()
-        skipped = float(self.accelerator.reduce(self.state.skipped, reduction="max"))
+        skipped = float(self.state.skipped)
         rate = learning_rate(config, self.state.samples_seen)
         line = {
             "samples": float(self.state.samples_seen),
@@ -300,6 +317,8 @@ class _Run:
         if self.flops is not None:
             reached = self.flops.read() / seconds / 1e12
             line |= {"tflops_per_second": reached, "mfu": reached / self.peak}
+        if self.accelerator.scaler is not None:
+            line["loss_scale"] = self.accelerator.scaler.get_scale()
         if skipped:
             line["skipped"] = skipped
         if config.keep_best is not None and not config.keep_best.startswith("val/") and not self.log.lines:

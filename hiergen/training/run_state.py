@@ -60,15 +60,15 @@ class RunState:
 
     Attributes:
         players: The modules that are trained, unwrapped.
-        optimizers: Theirs, as Accelerate prepared them.
+        optimizers: Theirs.
         ema: Averaged weights of the first player's model, or None.
-        skipped: Steps that were skipped, a scalar on the device.
+        skipped: Steps in which a player's was skipped, a scalar on the device; in fp16 those excepted that a smaller scale mends.
         samples_seen: The position.
         best: The best moment so far, whose model is in `best/`.
     """
 
     players: dict[str, nn.Module]
-    optimizers: dict[str, Any]
+    optimizers: dict[str, torch.optim.AdamW]
     ema: Average | None
     skipped: Tensor
     samples_seen: int = 0
@@ -157,7 +157,7 @@ class RunKeeper:
         for name, module in state.players.items():
             current = module.state_dict()
             module.load_state_dict({key: share_like(value, current.get(key)) for key, value in tensors[name].items()})
-            restore_optimizer(state.optimizers[name].optimizer, tensors[f"{name}.optimizer"])
+            restore_optimizer(state.optimizers[name], tensors[f"{name}.optimizer"])
         if state.ema is not None:
             # By name: a safetensors file has an order of its own.
             for (name, _), shadow in zip(self._task.model.named_parameters(), state.ema.shadow, strict=True):
@@ -194,7 +194,7 @@ class RunKeeper:
         tensors: dict[str, Mapping[str, Tensor]] = {}
         for name, module in state.players.items():
             tensors[name] = module.state_dict()
-            tensors[f"{name}.optimizer"] = flatten_optimizer(state.optimizers[name].optimizer)
+            tensors[f"{name}.optimizer"] = flatten_optimizer(state.optimizers[name])
         if state.ema is not None:
             names = [name for name, _ in self._task.model.named_parameters()]
             tensors["ema"] = dict(zip(names, state.ema.shadow, strict=True))

@@ -80,7 +80,8 @@ def train(out: str, task: TaskConfig, poisoned: bool, changes: dict[str, Any]) -
 
     RunKeeper.save = watched
     if poisoned and rank == 1:
-        task = dataclasses.replace(task, poison=tuple(range(1, 100)))
+        # The second step has a loss that is not finite, all others but the first only gradients: of the toy, and twice of the critic.
+        task = dataclasses.replace(task, poison=(1,), poison_gradient=tuple(range(2, 100)), poison_critic=(5, 6))
     fit(toy.toy_run(out, task=task, **changes), cpu=True)
 
 

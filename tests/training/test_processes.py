@@ -38,6 +38,42 @@ def test_a_bad_loss_of_one_process_is_a_bad_step_of_all(runs) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in found["toy"].values())
 
 
+def test_a_gradient_of_one_process_that_is_not_finite_is_a_bad_step_of_all(runs, curve) -> None:
+    """All losses are finite. The toy's gradient of steps 2, 3 and 7 is NaN, the critic's of 3 and 4: four steps of twelve are bad."""
+    name = "a gradient of rank 1 is NaN"
+    assert (runs / f"{name}.error").read_text() == ""
+    lines = curve(runs / name)
+    assert all(line[f"{player}/loss"] is not None for line in lines for player in ("toy", "critic"))
+    assert [line.get("skipped", 0) for line in lines] == [0, 0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4]
+    found, state = load_checkpoint(find_checkpoint(runs / name / "checkpoints"))
+    assert state["skipped"] == 4
+    for player, taken in (("toy", 9), ("critic", 10)):
+        entries = found[f"{player}.optimizer"].items()
+        assert {float(value) for entry, value in entries if entry.endswith(".step")} == {taken}
+        assert all(bool(torch.isfinite(value).all()) for value in found[player].values())
+    ranks = [(runs / f"{name}.weights-{rank}").read_text() for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    assert len(ranks[0].splitlines()) == 4
+
+
+@pytest.mark.parametrize("how", ["", " in the background"])
+def test_a_process_killed_while_another_writes_ends_all_of_them_and_costs_nothing(runs, curve, how) -> None:
+    fault = f"rank 1 is killed within a write{how}"
+    assert "SIGKILL" in (runs / f"{fault}.error").read_text()
+    assert float((runs / f"{fault}.seconds").read_text()) < 30
+    published = sorted((runs / fault / "checkpoints").glob("samples-*"))
+    assert [find_problem(path) for path in published] == [None] * len(published)
+    # It had two before; the third is the one that was being written.
+    assert published[1].name == "samples-000000000048"
+    assert (runs / f"{fault}, resumed.error").read_text() == ""
+    assert curve(runs / f"{fault}, resumed") == curve(runs / "2")
+    whole, parts = (
+        load_checkpoint(find_checkpoint(runs / name / "checkpoints"))[0] for name in ("2", f"{fault}, resumed")
+    )
+    for stem, group in whole.items():
+        assert all(torch.equal(value, parts[stem][name]) for name, value in group.items()), stem
+
+
 def test_what_looks_at_a_whole_batch_is_right_on_two_processes(runs, curve) -> None:
     """Entropy of the codebook, use of codes and the memory of it, batch norm, adaptive weight, averages of logits."""
     for name in ("tokenizer 1", "tokenizer 2"):

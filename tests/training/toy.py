@@ -47,11 +47,16 @@ class Toy(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig(TaskConfig):
-    """`stop_at`: raise SIGTERM at this call of the loss. `poison`: calls whose loss is NaN. `is_random`: dropout and noise."""
+    """`stop_at`: raise SIGTERM at this call of the loss. `poison`: calls whose loss is NaN. `is_random`: dropout and noise.
+
+    `poison_gradient`, `poison_critic`: calls of which the loss is finite, but what flows back to the toy or the critic is NaN.
+    """
 
     size: int = 37
     stop_at: int = -1
     poison: tuple[int, ...] = ()
+    poison_gradient: tuple[int, ...] = ()
+    poison_critic: tuple[int, ...] = ()
     is_random: bool = True
 
     def build(self) -> Task:
@@ -74,11 +79,13 @@ class ToyTask(Task):
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         if player == "critic":
-            return {"loss": (self.critic(self.out.detach()) - 1).square().mean()}
+            guess = self.critic(self.out.detach())
+            # The toy's loss of the same step has counted this call.
+            return {"loss": (_poisoned(guess, self.calls - 1 in self.config.poison_critic) - 1).square().mean()}
         if self.calls == self.config.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         self.seen += batch["index"].tolist()
-        self.out = self.toy(batch["x"])
+        self.out = _poisoned(self.toy(batch["x"]), self.calls in self.config.poison_gradient)
         noise = torch.randn(self.out.shape, generator=rng) * self.config.is_random
         loss = (self.out - batch["x"].sum(1, keepdim=True) + 0.1 * noise).square().mean()
         loss = loss + 0.1 * self.critic(self.out).mean()
@@ -86,6 +93,13 @@ class ToyTask(Task):
             loss = loss * float("nan")
         self.calls += 1
         return {"loss": loss}
+
+
+def _poisoned(value: Tensor, is_poisoned: bool) -> Tensor:
+    """Return the same tensor, through which NaN flows back."""
+    if is_poisoned:
+        value.register_hook(lambda gradient: gradient * float("nan"))
+    return value
 
 
 def toy_run(out: str, **changes: object) -> TrainConfig:
