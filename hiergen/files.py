@@ -6,11 +6,16 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+_FAILED_WRITE = re.compile(r"Error while serializing: I/O error: .*\(os error (\d+)\)")
 
 
 @contextlib.contextmanager
@@ -25,7 +30,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with _raising_os_errors(final):
+            yield temporary
         # mkstemp makes files private; a result should have the permissions any new file gets.
         temporary.chmod(0o666 & ~_umask())
         flush_file(temporary)
@@ -45,7 +51,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{final.name}-", dir=final.parent))
     try:
-        yield temporary
+        with _raising_os_errors(final):
+            yield temporary
         temporary.chmod(0o777 & ~_umask())
         for file in sorted(temporary.rglob("*")):
             flush_file(file) if file.is_file() else flush_directory(file)
@@ -55,6 +62,19 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     flush_directory(final.parent)
+
+
+@contextlib.contextmanager
+def _raising_os_errors(path: Path) -> Iterator[None]:
+    """Around a write: what safetensors says of a disk that fails in a class of its own becomes an OSError, as from all others."""
+    try:
+        yield
+    except SafetensorError as error:
+        failed = _FAILED_WRITE.match(str(error))
+        if failed is None:
+            raise
+        number = int(failed[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def remove_directory(path: str | os.PathLike[str]) -> None:

@@ -5,6 +5,7 @@ import os
 import stat
 
 import pytest
+from safetensors import SafetensorError
 
 from hiergen.files import atomic_directory, atomic_path, check_writable, remove_directory, write_json
 
@@ -50,3 +51,13 @@ def test_an_unwritable_folder_is_explained(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written to"):
         check_writable(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("writes", [atomic_path, atomic_directory])
+def test_what_safetensors_says_of_a_failing_disk_is_an_oserror(tmp_path, writes) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '.*there.*'") as raised, writes(tmp_path / "there"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert raised.value.errno == 28
+    with pytest.raises(SafetensorError, match="header too large"), writes(tmp_path / "there"):
+        raise SafetensorError("Error while deserializing header: header too large")
+    assert not list(tmp_path.iterdir())

@@ -118,7 +118,11 @@ class RunLog:
             self._accelerator.init_trackers(self._path.parent.resolve().name, config=flat)
 
     def add(self, line: dict[str, float]) -> None:
-        """Write one line; warn where the loss has grown to `DIVERGENCE` times its smallest, or a codebook has collapsed."""
+        """Write one line; warn where the loss has grown to `DIVERGENCE` times its smallest, or a codebook has collapsed.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         self.lines.append(line)
         if self._accelerator.is_main_process:
             self._warn(line)
@@ -126,8 +130,13 @@ class RunLog:
         if self._accelerator.is_main_process:
             # JSON has no NaN: a loss that is not finite is logged as null.
             finite = {k: v if abs(v) < float("inf") else None for k, v in line.items()}
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(finite) + "\n")
+            try:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(finite) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"the log at {int(line['samples'])} samples was not written: {type(error).__name__}: {error}"
+                ) from error
         if self._accelerator.trackers:
             self._accelerator.log(line, step=int(line["samples"]))
 
