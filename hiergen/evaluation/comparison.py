@@ -229,6 +229,7 @@ def check_comparable(first: StoredReport, second: StoredReport) -> None:
         "protocol.rounding",
         "protocol.resize",
         "protocol.lpips",
+        "protocol.views",
     ):
         a, b = (_entry(stored.report, name) for stored in (first, second))
         if a != b:

@@ -17,6 +17,7 @@ from hiergen.evaluation.distances import check_resamples
 from hiergen.evaluation.parts import run_parts
 from hiergen.evaluation.protocol import PassConfig, check_seed
 from hiergen.evaluation.sampling import LabelRule, SamplingConfig, TokenSource
+from hiergen.evaluation.shape_views import RenderedViewsConfig
 from hiergen.metrics.geometry import GeometryProtocol
 from hiergen.metrics.shape_sets import ShapeSetProtocol
 from hiergen.pipelines.shape import decode_meshes
@@ -48,6 +49,7 @@ class ShapesSettings:
         resamples: Bootstrap draws of each confidence interval; 0 leaves intervals out.
         sets: How two sets are compared.
         pairs: How a shape is compared with its own reference.
+        views: Rendered views of both sets, whose features are compared too; none by default.
         passes: Batch size, part size, device.
     """
 
@@ -65,12 +67,15 @@ class ShapesSettings:
     resamples: int = 200
     sets: ShapeSetProtocol = dataclasses.field(default_factory=ShapeSetProtocol)
     pairs: GeometryProtocol = dataclasses.field(default_factory=GeometryProtocol)
+    views: RenderedViewsConfig = dataclasses.field(default_factory=RenderedViewsConfig)
     passes: PassConfig = dataclasses.field(default_factory=lambda: PassConfig(batch_size=8, part_size=16))
 
     def __post_init__(self) -> None:
         for name in ("num_reference", "num_shapes", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.tokenizer and self.views.num_views:
+            raise ValueError("views compare sets, and a tokenizer is scored shape by shape: leave views.num_views at 0")
         check_resamples(self.resamples)
         check_seed(self.seed)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hiergen.config import to_json
 from hiergen.data.meshes import require_shape_libraries
+from hiergen.evaluation.extractors import Extractor, build_extractor
 from hiergen.evaluation.protocol import choose_device, environment
 from hiergen.evaluation.report import publish
 from hiergen.evaluation.sampling import DRAW_RULE, LABEL_RULES
@@ -24,6 +25,7 @@ from hiergen.evaluation.shape_reconstruction import (
     pair_scores,
 )
 from hiergen.evaluation.shape_sources import Meshes, ShapesSettings, generate_meshes, open_generator, open_meshes
+from hiergen.evaluation.shape_views import view_distances
 from hiergen.files import check_writable
 from hiergen.metrics.shape_sets import compare_shape_sets
 
@@ -40,6 +42,7 @@ def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any] | None:
     if len(given) != 1:
         raise ValueError(f"got {' and '.join(given) or 'none'} of --shapes, --pipeline and --tokenizer, expected one")
     started, out, device = time.perf_counter(), check_writable(settings.out), choose_device(settings.passes.device)
+    extractor = build_extractor(settings.views.extractor, device) if settings.views.num_views else None
     tokens = open_generator(settings, device) if settings.pipeline else None
     judged = open_meshes(settings.shapes, settings) if settings.shapes else {}
     references = open_meshes(settings.reference, settings)
@@ -64,6 +67,8 @@ def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any] | None:
         }
         report["metrics"]["without_surface"] = 1 - len(made) / settings.num_shapes
     values = _score(judged, references, settings, report)
+    if extractor is not None:
+        _score_views(judged, references, settings, extractor, report, device)
     shown = min(SHOWN_SHAPES, len(judged), len(references))
     sets = {"judged": judged, "reference": references} if shown else {}
     pictures = {name: draw_meshes(list(meshes.values())[:shown]) for name, meshes in sets.items()}
@@ -114,6 +119,25 @@ def _score(
     values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
     report["metrics"] |= {name: float(value.nanmean()) for name, value in values.items() if not value.isnan().all()}
     return values
+
+
+def _score_views(
+    judged: Meshes,
+    references: Meshes,
+    settings: ShapesSettings,
+    extractor: Extractor,
+    report: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Enter the distances between rendered views into a report."""
+    sets = list(judged.values()), list(references.values())
+    found = view_distances(*sets, settings.views, extractor, seed=settings.seed, device=device)
+    report["metrics"] |= found.metrics
+    report["warnings"] += found.warnings
+    report["extractor"] = extractor.about()
+    report["protocol"]["views"] = str(settings.views)
+    report["counts"]["views of the shapes"] = len(judged) * settings.views.num_views
+    report["counts"]["views of the reference"] = len(references) * settings.views.num_views
 
 
 def run_shapes(settings: ShapesSettings) -> None:

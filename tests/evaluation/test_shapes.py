@@ -9,14 +9,17 @@ import torch
 import trimesh
 from torch import nn
 
+from hiergen.data.meshes import load_mesh
 from hiergen.evaluation.comparison import compare
+from hiergen.evaluation.extractors import ExtractorConfig, build_extractor
 from hiergen.evaluation.protocol import PassConfig
 from hiergen.evaluation.sampling import SamplingConfig
 from hiergen.evaluation.shape_reconstruction import pair_scores
 from hiergen.evaluation.shape_sources import ShapesSettings
+from hiergen.evaluation.shape_views import RenderedViewsConfig
 from hiergen.evaluation.shapes import evaluate_shapes
 from hiergen.metrics.geometry import GeometryProtocol
-from hiergen.metrics.shape_sets import ShapeSetProtocol
+from hiergen.metrics.shape_sets import ShapeSetProtocol, compare_rendered_sets
 from hiergen.pipelines.shape import ClassToShapePipeline
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
@@ -46,10 +49,45 @@ def test_boxes_against_themselves_and_against_others(tmp_path: Path) -> None:
     assert compare(tmp_path / "same", tmp_path / "same", resamples=2)["resampling"].endswith("pairs of the same items")
 
 
+def test_rendered_views_of_two_sets_are_compared(tmp_path: Path) -> None:
+    first, second = _write(tmp_path / "a", [1.0, 2.0, 4.0]), _write(tmp_path / "b", [0.2, 0.4, 8.0])
+    views = RenderedViewsConfig(num_views=4, size=16, extractor=ExtractorConfig("mean-color"))
+    quick = {"sets": ShapeSetProtocol(num_points=50), "pairs": GeometryProtocol(num_points=50, resolution=8)}
+    same = evaluate_shapes(ShapesSettings(first, first, str(tmp_path / "same"), views=views, **quick))
+    other = evaluate_shapes(ShapesSettings(first, second, str(tmp_path / "other"), views=views, **quick))
+    assert same["metrics"]["views FD-mean-color"] == pytest.approx(0, abs=1e-6)
+    sets = [[load_mesh(path) for path in sorted(Path(folder).iterdir())] for folder in (first, second)]
+    by_hand = compare_rendered_sets(*sets, build_extractor(views.extractor), num_views=4, size=16)
+    assert other["metrics"]["views FD-mean-color"] == pytest.approx(by_hand["frechet_distance"], rel=1e-6)
+    assert other["metrics"]["views KID"] == pytest.approx(by_hand["kernel_distance"], rel=1e-6)
+    assert other["extractor"]["name"] == "mean-color"
+    assert other["counts"]["views of the shapes"] == 12
+    assert "4 clay renders of each shape, 16 x 16 pixels" in (tmp_path / "other" / "report.md").read_text()
+    with pytest.raises(ValueError, match=r"differ in extractor.name"):
+        compare(tmp_path / "other", _plain(tmp_path, first, second, quick))
+    few = RenderedViewsConfig(num_views=1, size=16, extractor=views.extractor)
+    lacking = evaluate_shapes(ShapesSettings(first, first, str(tmp_path / "few"), views=few, **quick))
+    assert any("there are 3 and 3 views, too few" in warning for warning in lacking["warnings"])
+
+
+def _plain(root: Path, first: str, second: str, quick: dict[str, Any]) -> Path:
+    evaluate_shapes(ShapesSettings(first, second, str(root / "plain"), **quick))
+    return root / "plain"
+
+
 def test_refusals(tmp_path: Path) -> None:
     one = _write(tmp_path / "one", [1.0])
     with pytest.raises(ValueError, match="holds 1 meshes"):
         evaluate_shapes(ShapesSettings(one, one, str(tmp_path / "out")))
+    with pytest.raises(ValueError, match="num_views is -1, expected at least 0"):
+        RenderedViewsConfig(num_views=-1)
+    with pytest.raises(ValueError, match="size is 0, expected at least 1 pixel"):
+        RenderedViewsConfig(size=0)
+    with pytest.raises(ValueError, match="views compare sets, and a tokenizer is scored shape by shape"):
+        ShapesSettings(tokenizer="t", views=RenderedViewsConfig(num_views=2))
+    lost = RenderedViewsConfig(num_views=2, extractor=ExtractorConfig("inception", "absent.pth"))
+    with pytest.raises(FileNotFoundError, match=r"the weights of extractor 'inception' are not at 'absent.pth'"):
+        evaluate_shapes(ShapesSettings(one, one, str(tmp_path / "out"), views=lost))
     with pytest.raises(ValueError, match="mesh folder 'nowhere' does not exist"):
         evaluate_shapes(ShapesSettings("nowhere", one, str(tmp_path / "out")))
 
