@@ -39,6 +39,32 @@ def from_json(kind: type[C], value: Any, *, where: str = "") -> C:
     return _read(kind, value, where or getattr(kind, "__name__", str(kind)))
 
 
+def with_defaults(saved: Any, config: Any) -> Any:
+    """Return what `to_json` once wrote of a config, with the defaults of the fields that there were not yet.
+
+    So a field that is new must default to what was done before it. What is of another kind than `config` is left as it is.
+
+    Args:
+        saved: JSON values.
+        config: A config of today, whose classes say what fields there are.
+    """
+    if (
+        not dataclasses.is_dataclass(config)
+        or not isinstance(saved, dict)
+        or saved.get("kind") != type(config).__name__
+    ):
+        return saved
+    filled = dict(saved)
+    for field in dataclasses.fields(config):
+        if field.name in saved:
+            filled[field.name] = with_defaults(saved[field.name], getattr(config, field.name))
+        elif field.default is not dataclasses.MISSING:
+            filled[field.name] = to_json(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            filled[field.name] = to_json(field.default_factory())
+    return filled
+
+
 def fingerprint(value: Any) -> str:
     """Return 16 hexadecimal digits that change whenever a JSON value or dataclass changes."""
     text = json.dumps(to_json(value), sort_keys=True, allow_nan=False)

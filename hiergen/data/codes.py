@@ -7,6 +7,7 @@ fingerprint of tokenizer and data; a cache without index is unfinished and is co
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,6 +64,13 @@ class CodeSet(Dataset):
     @property
     def fingerprint(self) -> str:
         return self.source
+
+    def content(self, *, is_whole: bool = False) -> str:
+        """Return digits of all of the codes: they are in memory."""
+        digest = hashlib.sha256()
+        for tensor in (*self.levels, *self.features, self.labels):
+            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
 
     def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
         """Return levels `level_0`, `level_1`, ..., the features `feature_0`, ... where there are any, and `label` of some samples."""

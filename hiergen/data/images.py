@@ -49,6 +49,14 @@ class Dataset(abc.ABC):
     def fingerprint(self) -> str:
         """Digits that change when the data change."""
 
+    def content(self, *, is_whole: bool = False) -> str | None:
+        """Return digits that change when what the fingerprint does not look into changes; None if it covers all.
+
+        Args:
+            is_whole: Read all of it; otherwise as `hiergen.data.content` does.
+        """
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet(Dataset):

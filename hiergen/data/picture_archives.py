@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hiergen.data.content import Span
 from hiergen.data.images import SUFFIXES, read_image
 from hiergen.data.npz_files import open_npz, read_array
 from hiergen.data.pictures import PictureSource
@@ -24,7 +25,7 @@ class ShardPictures(PictureSource):
     """The pictures of WebDataset tar shards: files KEY.jpg (or another image suffix) with KEY.cls, an integer.
 
     Shards are indexed once by their headers; a picture is read by its offset, so any order costs the same. The fingerprint covers
-    names and sizes of the shards.
+    names and sizes of the shards, the `spans` what is in the pictures.
 
     Args:
         pattern: Shards, as a shell pattern or with one brace range: `train-{0000..0063}.tar`.
@@ -90,6 +91,9 @@ class ShardPictures(PictureSource):
             raise ValueError(f"shard {str(self._shards[number])!r} cannot be read: {error.strerror}") from error
         return read_image(f"{self._shards[number]}:{name}", data=data)
 
+    def spans(self) -> list[Span]:
+        return [Span(self._shards[number], offset, size) for number, _, offset, size in self._places]
+
 
 class HubPictures(PictureSource):
     """A Hugging Face dataset that `save_to_disk` wrote, with a column of images and one of integer labels.
@@ -123,7 +127,7 @@ class HubPictures(PictureSource):
             raise ValueError(
                 f"the dataset {folder!r} has the columns {', '.join(table.column_names)}, expected also {', '.join(sorted(missing))}"
             )
-        self._folder, self._image = folder, image
+        self._folder, self._image, self._files = folder, image, table.cache_files
         feature = table.features[label]
         self.labels = [int(value) for value in table[label]]
         names = getattr(feature, "names", None)
@@ -137,6 +141,9 @@ class HubPictures(PictureSource):
         if entry["bytes"] is None:
             return read_image(entry["path"])
         return read_image(f"{self._folder}[{index}]", data=entry["bytes"])
+
+    def spans(self) -> list[Span]:
+        return [Span(Path(file["filename"])) for file in self._files]
 
 
 class NpzPictures(PictureSource):

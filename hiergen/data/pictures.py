@@ -19,6 +19,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from hiergen.data.content import Span, content_digest
 from hiergen.data.images import Dataset, ImageSet, Sample, center_crop, list_images, read_image, to_tensor
 from hiergen.seeding import derive_seed
 
@@ -51,11 +52,15 @@ class PictureSource(abc.ABC):
             ValueError: If it cannot be read; it is named.
         """
 
+    def spans(self) -> list[Span]:
+        """Return what of which files the pictures are, if the fingerprint does not cover their content."""
+        return []
+
 
 class FolderPictures(PictureSource):
     """The pictures below a folder; its sub-folders are the classes, in sorted order.
 
-    The fingerprint covers names and sizes of the files, not their content.
+    The fingerprint covers names and sizes of the files, not their content: that is what `spans` are for.
 
     Raises:
         ValueError: If the folder is missing or holds no picture.
@@ -73,6 +78,9 @@ class FolderPictures(PictureSource):
 
     def read(self, index: int) -> Image.Image:
         return read_image(self._paths[index])
+
+    def spans(self) -> list[Span]:
+        return [Span(path) for path in self._paths]
 
 
 class SplitPictures(PictureSource):
@@ -103,6 +111,11 @@ class SplitPictures(PictureSource):
 
     def read(self, index: int) -> Image.Image:
         return self._source.read(self._indices[index])
+
+    def spans(self) -> list[Span]:
+        spans = self._source.spans()
+        # A source whose files hold many pictures without saying where is looked at whole.
+        return [spans[index] for index in self._indices] if len(spans) == len(self._source.labels) else spans
 
 
 class PictureSet(Dataset):
@@ -149,6 +162,10 @@ class PictureSet(Dataset):
     @property
     def fingerprint(self) -> str:
         return f"{self.source.fingerprint}-{self.size}"
+
+    def content(self, *, is_whole: bool = False) -> str | None:
+        spans = self.source.spans()
+        return content_digest(spans, is_whole=is_whole) if spans else None
 
     def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
         """Return `image`, `label`, and `is_substitute`: True where the next readable picture stands in for a broken one."""

@@ -235,6 +235,11 @@ class ShapeFolder(Sequence[ShapeRecord]):
         part.fingerprint = fingerprint({"folder": self.fingerprint, "keys": list(part.keys)})
         return part
 
+    @property
+    def paths(self) -> list[Path]:
+        """The file of each record."""
+        return [self._folder / shape["path"] for shape in self._shapes]
+
     def __len__(self) -> int:
         return len(self._shapes)
 

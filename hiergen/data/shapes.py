@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hiergen.config import fingerprint
+from hiergen.data.content import Span, content_digest
 from hiergen.data.images import Dataset, Sample
 from hiergen.data.poses import apply_transform, fit_transform, yaw_rotation
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES
@@ -156,6 +157,11 @@ class ShapeDataset(Dataset):
             metas = [dataclasses.astuple(record.meta) for record in self._records]
             content = hashlib.sha256(repr(metas).encode()).hexdigest()
         return fingerprint({"records": content, "config": dataclasses.asdict(self.config)})
+
+    def content(self, *, is_whole: bool = False) -> str | None:
+        if not isinstance(self._records, ShapeFolder):
+            return None
+        return content_digest([Span(path) for path in self._records.paths], is_whole=is_whole)
 
     def _check(self, record: ShapeRecord) -> None:
         config, key = self.config, record.meta.key

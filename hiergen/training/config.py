@@ -31,6 +31,8 @@ class TrainConfig:
         background_checkpoints: Copy what a checkpoint holds to the CPU and write it while the run goes on: it then takes that much more
             memory, and an error of writing is raised at the next checkpoint.
         log_every: Samples between log lines.
+        data_check: What a resumed run is held to beside the names and sizes of its data files: "sampled" looks at bytes at fixed places of
+            each, a few seconds for a hundred thousand pictures; "whole" reads all of them; "none" looks at nothing.
         max_skipped: Stop after this many steps skipped for non-finite gradients; in fp16 those do not count that only lower the scale.
         keep_best: Entry of the log by which the best model is kept in `best/`, e.g. "val/psnr" or "loss": at every checkpoint
             interval the mean of its lines since the one before is compared. None keeps the last model only.
@@ -59,6 +61,7 @@ class TrainConfig:
     keep_last: int = 2
     background_checkpoints: bool = False
     log_every: int = 10_000
+    data_check: Literal["sampled", "whole", "none"] = "sampled"
     max_skipped: int = 100
     keep_best: str | None = None
     best_is: Literal["lowest", "highest"] = "lowest"

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from hiergen.config import fingerprint, to_json
+from hiergen.config import fingerprint, to_json, with_defaults
 from hiergen.files import atomic_directory, write_json
 from hiergen.training.average import Average
 from hiergen.training.best import Best
@@ -45,6 +45,7 @@ MAY_CHANGE = (
     "best_is",
     "log_every",
     "num_workers",
+    "data_check",
     "max_skipped",
     "compile",
     "sharding",
@@ -87,6 +88,8 @@ class RunKeeper:
     def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator) -> None:
         self._config, self._task, self._accelerator = config, task, accelerator
         self._out = Path(config.out)
+        #: How the content of the data was looked at, and the digits that came of it; looked at by `restore`.
+        self._content: dict[str, str] | None = None
         #: Seconds spent in `save`.
         self.seconds = 0.0
         self._writer = ThreadPoolExecutor(1) if config.background_checkpoints else None
@@ -147,8 +150,9 @@ class RunKeeper:
         """Fill `state` from the newest valid checkpoint, if there is one.
 
         Raises:
-            ValueError: If that is of a run of another configuration.
+            ValueError: If that is of a run of another configuration, or of other data.
         """
+        self._content = self._look_at_data()
         path = find_checkpoint(self._out / "checkpoints")
         if path is None:
             return
@@ -225,10 +229,34 @@ class RunKeeper:
 
     def _identity(self) -> dict[str, Any]:
         kept = {k: v for k, v in to_json(self._config).items() if k not in MAY_CHANGE}
-        return {**kept, "data": self._task.dataset.fingerprint}
+        return {**kept, "data": self._task.dataset.fingerprint, "content": self._content}
+
+    def _look_at_data(self) -> dict[str, str] | None:
+        """Return digits of the content of the data, where its fingerprint leaves that out: on all processes, read by one."""
+        found: list[dict[str, str] | None] = [None]
+        check = self._config.data_check
+        if self._accelerator.is_main_process and check != "none":
+            digits = self._task.dataset.content(is_whole=check == "whole")
+            found = [None if digits is None else {"check": check, "digits": digits}]
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        return found[0]
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
-        changed = list(_differences(saved, self._identity(), ""))
+        now = self._identity()
+        saved = {k: v for k, v in with_defaults(saved, self._config).items() if k not in MAY_CHANGE}
+        # Runs of earlier versions did not look at it.
+        before, after = saved.pop("content", None), now.pop("content")
+        changed = list(_differences(saved, now, ""))
+        if before and after and before["check"] == after["check"]:
+            if before != after and not changed:
+                changed = ["the content of the data changed, under the same names and of the same size"]
+        elif before and self._accelerator.is_main_process:
+            logger.warning(
+                "the content of the data is not compared: data_check was %r, is %r",
+                before["check"],
+                self._config.data_check,
+            )
         if changed:
             raise ValueError(
                 f"{str(self._out)!r} holds a run of another configuration: {'; '.join(changed)}. "

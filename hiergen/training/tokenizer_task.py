@@ -92,6 +92,8 @@ def make_players(config: TokenizerTaskConfig) -> dict[str, nn.Module]:
     tokenizer = create(config.preset, **config.overrides)
     alignment = Alignment(config.alignment, tokenizer) if config.alignment else None
     after = config.codebook.revive_after if config.codebook else None
+    if after and "vocab_size" not in tokenizer.config:
+        raise ValueError(f"codebook.revive_after is {after}, but {config.preset!r} has no codebook: leave it out")
     revival = CodeRevival(tokenizer.config["vocab_size"], after) if after else None
     players: dict[str, nn.Module] = {"tokenizer": tokenizer}
     if alignment or revival:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
+import json
 import os
 import signal
 import sys
@@ -119,6 +121,67 @@ def test_a_folder_that_gained_a_picture_is_another_data_set(tmp_path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "8.png")
     with pytest.raises(ValueError, match=r"holds a run of another configuration: data was '.*', is '"):
         fit(run, cpu=True)
+
+
+def test_a_picture_replaced_by_another_of_the_same_size_is_other_data(tmp_path, caplog) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(8):
+        Image.new("RGB", (32, 32), (30 * index, 0, 0)).save(folder / f"{index}.bmp")
+    # One that cannot be read is nothing new.
+    (folder / "8.bmp").write_bytes(b"broken")
+    data = DataConfig(source=str(folder), in_memory=False)
+    task = TokenizerTaskConfig(preset="hieratok-tiny", overrides=SMALL, data=data)
+    for check in ("sampled", "none"):
+        fit(toy.toy_run(str(tmp_path / check), task=task, samples=8, data_check=check), cpu=True)
+    fit(toy.toy_run(str(tmp_path / "sampled"), task=task, samples=8), cpu=True)
+    assert "not compared" not in caplog.text
+    Image.new("RGB", (32, 32), (0, 0, 99)).save(folder / "3.bmp")
+    with pytest.raises(
+        ValueError,
+        match=r"another configuration: the content of the data changed, under the same names and of the same size. Choose",
+    ):
+        fit(toy.toy_run(str(tmp_path / "sampled"), task=task, samples=8), cpu=True)
+    # What was not looked at before cannot be compared; nor what is not to be looked at now, which is said.
+    fit(toy.toy_run(str(tmp_path / "none"), task=task, samples=8), cpu=True)
+    assert "not compared" not in caplog.text
+    fit(toy.toy_run(str(tmp_path / "sampled"), task=task, samples=8, data_check="none"), cpu=True)
+    assert "the content of the data is not compared: data_check was 'sampled', is 'none'" in caplog.text
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch) -> None:
+    """What a checkpoint of November 2026 says of its run, before the content of data was looked at, and a field that came later."""
+    data = DataConfig(source=str(tmp_path / "pictures"), in_memory=False)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "0.png")
+    task = TokenizerTaskConfig(preset="hieratok-tiny", overrides=SMALL, data=data)
+    config = toy.toy_run(str(tmp_path / "run"), task=task, samples=8)
+    fit(config, cpu=True)
+    saved = json.loads(Path(__file__).with_name("identity_2026_11.json").read_text())
+    # The folder is another in every run of this test.
+    saved["task"]["data"]["source"] = data.source
+    monkeypatch.setattr(run_state, "load_checkpoint", with_identity(saved))
+    fit(config, cpu=True)
+    del saved["task"]["pixel_weight"], saved["optim"]["no_decay"]
+    fit(config, cpu=True)
+    # Such a field has its default in the old run.
+    for change, name in (
+        ({"optim": dataclasses.replace(config.optim, no_decay=("head",))}, "optim.no_decay was [], is ['head']"),
+        ({"task": dataclasses.replace(task, pixel_weight=2.0)}, "task.pixel_weight was 1.0, is 2.0"),
+    ):
+        with pytest.raises(ValueError, match="another configuration") as refused:
+            fit(dataclasses.replace(config, **change), cpu=True)
+        assert name in str(refused.value)
+
+
+def with_identity(identity):
+    """Return what reads checkpoints, as if they had been saved by a run of that identity."""
+
+    def load(path):
+        tensors, state = load_checkpoint(path)
+        return tensors, state | {"identity": identity}
+
+    return load
 
 
 def test_changed_code_is_warned_of(tmp_path, monkeypatch, caplog) -> None:

@@ -209,3 +209,9 @@ def test_a_map_of_the_same_size_is_left_alone() -> None:
     patches = torch.randn(1, 4, 3)
     assert _match_grid(patches, 4) is patches
     assert _match_grid(patches, 16).shape == (1, 16, 3)
+
+
+def test_codes_of_a_tokenizer_without_codebook_cannot_be_revived() -> None:
+    config = TokenizerTaskConfig("hieratok-tiny", codebook=CodebookConfig(revive_after=8))
+    with pytest.raises(ValueError, match="revive_after is 8, but 'hieratok-tiny' has no codebook: leave it out"):
+        config.build()
