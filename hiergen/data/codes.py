@@ -69,7 +69,7 @@ class CodeSet(Dataset):
         """Return digits of all of the codes: they are in memory."""
         digest = hashlib.sha256()
         for tensor in (*self.levels, *self.features, self.labels):
-            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
