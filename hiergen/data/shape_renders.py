@@ -136,8 +136,51 @@ def render_mesh(
     if len(nearest):
         normals = _shading_normals(mesh, seen, hits.face[nearest], hits.weights[nearest], inverse_depth)
         image[hits.point[nearest]] = _shade(normals, settings)
-    image = image.reshape(size, settings.samples, size, settings.samples, 3).mean(axis=(1, 3))
-    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
+    return _reduced(image, size, settings.samples)
+
+
+def render_points(
+    points: Float[np.ndarray, "n 6"],
+    size: int = 256,
+    azimuth: float = math.radians(35),
+    elevation: float = math.radians(20),
+    settings: RenderSettings | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a square picture of a surface of which only points are known: each is a disk, so large that they hide what is behind.
+
+    Args:
+        points: xyz and unit outward normals; those that face away are not shown.
+        size: Height and width in pixels.
+        azimuth: As in `render_mesh`.
+        elevation: As in `render_mesh`.
+        settings: How; None takes the defaults.
+
+    Raises:
+        ValueError: If `size` is not positive, there are no points, or a fixed camera stands among them.
+    """
+    settings = settings or RenderSettings()
+    if size < 1 or not len(points):
+        raise ValueError(f"size is {size} for {len(points)} points, expected at least 1 of both")
+    camera = _camera(azimuth, elevation)
+    screen, nearness, _ = _project(np.asarray(points[:, :3], np.float64) @ camera.T, settings)
+    normals = np.asarray(points[:, 3:], np.float64) @ camera.T
+    shown = np.flatnonzero(normals[:, 2] > 0)
+    count = size * settings.samples
+    image = np.tile(np.asarray(settings.background), (count * count, 1))
+    # A shape covers some 0.4 of the picture; twice as much, as points do not lie evenly.
+    radius = min(math.ceil(1.1 * count * math.sqrt(0.4 / max(1, len(shown)))), max(1, count // 16))
+    steps = np.arange(-radius, radius + 1)
+    disk = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    disk = disk[(disk**2).sum(axis=1) <= radius**2]
+    centers = np.floor((screen[shown] * [1, -1] + 1) * (count / 2)).astype(np.int64)
+    pixels = (centers[:, None] + disk).reshape(-1, 2)
+    owner = np.repeat(shown, len(disk))
+    inside = ((pixels >= 0) & (pixels < count)).all(axis=1)
+    pixels, owner = pixels[inside], owner[inside]
+    # What is written last is seen: the nearest.
+    order = np.argsort(nearness[owner], kind="stable")
+    image[pixels[order, 1] * count + pixels[order, 0]] = _shade(normals[owner[order]], settings)
+    return _reduced(image, size, settings.samples)
 
 
 def render_views(
@@ -162,6 +205,12 @@ def render_views(
             views.append(encode_png(render_mesh(posed, settings.size, azimuth, elevation, settings.render)))
             poses.append(pose)
     return tuple(views), np.asarray(poses, np.float32).reshape(-1, 4, 4)
+
+
+def _reduced(image: np.ndarray, size: int, samples: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the means of the samples of each pixel, as bytes."""
+    image = image.reshape(size, samples, size, samples, 3).mean(axis=(1, 3))
+    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 
 
 def _camera(azimuth: float, elevation: float) -> np.ndarray:

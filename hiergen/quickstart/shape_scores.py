@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES
-from hiergen.data.shape_renders import render_mesh
 from hiergen.data.shape_sampling import sample_surface
 from hiergen.figures import save_image_grid
 from hiergen.metrics.fidelity import FeatureExtractor
@@ -25,6 +23,7 @@ from hiergen.metrics.shape_sets import (
     compare_shape_sets,
     pairwise_chamfer,
 )
+from hiergen.training.shape_pictures import mesh_picture
 
 if TYPE_CHECKING:
     import trimesh
@@ -146,16 +145,9 @@ def draw_contact_sheet(
     """Write shaded renders of rows of meshes as one PNG; a mesh without faces is an empty square."""
     save_image_grid(
         path,
-        [torch.stack([_picture(mesh, size) for mesh in meshes]) for meshes in rows.values()],
+        [torch.stack([mesh_picture(mesh, size) for mesh in meshes]) for meshes in rows.values()],
         row_labels=list(rows),
         column_labels=list(column_labels),
         title=title,
         scale=1.0,
     )
-
-
-def _picture(mesh: trimesh.Trimesh, size: int) -> Tensor:
-    if not len(mesh.faces):
-        return torch.ones(3, size, size)
-    pixels = torch.from_numpy(render_mesh(mesh, size).copy())
-    return pixels.permute(2, 0, 1).float().div(127.5).sub(1)

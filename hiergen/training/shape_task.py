@@ -12,12 +12,20 @@ from torch import Tensor, nn
 
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.data.shapes import ShapeDataConfig, open_shapes
-from hiergen.generators.cascade import MaskedCascade, StageChoice
+from hiergen.generators.cascade import MaskedCascade, MaskedCascadeSettings, StageChoice
 from hiergen.generators.prefix import Condition
 from hiergen.losses.occupancy import shape_tokenizer_losses
+from hiergen.pipelines.loading import from_pretrained
+from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
+from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.training.shape_pictures import cloud_pictures, token_pictures
 from hiergen.training.tasks import Task, TaskConfig
+
+#: Shapes in pictures for the trackers, and how samples for them are made: in few steps, as they are wanted at every checkpoint.
+NUM_SHOWN = 4
+SHOWN = MaskedCascadeSettings(num_steps=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +114,19 @@ class ShapeTokenizerTask(Task):
             near_weight=self._config.near_weight,
         )
 
+    def images(self) -> dict[str, Tensor]:
+        """Return the first held-out shapes, or of the training without any, and what each level alone rebuilds of them."""
+        shapes = self.validation or self.dataset
+        batch = shapes.batch([(index, 0) for index in range(min(NUM_SHOWN, len(shapes)))], seed=0)
+        points = batch["points"].to(self.tokenizer.device)
+        found = {"shapes": cloud_pictures(points)}
+        with torch.no_grad():
+            pyramid = self.tokenizer.encode(points, is_ordered=self._is_ordered)
+        for level, spec in zip(pyramid.levels, pyramid.specs, strict=True):
+            alone = TokenPyramid((level,), (spec,))
+            found[f"rebuilt_from_{spec.num_tokens}_tokens"] = token_pictures(self.tokenizer, alone)
+        return found
+
 
 def num_ordered_points(tokenizer: PyramidVAE, num_points: int) -> int:
     """Return how many points of a cloud of `num_points` must come first in farthest-point order for `is_ordered`."""
@@ -127,6 +148,7 @@ class ShapeGeneratorTaskConfig(TaskConfig):
         standardize: Give the generator mean and deviation of every channel of each level.
         condition: "class", or "image": the cache's features, which `encode_shapes` writes with an image encoder.
         stages: Train both stages together, or one alone; the other keeps its weights.
+        tokenizer: Folder of the tokenizer that made the codes: samples are then drawn at every checkpoint and handed to the trackers.
         start: Folder of a cascade whose coarse stage is trained: it is taken from there, and the fine stage is initialized from it.
     """
 
@@ -138,6 +160,7 @@ class ShapeGeneratorTaskConfig(TaskConfig):
     condition: Literal["class", "image"] = "class"
     stages: Literal["both", "low", "high"] = "both"
     start: str | None = None
+    tokenizer: str | None = None
 
     def build(self) -> ShapeGeneratorTask:
         return ShapeGeneratorTask(self)
@@ -167,7 +190,7 @@ class ShapeGeneratorTask(Task):
 
     Raises:
         ValueError: If the preset is no `MaskedCascade`, the cache does not hold two levels, or no features for the condition
-            "image", or `start` holds another coarse stage.
+            "image", `start` holds another coarse stage, or `tokenizer` another tokenizer.
     """
 
     def __init__(self, config: ShapeGeneratorTaskConfig) -> None:
@@ -199,6 +222,13 @@ class ShapeGeneratorTask(Task):
         model.high.requires_grad_(config.stages != "low")
         self.generator = model
         self.players = {"generator": model}
+        self._tokenizer: PyramidVAE | None = None
+        if config.tokenizer is not None:
+            found = from_pretrained(config.tokenizer)
+            if not isinstance(found, PyramidVAE):
+                raise ValueError(f"tokenizer {config.tokenizer!r} is a {type(found).__name__}, expected a PyramidVAE")
+            model.check_tokenizer(found.specs)
+            self._tokenizer = found
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         codes = cast(CodeSet, self.dataset)
@@ -206,6 +236,21 @@ class ShapeGeneratorTask(Task):
         if self._condition == "image":
             condition = [batch[f"feature_{k}"] for k in range(len(codes.features))]
         return self.generator.loss(codes.pyramid(batch), condition, stages=self._stages, rng=rng)
+
+    def images(self) -> dict[str, Tensor]:
+        """Return one sample of each of the first classes, or of the first images of the cache, always from the same draws."""
+        if self._tokenizer is None:
+            return {}
+        codes, device = cast(CodeSet, self.dataset), self.generator.device
+        condition: Condition = torch.arange(min(NUM_SHOWN, len(codes.classes)), device=device)
+        if self._condition == "image":
+            batch = codes.batch([(index, 0) for index in range(min(NUM_SHOWN, len(codes)))], seed=0)
+            condition = [batch[f"feature_{k}"].to(device) for k in range(len(codes.features))]
+        with torch.no_grad():
+            pyramid = self.generator.generate(condition, SHOWN, rng=make_rng("tracked samples"))
+        # The fine stage has learned nothing where the coarse one is trained alone.
+        shown = pyramid.prefix(1) if self._stages == "low" else pyramid
+        return {"samples": token_pictures(self._tokenizer.to(device), shown)}
 
 
 def _start_from(model: MaskedCascade, folder: str) -> None:

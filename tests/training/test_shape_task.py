@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from hiergen.data.codes import CodeSet
 from hiergen.data.shape_renders import ViewSettings
 from hiergen.data.shape_sampling import SamplingSettings
 from hiergen.data.shapes import ShapeBatchConfig, ShapeDataConfig, open_shapes
+from hiergen.data.surface_extraction import ExtractionSettings
 from hiergen.generators.cascade import MaskedCascade
 from hiergen.generators.image_encoder import ImageEncoder
 from hiergen.pipelines.shape_encoding import encode_shapes
 from hiergen.registry import create
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.training import shape_pictures, shape_task
+from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.shape_task import (
@@ -134,6 +138,88 @@ def test_both_levels_learn_one_batch(tmp_path) -> None:
     )
     log = fit(config, cpu=True).log
     assert log[-1]["bce_volume"] < 0.7 * log[0]["bce_volume"]
+
+
+@pytest.fixture
+def _coarse(monkeypatch) -> None:
+    """Untrained fields have a surface everywhere: on a fine grid it takes a second to draw."""
+    monkeypatch.setattr(shape_pictures, "EXTRACTION", ExtractionSettings(depth=4))
+
+
+@pytest.mark.usefixtures("_coarse")
+def test_shapes_are_shown_beside_what_each_level_rebuilds() -> None:
+    task = TOKENIZER.build()
+    model = task.tokenizer.eval()
+    train = task.images()["shapes"]
+    task.validation = open_shapes(dataclasses.replace(DATA, count=3, split="test"))
+    pictures = task.images()
+    assert {name: tuple(value.shape) for name, value in pictures.items()} == {
+        "shapes": (3, 3, 96, 96),
+        "rebuilt_from_3_tokens": (3, 3, 96, 96),
+        "rebuilt_from_5_tokens": (3, 3, 96, 96),
+    }
+    again = task.images()
+    assert all(torch.equal(value, again[name]) for name, value in pictures.items())
+    assert -1 <= float(pictures["shapes"].min()) < float(pictures["shapes"].max()) <= 1
+    # Those of the training, where none are held out, are others.
+    assert train.shape == (4, 3, 96, 96)
+    assert not torch.equal(train[:3], pictures["shapes"])
+    # A level that says "inside" in the middle alone is a ball there; one that says nothing is white.
+    points = task.validation.batch([(0, 0)], seed=0)["points"]
+    pyramid = model.encode(points)
+    field = SimpleNamespace(batch_size=1, device=points.device, shape=lambda k: lambda x: 0.25 - x.square().sum(-1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "decode", lambda self, pyramid: field)
+        ball = shape_pictures.token_pictures(model, pyramid)[0]
+        patch.setattr(field, "shape", lambda k: lambda x: -torch.ones(len(x)))
+        nothing = shape_pictures.token_pictures(model, pyramid)[0]
+    assert bool((nothing == 1).all())
+    shown = (ball < 1).any(0)
+    assert 0.1 < float(shown.float().mean()) < 0.3
+    assert bool(shown[48, 48])
+
+
+@pytest.mark.usefixtures("_coarse")
+def test_pictures_do_not_change_a_run_and_reach_its_tracker(codes, tokenizer, tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    cascade = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes), tokenizer=str(tmp_path / "tokenizer"))
+    expected = {"vae": {"shapes", "rebuilt_from_3_tokens", "rebuilt_from_5_tokens"}, "cascade": {"samples"}}
+    for name, task in (("vae", TOKENIZER), ("cascade", cascade)):
+        for trackers in ((), ("tensorboard",)):
+            out = tmp_path / f"{name} {len(trackers)}"
+            run = TrainConfig(task, str(out), samples=8, batch_size=4, checkpoint_every=4, trackers=trackers)
+            fit(run, cpu=True)
+        plain, drawn = (load_checkpoint(find_checkpoint(tmp_path / f"{name} {k}" / "checkpoints"))[0] for k in range(2))
+        for stem, group in plain.items():
+            assert all(torch.equal(value, drawn[stem][key]) for key, value in group.items()), stem
+        events = EventAccumulator(str(tmp_path / f"{name} 1" / f"{name} 1")).Reload()
+        assert set(events.Tags()["images"]) == expected[name]
+        assert [event.step for event in events.Images(min(expected[name]))] == [4, 8]
+
+
+def test_samples_of_a_cascade_are_shown(codes, tokenizer, tmp_path) -> None:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    config = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes))
+    assert config.build().images() == {}
+    shown, white = {}, torch.ones(4, 3, 8, 8)
+    for stages in ("both", "low"):
+        torch.manual_seed(0)
+        task = dataclasses.replace(config, tokenizer=str(tmp_path / "tokenizer"), stages=stages).build()
+        seen = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shape_task, "token_pictures", lambda model, pyramid, seen=seen: seen.append(pyramid) or white)
+            for _ in range(2):
+                task.images()
+        shown[stages] = seen
+        assert all(torch.equal(a, b) for a, b in zip(*(pyramid.levels for pyramid in seen), strict=True))
+    assert [len(shown[stages][0]) for stages in ("both", "low")] == [2, 1]
+    assert len(shown["both"][0].levels[0]) == 4
+    create("restok-tiny").save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="other' is a ResTok, expected a PyramidVAE"):
+        dataclasses.replace(config, tokenizer=str(tmp_path / "other")).build()
 
 
 def test_statistics_of_each_level_come_from_the_cache(codes) -> None:
@@ -255,6 +341,7 @@ def test_features_go_with_the_view_of_their_variant(tokenizer, views, image_enco
         encode_shapes(tokenizer, open_shapes(DATA), tmp_path / "none", image_encoder=image_encoder)
 
 
+@pytest.mark.usefixtures("_coarse")
 def test_a_cascade_is_trained_by_image(tokenizer, views, image_encoder, codes, tmp_path) -> None:
     encode_shapes(tokenizer, open_shapes(views), tmp_path, image_encoder=image_encoder)
     task = ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(tmp_path), condition="image").build()
@@ -266,5 +353,10 @@ def test_a_cascade_is_trained_by_image(tokenizer, views, image_encoder, codes, t
             torch.nn.init.normal_(parameter, std=0.1)
     task.losses("generator", batch, make_rng(0))["loss"].backward()
     assert batch["feature_0"].grad.abs().sum() > 0
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    shown = ShapeGeneratorTaskConfig(
+        overrides=TINY_CASCADE, codes=str(tmp_path), condition="image", tokenizer=str(tmp_path / "tokenizer")
+    )
+    assert shown.build().images()["samples"].shape == (4, 3, 96, 96)
     with pytest.raises(ValueError, match="holds no features of images"):
         ShapeGeneratorTaskConfig(overrides=TINY_CASCADE, codes=str(codes), condition="image").build()
