@@ -22,4 +22,7 @@ def main(args: list[str]) -> None:
     else:
         source, out, *rest = args
     settings = parse(PrepareShapesSettings(source=source, out=out), rest, prog="hiergen prepare-shapes SRC OUT")
-    print(prepare_shapes(settings))
+    summary = prepare_shapes(settings)
+    print(summary)
+    if not summary.num_prepared + summary.num_reused:
+        raise SystemExit(1)

@@ -127,6 +127,9 @@ def _read_bytes(file: Path, limits: MeshLimits) -> bytes:
 def _parse(path: str | os.PathLike[str], data: bytes, suffix: str, limits: MeshLimits) -> trimesh.Trimesh:
     import trimesh
 
+    if suffix == ".obj":
+        # The parser knows comments on lines of their own alone.
+        data = re.sub(rb"#[^\n]*", b"", data)
     options: dict[str, Any] = {"skip_materials": True} if suffix in (".obj", ".glb", ".ply") else {}
     try:
         # Bytes instead of a path: the parser then has no way to other files.
@@ -280,6 +283,9 @@ def _check_obj(path: str | os.PathLike[str], data: bytes, limits: MeshLimits) ->
     num_vertices, num_faces = (len(re.findall(rb"\n[ \t]*" + kind + rb"[ \t]", padded)) for kind in (b"v", b"f"))
     if not num_vertices or not num_faces:
         raise MeshError(path, "holds no faces")
+    if re.search(rb"\n[ \t]*f[ \t](?:[^\n#]*[ \t])?0+(?:[/ \t\r\n]|$)", padded):
+        # The parser would take the last vertex for it, and every face of a file that counts from 0 would be another.
+        raise MeshError(path, "has a face that names vertex 0; OBJ counts from 1")
     _check_count(path, num_vertices, limits.max_vertices, "vertex")
     _check_count(path, num_faces, limits.max_faces, "face")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +16,7 @@ import numpy as np
 
 from hiergen.config import fingerprint, to_json
 from hiergen.data.mesh_union import split_parts
-from hiergen.data.meshes import MESH_SUFFIXES, MeshLimits, load_mesh
+from hiergen.data.meshes import MESH_SUFFIXES, MeshError, MeshLimits, load_mesh
 from hiergen.data.poses import apply_transform, fit_transform
 from hiergen.data.procedural_shapes import procedural_shape
 from hiergen.data.ray_crossings import contains
@@ -148,7 +150,8 @@ def find_jobs(settings: PrepareShapesSettings) -> tuple[list[ShapeJob], dict[str
     if settings.layout != "meshes":
         found, ignored = find_layout_files(root, settings.layout), {}
     else:
-        files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+        # What is no regular file (a link to nothing, a pipe) is listed too, so that it is skipped by name.
+        files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if not path.is_dir())
         found = [path for path in files if path.suffix.lower() in MESH_SUFFIXES]
         ignored = count_names(path.suffix.lower() for path in files if path.suffix.lower() not in MESH_SUFFIXES)
     if not found:
@@ -194,10 +197,20 @@ def build_record(job: ShapeJob, digest: str, settings: PrepareShapesSettings) ->
 
 
 def source_digest(job: ShapeJob) -> str:
-    """Return the SHA-256 of a shape's file, or of its description if it has none."""
+    """Return the SHA-256 of a shape's file, or of its description if it has none.
+
+    Raises:
+        MeshError: If the file cannot be read.
+    """
     if job.path is None:
         return hashlib.sha256(job.source.encode()).hexdigest()
-    return file_digest(job.path)
+    try:
+        # Looked at before it is opened: opening a pipe waits for its other end.
+        if not stat.S_ISREG(os.stat(job.path).st_mode):
+            raise MeshError(job.path, "is not a regular file")
+        return file_digest(job.path)
+    except OSError as error:
+        raise MeshError(job.path, f"cannot be read ({error.strerror})") from error
 
 
 def _close(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hiergen.data.meshes import require_shape_libraries
+from hiergen.data.meshes import MeshError, require_shape_libraries
 from hiergen.data.shape_building import (
     PrepareShapesSettings,
     ShapeJob,
@@ -124,7 +124,11 @@ def _prepare_task(task: tuple[ShapeJob, PrepareShapesSettings]) -> tuple[str, st
     """Prepare one shape unless that was done; return "prepared", "reused" or "skipped" and why."""
     job, settings = task
     target, note = record_path(settings.out, job.key), _skip_path(settings.out, job.key)
-    digest = source_digest(job)
+    try:
+        digest = source_digest(job)
+    except MeshError as error:
+        # No note: there is no content by which a later run could tell that nothing changed.
+        return "skipped", error.reason
     state = {"digest": digest, "settings": settings.record_fingerprint()}
     if target.is_file():
         try:
@@ -161,7 +165,10 @@ def _judge(outcome: Outcome[tuple[str, str]], job: ShapeJob, settings: PrepareSh
         return outcome.value
     if outcome.status == "failed":
         raise RuntimeError(f"preparing {job.source!r} failed:\n{outcome.message}")
-    state = {"digest": source_digest(job), "settings": settings.record_fingerprint()}
+    try:
+        state = {"digest": source_digest(job), "settings": settings.record_fingerprint()}
+    except MeshError as error:
+        return "skipped", error.reason
     write_json(_skip_path(settings.out, job.key), {**state, "source": job.source, "reason": outcome.message})
     return "skipped", outcome.message
 

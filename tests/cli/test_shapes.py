@@ -54,6 +54,14 @@ def test_prepare_shapes_needs_a_source_and_a_folder(tmp_path, capsys) -> None:
     assert "does not exist; give a folder, a mesh file or 'procedural'" in capsys.readouterr().err
 
 
+def test_prepare_shapes_fails_where_no_file_can_be_used(tmp_path, capsys) -> None:
+    (tmp_path / "only.obj").write_text("Dear diary\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare-shapes", str(tmp_path / "only.obj"), str(tmp_path / "shapes"), *PREPARE])
+    assert stop.value.code == 1
+    assert "skipped only.obj: holds no faces" in capsys.readouterr().out
+
+
 def test_the_recipe_for_meshes_trains_on_prepared_ones(tmp_path, capsys) -> None:
     for name, size in (("cube", 1.0), ("plank", 0.3)):
         (tmp_path / "meshes").mkdir(exist_ok=True)

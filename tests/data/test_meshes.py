@@ -89,6 +89,7 @@ DATA = b"0 0 0\n1 0 0\n0 1 0\n"
         ("a.obj", b"\0" * 100, "is not text, as OBJ is"),
         ("a.obj", b"hello world\n", "holds no faces"),
         ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "is damaged"),
+        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 0/7 2\n", "has a face that names vertex 0; OBJ counts from 1"),
         ("a.obj", b"v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "has no area"),
         ("a.obj", b"v 0 0 0\nv 0 0 0\nv 0 0 0\nf 1 2 3\n", "is a single point"),
         ("a.obj", b"v 0 0 0\nv 1e30 0 0\nv 0 1 0\nf 1 2 3\n", "has coordinates up to 1e+30, expected at most 1e+12"),
@@ -127,6 +128,12 @@ def test_bad_files_are_named_with_the_reason(tmp_path: Path, name: str, content:
     assert info.value.path == str(file)
     # What asks for gigabytes is refused before it gets them.
     assert time.monotonic() - started < 5
+
+
+def test_zeros_that_are_no_vertices_are_let_pass(tmp_path: Path) -> None:
+    text = "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1//0 2 3 # 0 more\n"
+    (tmp_path / "a.obj").write_text(text + "v 9 9 9\n" * 7 + "f 1 3 10\n")
+    assert len(load_mesh(tmp_path / "a.obj").faces) == 2
 
 
 def test_limits_are_kept(tmp_path: Path) -> None:

@@ -191,6 +191,23 @@ def test_a_shape_that_takes_too_long_is_given_up(tmp_path: Path, source: Path) -
     assert kept.skipped == {"ball.glb": "took longer than 0.01 s"}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and links")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_cannot_be_opened_is_skipped_by_name(tmp_path: Path, source: Path, num_workers: int) -> None:
+    os.mkfifo(source / "bad" / "pipe.obj")
+    (source / "bad" / "link.stl").symlink_to("nowhere.stl")
+    (source / "bad" / "folder.obj").mkdir()
+    summary = prepare_shapes(_settings(source, tmp_path / "out", num_workers=num_workers, timeout=60.0))
+    assert summary.num_prepared == 3
+    assert summary.skipped["bad/pipe.obj"] == "is not a regular file"
+    assert summary.skipped["bad/link.stl"] == "cannot be read (No such file or directory)"
+    assert "bad/folder.obj" not in summary.skipped
+    # Nothing is remembered of a file that was not read.
+    (source / "bad" / "link.stl").unlink()
+    trimesh.creation.cone(1.0, 2.0, sections=8).export(source / "bad" / "link.stl")
+    assert prepare_shapes(_settings(source, tmp_path / "out")).num_prepared == 1
+
+
 def test_shapes_without_volume_are_skipped_and_tangles_closed(tmp_path: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
