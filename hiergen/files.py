@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -120,6 +121,30 @@ def check_writable(folder: str | os.PathLike[str], *, option: str = "--out") -> 
             f"output folder {str(path)!r} cannot be written to ({error.strerror}); choose another with {option}"
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, no other process that asks for it may write to `folder`; a process that is killed holds nothing.
+
+    Where the file system has no locks nothing is held.
+
+    Raises:
+        ValueError: If another process is at it.
+    """
+    # Not on all systems, and nothing else here needs it.
+    import fcntl
+
+    with open(Path(folder) / ".lock", "a") as file:
+        try:
+            # Not `flock`: that would be held on by the data workers of a process that was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"another process is writing to {str(folder)!r}: wait for its end, or choose another folder with --out"
+                ) from None
+        yield
 
 
 def flush_file(path: Path) -> None:

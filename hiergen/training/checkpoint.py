@@ -68,13 +68,17 @@ def save_checkpoint(
     return target
 
 
-def find_checkpoint(folder: Path) -> Path | None:
-    """Return the newest valid checkpoint, or None; what is broken is passed over with a warning, and left-overs are swept."""
-    if not folder.is_dir():
-        return None
+def sweep(folder: Path) -> None:
+    """Delete what killed writes left. Only for the run that writes there: another's unfinished checkpoint looks the same."""
     for pattern in (".tmp-*", ".del-*"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the newest valid checkpoint, or None; what is broken is passed over with a warning."""
+    if not folder.is_dir():
+        return None
     for path in reversed(_checkpoints(folder)):
         problem = find_problem(path)
         if problem is None:

@@ -83,7 +83,7 @@ def fit(config: TrainConfig, *, title: str = "train", cpu: bool | None = None) -
 
     Raises:
         RunInterruptedError: After SIGINT, SIGTERM or SIGUSR1, when the step is finished and saved.
-        ValueError: If the folder holds a run of another configuration, or see `make_accelerator`.
+        ValueError: If the folder holds a run of another configuration or is written to by another, or see `make_accelerator`.
         ImportError: If the package of a tracker is missing.
         OSError: If a checkpoint cannot be written, or a data worker died; earlier checkpoints are kept.
         FloatingPointError: If more than `max_skipped` steps had a non-finite gradient.
@@ -141,6 +141,10 @@ class _Run:
         return module
 
     def fit(self) -> FitResult:
+        with self.keeper.sole_writer():
+            return self._fit()
+
+    def _fit(self) -> FitResult:
         self._resume()
         config = self.config
         start = self.state.samples_seen // config.batch_size

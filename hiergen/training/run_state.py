@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hiergen.config import fingerprint, to_json, with_defaults
-from hiergen.files import atomic_directory, write_json
+from hiergen.files import atomic_directory, sole_writer, write_json
 from hiergen.training.average import Average
 from hiergen.training.best import Best
 from hiergen.training.checkpoint import (
@@ -27,6 +28,7 @@ from hiergen.training.checkpoint import (
     load_checkpoint,
     restore_optimizer,
     save_checkpoint,
+    sweep,
 )
 from hiergen.training.config import TrainConfig
 from hiergen.training.sharding import share_like, whole_on_main, whole_tensors
@@ -96,6 +98,26 @@ class RunKeeper:
         #: The checkpoint that is being written in the background: its position, and what it comes to.
         self._pending: tuple[int, Future[Path]] | None = None
 
+    @contextlib.contextmanager
+    def sole_writer(self) -> Iterator[None]:
+        """Inside, no other run may use the folder; the main process holds it, and all are told if it cannot.
+
+        Raises:
+            ValueError: If another run does.
+        """
+        problem: list[str | None] = [None]
+        with contextlib.ExitStack() as stack:
+            if self._accelerator.is_main_process:
+                try:
+                    stack.enter_context(sole_writer(self._out))
+                except ValueError as error:
+                    problem = [str(error)]
+            if self._accelerator.num_processes > 1:
+                broadcast_object_list(problem)
+            if problem[0] is not None:
+                raise ValueError(problem[0])
+            yield
+
     def save(self, state: RunState, *, is_best: bool = False) -> None:
         """Write a checkpoint from the main process, and before it the best model if it is one; every process returns or raises together.
 
@@ -153,6 +175,8 @@ class RunKeeper:
             ValueError: If that is of a run of another configuration, or of other data.
         """
         self._content = self._look_at_data()
+        if self._accelerator.is_main_process:
+            sweep(self._out / "checkpoints")
         path = find_checkpoint(self._out / "checkpoints")
         if path is None:
             return

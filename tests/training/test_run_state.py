@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from hiergen.training import loop, run_state
-from hiergen.training.checkpoint import load_checkpoint
+from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.loop import fit
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
@@ -64,3 +66,34 @@ def test_a_failure_in_the_background_ends_the_run_and_names_the_checkpoint(tmp_p
         OSError, match=rf"the checkpoint at {fails_at} samples was not written: OSError: .* No space left"
     ):
         fit(toy.toy_run(str(tmp_path), background_checkpoints=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_two_runs_do_not_write_one_folder_and_a_killed_one_holds_nothing(tmp_path, num_workers) -> None:
+    fit(toy.toy_run(str(tmp_path / "whole")))
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        step = loop._Run._step
+
+        def halting(self, batch):
+            if self.state.samples_seen == 32:
+                os.write(writing, b"x")
+                signal.pause()
+            return step(self, batch)
+
+        loop._Run._step = halting
+        try:
+            fit(toy.toy_run(str(tmp_path / "run"), num_workers=num_workers))
+        finally:
+            os._exit(1)
+    assert os.read(reading, 1) == b"x"
+    with pytest.raises(ValueError, match=r"another process is writing to '.*run': wait for its end, or choose another"):
+        fit(toy.toy_run(str(tmp_path / "run")))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    # At once, though a worker of the killed process may live on for some seconds.
+    fit(toy.toy_run(str(tmp_path / "run")))
+    runs = [load_checkpoint(find_checkpoint(tmp_path / name / "checkpoints"))[0] for name in ("run", "whole")]
+    assert all(torch.equal(value, runs[1]["toy"][name]) for name, value in runs[0]["toy"].items())
