@@ -130,21 +130,27 @@ def fill(folder: Path, spare: int) -> None:
     os.truncate(folder / "filler", max(0, (folder / "filler").stat().st_size - spare))
 
 
-def set_read_only(folder: Path, is_on: bool) -> None:
-    mount("none", folder, "", REMOUNT | BIND | (READ_ONLY if is_on else 0))
+def set_read_only(path: Path, is_on: bool) -> None:
+    mount("none", path, "", REMOUNT | BIND | (READ_ONLY if is_on else 0))
 
 
 def on_a_folder_that_becomes_read_only(recipe: Path, out: Path) -> dict[str, Any]:
-    out.mkdir()
-    mount(str(out), out, "", BIND)
-    before_step(5, functools.partial(set_read_only, out, True))
-    # First with a line of the log at the end only, so that it is the checkpoint that cannot be written.
-    errors = [train(recipe, out, log_every="1000"), train(recipe, out)]
-    left = trained(out)
-    set_read_only(out, False)
-    before_step(4, functools.partial(set_read_only, out, True))
+    """The checkpoints' folder, then all of it from the start, then the log: what a run holds open cannot be made so."""
+    checkpoints, log = out / "checkpoints", out / "log.jsonl"
+    checkpoints.mkdir(parents=True)
+    log.touch()
+    for path in (out, checkpoints, log):
+        mount(str(path), path, "", BIND)
+    before_step(5, functools.partial(set_read_only, checkpoints, True))
+    errors = [train(recipe, out)]
+    set_read_only(checkpoints, False)
+    set_read_only(out, True)
     errors.append(train(recipe, out))
     set_read_only(out, False)
+    left = trained(out)
+    before_step(4, functools.partial(set_read_only, log, True))
+    errors.append(train(recipe, out))
+    set_read_only(log, False)
     return {"errors": errors, "left": left, "again": train(recipe, out)[0], "end": trained(out)}
 
 
