@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def save_image_grid(
             top, left = i * (height + gap), j * (width + gap)
             canvas[top : top + height, left : left + width] = pixels
     extra = 0.4 if title else 0.1
-    figure = Figure(figsize=(count * scale * width / height + 1.2, len(rows) * scale + extra), layout="constrained")
+    # Room for the captions, in inches.
+    margin = max(1.2, 0.3 + 0.065 * max(map(len, row_labels or [""])))
+    figure = Figure(figsize=(count * scale * width / height + margin, len(rows) * scale + extra), layout="constrained")
     axis = figure.subplots()
     axis.imshow(canvas, interpolation="nearest")
     axis.spines[:].set_visible(False)
@@ -62,19 +64,42 @@ def save_image_grid(
     _save(figure, path)
 
 
+#: x and y of the points; where a third is given, how far the error bar of each point reaches, 0 for none.
+Curve = tuple[Sequence[float], Sequence[float]] | tuple[Sequence[float], Sequence[float], Sequence[float]]
+
+
 def save_curves(
     path: str | Path,
-    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    panels: Mapping[str, Mapping[str, Curve]],
     *,
     x_label: str = "samples seen",
+    logarithmic: Container[str] = (),
+    shows_points: bool = False,
 ) -> None:
-    """Write one panel a key, each with named (x, y) curves."""
+    """Write one panel a key, each with named curves.
+
+    Args:
+        path: Where to.
+        panels: Curves by name, by title of their panel.
+        x_label: Below each panel.
+        logarithmic: Titles of the panels whose y axis is logarithmic, if all their values are above zero.
+        shows_points: Mark the points and put the ticks of a logarithmic x axis at them.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(panels), 3.0), layout="constrained")
     for axis, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for color, (name, (x, y)) in zip(PALETTE, curves.items(), strict=False):
-            axis.plot(x, y, label=name, color=color, linewidth=1.6)
+        for color, (name, (x, y, *bars)) in zip(PALETTE, curves.items(), strict=False):
+            axis.plot(x, y, label=name, color=color, linewidth=1.6, marker="o" if shows_points else None, markersize=4)
+            if bars and any(bars[0]):
+                axis.errorbar(x, y, bars[0], fmt="none", ecolor=color, capsize=3, linewidth=1.2)
+        if shows_points:
+            places = sorted({value for x, *_ in curves.values() for value in x})
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(places, [f"{value:,.0f}" for value in places], rotation=45 if len(places) > 8 else 0)
+            axis.minorticks_off()
+        if title in logarithmic and all(value > 0 for _, y, *_ in curves.values() for value in y):
+            axis.set_yscale("log", nonpositive="clip")
         axis.set_title(title, fontsize=10, color=INK)
         axis.set_xlabel(x_label, fontsize=8)
         axis.grid(alpha=0.25)

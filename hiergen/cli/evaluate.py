@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -75,8 +76,10 @@ def _compare(settings: CompareSettings) -> None:
     from rich.table import Table
 
     from hiergen.evaluation.comparison import compare
-    from hiergen.files import write_json
+    from hiergen.files import check_writable, write_json
 
+    if settings.out:
+        check_writable(Path(settings.out).parent)
     result = compare(settings.first, settings.second, resamples=settings.resamples, seed=settings.seed)
     table = Table("metric", "first", "second", "difference", "95 % interval", "", caption=result["resampling"])
     rows: dict[str, dict[str, Any]] = result["metrics"]

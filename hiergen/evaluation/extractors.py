@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -78,26 +79,52 @@ def build_extractor(config: ExtractorConfig, device: torch.device | str = "cpu")
         FileNotFoundError: If weights are missing; says which file, how to get it and where to put it.
         ImportError: If a library is not installed.
     """
-    if config.name not in EXTRACTORS:
-        raise ValueError(f"unknown extractor {config.name!r}{nearest(config.name, EXTRACTORS)}")
+    check_extractor(config)
     return EXTRACTORS[config.name](config, torch.device(device))
 
 
-def open_lpips(network: str, folder: str | None, device: torch.device) -> LPIPS | None:
+def check_extractor(config: ExtractorConfig) -> None:
+    """Check a name and that a file of weights is there, in no time: some extractors are trained while they are built.
+
+    Raises:
+        ValueError: If the name is unknown, or weights are given to an extractor that takes none.
+        FileNotFoundError: If weights are missing.
+        ImportError: If torch-fidelity, which all distances need, is not installed.
+    """
+    if config.name not in EXTRACTORS:
+        raise ValueError(f"unknown extractor {config.name!r}{nearest(config.name, EXTRACTORS)}")
+    if config.name in FILES:
+        _weights_file(config)
+    elif config.name == "digits" and config.weights:
+        raise ValueError(f"extractor 'digits' is trained on the spot, expected no weights, got {config.weights!r}")
+    if importlib.util.find_spec("torch_fidelity") is None:
+        raise ImportError('distances between image sets need torch-fidelity: pip install "hiergen[eval]"')
+
+
+def open_lpips(network: str, folder: str | None, size: int, device: torch.device) -> LPIPS | None:
     """Return LPIPS with its weights, on a device; None for "none".
 
     Raises:
-        ValueError: If the network is unknown, or a file is not its own.
+        ValueError: If the network is unknown, a file is not its own, or images of `size` x `size` pixels are too small for it.
         FileNotFoundError: If weights are missing; says which file, how to get it and where to put it.
     """
     if network == "none":
         return None
     try:
-        return LPIPS.from_files(network, folder=folder).to(device)
+        lpips = LPIPS.from_files(network, folder=folder).to(device)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error} (--lpips-folder names another folder, --lpips none leaves LPIPS out)"
         ) from error
+    gray = torch.zeros(1, 3, size, size, device=device)
+    try:
+        with torch.no_grad():
+            lpips(gray, gray)
+    except RuntimeError as error:
+        raise ValueError(
+            f"LPIPS on {network!r} cannot look at {size} x {size} pixels ({error}): --lpips none leaves it out"
+        ) from error
+    return lpips
 
 
 def register_extractor(name: str, builder: Builder) -> None:
@@ -193,8 +220,6 @@ def _build_inception(config: ExtractorConfig, device: torch.device) -> Extractor
     return _build_from_file(
         config,
         device,
-        file="weights-inception-2015-12-05-6726825d.pth",
-        hint="download it from the releases of torch-fidelity (v0.2.0)",
         distance="FID",
         description="InceptionV3 (2015-12-05), 2048 pool features; resized to 299 x 299 as TensorFlow 1 does",
         dim=2048,
@@ -205,8 +230,6 @@ def _build_truncated(config: ExtractorConfig, device: torch.device) -> Extractor
     return _build_from_file(
         config,
         device,
-        file="inception_2015_12_05_upto_mixed_6e.safetensors",
-        hint="it holds `conv.weight` and `bn.bias` of the layers up to Mixed_6e, batch norm folded, under torch-fidelity's names",
         distance="FID-768",
         description="InceptionV3 (2015-12-05) up to Mixed_6e, 768 pool features (not FID's 2048); resized to 299 x 299 as "
         "TensorFlow 1 does",
@@ -215,17 +238,23 @@ def _build_truncated(config: ExtractorConfig, device: torch.device) -> Extractor
 
 
 def _build_from_file(
-    config: ExtractorConfig, device: torch.device, *, file: str, hint: str, distance: str, description: str, dim: int
+    config: ExtractorConfig, device: torch.device, *, distance: str, description: str, dim: int
 ) -> Extractor:
+    path = _weights_file(config)
+    network = Inception(read_weights(path), is_truncated=dim == 768).to(device)
+    digits = f"{config.name}-{file_digest(path)[:16]}"
+    return Extractor(config.name, description, network, distance, dim, digits, spatial_dim=SPATIAL_CHANNELS * 17 * 17)
+
+
+def _weights_file(config: ExtractorConfig) -> Path:
+    file, hint = FILES[config.name]
     path = Path(config.weights) if config.weights else Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
         raise FileNotFoundError(
             f"the weights of extractor {config.name!r} are not at {str(path)!r}: get {file} ({hint}), then put it there or name it "
             "with --extractor.weights"
         )
-    network = Inception(read_weights(path), is_truncated=dim == 768).to(device)
-    digits = f"{config.name}-{file_digest(path)[:16]}"
-    return Extractor(config.name, description, network, distance, dim, digits, spatial_dim=SPATIAL_CHANNELS * 17 * 17)
+    return path
 
 
 def _build_dinov2(config: ExtractorConfig, device: torch.device) -> Extractor:
@@ -244,8 +273,6 @@ def _build_dinov2(config: ExtractorConfig, device: torch.device) -> Extractor:
 
 
 def _build_digits(config: ExtractorConfig, device: torch.device) -> Extractor:
-    if config.weights:
-        raise ValueError(f"extractor 'digits' is trained on the spot, expected no weights, got {config.weights!r}")
     train = load_digits("train", size=32)
     network = train_feature_network(to_uint8(train.images), train.labels, seed=0).to(device)
 
@@ -264,6 +291,17 @@ def _build_digits(config: ExtractorConfig, device: torch.device) -> Extractor:
     )
 
 
+#: Files of weights by the extractor that reads them, and where they come from.
+FILES = {
+    "inception": (
+        "weights-inception-2015-12-05-6726825d.pth",
+        "download it from the releases of torch-fidelity (v0.2.0)",
+    ),
+    "inception-768": (
+        "inception_2015_12_05_upto_mixed_6e.safetensors",
+        "it holds `conv.weight` and `bn.bias` of the layers up to Mixed_6e, batch norm folded, under torch-fidelity's names",
+    ),
+}
 #: Extractors by name.
 EXTRACTORS: dict[str, Builder] = {
     "inception": _build_inception,

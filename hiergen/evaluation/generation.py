@@ -20,8 +20,8 @@ from hiergen.data.images import list_images, read_image
 from hiergen.data.npz_files import open_npz, read_array
 from hiergen.data.sources import DataConfig
 from hiergen.evaluation.distances import DistanceConfig, bias_curve, measure
-from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor
-from hiergen.evaluation.parts import Parts, run_parts
+from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor, check_extractor
+from hiergen.evaluation.parts import Parts, refuse_others, run_parts
 from hiergen.evaluation.protocol import (
     ROUNDING_RULES,
     PassConfig,
@@ -32,7 +32,7 @@ from hiergen.evaluation.protocol import (
     environment,
     quantize,
 )
-from hiergen.evaluation.references import check_count, check_npz_images, open_reference
+from hiergen.evaluation.references import check_count, check_npz_images, check_source, open_reference
 from hiergen.evaluation.report import publish
 from hiergen.evaluation.sampling import DRAW_RULE, LABEL_RULES, LabelRule, SamplingConfig, TokenSource
 from hiergen.files import atomic_path, check_writable, file_digest
@@ -91,7 +91,18 @@ def evaluate_generations(settings: GfidSettings) -> dict[str, Any] | None:
     started = time.perf_counter()
     check_seed(settings.seed)
     out, device = check_writable(settings.out), choose_device(settings.passes.device)
+    check_extractor(settings.extractor)
+    pictures = check_source(settings.reference or settings.data)
+    if pictures is not None:
+        check_count(pictures, "the reference")
+    check_writable(Path(settings.cache).expanduser(), option="--cache")
+    work = _open_work(settings, device)
+    check_count(work.count, "the evaluation")
+    identity = {**work.identity, "kind": "gfid", "keep": settings.keep != "none"}
+    refuse_others(out / "parts", identity)
     extractor = build_extractor(settings.extractor, device)
+    identity["extractor"] = extractor.fingerprint
+    refuse_others(out / "parts", identity)
     reference = open_reference(
         settings.reference or settings.data,
         extractor,
@@ -100,13 +111,16 @@ def evaluate_generations(settings: GfidSettings) -> dict[str, Any] | None:
         cache=settings.cache,
         device=device,
     )
-    work = _open_work(settings, extractor, device)
-    check_count(work.count, "the evaluation")
-    identity = {**work.identity, "kind": "gfid", "extractor": extractor.fingerprint, "keep": settings.keep != "none"}
     # Before the images are made: a picture of the reference that cannot be read shows now.
     real = reference()
     parts = run_parts(
-        out / "parts", identity, work.count, work.compute, passes=settings.passes, what="generate", load=work.load
+        out / "parts",
+        identity,
+        work.count,
+        lambda keys, loaded: _describe(work.make(keys, loaded), keys, extractor, keep=settings.keep != "none"),
+        passes=settings.passes,
+        what="generate",
+        load=work.load,
     )
     if parts is None:
         return None
@@ -150,33 +164,39 @@ def _protocol(settings: GfidSettings) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What is evaluated: how many images, what they depend on, how they are loaded (samples) and what is computed of them."""
+    """What is evaluated: how many images, what they depend on, how they are loaded (samples) and made (uint8, on the device)."""
 
     count: int
     identity: dict[str, Any]
     load: Callable[[range], Tensor] | None
-    compute: Callable[[range, Any], dict[str, Tensor]]
+    make: Callable[[range, Any], Tensor]
 
 
-def _open_work(settings: GfidSettings, extractor: Extractor, device: torch.device) -> _Work:
-    @torch.no_grad()
-    def describe(keys: range, images: Tensor) -> dict[str, Tensor]:
-        images = images.to(device, non_blocking=True)
-        found = {**extractor(images), "shown": images[: max(0, SHOWN_IMAGES - keys[0])]}
-        return found if settings.keep == "none" else {**found, "images": images}
-
+def _open_work(settings: GfidSettings, device: torch.device) -> _Work:
     if settings.samples:
         samples = _open_samples(settings)
-        return _Work(samples.count, {"samples": samples.digest}, samples.read, describe)
+        return _Work(
+            samples.count,
+            {"samples": samples.digest},
+            samples.read,
+            lambda _, images: images.to(device, non_blocking=True),
+        )
     tokens = _open_tokens(settings, device)
 
     @torch.no_grad()
-    def generate(keys: range, _: None) -> dict[str, Tensor]:
+    def generate(keys: range, _: None) -> Tensor:
         decoded = check_finite(tokens.tokenizer.decode(tokens.draw(keys)), keys[0], "generated image")
-        return describe(keys, quantize(decoded, settings.rounding))
+        return quantize(decoded, settings.rounding)
 
     identity = {**tokens.identity, "rounding": settings.rounding}
     return _Work(settings.num_images or DEFAULT_IMAGES, identity, None, generate)
+
+
+@torch.no_grad()
+def _describe(images: Tensor, keys: range, extractor: Extractor, *, keep: bool) -> dict[str, Tensor]:
+    """Return what is stored of a batch of uint8 images."""
+    found = {**extractor(images), "shown": images[: max(0, SHOWN_IMAGES - keys[0])]}
+    return {**found, "images": images} if keep else found
 
 
 def _open_tokens(settings: GfidSettings, device: torch.device) -> TokenSource:

@@ -131,17 +131,32 @@ def gather(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([result[name] for result in listed]) for name in listed[0]}
 
 
+def refuse_others(folder: str | Path, known: dict[str, Any]) -> None:
+    """Check that a folder of parts, if there is one, is of an evaluation with these entries; for what is known before all is.
+
+    Raises:
+        ValueError: If it is of another; the entries that differ are named.
+    """
+    file = Path(folder) / "identity.json"
+    if file.is_file():
+        found, wanted = json.loads(file.read_text())["of"], json.loads(json.dumps(known))
+        _refuse(Path(folder), sorted(name for name in wanted if found.get(name) != wanted[name]))
+
+
+def _refuse(root: Path, changed: list[str]) -> None:
+    if changed:
+        raise ValueError(
+            f"{str(root)!r} holds the parts of another evaluation ({', '.join(changed)} differ); choose another --out or delete it"
+        )
+
+
 def _claim(root: Path, identity: dict[str, Any], *, is_main: bool) -> None:
     file, wanted = root / "identity.json", fingerprint(identity)
     if file.is_file():
         found = json.loads(file.read_text())
         if found["fingerprint"] != wanted:
-            changed = sorted(
-                k for k in {*found["of"], *identity} if found["of"].get(k) != json.loads(json.dumps(identity.get(k)))
-            )
-            raise ValueError(
-                f"{str(root)!r} holds the parts of another evaluation ({', '.join(changed)} differ); choose another --out or delete it"
-            )
+            same = json.loads(json.dumps(identity))
+            _refuse(root, sorted(k for k in {*found["of"], *same} if found["of"].get(k) != same.get(k)))
     elif is_main:
         write_json(file, {"fingerprint": wanted, "of": identity})
 

@@ -16,11 +16,16 @@ import torch
 from torch import Tensor
 
 from hiergen.config import fingerprint, to_json
-from hiergen.data.images import Dataset
 from hiergen.data.sources import DataConfig
 from hiergen.evaluation.distances import DistanceConfig
-from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor, open_lpips
-from hiergen.evaluation.parts import Parts, run_parts
+from hiergen.evaluation.extractors import (
+    Extractor,
+    ExtractorConfig,
+    build_extractor,
+    check_extractor,
+    open_lpips,
+)
+from hiergen.evaluation.parts import Parts, refuse_others, run_parts
 from hiergen.evaluation.protocol import (
     RESIZE_RULE,
     ROUNDING_RULES,
@@ -31,8 +36,9 @@ from hiergen.evaluation.protocol import (
     environment,
     quantize,
 )
+from hiergen.evaluation.rate_distortion import describe_rate
 from hiergen.evaluation.reconstruction_scores import summarize
-from hiergen.evaluation.references import Reference, check_count, open_evaluated, read_batch, read_npz
+from hiergen.evaluation.references import Reference, check_count, check_source, open_evaluated, read_batch, read_npz
 from hiergen.evaluation.report import publish
 from hiergen.files import check_writable
 from hiergen.metrics.frechet import Moments
@@ -88,26 +94,30 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
     """
     started = time.perf_counter()
     out, device = check_writable(settings.out), choose_device(settings.passes.device)
-    lpips = open_lpips(settings.lpips, settings.lpips_folder, device)
-    extractor = build_extractor(settings.extractor, device)
-    fixed = read_npz(settings.reference, extractor) if settings.reference else None
-    tokenizer = from_pretrained(settings.tokenizer)
-    if not isinstance(tokenizer, Tokenizer):
-        raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, expected an image tokenizer")
-    torch.nn.Module.to(tokenizer.eval(), device)
-    images = open_evaluated(settings.data)
-    count = _count(images, settings, tokenizer)
-    prefixes = list_prefixes(tokenizer) if settings.prefixes else list_prefixes(tokenizer)[-1:]
-    identity = {
+    check_extractor(settings.extractor)
+    if settings.reference:
+        check_source(settings.reference)
+    found = check_source(settings.data)
+    if found is not None:
+        _count(found, settings)
+    lpips = open_lpips(settings.lpips, settings.lpips_folder, settings.data.size, device)
+    tokenizer = _open_tokenizer(settings.tokenizer, settings.data.size, device)
+    listed = list_prefixes(tokenizer)
+    prefixes = listed if settings.prefixes else listed[-1:]
+    identity: dict[str, Any] = {
         "kind": "rfid",
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "data": images.fingerprint,
         "size": settings.data.size,
         "rounding": settings.rounding,
-        "extractor": extractor.fingerprint,
         "lpips": settings.lpips,
         "prefixes": [prefix.count for prefix in prefixes],
     }
+    refuse_others(out / "parts", identity)
+    extractor = build_extractor(settings.extractor, device)
+    fixed = read_npz(settings.reference, extractor) if settings.reference else None
+    images = open_evaluated(settings.data)
+    count = _count(len(images), settings)
+    identity |= {"data": images.fingerprint, "extractor": extractor.fingerprint}
     work = ReconstructionPass(tokenizer, extractor, lpips, prefixes, settings.rounding, device)
     parts = run_parts(
         out / "parts",
@@ -121,6 +131,7 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
     if parts is None:
         return None
     protocol = {
+        "rate": describe_rate(listed),
         "images": f"the first {count:,} of {len(images):,}" if count < len(images) else f"all {count:,}",
         "resize": RESIZE_RULE,
         "rounding": ROUNDING_RULES[settings.rounding],
@@ -150,26 +161,31 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
     )
 
 
-def _count(images: Dataset, settings: RfidSettings, tokenizer: Tokenizer) -> int:
-    """Return how many images are evaluated, after checking that they fit."""
-    if settings.num_images < 0 or settings.num_images > len(images):
-        raise ValueError(
-            f"num_images is {settings.num_images}, expected 0 (all) to {len(images)}, the number of images"
-        )
-    count = settings.num_images or len(images)
-    check_count(count, "the evaluation")
-    shape, size = tuple(read_batch(images, [0]).shape), tokenizer.config.get("image_size", settings.data.size)
-    if shape != (1, 3, size, size):
-        raise ValueError(
-            f"images have shape {shape[1:]}, the tokenizer takes {(3, size, size)}: set data.size to {size}"
-        )
+def _open_tokenizer(path: str, size: int, device: torch.device) -> Tokenizer:
+    """Return a tokenizer in eval mode on a device, after checking that it takes images of a size: it encodes a gray one."""
+    tokenizer = from_pretrained(path)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(f"{path!r} holds a {type(tokenizer).__name__}, expected an image tokenizer")
+    torch.nn.Module.to(tokenizer.eval(), device)
+    own = tokenizer.config.get("image_size", size)
     try:
         with torch.no_grad():
-            tokenizer.encode(read_batch(images, [0]).to(tokenizer.device))
+            tokenizer.encode(torch.zeros(1, 3, own, own, device=device))
     except (ValueError, TypeError) as error:
+        raise ValueError(f"{path!r} holds a {type(tokenizer).__name__}, which takes no images: {error}") from error
+    if size != own:
         raise ValueError(
-            f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which takes no images: {error}"
-        ) from error
+            f"images have shape {(3, size, size)}, the tokenizer takes {(3, own, own)}: set data.size to {own}"
+        )
+    return tokenizer
+
+
+def _count(found: int, settings: RfidSettings) -> int:
+    """Return how many of the images are evaluated, after checking that there are as many."""
+    if settings.num_images < 0 or settings.num_images > found:
+        raise ValueError(f"num_images is {settings.num_images}, expected 0 (all) to {found}, the number of images")
+    count = settings.num_images or found
+    check_count(count, "the evaluation")
     return count
 
 

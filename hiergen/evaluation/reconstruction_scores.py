@@ -12,6 +12,7 @@ from torch import Tensor
 from hiergen.evaluation.distances import DistanceConfig, bias_curve, measure
 from hiergen.evaluation.extractors import Extractor
 from hiergen.evaluation.parts import Parts
+from hiergen.evaluation.rate_distortion import rate_row
 from hiergen.evaluation.references import Reference
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
 from hiergen.metrics.latents import channel_statistics, interpolation_detour, neighbor_spread, spatial_autocorrelation
@@ -59,12 +60,9 @@ def summarize(
             if f"{prefix.count}.{kind}" in names
         }
         found = measure(features, reference, extractor, config, is_paired=not reference.about)
-        means = {
-            kind: float(parts.read(f"{prefix.count}.{kind}").double().mean())
-            for kind in PIXEL_METRICS
-            if f"{prefix.count}.{kind}" in names
-        }
-        rows.append({**dataclasses.asdict(prefix), "metrics": {**_renamed(found.metrics), **means}})
+        pixel = {k: parts.read(f"{prefix.count}.{k}") for k in PIXEL_METRICS if f"{prefix.count}.{k}" in names}
+        means = {kind: float(value.double().mean()) for kind, value in pixel.items()}
+        rows.append(rate_row(prefix, {**_renamed(found.metrics), **means}, pixel if config.resamples else {}))
     last = prefixes[-1].count
     values = {kind: parts.read(f"{last}.{kind}") for kind in (*PIXEL_METRICS, "pool") if f"{last}.{kind}" in names}
     if not reference.about:
@@ -104,10 +102,11 @@ def describe_tokens(
         "images": pyramid.batch_size,
         "by_channel": [dataclasses.asdict(channel) for channel in channel_statistics(pyramid)],
     }
-    if pyramid.batch_size > 5:
+    copies = pyramid.concat().unique(dim=0, return_counts=True)[1]
+    if pyramid.batch_size > 5 and int(copies.max()) <= 5:
         found["neighbor_spread"] = neighbor_spread(pyramid)
-    grid = pyramid.specs[-1].grid
-    if grid is not None and len(grid) == 2 and min(grid) >= 2:
+    grid, finest = pyramid.specs[-1].grid, pyramid.levels[-1]
+    if grid is not None and len(grid) == 2 and min(grid) >= 2 and bool((finest != finest[:1, :1]).any()):
         found["spatial_autocorrelation"] = spatial_autocorrelation(pyramid)
     pairs = min(16, pyramid.batch_size // 2)
     if lpips is not None and pairs:

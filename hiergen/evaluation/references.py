@@ -21,13 +21,16 @@ from torch import Tensor
 from hiergen.config import fingerprint, to_json
 from hiergen.data.images import Dataset, ImageSet
 from hiergen.data.npz_files import open_npz, read_array
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import DataConfig, open_images, open_pictures
 from hiergen.evaluation.extractors import Extractor
 from hiergen.evaluation.parts import gather, is_complete, run_parts
 from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, PassConfig, Rounding, process_state, quantize
 from hiergen.files import atomic_path, check_writable
 from hiergen.metrics.fidelity import MIN_IMAGES
 from hiergen.metrics.frechet import Moments
+
+#: Sources that are in memory already, or are read clip by clip.
+EMBEDDED = ("digits", "moving-digits", "clips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +92,33 @@ def open_evaluated(config: DataConfig) -> Dataset:
         ValueError: If they would be changed at random, or cannot be opened. In training the next picture stands in for one that
             cannot be read; here it would be counted twice, so whatever cannot be read is an error.
     """
+    _check_unchanged(config)
+    return open_images(config, is_strict=True)
+
+
+def _check_unchanged(config: DataConfig) -> None:
     if config.crop != "center" or config.flip:
         raise ValueError("an evaluation reads its images unchanged: data.crop must be 'center' and data.flip False")
-    return open_images(config, is_strict=True)
+
+
+def check_source(source: str | DataConfig) -> int | None:
+    """Check that data, or a file of statistics, can be opened, without reading pictures: what is wrong shows at once.
+
+    Returns:
+        How many pictures there are, where that is known already.
+
+    Raises:
+        ValueError: If it cannot, or an evaluation may not read data as the config says.
+    """
+    if isinstance(source, str):
+        with open_npz(source) as file:
+            _check_keys(file, source)
+        return None
+    _check_unchanged(source)
+    if source.size < 1:
+        raise ValueError(f"data.size is {source.size}, expected at least 1")
+    is_embedded = source.source.partition(":")[0] in EMBEDDED
+    return None if is_embedded else len(open_pictures(source).labels)
 
 
 def check_count(count: int, what: str, unit: str = "images") -> None:
@@ -113,11 +140,7 @@ def read_npz(path: str | Path, extractor: Extractor) -> Reference:
         ValueError: If the file is missing, no .npz, has no `mu` and `sigma`, or they are of another extractor or not finite.
     """
     with open_npz(path) as file:
-        if "mu" not in file or "sigma" not in file:
-            raise ValueError(
-                f"{str(path)!r} holds {', '.join(file.files) or 'nothing'}, expected reference statistics `mu` and `sigma` "
-                "(sample files with `arr_0` alone are given as --samples)"
-            )
+        _check_keys(file, path)
         pool = _moments(file, path, ("mu", "sigma"), extractor.dim)
         spatial = None
         if extractor.spatial_dim and "mu_s" in file and "sigma_s" in file:
@@ -129,6 +152,14 @@ def read_npz(path: str | Path, extractor: Extractor) -> Reference:
         "images_inside": _shape(path),
     }
     return Reference(pool, spatial, None, about)
+
+
+def _check_keys(file: Any, path: str | Path) -> None:
+    if "mu" not in file or "sigma" not in file:
+        raise ValueError(
+            f"{str(path)!r} holds {', '.join(file.files) or 'nothing'}, expected reference statistics `mu` and `sigma` "
+            "(sample files with `arr_0` alone are given as --samples)"
+        )
 
 
 def write_npz(path: str | Path, reference: Reference) -> None:

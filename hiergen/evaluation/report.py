@@ -13,14 +13,13 @@ from torch import Tensor
 
 from hiergen.evaluation.comparison import distance_name, intervals
 from hiergen.evaluation.distances import INTERVAL_RULES, extrapolated
+from hiergen.evaluation.rate_distortion import Row, draw_rates, rate_of, with_intervals
 from hiergen.evaluation.references import Reference, write_npz
-from hiergen.figures import save_curves, save_image_grid
+from hiergen.figures import save_image_grid
 from hiergen.files import atomic_path, write_json, write_text
 
 TITLES = {"rfid": "Reconstruction", "gfid": "Generation", "shapes": "Shapes", "video": "Video"}
 UNITS = {"psnr": "dB"}
-#: Of the rate-distortion page, beside the Fréchet distance.
-PLOTTED = ("psnr", "ssim", "lpips", "IoU", "chamfer")
 
 
 def publish(
@@ -80,7 +79,7 @@ def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
         lines += [f"{'; '.join(rules)}.", ""]
     if has_pictures:
         lines += ["![examples, not selected](examples.png)", ""]
-    lines += _rate_distortion(report.get("rate_distortion", []))
+    lines += _rate_distortion(_rates(report))
     lines += _bias(report.get("bias", []))
     lines += _tokens(report.get("tokens", {}))
     lines += ["## How it was measured", ""]
@@ -104,17 +103,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
 
 
-def _rate_distortion(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _rate_distortion(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    names = list(rows[-1]["metrics"])
-    body = [
-        [str(row["count"]), str(row["tokens"]), "" if row["bits"] is None else f"{row['bits']:.0f}"]
-        + [_number(row["metrics"][name]) if name in row["metrics"] else "" for name in names]
-        for row in rows
-    ]
-    header = [rows[0]["unit"], "tokens", "bits", *names]
+    names, size = list(rows[-1]["metrics"]), "bits" if rows[-1]["bits"] is not None else "numbers"
+    body = []
+    for row in rows:
+        half = row.get("intervals_95", {})
+        cells = [_number(row["metrics"][n]) + _spread(half.get(n)) if n in row["metrics"] else "" for n in names]
+        body.append([str(row["count"]), f"{row['tokens']:,}", _size(row[size]), *cells])
+    header = [rows[0]["unit"], "tokens", size, *names]
     return ["## Rate and distortion", "", *table(header, body), "", "![rate and distortion](rate_distortion.png)", ""]
+
+
+def _size(value: int | float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _spread(half_width: float | None) -> str:
+    return f" ± {half_width:.2g}" if half_width else ""
 
 
 def _bias(curve: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -147,7 +154,7 @@ def _tokens(tokens: Mapping[str, Any]) -> list[str]:
         for k, channel in enumerate(tokens["by_channel"])
     ]
     measures = [
-        f"- {name.replace('_', ' ')}: {tokens[name]:.3f}"
+        f"- {name.replace('_', ' ')}: {_number(tokens[name])}"
         for name in ("neighbor_spread", "spatial_autocorrelation", "interpolation_detour")
         if name in tokens
     ]
@@ -160,12 +167,14 @@ def _draw(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Tensor
         rows = [images.float() / 127.5 - 1 for images in pictures.values()]
         side = rows[0].shape[-1]
         save_image_grid(folder / "examples.png", rows, row_labels=list(pictures), scale=max(0.55, min(1.6, side / 100)))
-    rate = report.get("rate_distortion", [])
-    if rate:
-        tokens = [float(row["tokens"]) for row in rate]
-        names = [name for name in rate[-1]["metrics"] if name in PLOTTED or name.startswith("rF")]
-        panels = {name: {name: (tokens, [row["metrics"][name] for row in rate])} for name in names}
-        save_curves(folder / "rate_distortion.png", panels, x_label="tokens")
+    rates = _rates(report)
+    if rates:
+        draw_rates(folder / "rate_distortion.png", {"": rates}, rate=rate_of(rates))
+
+
+def _rates(report: Mapping[str, Any]) -> list[Row]:
+    rows = report.get("rate_distortion", [])
+    return with_intervals(rows, report.get("intervals_95", {})) if rows else []
 
 
 def _flat(environment: Mapping[str, Any]) -> dict[str, str]:

@@ -15,11 +15,13 @@ from hiergen.data.poses import fit_transform
 from hiergen.data.shape_renders import render_mesh
 from hiergen.data.shape_sampling import sample_surface
 from hiergen.evaluation.parts import Parts, run_parts
+from hiergen.evaluation.rate_distortion import rate_row
 from hiergen.evaluation.reconstruction_scores import describe_tokens
 from hiergen.evaluation.shape_sources import Meshes, ShapesSettings
 from hiergen.metrics.geometry import GeometryProtocol, compare_meshes
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.loading import from_pretrained
+from hiergen.pipelines.prefixes import Prefix
 from hiergen.pipelines.shape import decode_meshes
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import derive_seed
@@ -49,30 +51,44 @@ class LevelScores:
     pictures: dict[str, Tensor]
 
 
-def evaluate_levels(
-    settings: ShapesSettings, references: Meshes, out: Path, device: torch.device
-) -> LevelScores | None:
-    """Return the scores of shapes rebuilt from each level; None on all processes but the main one.
-
-    Every level of this kind of tokenizer is a whole shape, so the tokens of a row are those of its level alone.
+def open_shape_tokenizer(settings: ShapesSettings, device: torch.device) -> PyramidVAE:
+    """Return a tokenizer of shapes in eval mode on a device.
 
     Raises:
-        ValueError: If there is no tokenizer of shapes.
+        ValueError: If there is none.
     """
     tokenizer = from_pretrained(settings.tokenizer)
     if not isinstance(tokenizer, PyramidVAE):
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, expected a tokenizer of shapes")
     torch.nn.Module.to(tokenizer.eval(), device)
-    protocol = dataclasses.replace(settings.pairs, normalize="none")
-    meshes = [_normalized(mesh) for mesh in references.values()]
-    identity = {
+    return tokenizer
+
+
+def _pair_protocol(settings: ShapesSettings) -> GeometryProtocol:
+    return dataclasses.replace(settings.pairs, normalize="none")
+
+
+def rebuilt_identity(tokenizer: PyramidVAE, settings: ShapesSettings) -> dict[str, Any]:
+    """Return JSON values that rebuilt shapes depend on, beside the reference."""
+    return {
         "kind": "shapes",
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "reference": meshes_fingerprint(references),
         "seed": settings.seed,
         "depth": settings.depth,
-        "pairs": to_json(protocol),
+        "pairs": to_json(_pair_protocol(settings)),
     }
+
+
+def evaluate_levels(
+    settings: ShapesSettings, tokenizer: PyramidVAE, references: Meshes, out: Path
+) -> LevelScores | None:
+    """Return the scores of shapes rebuilt from each level; None on all processes but the main one.
+
+    Every level of this kind of tokenizer is a whole shape, so the tokens of a row are those of its level alone.
+    """
+    protocol = _pair_protocol(settings)
+    meshes = [_normalized(mesh) for mesh in references.values()]
+    identity = {**rebuilt_identity(tokenizer, settings), "reference": meshes_fingerprint(references)}
     work = _Pass(tokenizer, meshes, settings, protocol)
     parts = run_parts(out / "parts", identity, len(meshes), work, passes=settings.passes, what="rebuild shapes")
     if parts is None:
@@ -152,7 +168,8 @@ def _summarize(
     for level, spec in enumerate(tokenizer.specs):
         values = {name.partition(".")[2]: parts.read(name) for name in names if name.startswith(f"{level}.")}
         metrics = {name: float(value.nanmean()) for name, value in values.items() if not value.isnan().all()}
-        rows.append({"unit": "level", "count": level + 1, "tokens": spec.num_tokens, "bits": None, "metrics": metrics})
+        size = Prefix("level", level + 1, spec.num_tokens, None, spec.num_tokens * spec.dim)
+        rows.append(rate_row(size, metrics, values if settings.resamples else {}))
         pictures[f"{spec.num_tokens} tokens"] = parts.read(f"shown.{level}")
     tokens = tuple(parts.read(f"tokens.{level}") for level in range(len(tokenizer.specs)))
     entries = {
@@ -161,6 +178,7 @@ def _summarize(
         "rate_distortion": rows if len(rows) > 1 else [],
         "tokens": describe_tokens(TokenPyramid(tokens, tokenizer.specs), tokenizer, None),
         "protocol": {
+            "rate": f"levels of {', '.join(f'{spec.num_tokens:,}' for spec in tokenizer.specs)} tokens; each is a whole shape",
             "pairs": f"every shape with what it was rebuilt from, brought to center 0 and longest side 1.9; {protocol}",
             "extraction": str(settings.extraction),
             "missing": "a shape without a surface has IoU and F of 0 and no distances",

@@ -85,15 +85,14 @@ class ShapesSettings:
         return ExtractionSettings(depth=self.depth)
 
 
-def open_meshes(source: str, settings: ShapesSettings) -> Meshes:
-    """Return the meshes of a folder by the names of their files, or the embedded shapes.
+def list_meshes(source: str) -> list[Path]:
+    """Return the mesh files of a folder, sorted; none for the embedded shapes.
 
     Raises:
-        ValueError: If the folder is missing, holds fewer than two meshes, or one cannot be read.
+        ValueError: If the folder is missing or holds fewer than two.
     """
     if source == PROCEDURAL:
-        shapes = [procedural_shape(TEST_OFFSET + k) for k in range(settings.num_reference)]
-        return {f"{shape.class_name}-{k:03d}": shape.to_mesh() for k, shape in enumerate(shapes)}
+        return []
     root = Path(source)
     if not root.is_dir():
         raise ValueError(f"mesh folder {source!r} does not exist")
@@ -102,6 +101,19 @@ def open_meshes(source: str, settings: ShapesSettings) -> Meshes:
         raise ValueError(
             f"mesh folder {source!r} holds {len(paths)} meshes ({', '.join(MESH_SUFFIXES)}), expected at least 2"
         )
+    return paths
+
+
+def open_meshes(source: str, settings: ShapesSettings) -> Meshes:
+    """Return the meshes of a folder by the names of their files, or the embedded shapes.
+
+    Raises:
+        ValueError: If the folder is missing, holds fewer than two meshes, or one cannot be read.
+    """
+    paths = list_meshes(source)
+    if source == PROCEDURAL:
+        shapes = [procedural_shape(TEST_OFFSET + k) for k in range(settings.num_reference)]
+        return {f"{shape.class_name}-{k:03d}": shape.to_mesh() for k, shape in enumerate(shapes)}
     return {path.stem: load_mesh(path) for path in paths}
 
 
@@ -119,6 +131,11 @@ def open_generator(settings: ShapesSettings, device: torch.device) -> TokenSourc
     return tokens
 
 
+def generated_identity(tokens: TokenSource, settings: ShapesSettings) -> dict[str, Any]:
+    """Return JSON values that generated meshes depend on."""
+    return {**tokens.identity, "kind": "shapes", "depth": settings.depth}
+
+
 def generate_meshes(tokens: TokenSource, settings: ShapesSettings, out: Path) -> Meshes | None:
     """Generate meshes as GLB files in `out/meshes` and return them; None on all processes but the main one.
 
@@ -132,7 +149,7 @@ def generate_meshes(tokens: TokenSource, settings: ShapesSettings, out: Path) ->
                 save_mesh(mesh, out / "meshes" / f"{key:06d}.glb")
         return {"faces": torch.tensor([len(mesh.faces) for mesh in made])}
 
-    identity: dict[str, Any] = {**tokens.identity, "kind": "shapes", "depth": settings.depth}
+    identity = generated_identity(tokens, settings)
     parts = run_parts(
         out / "parts", identity, settings.num_shapes, compute, passes=settings.passes, what="generate shapes"
     )

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hiergen.config import to_json
 from hiergen.data.meshes import require_shape_libraries
-from hiergen.evaluation.extractors import Extractor, build_extractor
+from hiergen.evaluation.extractors import Extractor, build_extractor, check_extractor
+from hiergen.evaluation.parts import refuse_others
 from hiergen.evaluation.protocol import choose_device, environment
 from hiergen.evaluation.report import publish
 from hiergen.evaluation.sampling import DRAW_RULE, LABEL_RULES
@@ -22,9 +23,19 @@ from hiergen.evaluation.shape_reconstruction import (
     draw_meshes,
     evaluate_levels,
     meshes_fingerprint,
+    open_shape_tokenizer,
     pair_scores,
+    rebuilt_identity,
 )
-from hiergen.evaluation.shape_sources import Meshes, ShapesSettings, generate_meshes, open_generator, open_meshes
+from hiergen.evaluation.shape_sources import (
+    Meshes,
+    ShapesSettings,
+    generate_meshes,
+    generated_identity,
+    list_meshes,
+    open_generator,
+    open_meshes,
+)
 from hiergen.evaluation.shape_views import view_distances
 from hiergen.files import check_writable
 from hiergen.metrics.shape_sets import compare_shape_sets
@@ -42,13 +53,23 @@ def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any] | None:
     if len(given) != 1:
         raise ValueError(f"got {' and '.join(given) or 'none'} of --shapes, --pipeline and --tokenizer, expected one")
     started, out, device = time.perf_counter(), check_writable(settings.out), choose_device(settings.passes.device)
-    extractor = build_extractor(settings.views.extractor, device) if settings.views.num_views else None
+    if settings.views.num_views:
+        check_extractor(settings.views.extractor)
+    for source in (settings.shapes, settings.reference):
+        if source:
+            list_meshes(source)
     tokens = open_generator(settings, device) if settings.pipeline else None
+    tokenizer = open_shape_tokenizer(settings, device) if settings.tokenizer else None
+    if tokens is not None:
+        refuse_others(out / "parts", generated_identity(tokens, settings))
+    elif tokenizer is not None:
+        refuse_others(out / "parts", rebuilt_identity(tokenizer, settings))
+    extractor = build_extractor(settings.views.extractor, device) if settings.views.num_views else None
     judged = open_meshes(settings.shapes, settings) if settings.shapes else {}
     references = open_meshes(settings.reference, settings)
     report = _start(settings, len(references), device)
-    if settings.tokenizer:
-        found = evaluate_levels(settings, references, out, device)
+    if tokenizer is not None:
+        found = evaluate_levels(settings, tokenizer, references, out)
         if found is None:
             return None
         report |= found.entries

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hiergen.evaluation.extractors import EXTRACTORS, ExtractorConfig, build_extractor
+from hiergen.evaluation.extractors import EXTRACTORS, ExtractorConfig, build_extractor, check_extractor
 from hiergen.metrics.clip_classifiers import digit_clip_extractor
 from hiergen.metrics.video import VideoExtractor
 from hiergen.registry import nearest
@@ -30,11 +30,13 @@ class VideoExtractorConfig:
             or a name given to `register_video_extractor`.
         weights: File of the weights, for those that are read from a file.
         seed: Of those that are trained on the spot.
+        digit_size: Of "moving-digits": side of the digits it is trained on; 0 takes that of the clips (`clips.digit_size`).
     """
 
     name: str = "moving-digits"
     weights: str | None = None
     seed: int = 0
+    digit_size: int = 0
 
 
 #: (config, frames, side in pixels, device) -> extractor.
@@ -50,15 +52,31 @@ def build_video_extractor(
         ValueError: If the name is unknown, or the weights are not its own.
         FileNotFoundError: If weights are missing; says which file, how to get it and where to put it.
     """
+    check_video_extractor(config)
     if config.name.startswith(BY_FRAME):
         return _by_frame(config, device)
-    if config.name not in VIDEO_EXTRACTORS:
+    return VIDEO_EXTRACTORS[config.name](config, num_frames, size, device)
+
+
+def check_video_extractor(config: VideoExtractorConfig) -> None:
+    """Check a name and that a file of weights is there, in no time; see `check_extractor`.
+
+    Raises:
+        ValueError: If the name is unknown, or weights are given to an extractor that takes none.
+        FileNotFoundError: If weights are missing.
+    """
+    if config.name.startswith(BY_FRAME):
+        check_extractor(_of_frames(config))
+    elif config.name not in VIDEO_EXTRACTORS:
         known: dict[str, object] = {
             **VIDEO_EXTRACTORS,
             **{BY_FRAME + name: build for name, build in EXTRACTORS.items()},
         }
         raise ValueError(f"unknown extractor of clips {config.name!r}{nearest(config.name, known)}")
-    return VIDEO_EXTRACTORS[config.name](config, num_frames, size, device)
+
+
+def _of_frames(config: VideoExtractorConfig) -> ExtractorConfig:
+    return ExtractorConfig(config.name.removeprefix(BY_FRAME), config.weights)
 
 
 def register_video_extractor(name: str, builder: VideoBuilder) -> None:
@@ -73,7 +91,7 @@ def register_video_extractor(name: str, builder: VideoBuilder) -> None:
 
 
 def _by_frame(config: VideoExtractorConfig, device: torch.device) -> VideoExtractor:
-    frames = build_extractor(ExtractorConfig(config.name.removeprefix(BY_FRAME), config.weights), device)
+    frames = build_extractor(_of_frames(config), device)
 
     def features(videos: Tensor) -> Tensor:
         images = videos.transpose(1, 2).flatten(0, 1)
@@ -87,7 +105,7 @@ def _by_frame(config: VideoExtractorConfig, device: torch.device) -> VideoExtrac
 def _build_moving_digits(
     config: VideoExtractorConfig, num_frames: int, size: int, device: torch.device
 ) -> VideoExtractor:
-    found = digit_clip_extractor(num_frames, size, seed=config.seed)
+    found = digit_clip_extractor(num_frames, size, digit_size=config.digit_size or None, seed=config.seed)
     return dataclasses.replace(found, network=found.network.to(device))
 
 

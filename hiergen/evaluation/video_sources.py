@@ -11,14 +11,17 @@ from torch import Tensor
 
 from hiergen.config import fingerprint
 from hiergen.data.moving_digits import moving_digits
-from hiergen.data.video_files import list_videos
+from hiergen.data.video_files import list_videos, require_pyav
 from hiergen.data.videos import VideoSet, from_uint8, load_clips
 from hiergen.evaluation.distances import DistanceConfig
 from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.rate_distortion import describe_rate
+from hiergen.evaluation.references import check_count
 from hiergen.evaluation.sampling import DRAW_RULE, LABEL_RULES, LabelRule, SamplingConfig, TokenSource
 from hiergen.evaluation.video_extractors import VideoExtractorConfig
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.loading import from_pretrained
+from hiergen.pipelines.prefixes import Prefix, list_prefixes
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
 
@@ -34,12 +37,14 @@ class ClipConfig:
         size: Height and width in pixels; frames are center-cropped.
         stride: Frames of the file from one frame of a clip to the next.
         clips_per_file: At most so many clips from each file; clips are compared in pairs where it is 1.
+        digit_size: Height and width of the digits of the embedded clips; 0 is half of the frame, `hiergen quickstart-video` has two thirds.
     """
 
     num_frames: int = 32
     size: int = 32
     stride: int = 1
     clips_per_file: int = 1
+    digit_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,7 @@ class VideoSettings:
         pipeline: Folder or Hub id of a pipeline that generates clips from class labels.
         videos: Folder of video files.
         tokenizer: Folder or Hub id of a tokenizer of clips: the reference clips are rebuilt by it.
+        prefixes: Of a tokenizer, also measure every prefix (scales of every frame, or components): the rate-distortion page.
         reference: Folder of video files, or "moving-digits", the embedded clips (test split).
         num_reference: Embedded clips to make.
         clips: How files are cut into clips, and the size of the embedded ones; a pipeline's or tokenizer's must be the same.
@@ -69,6 +75,7 @@ class VideoSettings:
     pipeline: str = ""
     videos: str = ""
     tokenizer: str = ""
+    prefixes: bool = False
     reference: str = EMBEDDED
     num_reference: int = 256
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
@@ -96,6 +103,8 @@ class ClipWork:
         own: From their indices to each clip's own reference, likewise; None where they have none.
         protocol: What a report says of them.
         items: Digits of the references of their own, in order; None where they have none.
+        tokenizer: What rebuilds the references of their own; `read` is not asked then.
+        prefixes: From which of its tokens, ascending.
     """
 
     count: int
@@ -104,21 +113,54 @@ class ClipWork:
     own: Callable[[range], Tensor] | None
     protocol: dict[str, str]
     items: str | None = None
+    tokenizer: Tokenizer | None = None
+    prefixes: tuple[Prefix, ...] = ()
 
 
-def open_work(settings: VideoSettings, reference: VideoSet, device: torch.device) -> ClipWork:
-    """Return what is evaluated.
+def open_model(settings: VideoSettings, device: torch.device) -> TokenSource | Tokenizer | None:
+    """Return what generates or rebuilds clips of the size that is asked for; None where they lie in a folder.
 
     Raises:
-        ValueError: If not one of pipeline, videos and tokenizer is given, or it does not fit the reference.
+        ValueError: If it does not make such clips.
     """
-    given = [name for name in ("pipeline", "videos", "tokenizer") if getattr(settings, name)]
-    if len(given) != 1:
-        raise ValueError(f"got {' and '.join(given) or 'none'} of --pipeline, --videos and --tokenizer, expected one")
     if settings.pipeline:
-        return _generated(settings, reference, device)
+        tokens = TokenSource(
+            settings.pipeline, labels=settings.labels, sampling=settings.sampling, seed=settings.seed, device=device
+        )
+        if tokens.kind != "ClassToVideoPipeline":
+            raise ValueError(f"{settings.pipeline!r} holds a {tokens.kind}, expected a ClassToVideoPipeline")
+        _check_size(tokens.tokenizer, settings.clips, settings.pipeline)
+        return tokens
     if settings.tokenizer:
-        return _rebuilt(settings, reference, device)
+        tokenizer = from_pretrained(settings.tokenizer)
+        if not isinstance(tokenizer, Tokenizer):
+            raise ValueError(
+                f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, expected a tokenizer of clips"
+            )
+        torch.nn.Module.to(tokenizer.eval(), device)
+        _check_size(tokenizer, settings.clips, settings.tokenizer)
+        return tokenizer
+    return None
+
+
+def open_work(
+    settings: VideoSettings, model: TokenSource | Tokenizer | None, reference: VideoSet, device: torch.device
+) -> ClipWork:
+    """Return what is evaluated.
+
+    Args:
+        settings: Which clips.
+        model: What `open_model` returned.
+        reference: What they are compared with.
+        device: Where to.
+
+    Raises:
+        ValueError: If clips of a folder cannot be read.
+    """
+    if isinstance(model, TokenSource):
+        return _generated(settings, model)
+    if model is not None:
+        return _rebuilt(settings, model, reference, device)
     clips = open_clips(settings.videos, settings)
     own, pairing, items = _pairs(settings, reference, device)
     return ClipWork(
@@ -131,13 +173,7 @@ def open_work(settings: VideoSettings, reference: VideoSet, device: torch.device
     )
 
 
-def _generated(settings: VideoSettings, reference: VideoSet, device: torch.device) -> ClipWork:
-    tokens = TokenSource(
-        settings.pipeline, labels=settings.labels, sampling=settings.sampling, seed=settings.seed, device=device
-    )
-    if tokens.kind != "ClassToVideoPipeline":
-        raise ValueError(f"{settings.pipeline!r} holds a {tokens.kind}, expected a ClassToVideoPipeline")
-    _check_size(tokens.tokenizer, reference, settings.pipeline)
+def _generated(settings: VideoSettings, tokens: TokenSource) -> ClipWork:
     protocol = {
         "labels": LABEL_RULES[settings.labels],
         "draws": DRAW_RULE,
@@ -149,34 +185,30 @@ def _generated(settings: VideoSettings, reference: VideoSet, device: torch.devic
     )
 
 
-def _rebuilt(settings: VideoSettings, reference: VideoSet, device: torch.device) -> ClipWork:
-    tokenizer = from_pretrained(settings.tokenizer)
-    if not isinstance(tokenizer, Tokenizer):
-        raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, expected a tokenizer of clips")
-    torch.nn.Module.to(tokenizer.eval(), device)
-    _check_size(tokenizer, reference, settings.tokenizer)
-
+def _rebuilt(settings: VideoSettings, tokenizer: Tokenizer, reference: VideoSet, device: torch.device) -> ClipWork:
     def own(keys: range) -> Tensor:
         return from_uint8(reference.videos[keys.start : keys.stop]).to(device)
 
-    numbers = sum(spec.num_tokens * spec.dim for spec in tokenizer.specs)
+    listed = list_prefixes(tokenizer)
+    prefixes = tuple(listed if settings.prefixes else listed[-1:])
     protocol = {
         "pairs": "every clip with what it was rebuilt from",
-        "tokens": f"{sum(spec.num_tokens for spec in tokenizer.specs):,} for {reference.videos[0].numel():,} numbers a clip"
-        + ("" if tokenizer.specs[0].is_discrete else f"; {numbers:,} numbers in all tokens"),
+        "rate": f"{describe_rate(listed)}, for {reference.videos[0].numel():,} numbers of a clip",
     }
     return ClipWork(
         len(reference),
-        {"tokenizer": tokenizer_fingerprint(tokenizer)},
-        lambda keys: tokenizer.decode(tokenizer.encode(own(keys))),
+        {"tokenizer": tokenizer_fingerprint(tokenizer), "prefixes": [prefix.count for prefix in prefixes]},
+        own,
         own,
         protocol,
         reference.fingerprint,
+        tokenizer,
+        prefixes,
     )
 
 
 @torch.no_grad()
-def _check_size(tokenizer: Tokenizer, reference: VideoSet, path: str) -> None:
+def _check_size(tokenizer: Tokenizer, clips: ClipConfig, path: str) -> None:
     """Check by decoding one clip of zeros, which costs little beside what follows."""
     levels = tuple(
         torch.zeros(1, spec.num_tokens, dtype=torch.int64)
@@ -185,14 +217,35 @@ def _check_size(tokenizer: Tokenizer, reference: VideoSet, path: str) -> None:
         for spec in tokenizer.specs
     )
     made: Any = tokenizer.decode(TokenPyramid(levels, tokenizer.specs).to(tokenizer.device))
-    wanted = tuple(reference.videos.shape[1:])
+    wanted = (3, clips.num_frames, clips.size, clips.size)
     shape = tuple(made.shape[1:]) if isinstance(made, Tensor) else ()
     if len(shape) != 4:
         raise ValueError(f"{path!r} holds a {type(tokenizer).__name__}, expected a tokenizer of clips")
     if shape != wanted:
         raise ValueError(
-            f"{path!r} makes clips of shape {shape}, those of the reference have {wanted}: set clips.num_frames and clips.size"
+            f"{path!r} makes clips of shape {shape}, those asked for have {wanted}: set clips.num_frames and clips.size"
         )
+
+
+def check_clips(settings: VideoSettings) -> None:
+    """Check that there are clips to read and enough of them to make, without reading a file.
+
+    Raises:
+        ValueError: If not one of pipeline, videos and tokenizer is given, a folder is missing or holds no video file, or too few clips are
+            asked for.
+        ImportError: If the library that reads video files is not installed.
+    """
+    given = [name for name in ("pipeline", "videos", "tokenizer") if getattr(settings, name)]
+    if len(given) != 1:
+        raise ValueError(f"got {' and '.join(given) or 'none'} of --pipeline, --videos and --tokenizer, expected one")
+    if settings.pipeline:
+        check_count(settings.num_videos, "the evaluation", "clips")
+    folders = [source for source in (settings.reference, settings.videos) if source and source != EMBEDDED]
+    if settings.reference == EMBEDDED:
+        check_count(settings.num_reference, "the reference", "clips")
+    for folder in folders:
+        require_pyav()
+        list_videos(folder)
 
 
 def open_clips(source: str, settings: VideoSettings) -> VideoSet:
@@ -203,7 +256,13 @@ def open_clips(source: str, settings: VideoSettings) -> VideoSet:
     """
     cut = settings.clips
     if source == EMBEDDED:
-        return moving_digits("test", settings.num_reference, num_frames=cut.num_frames, size=cut.size)
+        return moving_digits(
+            "test",
+            settings.num_reference,
+            num_frames=cut.num_frames,
+            size=cut.size,
+            digit_size=cut.digit_size or None,
+        )
     clips = load_clips(
         source, num_frames=cut.num_frames, size=cut.size, stride=cut.stride, clips_per_file=cut.clips_per_file
     )

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiergen.config import to_json
+from hiergen.config import fingerprint, to_json
 from hiergen.data.video_files import require_pyav, write_mp4
 from hiergen.data.videos import VideoSet, from_uint8
 from hiergen.evaluation.distances import bias_curve
 from hiergen.evaluation.extractors import open_lpips
-from hiergen.evaluation.parts import Parts, gather, run_parts
+from hiergen.evaluation.parts import Parts, gather, refuse_others, run_parts
 from hiergen.evaluation.protocol import (
     ROUNDING_RULES,
     check_finite,
@@ -30,10 +30,12 @@ from hiergen.evaluation.protocol import (
     quantize,
     small_sample_warning,
 )
+from hiergen.evaluation.rate_distortion import rate_row
+from hiergen.evaluation.reconstruction_scores import describe_tokens
 from hiergen.evaluation.references import Reference, check_count
 from hiergen.evaluation.report import publish
-from hiergen.evaluation.video_extractors import build_video_extractor
-from hiergen.evaluation.video_sources import ClipWork, VideoSettings, open_clips, open_work
+from hiergen.evaluation.video_extractors import build_video_extractor, check_video_extractor
+from hiergen.evaluation.video_sources import ClipWork, VideoSettings, check_clips, open_clips, open_model, open_work
 from hiergen.files import check_writable, file_digest
 from hiergen.metrics.frechet import Moments, frechet_from_moments
 from hiergen.metrics.video import (
@@ -44,9 +46,14 @@ from hiergen.metrics.video import (
     frame_ssim,
     temporal_flicker,
 )
+from hiergen.pipelines.prefixes import Prefix, decode_prefix
+from hiergen.pyramid import TokenPyramid
+from hiergen.tokenizers.base import Tokenizer
 
-#: Clips and frames of each that a report shows.
-SHOWN_CLIPS, SHOWN_FRAMES = 6, 8
+#: Clips that a report shows, clips that it shows rebuilt, and frames of each.
+SHOWN_CLIPS, SHOWN_REBUILT, SHOWN_FRAMES = 6, 2, 8
+#: Clips whose tokens are kept for the diagnostics of continuous ones: a clip has many.
+LATENT_CLIPS = 100
 
 
 def evaluate_videos(settings: VideoSettings) -> dict[str, Any] | None:
@@ -59,42 +66,48 @@ def evaluate_videos(settings: VideoSettings) -> dict[str, Any] | None:
     """
     started = time.perf_counter()
     check_seed(settings.seed)
+    side = settings.extractor.digit_size or settings.clips.digit_size
+    settings = dataclasses.replace(settings, extractor=dataclasses.replace(settings.extractor, digit_size=side))
     out, device = check_writable(settings.out), choose_device(settings.passes.device)
     if settings.keep == "mp4":
         require_pyav()
-    lpips = open_lpips(settings.lpips, settings.lpips_folder, device)
-    reference = open_clips(settings.reference, settings)
-    check_count(len(reference), "the reference", "clips")
-    work = open_work(settings, reference, device)
-    check_count(work.count, "the evaluation", "clips")
-    extractor = build_video_extractor(
-        settings.extractor, num_frames=settings.clips.num_frames, size=settings.clips.size, device=device
-    )
-    identity = {
-        **work.identity,
+    check_video_extractor(settings.extractor)
+    check_clips(settings)
+    lpips = open_lpips(settings.lpips, settings.lpips_folder, settings.clips.size, device)
+    model = open_model(settings, device)
+    known = {
         "kind": "video",
-        "reference": reference.fingerprint,
         "extractor": [to_json(settings.extractor), _digest(settings.extractor.weights)],
         "lpips": settings.lpips,
         "keep": settings.keep,
     }
-    measured = _Pass(work, extractor, lpips, out / "videos" if settings.keep == "mp4" else None, device)
+    refuse_others(out / "parts", known)
+    reference = open_clips(settings.reference, settings)
+    check_count(len(reference), "the reference", "clips")
+    work = open_work(settings, model, reference, device)
+    check_count(work.count, "the evaluation", "clips")
+    identity = {**work.identity, **known, "reference": reference.fingerprint}
+    refuse_others(out / "parts", identity)
+    extractor = build_video_extractor(
+        settings.extractor, num_frames=settings.clips.num_frames, size=settings.clips.size, device=device
+    )
+    measured = ClipPass(work, extractor, lpips, out / "videos" if settings.keep == "mp4" else None, device)
     parts = run_parts(out / "parts", identity, work.count, measured, passes=settings.passes, what="clips")
     if parts is None:
         return None
     real = _reference(reference, extractor, settings, device)
     report = _report(settings, work, parts, real, reference, extractor, device)
     report["wall_time_s"] = round(time.perf_counter() - started, 1)
-    values = {name: parts.read(name) for name in parts.names() if not name.startswith("shown")}
+    values = {name: parts.read(name) for name in parts.names() if "." not in name}
     if settings.tokenizer and real.features is not None:
         values["reference_pool"] = real.features
-    shown = parts.read("shown")
-    pictures = {f"clip {k}": frames for k, frames in enumerate(shown[:SHOWN_CLIPS])}
-    return publish(out, report, values=values, reference=real, pictures=pictures, device=device)
+    return publish(out, report, values=values, reference=real, pictures=_pictures(parts, work.prefixes), device=device)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pass:
+class ClipPass:
+    """Computes one batch. Results of the whole have plain names; those of fewer tokens begin with the number of what is decoded."""
+
     work: ClipWork
     extractor: VideoExtractor
     lpips: Callable[[Tensor, Tensor], Tensor] | None
@@ -103,22 +116,60 @@ class _Pass:
 
     @torch.no_grad()
     def __call__(self, keys: range, _: None) -> dict[str, Tensor]:
-        clips = quantize(check_finite(self.work.read(keys), keys[0], "clip"))
+        own = None if self.work.own is None else self.work.own(keys)
+        if self.work.tokenizer is None or own is None:
+            clips = quantize(check_finite(self.work.read(keys), keys[0], "clip"))
+            found = {**self._measure(clips, own), "shown.clips": _frames(clips, keys, SHOWN_CLIPS)}
+        else:
+            found, clips = self._rebuild(self.work.tokenizer, own, keys)
+        if self.folder is not None:
+            for key, clip in zip(keys, from_uint8(clips), strict=True):
+                write_mp4(self.folder / f"{key:06d}.mp4", clip)
+        return found
+
+    def _rebuild(self, tokenizer: Tokenizer, own: Tensor, keys: range) -> tuple[dict[str, Tensor], Tensor]:
+        pyramid = tokenizer.encode(own)
+        found = {"shown.input": _frames(quantize(own), keys, SHOWN_REBUILT)}
+        for level, tokens in enumerate(pyramid.levels):
+            kept = tokens[: max(0, LATENT_CLIPS - keys[0])]
+            found[f"tokens.{level}"] = tokens if pyramid.specs[level].is_discrete else kept.float()
+        for prefix in self.work.prefixes:
+            rebuilt = decode_prefix(tokenizer, pyramid, prefix)
+            clips = quantize(check_finite(rebuilt, keys[0], "the reconstruction of clip"))
+            mark = "" if prefix is self.work.prefixes[-1] else f"{prefix.count}."
+            found |= {f"{mark}{name}": value for name, value in self._measure(clips, own).items()}
+            found[f"shown.{prefix.count}"] = _frames(clips, keys, SHOWN_REBUILT)
+        return found, clips
+
+    def _measure(self, clips: Tensor, own: Tensor | None) -> dict[str, Tensor]:
         x = from_uint8(clips)
         found = {"pool": self.extractor.network(clips), "flicker": temporal_flicker(x)}
-        if self.work.own is not None:
-            own = self.work.own(keys)
+        if own is not None:
             found["psnr"] = frame_psnr(x, own).mean(dim=1)
             found["ssim"] = frame_ssim(x, own).mean(dim=1)
             found["flicker_error"] = flicker_error(x, own)
             if self.lpips is not None:
                 found["lpips"] = frame_distance(x, own, self.lpips).mean(dim=1)
-        if self.folder is not None:
-            for key, clip in zip(keys, x, strict=True):
-                write_mp4(self.folder / f"{key:06d}.mp4", clip)
-        frames = torch.linspace(0, clips.shape[2] - 1, min(SHOWN_FRAMES, clips.shape[2])).round().long()
-        shown = clips[: max(0, SHOWN_CLIPS - keys[0]), :, frames.to(clips.device)]
-        return {**found, "shown": shown.transpose(1, 2)}
+        return found
+
+
+def _frames(clips: Tensor, keys: range, count: int) -> Tensor:
+    """Return some frames `(b, t, c, h, w)` of those of a batch of clips that are among the first `count` of all."""
+    places = torch.linspace(0, clips.shape[2] - 1, min(SHOWN_FRAMES, clips.shape[2])).round().long()
+    return clips[: max(0, count - keys[0]), :, places.to(clips.device)].transpose(1, 2)
+
+
+def _pictures(parts: Parts, prefixes: Sequence[Prefix]) -> dict[str, Tensor]:
+    """Return rows of frames by caption: clips as they are, or each as it was and from more and more of its tokens."""
+    if not prefixes:
+        return {f"clip {k}": frames for k, frames in enumerate(parts.read("shown.clips")[:SHOWN_CLIPS])}
+    names = {"input": "shown.input"}
+    for prefix in prefixes:
+        size = f"{prefix.numbers:,} numbers" if prefix.unit == "components" else f"{prefix.tokens:,} tokens"
+        names[size] = f"shown.{prefix.count}"
+    stored = {caption: parts.read(name) for caption, name in names.items()}
+    clips = range(min(SHOWN_REBUILT, len(stored["input"])))
+    return {f"clip {k}, {caption}": frames[k] for k in clips for caption, frames in stored.items()}
 
 
 def _digest(weights: str | None) -> str | None:
@@ -145,6 +196,15 @@ def _reference(clips: VideoSet, extractor: VideoExtractor, settings: VideoSettin
     return Reference(Moments.of(found["pool"]), None, found["pool"], about)
 
 
+def _scores(parts: Parts, mark: str, distance: str, real: Reference) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return the metrics whose results have a mark before their names, and the values that are means over clips."""
+    names = {name.removeprefix(mark): name for name in parts.names() if name.startswith(mark)}
+    values = {name: parts.read(full) for name, full in names.items() if "." not in name}
+    moments = Moments.of(values.pop("pool"))
+    means = {name: float(value.double().mean()) for name, value in values.items()}
+    return {distance: frechet_from_moments(moments, real.pool), **means}, values
+
+
 def _report(
     settings: VideoSettings,
     work: ClipWork,
@@ -155,11 +215,16 @@ def _report(
     device: torch.device,
 ) -> dict[str, Any]:
     pool = parts.read("pool")
-    letter = "r" if settings.tokenizer else "g"
-    metrics = {f"{letter}FD-{extractor.name}": frechet_from_moments(Moments.of(pool), real.pool)}
-    for name in parts.names():
-        if name not in ("pool", "shown"):
-            metrics[name] = float(parts.read(name).double().mean())
+    distance = f"{'r' if settings.tokenizer else 'g'}FD-{extractor.name}"
+    metrics, rows, tokens = _scores(parts, "", distance, real)[0], [], {}
+    if work.tokenizer is not None:
+        specs = work.tokenizer.specs
+        levels = tuple(parts.read(f"tokens.{level}") for level in range(len(specs)))
+        tokens = describe_tokens(TokenPyramid(levels, specs), work.tokenizer, None)
+    for prefix in work.prefixes:
+        mark = "" if prefix is work.prefixes[-1] else f"{prefix.count}."
+        found, values = _scores(parts, mark, distance, real)
+        rows.append(rate_row(prefix, found, values if settings.distances.resamples else {}))
     metrics["flicker_reference"] = real.about["flicker"]
     source = settings.pipeline or settings.videos or settings.tokenizer
     frames, height, width = reference.videos.shape[2:]
@@ -168,6 +233,8 @@ def _report(
         "kind": "video",
         "what": f"clips of {source} against {settings.reference}",
         "metrics": metrics,
+        "rate_distortion": rows if len(rows) > 1 else [],
+        "tokens": tokens,
         "protocol": {
             "clips": f"{frames} frames of {height} x {width} pixels; {settings.clips}",
             "rounding": ROUNDING_RULES["nearest"],
@@ -176,7 +243,13 @@ def _report(
             "lpips": settings.lpips,
             **work.protocol,
         },
-        "extractor": {"name": extractor.name, "description": extractor.description},
+        "extractor": {
+            "name": extractor.name,
+            "description": extractor.description,
+            "fingerprint": fingerprint(
+                [to_json(settings.extractor), _digest(settings.extractor.weights), frames, height]
+            ),
+        },
         "reference": real.about,
         "items": work.items,
         "counts": {"clips": work.count, "reference": len(reference)},

@@ -1,4 +1,7 @@
-"""Images from more and more of their tokens: what a level adds."""
+"""Images and clips from more and more of their tokens: what a level adds.
+
+Letters: `b` batch, `c h w` image, `t` frames.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from hiergen.pipelines.encoding import encode_batches
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
+from hiergen.tokenizers.frames import FrameTokenizer
 from hiergen.tokenizers.hieratok import HieraTok
+from hiergen.tokenizers.patch_components import PatchComponents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,25 +25,45 @@ class Prefix:
     """A first part of what the decoder reads.
 
     Attributes:
-        unit: What is counted: "levels" of tokens, or "scales" of the decoder, which a tokenizer of one level derives from it.
+        unit: What is counted: "levels" of tokens; "scales" of the decoder, which a tokenizer of one level derives from it; or
+            principal "components", in whose order the numbers of a token come.
         count: How many of them.
         tokens: How many tokens they hold.
         bits: Bits of their ids; None for continuous tokens.
+        numbers: Real numbers in these tokens; None for discrete ones.
     """
 
     unit: str
     count: int
     tokens: int
     bits: float | None
+    numbers: int | None
+
+    def __str__(self) -> str:
+        size = f"{self.numbers:,} numbers" if self.bits is None else f"{self.bits:.0f} bits"
+        return f"{self.tokens:,} token{'s' if self.tokens > 1 else ''}, {size}"
 
 
 def list_prefixes(tokenizer: Tokenizer) -> list[Prefix]:
-    """Return all prefixes, ascending; the last is everything."""
-    if isinstance(tokenizer, HieraTok) and len(tokenizer.specs) == 1 and _shows_scales(tokenizer):
-        sides = tokenizer.config["scales"]
+    """Return all prefixes, ascending; the last is everything.
+
+    Frame by frame they are those of every frame. Of principal components: 1, 2, 4, ... of them, as each is a prefix.
+    """
+    if isinstance(tokenizer, FrameTokenizer):
+        frames = tokenizer.config["num_frames"]
+        found = list_prefixes(tokenizer.frame_tokenizer)
         return [
-            Prefix("scales", k, sum(side**2 for side in sides[:k]), None) for k in range(1, tokenizer.num_previews + 1)
+            dataclasses.replace(p, tokens=frames * p.tokens, numbers=None if p.numbers is None else frames * p.numbers)
+            for p in found
         ]
+    if isinstance(tokenizer, PatchComponents):
+        tokens, dim = tokenizer.specs[0].num_tokens, tokenizer.specs[0].dim
+        counts = [2**k for k in range(dim.bit_length()) if 2**k < dim] + [dim]
+        return [Prefix("components", k, tokens, None, k * tokens) for k in counts]
+    if isinstance(tokenizer, HieraTok) and len(tokenizer.specs) == 1 and _shows_scales(tokenizer):
+        sides, dim = tokenizer.config["scales"], tokenizer.specs[0].dim
+        sums = [sum(side**2 for side in sides[:k]) for k in range(1, tokenizer.num_previews + 1)]
+        return [Prefix("scales", k, tokens, None, dim * tokens) for k, tokens in enumerate(sums, start=1)]
     found = []
     for count in tokenizer.decodable_levels:
         specs = tokenizer.specs[:count]
@@ -47,14 +73,23 @@ def list_prefixes(tokenizer: Tokenizer) -> list[Prefix]:
             if spec.vocab_size is not None
         ]
         tokens = sum(spec.num_tokens for spec in specs)
-        found.append(Prefix("levels", count, tokens, sum(bits) if len(bits) == len(specs) else None))
+        is_discrete = len(bits) == len(specs)
+        numbers = None if is_discrete else sum(spec.num_tokens * spec.dim for spec in specs)
+        found.append(Prefix("levels", count, tokens, sum(bits) if is_discrete else None, numbers))
     return found
 
 
 @torch.no_grad()
 def decode_prefix(tokenizer: Tokenizer, pyramid: TokenPyramid, prefix: Prefix) -> Tensor:
-    """Return the images of a prefix of all levels, `(b, c, h, w)` on the tokenizer's device, clamped to [-1, 1]."""
+    """Return the images `(b, c, h, w)` or clips `(b, c, t, h, w)` of a prefix of all levels, clamped to [-1, 1], on the tokenizer's device."""
     pyramid = pyramid.to(tokenizer.device)
+    if isinstance(tokenizer, FrameTokenizer):
+        by_frame = decode_prefix(tokenizer.frame_tokenizer, tokenizer.split(pyramid), prefix)
+        return rearrange(by_frame, "(b t) c h w -> b c t h w", t=tokenizer.config["num_frames"])
+    if prefix.unit == "components":
+        tokens = pyramid.levels[0]
+        kept = torch.arange(tokens.shape[2], device=tokens.device) < prefix.count
+        return tokenizer.decode(TokenPyramid((tokens * kept,), pyramid.specs)).clamp(-1, 1)
     if prefix.unit == "levels":
         return tokenizer.decode(pyramid.prefix(prefix.count)).clamp(-1, 1)
     assert isinstance(tokenizer, HieraTok)

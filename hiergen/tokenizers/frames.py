@@ -75,10 +75,18 @@ class FrameTokenizer(Tokenizer):
         Raises:
             ValueError: If the pyramid is another tokenizer's.
         """
+        frames = self.frame_tokenizer.decode(self.split(pyramid))
+        return rearrange(frames, "(b t) c h w -> b c t h w", t=self.config["num_frames"])
+
+    def split(self, pyramid: TokenPyramid) -> TokenPyramid:
+        """Return the tokens of clips as those of their frames, `b t` of them.
+
+        Raises:
+            ValueError: If the pyramid is another tokenizer's.
+        """
         check_pyramid(pyramid, self.specs)
         tokens = rearrange(pyramid.levels[0], "b (t n) d -> (b t) n d", t=self.config["num_frames"])
-        frames = self.frame_tokenizer.decode(TokenPyramid((tokens,), self.frame_tokenizer.specs))
-        return rearrange(frames, "(b t) c h w -> b c t h w", t=self.config["num_frames"])
+        return TokenPyramid((tokens,), self.frame_tokenizer.specs)
 
     def forward(self, data: Float[Tensor, "b c t h w"], *, rng: torch.Generator | None = None) -> TokenizerOutput:
         """Encode and decode with gradients; losses are those of the frames, features are left out."""

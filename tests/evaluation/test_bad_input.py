@@ -20,7 +20,17 @@ from hiergen.evaluation.extractors import ExtractorConfig, build_extractor
 from hiergen.evaluation.generation import GfidSettings, evaluate_generations
 from hiergen.evaluation.references import open_evaluated, read_batch, read_npz
 
-DIGITS = PACKAGED / "digits-1d"
+DIGITS, SHAPES, CLIPS = (PACKAGED / name for name in ("digits-1d", "shapes-by-class", "clips"))
+#: What takes long: none of it may begin before a mistake is answered.
+LONG_WORK = (
+    "extractors.train_feature_network",
+    "video_extractors.digit_clip_extractor",
+    "video_sources.moving_digits",
+    "shape_sources.procedural_shape",
+    "references.run_parts",
+    "reconstruction.run_parts",
+    "generation.run_parts",
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +75,8 @@ def inputs(tmp_path_factory) -> Path:
     save_file({"a": torch.zeros(2)}, root / "other.safetensors")
     (root / "broken.safetensors").write_bytes(b"\0" * 40)
     (root / "broken.pth").write_text("no weights")
+    (root / "other" / "parts").mkdir(parents=True)
+    (root / "other" / "parts" / "identity.json").write_text('{"fingerprint": "0", "of": {"kind": "another"}}')
     shutil.copytree(DIGITS / "tokenizer", root / "nan_weights")
     file = next((root / "nan_weights").glob("*.safetensors"))
     save_file({k: v * torch.nan if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
@@ -78,7 +90,10 @@ RFID = [
     ("--data.source @/few", "the evaluation holds 5 images, at least 10 are needed"),
     ("--data.source @/cut", "image '@/cut/06.png' cannot be read: image file is truncated"),
     ("--data.source @/cut --data.in-memory False", "image '@/cut/06.png' cannot be read: image file is truncated"),
-    ("--data.source @/cut --data.hold-out 2", "image '@/cut/06.png' cannot be read: image file is truncated"),
+    (
+        "--data.source @/cut --data.hold-out 7 --data.split train",
+        "image '@/cut/06.png' cannot be read: image file is truncated",
+    ),
     ("--data.source @/text --data.in-memory False", "image '@/text/06.png' cannot be read: it is no PNG"),
     ("--data.source @/good --data.size 0", "size is 0, expected at least 1"),
     ("--data.source @/good --data.size 64", "the tokenizer takes (3, 32, 32): set data.size to 32"),
@@ -121,6 +136,14 @@ RFID = [
     ("--extractor.name digits --extractor.weights @/other.safetensors", "expected no weights"),
     ("--passes.device gpu", "device is 'gpu', expected 'auto', 'cpu', or a GPU that is there"),
     ("--out /proc/nowhere", "output folder '/proc/nowhere' cannot be written to"),
+    ("--out @/other", "'@/other/parts' holds the parts of another evaluation (kind"),
+    # An extractor that is trained while it is built waits until nothing else can be wrong.
+    ("--extractor.name digits --data.source @/nowhere", "image folder '@/nowhere' does not exist"),
+    ("--extractor.name digits --data.source @/few", "the evaluation holds 5 images, at least 10 are needed"),
+    ("--extractor.name digits --data.size 64", "the tokenizer takes (3, 32, 32): set data.size to 32"),
+    ("--extractor.name digits --reference @/other_key.npz", "expected reference statistics `mu` and `sigma`"),
+    (f"--extractor.name digits --tokenizer {DIGITS / 'generator'}", "holds a LevelAR, expected an image tokenizer"),
+    ("--extractor.name digits --out @/other", "'@/other/parts' holds the parts of another evaluation (kind"),
 ]
 GFID = [
     ("--samples @/nowhere", "image folder '@/nowhere' does not exist"),
@@ -151,17 +174,53 @@ GFID = [
     (f"--pipeline {DIGITS} --sampling.temperature nan", "temperature is nan, expected a number of at least 0"),
     (f"--pipeline {DIGITS / 'tokenizer'}", "holds a ResTok, expected a pipeline of a generator and a tokenizer"),
     (f"--pipeline {PACKAGED / 'shapes-by-class'}", "holds a ClassToShapePipeline, expected a ClassToImagePipeline"),
+    (f"--pipeline {DIGITS} --out @/other", "'@/other/parts' holds the parts of another evaluation (generator, keep"),
+    ("--extractor.name digits --samples @/nowhere", "image folder '@/nowhere' does not exist"),
+    (
+        "--extractor.name digits --samples @/samples.npz --data.source @/few",
+        "the reference holds 5 images, at least 10",
+    ),
+    (
+        f"--extractor.name digits --pipeline {DIGITS / 'tokenizer'}",
+        "expected a pipeline of a generator and a tokenizer",
+    ),
+    (
+        f"--extractor.name digits --pipeline {DIGITS} --out @/other",
+        "holds the parts of another evaluation (generator, keep",
+    ),
 ]
 OTHERS = [
     ("shapes --shapes @/nowhere --reference procedural", "mesh folder '@/nowhere' does not exist"),
     ("shapes --shapes @/empty --reference procedural", "holds 0 meshes"),
     (f"shapes --tokenizer {DIGITS / 'tokenizer'}", "holds a ResTok, expected a tokenizer of shapes"),
     (f"shapes --pipeline {PACKAGED / 'shapes-by-class'} --num-shapes 0", "num_shapes is 0, expected at least 1"),
+    ("shapes --shapes @/empty --reference @/nowhere", "mesh folder '@/empty' holds 0 meshes"),
+    (f"shapes --tokenizer {SHAPES / 'tokenizer'} --reference @/nowhere", "mesh folder '@/nowhere' does not exist"),
+    (f"shapes --tokenizer {SHAPES / 'tokenizer'} --out @/other", "holds the parts of another evaluation (depth, kind"),
+    (f"shapes --pipeline {SHAPES} --out @/other", "holds the parts of another evaluation (depth, generator, kind"),
+    (f"shapes --pipeline {DIGITS}", "holds a ClassToImagePipeline, expected a ClassToShapePipeline"),
     ("shapes --shapes @/empty --resamples 1", "resamples is 1, expected 0 (no intervals) or at least 2"),
     ("video --videos @/nowhere", "video folder '@/nowhere' does not exist"),
     ("video --videos @/empty", "holds no video file"),
     ("video --videos @/empty --num-reference 3", "the reference holds 3 clips, at least 10 are needed"),
     (f"video --tokenizer {DIGITS / 'tokenizer'}", "holds a ResTok, expected a tokenizer of clips"),
+    (
+        f"video --tokenizer {CLIPS / 'tokenizer'}",
+        "makes clips of shape (3, 32, 24, 24), those asked for have (3, 32, 32",
+    ),
+    (
+        f"video --tokenizer {CLIPS / 'tokenizer'} --clips.size 24 --out @/other",
+        "holds the parts of another evaluation (",
+    ),
+    (f"video --pipeline {CLIPS} --num-videos 3", "the evaluation holds 3 clips, at least 10 are needed"),
+    (f"video --pipeline {DIGITS}", "holds a ClassToImagePipeline, expected a ClassToVideoPipeline"),
+    (f"video --pipeline {CLIPS} --extractor.name i3d", "unknown extractor of clips 'i3d'"),
+    (
+        f"video --pipeline {CLIPS} --extractor.name frames-inception --extractor.weights @/nowhere.pth",
+        "are not at '@/nowhere.pth': get weights-inception",
+    ),
+    (f"video --pipeline {CLIPS} --lpips alex --lpips-folder @/empty", "put alex_features.safetensors or"),
+    ("compare @/nowhere @/nowhere --out /proc/nowhere/x.json", "output folder '/proc/nowhere' cannot be written to"),
     ("compare @/nowhere @/nowhere", "'@/nowhere' does not exist, expected the report.json"),
     ("compare @/broken.pth @/broken.pth", "'@/broken.pth' is no report of `hiergen evaluate`: it holds no JSON object"),
 ]
@@ -184,6 +243,9 @@ def test_every_mistake_is_answered_in_one_sentence(
 ) -> None:
     # Weights that this machine happens to have must not answer for the missing ones.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    if not message.startswith(("image '@/cut", "image '@/text", "the reconstruction")):
+        for name in LONG_WORK:
+            monkeypatch.setattr(f"hiergen.evaluation.{name}", _begin_long_work)
     words = command.replace("@", str(inputs)).split()
     if words[0] != "compare" and "--out" not in words:
         words += ["--out", str(tmp_path / "out")]
@@ -200,6 +262,10 @@ def test_every_mistake_is_answered_in_one_sentence(
     assert "Traceback" not in said
     assert not list(tmp_path.glob("out/parts/part-*"))
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def _begin_long_work(*_: object, **__: object) -> None:
+    raise AssertionError("long work began")
 
 
 def _mutations(data: bytes, count: int) -> list[bytes]:

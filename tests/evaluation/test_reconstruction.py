@@ -15,13 +15,16 @@ from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
 from hiergen.evaluation.comparison import compare, intervals
 from hiergen.evaluation.distances import DistanceConfig
-from hiergen.evaluation.extractors import ExtractorConfig, Inception
+from hiergen.evaluation.extractors import ExtractorConfig, Inception, open_lpips
 from hiergen.evaluation.protocol import PassConfig, check_finite, quantize
 from hiergen.evaluation.reconstruction import RfidSettings, evaluate_reconstructions
-from hiergen.evaluation.report import publish
+from hiergen.evaluation.reconstruction_scores import describe_tokens
+from hiergen.evaluation.report import publish, render
+from hiergen.losses.perceptual import LPIPS
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.seeding import make_rng
 
@@ -204,6 +207,30 @@ def test_bad_input_is_refused_before_any_work(folder: Path, tmp_path: Path) -> N
     refuse("num_images is 400, expected 0", num_images=400)
     refuse("set data.size to 32", data=dataclasses.replace(RfidSettings().data, size=16))
     refuse("neither model_index.json nor config.json", tokenizer=str(tmp_path))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_images_too_small_for_lpips_are_refused_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LPIPS, "from_files", lambda network, folder: LPIPS(network))
+    assert open_lpips("alex", None, 32, torch.device("cpu")) is not None
+    with pytest.raises(
+        ValueError, match=r"LPIPS on 'alex' cannot look at 24 x 24 pixels .* --lpips none leaves it out"
+    ):
+        open_lpips("alex", None, 24, torch.device("cpu"))
+
+
+def test_diagnostics_of_tokens_that_hardly_differ() -> None:
+    """Copies have no distance to a neighbor and equal ends no path: these are left out or not finite, and nothing fails."""
+    tokenizer = create("hieratok-tiny").eval()
+    spec = tokenizer.specs[0]
+    same = TokenPyramid((torch.zeros(8, spec.num_tokens, spec.dim),), tokenizer.specs)
+    found = describe_tokens(same, tokenizer, lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))
+    assert {"neighbor_spread", "spatial_autocorrelation"}.isdisjoint(found)
+    assert np.isnan(found["interpolation_detour"])
+    report = {"kind": "rfid", "what": "a test", "metrics": {}, "tokens": {**found, "interpolation_detour": None}}
+    assert "interpolation detour: not finite" in render({**report, "environment": {}, "wall_time_s": 1})
+    distinct = TokenPyramid((torch.randn(8, spec.num_tokens, spec.dim),), tokenizer.specs)
+    assert {"neighbor_spread", "spatial_autocorrelation"} <= set(describe_tokens(distinct, tokenizer, None))
 
 
 def test_rounding_and_nan() -> None:

@@ -7,17 +7,25 @@ from typing import Any
 import pytest
 import torch
 
+from hiergen.data.moving_digits import moving_digits
 from hiergen.data.video_files import write_mp4
+from hiergen.data.videos import from_uint8
 from hiergen.evaluation.comparison import compare
 from hiergen.evaluation.distances import DistanceConfig
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.protocol import PassConfig, quantize
 from hiergen.evaluation.sampling import SamplingConfig
-from hiergen.evaluation.video_extractors import VideoExtractorConfig, build_video_extractor, register_video_extractor
-from hiergen.evaluation.video_sources import ClipConfig, VideoSettings
+from hiergen.evaluation.video_extractors import (
+    VIDEO_EXTRACTORS,
+    VideoExtractorConfig,
+    build_video_extractor,
+    register_video_extractor,
+)
+from hiergen.evaluation.video_sources import EMBEDDED, ClipConfig, VideoSettings, open_clips
 from hiergen.evaluation.videos import evaluate_videos
 from hiergen.generators.flow_transformer import FlowTransformer
+from hiergen.metrics.video import VideoExtractor, frame_psnr
 from hiergen.pipelines.video import ClassToVideoPipeline
-from hiergen.pyramid import specs_to_json
+from hiergen.pyramid import TokenPyramid, specs_to_json
 from hiergen.tokenizers.patch_components import PatchComponents
 
 
@@ -96,7 +104,37 @@ def test_rebuilt_clips_are_scored_in_pairs(folder: Path) -> None:
     report = evaluate_videos(settings(folder, "rebuilt", tokenizer=str(folder / "patches")))
     assert report is not None
     assert {"rFD-frames-mean-color", "psnr", "ssim", "flicker_error"} <= set(report["metrics"])
-    assert report["protocol"]["tokens"].startswith("8 for 3,072 numbers a clip")
+    assert report["protocol"]["rate"] == "8 tokens, 24 numbers, in 3 components, for 3,072 numbers of a clip"
+
+
+def test_a_tokenizer_of_clips_is_scored_by_prefix(folder: Path) -> None:
+    """Components of a linear tokenizer: the last row is the report, and each is what decoding with the others at zero gives."""
+    chosen = settings(folder, "prefixes", tokenizer=str(folder / "patches"), prefixes=True)
+    report = evaluate_videos(chosen)
+    assert report is not None
+    rows = report["rate_distortion"]
+    assert [(row["unit"], row["count"], row["tokens"], row["numbers"]) for row in rows] == [
+        ("components", 1, 8, 8),
+        ("components", 2, 8, 16),
+        ("components", 3, 8, 24),
+    ]
+    whole = evaluate_videos(settings(folder, "whole", tokenizer=str(folder / "patches")))
+    assert whole is not None
+    assert report["metrics"] == whole["metrics"]
+    assert rows[-1]["metrics"].items() <= report["metrics"].items()
+    tokenizer = PatchComponents.from_pretrained(folder / "patches").eval()
+    clips = from_uint8(open_clips(chosen.reference, chosen).videos)
+    tokens = tokenizer.encode(clips).levels[0]
+    tokens[..., 1:] = 0
+    made = from_uint8(quantize(tokenizer.decode(TokenPyramid((tokens,), tokenizer.specs))))
+    expected = frame_psnr(made, clips).mean(dim=1)
+    assert rows[0]["metrics"]["psnr"] == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert rows[0]["intervals_95"]["psnr"] == pytest.approx(1.96 * float(expected.std()) / 10**0.5, rel=1e-4)
+    assert len(report["tokens"]["by_channel"]) == 3
+    text = (folder / "out" / "prefixes" / "report.md").read_text()
+    assert "| components | tokens | numbers |" in text
+    assert "## Latents" in text
+    assert (folder / "out" / "prefixes" / "rate_distortion.png").is_file()
 
 
 def test_refusals_come_before_any_work(folder: Path) -> None:
@@ -114,6 +152,26 @@ def test_refusals_come_before_any_work(folder: Path) -> None:
         with pytest.raises(ValueError, match=message):
             evaluate_videos(settings(folder, "refused", **changes))
     assert not list((folder / "out").glob("refused/parts/part-*"))
+
+
+def test_embedded_clips_have_digits_of_the_size_that_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the extractor that is trained on such clips is trained on the same size."""
+    chosen = settings(
+        folder, "sizes", clips=ClipConfig(num_frames=4, size=16, digit_size=12), videos=str(folder / "still")
+    )
+    expected = moving_digits("test", 10, num_frames=4, size=16, digit_size=12)
+    assert torch.equal(open_clips(EMBEDDED, chosen).videos, expected.videos)
+    asked: list[int] = []
+
+    def build(config: VideoExtractorConfig, *_: object) -> VideoExtractor:
+        asked.append(config.digit_size)
+        return VideoExtractor("mean", "mean color", lambda clips: clips.float().mean(dim=(2, 3, 4)))
+
+    monkeypatch.setitem(VIDEO_EXTRACTORS, "moving-digits", build)
+    evaluate_videos(dataclasses.replace(chosen, extractor=VideoExtractorConfig()))
+    assert asked == [12]
 
 
 def test_extractors_of_clips(folder: Path) -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.pipelines.prefixes import decode_prefix, list_prefixes, rebuild_prefixes
 from hiergen.registry import create
+from hiergen.tokenizers.frames import FrameTokenizer
 from hiergen.tokenizers.hieratok import HieraTok
 
 SMALL = {
@@ -53,3 +54,22 @@ def test_levels_are_shown_as_levels() -> None:
     assert found.unit == "levels"
     assert found.counts == tokenizer.decodable_levels
     assert found.tokens[-1] == 16
+
+
+@torch.no_grad()
+def test_clips_are_rebuilt_from_the_scales_of_their_frames() -> None:
+    tokenizer = HieraTok(**SMALL, has_preview_heads=True).eval()
+    clips = images(6).unflatten(0, (2, 3)).transpose(1, 2)
+    by_frame = FrameTokenizer.of(tokenizer, 3).eval()
+    found = list_prefixes(by_frame)
+    assert [(p.unit, p.count, p.tokens, p.numbers) for p in found] == [
+        ("scales", 1, 3, 6),
+        ("scales", 2, 15, 30),
+        ("scales", 3, 63, 126),
+    ]
+    assert str(found[1]) == "15 tokens, 30 numbers"
+    frames = rebuild_prefixes(tokenizer, images(6)).images
+    for prefix, expected in zip(found, frames, strict=True):
+        rebuilt = decode_prefix(by_frame, by_frame.encode(clips), prefix)
+        torch.testing.assert_close(rebuilt, expected.unflatten(0, (2, 3)).transpose(1, 2))
+    assert str(list_prefixes(create("restok-tiny"))[0]) == "1 token, 9 bits"
