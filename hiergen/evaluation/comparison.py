@@ -127,7 +127,7 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed
 
     Where both are about the same items (reconstructions of the same images), those are resampled in pairs, the same items in both;
     everything else independently. Metrics that are not resampled (IS, precision, recall) have the root of the sum of squares of both
-    reports' own intervals, and so has KID, but for reconstructions of the same images, which go to the same blocks in both.
+    reports' own intervals, and so has KID; rKID of reconstructions of the same images is compared block by block.
     A metric that is not finite in one of the reports, such as the PSNR of equal images, has no difference: None.
     What makes a difference say less than it seems to is in "warnings".
 
@@ -195,7 +195,7 @@ def _by_blocks(first: StoredReport, second: StoredReport, *, seed: int) -> _Spre
         sets = values["pool"], values["reference_pool"]
         by_report.append(kernel_distance_by_block(*sets, num_blocks=BLOCKS, is_paired=True, seed=seed))
     half = mean_half_width(float((by_report[1] - by_report[0]).std()), BLOCKS)
-    return {"KID": (half, f"{BLOCKS} blocks, the same images in both")}
+    return {"rKID": (half, f"{BLOCKS} blocks, the same images in both")}
 
 
 def _resampled(first: StoredReport, second: StoredReport, *, is_paired: bool, resamples: int, seed: int) -> _Spreads:

@@ -13,7 +13,12 @@ from torch import Tensor
 from hiergen.evaluation.extractors import Extractor
 from hiergen.evaluation.protocol import check_seed, small_sample_warning
 from hiergen.evaluation.references import Reference
-from hiergen.metrics.fidelity import kernel_distance, kernel_distance_by_block, precision_recall
+from hiergen.metrics.fidelity import (
+    kernel_distance,
+    kernel_distance_by_block,
+    paired_kernel_distance,
+    precision_recall,
+)
 from hiergen.metrics.frechet import Moments, frechet_by_count, frechet_from_moments
 
 #: Half of a 95 % interval in standard deviations.
@@ -23,6 +28,7 @@ BLOCKS = 10
 #: How the intervals are made of what is no mean over images.
 INTERVAL_RULES = {
     "KID": f"Student's t over {BLOCKS} disjoint blocks of both sets",
+    "rKID": f"Student's t over {BLOCKS} disjoint blocks of pairs",
     "IS": "Student's t over its splits",
     "precision": "binomial, with the balls of the reference as they are",
     "recall": "binomial over the reference, with the balls of the set as they are",
@@ -91,7 +97,7 @@ def measure(
         reference: What to compare with. Kernel distance, precision and recall need its features.
         extractor: Gives the Fréchet distance its name.
         config: Sizes and seed.
-        is_paired: Image k of the set was made from image k of the reference.
+        is_paired: Image k of the set was made from image k of the reference: the kernel distance leaves own pairs out and is called rKID.
     """
     pool = features["pool"].float()
     moments = Moments.of(pool)
@@ -105,11 +111,15 @@ def measure(
     else:
         real = reference.features.float()
         warnings += small_sample_warning("the reference", len(real), extractor.dim)
-        kernel = kernel_distance(pool, real, subset_size=config.kid_subset_size, seed=config.seed)
-        found |= {"KID": kernel["kernel_distance"], "KID_std": kernel["kernel_distance_std"]}
+        draws = {"subset_size": config.kid_subset_size, "seed": config.seed}
+        if is_paired:
+            found["rKID"] = paired_kernel_distance(pool, real, **draws)
+        else:
+            kernel = kernel_distance(pool, real, **draws)
+            found |= {"KID": kernel["kernel_distance"], "KID_std": kernel["kernel_distance_std"]}
         if min(len(pool), len(real)) >= 2 * BLOCKS:
             blocks = kernel_distance_by_block(pool, real, num_blocks=BLOCKS, is_paired=is_paired, seed=config.seed)
-            half["KID"] = mean_half_width(float(blocks.std()), BLOCKS)
+            half["rKID" if is_paired else "KID"] = mean_half_width(float(blocks.std()), BLOCKS)
         if min(len(pool), len(real)) > config.neighborhood:
             balls = precision_recall(pool, real, neighborhood=config.neighborhood)
             found |= balls

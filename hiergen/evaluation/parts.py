@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -74,12 +75,14 @@ def run_parts(
         compute: From the indices of a batch, and what was loaded for them, to its results, one row an item, on any device.
         passes: Sizes of batches and parts, and how many threads load.
         what: For the progress bar.
-        load: Run by threads, ahead of `compute` and across the borders of parts; None loads nothing.
+        load: Run by threads, ahead of `compute` and across the borders of parts; None loads nothing. A tensor, with `passes.exact`.
 
     Raises:
         ValueError: If the folder holds parts of another evaluation, or cannot be written to.
     """
-    state, root, size = process_state(), check_writable(folder), passes.part_size
+    state, root, size = process_state(), check_writable(folder), passes.whole(passes.part_size)
+    if passes.exact:
+        identity = {**identity, "exact": passes.exact}
     _claim(root, {**identity, "num_items": num_items, "part_size": size}, is_main=state.is_main_process)
     ranges = [range(start, min(start + size, num_items)) for start in range(0, num_items, size)]
     paths = [root / f"part-{index:05d}.safetensors" for index in range(len(ranges))]
@@ -87,7 +90,8 @@ def run_parts(
     # Nobody writes before all have seen what is missing, so they share it without a gap.
     state.wait_for_everyone()
     missing = incomplete[state.process_index :: state.num_processes]
-    keys = [part for _, items in missing for part in batches(items, passes.batch_size)]
+    batch_size = passes.whole(passes.batch_size)
+    keys = [part for _, items in missing for part in batches(items, batch_size)]
     loaded = prefetched(load or (lambda _: None), keys, workers=passes.workers if load else 0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -96,8 +100,16 @@ def run_parts(
         task = progress.add_task(what, total=done + sum(len(items) for _, items in missing), completed=done)
         for path, items in missing:
             results = []
-            for batch, (_, value) in zip(batches(items, passes.batch_size), loaded, strict=False):
-                results.append(compute(batch, value))
+            for batch, (_, value) in zip(batches(items, batch_size), loaded, strict=False):
+                groups = batches(batch, passes.at_once)
+                values = (
+                    [value]
+                    if len(groups) == 1
+                    else itertools.repeat(None)
+                    if value is None
+                    else value.split(passes.at_once)
+                )
+                results += [compute(group, part) for group, part in zip(groups, values, strict=False)]
                 progress.advance(task, len(batch))
             tensors = {name: value.cpu().contiguous() for name, value in gather(results).items()}
             with atomic_path(path) as temporary:

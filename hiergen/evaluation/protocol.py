@@ -48,24 +48,48 @@ ROUNDING_RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class PassConfig:
-    """How the work is cut; none of it changes the results but in the last bits of features.
+    """How the work is cut; none of it changes the results but in the last bits, and with `exact` only `exact` does.
+
+    Matrix products of other sizes round differently: another batch size moves a byte of a sample now and then by one of 255.
 
     Attributes:
         batch_size: Images a pass of the models.
         part_size: Images a stored part: what is lost, at most, when a run is stopped.
         workers: Threads that read and decode images while the models work, a batch each; 0 reads between batches.
         device: "auto" is CUDA where there is one.
+        exact: The models take always so many images at once, item k with its neighbors of the same multiple, whatever `batch_size` is:
+            then files are the same bytes for any batch size, part size and number of processes, at the speed of such a batch; 1 is
+            each image by itself. 0 takes `batch_size`.
     """
 
     batch_size: int = 64
     part_size: int = 512
     workers: int = 4
     device: str = "auto"
+    exact: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("part_size", 1), ("workers", 0)):
+        for name, least in (("batch_size", 1), ("part_size", 1), ("workers", 0), ("exact", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+
+    @property
+    def at_once(self) -> int:
+        """How many items the models take at once."""
+        return self.exact or self.batch_size
+
+    @property
+    def rule(self) -> str:
+        """What a report says of it."""
+        if self.exact:
+            return (
+                f"models take {self.exact} at once, always: no other batch, part or number of processes changes a bit"
+            )
+        return f"models take {self.batch_size} at once; another batch size moves the last bits"
+
+    def whole(self, size: int) -> int:
+        """Return a size of batches or parts, rounded up so that it cuts no group of `exact` items."""
+        return -(-size // self.exact) * self.exact if self.exact else size
 
 
 def process_state() -> PartialState:

@@ -136,6 +136,7 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
         "resize": RESIZE_RULE,
         "rounding": ROUNDING_RULES[settings.rounding],
         "pixel metrics": "of the rounded images; PSNR and SSIM as means over images, SSIM with Gaussian windows of 11 pixels",
+        "batches": settings.passes.rule,
         "lpips": "none" if lpips is None else f"v0.1, {settings.lpips}, at the images' own size",
         "reference": f"statistics file {settings.reference}" if fixed else "the very images that were encoded",
     }
@@ -151,6 +152,10 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
         "settings": to_json(settings),
         "environment": environment(device),
     }
+    if not fixed:
+        protocol["rKID"] = (
+            "kernel distance of pairs, each image's own left out; torch-fidelity's KID keeps them and is lower"
+        )
     scores = summarize(
         parts, prefixes, tokenizer, extractor, lpips, settings.distances, reference=fixed or _own_reference(parts)
     )

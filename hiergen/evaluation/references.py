@@ -201,6 +201,7 @@ def _of_images(
         "rounding": rounding,
         "extractor": extractor.fingerprint,
         "count": len(images),
+        **({"exact": passes.exact} if passes.exact else {}),
     }
     digits = fingerprint(identity)
     about = {
@@ -266,7 +267,7 @@ def _with_features(
         return read
     with open_npz(path) as file:
         images = torch.from_numpy(read_array(file, "arr_0", path)).permute(0, 3, 1, 2)
-    found = gather({"pool": extractor(part.to(device))["pool"].cpu()} for part in images.split(passes.batch_size))
+    found = gather({"pool": extractor(part.to(device))["pool"].cpu()} for part in images.split(passes.at_once))
     return dataclasses.replace(read, features=found["pool"])
 
 

@@ -29,17 +29,35 @@ DRAW_RULE = "item i draws from a generator seeded with (seed, i), on the CPU"
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Fields that are handed on to the generator where they are given; the rest are its own defaults."""
+    """Fields that are handed on to the generator where they are given; the rest are its own defaults, and what they do, says it.
+
+    Every setting of every generator that changes what it draws; see `hiergen.generators`.
+    """
 
     guidance_scale: float | None = None
     guidance_schedule: str | None = None
+    guidance_interval: int | None = None
+    guidance_start: float | None = None
+    guidance_end: float | None = None
+    min_guidance_scale: float | None = None
+    high_guidance_scale: float | None = None
+    window_start: float | None = None
+    window_end: float | None = None
+    peak: float | None = None
+    cfg_channels: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    greedy: bool | None = None
     num_steps: int | None = None
     solver: str | None = None
+    timestep_shift: float | None = None
+    last_step: float | None = None
     head_sampler: str | None = None
     head_steps: int | None = None
+    head_spacing: str | None = None
+    eta: float | None = None
+    low_res_noise: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "temperature", "top_p"):

@@ -181,6 +181,7 @@ def _summarize(
             "rate": f"levels of {', '.join(f'{spec.num_tokens:,}' for spec in tokenizer.specs)} tokens; each is a whole shape",
             "pairs": f"every shape with what it was rebuilt from, brought to center 0 and longest side 1.9; {protocol}",
             "extraction": str(settings.extraction),
+            "batches": settings.passes.rule,
             "missing": "a shape without a surface has IoU and F of 0 and no distances",
         },
         "counts": {"shapes": len(tokens[0]), "reference": len(tokens[0])},

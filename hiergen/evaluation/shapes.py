@@ -85,6 +85,7 @@ def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any] | None:
             "draws": DRAW_RULE,
             "sampling": str(settings.sampling),
             "extraction": str(settings.extraction),
+            "batches": settings.passes.rule,
         }
         report["metrics"]["without_surface"] = 1 - len(made) / settings.num_shapes
     values = _score(judged, references, settings, report)

@@ -183,7 +183,7 @@ def _reference(clips: VideoSet, extractor: VideoExtractor, settings: VideoSettin
                 "pool": extractor.network(part.to(device)).cpu(),
                 "flicker": temporal_flicker(from_uint8(part)),
             }
-            for part in clips.videos.split(settings.passes.batch_size)
+            for part in clips.videos.split(settings.passes.at_once)
         ]
     found = gather(parts)
     about = {
@@ -241,6 +241,7 @@ def _report(
             "frames": "PSNR, SSIM and LPIPS are means over the frames of a clip, then over clips",
             "flicker": "mean absolute difference of neighboring frames, pixels in [0, 1]; its error is that of the difference to the reference's",
             "lpips": settings.lpips,
+            "batches": settings.passes.rule,
             **work.protocol,
         },
         "extractor": {

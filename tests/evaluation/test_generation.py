@@ -18,7 +18,11 @@ from hiergen.evaluation.distances import DistanceConfig
 from hiergen.evaluation.extractors import ExtractorConfig
 from hiergen.evaluation.generation import GfidSettings, evaluate_generations
 from hiergen.evaluation.protocol import PassConfig, small_sample_warning
-from hiergen.evaluation.sampling import class_labels
+from hiergen.evaluation.sampling import SamplingConfig, class_labels
+from hiergen.generators.cascade import MaskedCascadeSettings
+from hiergen.generators.flow_sampling import FlowSettings
+from hiergen.generators.level_ar import LevelARSettings
+from hiergen.generators.masking import MaskedARSettings
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.registry import create
 
@@ -76,6 +80,24 @@ def test_files_do_not_depend_on_the_number_of_processes(folder: Path) -> None:
     difference = np.abs(pair[0] - pair[1])
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
+
+
+def test_exact_files_depend_on_neither_batch_nor_processes(folder: Path) -> None:
+    """Samples, every stored part and the metrics are the same bytes; how the reference was read included."""
+    found = []
+    for processes, batch in ((1, 1), (2, 3), (4, 5)):
+        name = f"exact-{processes}"
+        passes = PassConfig(batch_size=batch, part_size=4, device="cpu", exact=2)
+        cache = str(folder / f"cache-{name}")
+        in_processes(processes, settings(folder, name, passes=passes, cache=cache, data=DataConfig(split="test")))
+        files = [folder / name / "samples.npz", *sorted((folder / name / "parts").glob("part-*"))]
+        metrics = json.loads((folder / name / "report.json").read_text())["metrics"]
+        found.append(([(file.name, file.read_bytes()) for file in files], metrics))
+    assert len(found[0][0]) == 5
+    assert found[0] == found[1] == found[2]
+    # The order of the models' work is part of what was evaluated.
+    with pytest.raises(ValueError, match=r"holds the parts of another evaluation \(exact differ\)"):
+        evaluate_generations(settings(folder, "exact-1", batch_size=2))
 
 
 def test_a_stopped_run_continues_and_samples_are_read_back(folder: Path) -> None:
@@ -136,6 +158,15 @@ def test_labels_are_balanced_or_independent() -> None:
     drawn = class_labels(range(2000), 4, "iid", 0)
     assert torch.equal(class_labels(range(500, 510), 4, "iid", 0), drawn[500:510])
     assert (drawn.bincount(minlength=4) - 500).abs().max() < 80
+
+
+def test_every_setting_of_every_generator_can_be_given() -> None:
+    """Otherwise a model could not be evaluated as it was published."""
+    known = {field.name for field in dataclasses.fields(SamplingConfig)}
+    classes = (FlowSettings, LevelARSettings, MaskedARSettings, MaskedCascadeSettings)
+    found = {field.name for kind in classes for field in dataclasses.fields(kind)}
+    # These two do not change what is drawn, or change how many levels there are.
+    assert found - {"use_cache", "num_levels"} == known
 
 
 def test_bad_samples_are_refused_before_any_work(folder: Path, tmp_path: Path) -> None:

@@ -78,6 +78,27 @@ def test_an_error_of_a_reading_thread_stops_the_pass_at_its_batch(tmp_path: Path
     assert computed == list(range(10))
 
 
+def test_exact_groups_are_the_same_for_any_batch_and_part_size(tmp_path: Path) -> None:
+    seen = set()
+    for batch_size, part_size in ((1, 1), (4, 7), (64, 512)):
+        groups: list[tuple[range, list[int]]] = []
+
+        def compute(keys: range, loaded: torch.Tensor | None, groups: list = groups) -> dict[str, torch.Tensor]:
+            groups.append((keys, [] if loaded is None else loaded.tolist()))
+            return {"x": torch.tensor(list(keys))}
+
+        passes = PassConfig(batch_size=batch_size, part_size=part_size, workers=1, device="cpu", exact=3)
+        for load in (None, lambda keys: torch.tensor(list(keys))):
+            folder = tmp_path / f"{batch_size}-{load is None}"
+            parts = run_parts(folder, {}, 10, compute, passes=passes, what="test", load=load)
+            assert parts is not None
+            assert parts.read("x").tolist() == list(range(10))
+        ranges = [range(0, 3), range(3, 6), range(6, 9), range(9, 10)]
+        assert groups == [(keys, []) for keys in ranges] + [(keys, list(keys)) for keys in ranges]
+        seen.add(len(parts.paths))
+    assert seen == {4, 2, 1}
+
+
 def test_parts_that_are_missing_are_shared_by_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of six parts, 0, 2 and 4 are there: process 0 of two takes the first and the third of the others, process 1 the second."""
 

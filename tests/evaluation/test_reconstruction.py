@@ -74,7 +74,10 @@ def test_figures_are_those_of_the_parts_put_together_by_hand(folder: Path) -> No
 
     whole = compare_image_sets(pixels, real, FeatureExtractor("by-hand", "mean color", MeanColor()))
     assert report["metrics"]["rFD-mean-color"] == pytest.approx(whole["frechet_distance"], rel=1e-3)
-    assert report["metrics"]["KID"] == pytest.approx(whole["kernel_distance"], rel=1e-3)
+    colors = [part.float().mean(dim=(2, 3)) for part in (pixels, real)]
+    assert report["metrics"]["rKID"] == pytest.approx(_kernel(*colors), rel=1e-3)
+    assert "KID" not in report["metrics"]
+    assert "torch-fidelity's KID keeps them and is lower" in report["protocol"]["rKID"]
     assert report["metrics"]["precision"] == pytest.approx(whole["precision"])
     assert report["tokens"]["all_levels"]["num_ids"] == 20 * 16
     text = (folder / "out" / "first" / "report.md").read_text()
@@ -93,18 +96,18 @@ def test_two_tokenizers_are_compared_on_the_same_images(folder: Path) -> None:
     assert all(row["difference"] == 0 for row in itself["metrics"].values())
     # Precision and recall have both reports' own intervals, whatever they share.
     paired = {name for name, row in itself["metrics"].items() if row["interval"] != "from both reports' own"}
-    assert paired == {"psnr", "ssim", "rFD-mean-color", "KID"}
+    assert paired == {"psnr", "ssim", "rFD-mean-color", "rKID"}
     assert all(itself["metrics"][name]["half_width"] == pytest.approx(0, abs=1e-9) for name in paired)
     other = compare(first, second, resamples=20)
     row = other["metrics"]["psnr"]
     assert row["difference"] == pytest.approx(row["second"] - row["first"])
     assert row["half_width"] > 0
-    # KID by hand: ten blocks of two images, the same ones of both sets and of both reports.
+    # rKID by hand: ten blocks of two images, the same ones of both sets and of both reports.
     sets = [load_file(report / "values.safetensors") for report in (first, second)]
     order = torch.randperm(20, generator=make_rng(0, "kernel-blocks")).split(2)
     by_block = [[_kernel(s["pool"][block], s["reference_pool"][block]) for block in order] for s in sets]
     gaps = np.subtract(by_block[1], by_block[0])
-    assert other["metrics"]["KID"]["half_width"] == pytest.approx(2.2622 * gaps.std(ddof=1) / 10**0.5, rel=1e-3)
+    assert other["metrics"]["rKID"]["half_width"] == pytest.approx(2.2622 * gaps.std(ddof=1) / 10**0.5, rel=1e-3)
     truncated = settings(folder, "second", rounding="truncate", out=str(folder / "truncated"), prefixes=False)
     evaluate_reconstructions(truncated)
     with pytest.raises(ValueError, match=r"cannot be compared, they differ in protocol.rounding"):
@@ -116,15 +119,14 @@ def test_two_tokenizers_are_compared_on_the_same_images(folder: Path) -> None:
 
 
 def _kernel(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the unbiased squared distance under (x y / d + 1)^3, pair by pair."""
+    """Return the unbiased squared distance of pairs under (x y / d + 1)^3, term by term."""
 
     def k(x: torch.Tensor, y: torch.Tensor) -> float:
         return float(((x.double() @ y.double()) / len(x) + 1) ** 3)
 
-    within = sum(
-        k(s[i], s[j]) / (len(s) * (len(s) - 1)) for s in (a, b) for i in range(len(s)) for j in range(len(s)) if i != j
-    )
-    return within - 2 * sum(k(x, y) for x in a for y in b) / (len(a) * len(b))
+    places = [(i, j) for i in range(len(a)) for j in range(len(a)) if i != j]
+    terms = [k(a[i], a[j]) + k(b[i], b[j]) - k(a[i], b[j]) - k(a[j], b[i]) for i, j in places]
+    return sum(terms) / len(terms)
 
 
 def test_a_metric_that_is_not_finite_has_no_difference(

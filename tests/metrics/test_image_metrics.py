@@ -11,7 +11,13 @@ from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
 from hiergen.metrics.classifiers import LabelClassifier, nearest_distances, train_feature_network
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
-from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets, kernel_distance, kernel_distance_by_block
+from hiergen.metrics.fidelity import (
+    FeatureExtractor,
+    compare_image_sets,
+    kernel_distance,
+    kernel_distance_by_block,
+    paired_kernel_distance,
+)
 from hiergen.metrics.pixel import MS_SSIM_WEIGHTS, ms_ssim, psnr, ssim
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
@@ -144,8 +150,26 @@ def test_kernel_distance_by_block_against_torch_fidelity() -> None:
         torch.randn(4000, 5, generator=rng), torch.randn(4000, 5, generator=rng), num_blocks=40, is_paired=False
     )
     assert abs(float(many.mean())) < 4 * float(many.std()) / 40**0.5
-    # Pairs stay together: a set against itself has the same value in every block, but for its size.
-    itself = kernel_distance_by_block(a, a, num_blocks=3, is_paired=True)
-    assert bool((itself < 0).all())
+    # Pairs stay together: a set against itself is at zero in every block.
+    assert kernel_distance_by_block(a, a, num_blocks=3, is_paired=True).tolist() == pytest.approx([0] * 3, abs=1e-9)
     with pytest.raises(ValueError, match="40 blocks of 60 and 60 images: a block needs at least 2"):
         kernel_distance_by_block(a, b, num_blocks=40, is_paired=False)
+
+
+def test_the_kernel_distance_of_pairs_is_unbiased() -> None:
+    """Of sets of one distribution that go in pairs: zero within its error, where the estimate for independent sets is below zero."""
+    rng = torch.Generator().manual_seed(0)
+    naive, paired = [], []
+    for _ in range(200):
+        a = torch.randn(20, 4, generator=rng)
+        b = 0.8 * a + 0.6 * torch.randn(20, 4, generator=rng)
+        naive.append(kernel_distance(a, b)["kernel_distance"])
+        paired.append(paired_kernel_distance(a, b))
+    error = float(np.std(paired)) / 200**0.5
+    assert abs(float(np.mean(paired))) < 4 * error
+    assert float(np.mean(naive)) < -4 * error
+    # Subsets are the same images of both sets; with subsets of everything there is one.
+    wide, other = torch.randn(120, 4, generator=rng), torch.randn(120, 4, generator=rng) + 0.5
+    assert paired_kernel_distance(wide, wide, subset_size=20) == pytest.approx(0, abs=1e-9)
+    whole = paired_kernel_distance(wide, other)
+    assert paired_kernel_distance(wide, other, subset_size=60) == pytest.approx(whole, rel=0.2)
