@@ -2,7 +2,7 @@
 
 Needs only a function of points, `(p, 3) -> (p,)`, positive inside; whose function it is does not matter.
 
-Letters: `p` points, `n` nodes of the grid along an axis, `m` cells of a list.
+Letters: `p` points, `n` nodes of the grid along an axis, `m` cells of a list, `v` `w` vertices, `f` `g` faces.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from hiergen.files import atomic_path
@@ -29,6 +30,10 @@ Field = Callable[[Tensor], Tensor]
 
 #: File formats that `save_mesh` writes, all with normals: per vertex, in STL per face.
 MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+#: Rounds in which what a simplifier pinched is opened; up to four were seen.
+_MAX_REPAIRS = 50
+#: Share of the volume that opening may change.
+_MAX_CHANGE = 0.02
 
 
 class EmptySurfaceError(ValueError):
@@ -51,7 +56,8 @@ class ExtractionSettings:
         bound: Half the side of the box, which is centered at the origin.
         chunk_size: Points evaluated at once: bounds the memory, not the result.
         is_closed: Close the mesh where the shape leaves the box.
-        max_faces: Simplify to at most about as many triangles; None keeps all.
+        max_faces: Simplify to at most about as many triangles; None keeps all. What was closed stays closed, unless these are
+            too few for its holes and handles.
     """
 
     depth: int = 7
@@ -167,7 +173,54 @@ def mesh_from_grid(values: Float[Tensor, "n n n"], settings: ExtractionSettings 
         vertices, faces = simplifier.simplify(
             vertices.astype("float32"), faces.astype("int32"), target_count=settings.max_faces
         )
+        vertices, faces = _unpinch(vertices, faces.astype(np.int64))
     return trimesh.Trimesh(vertices, faces, process=False)
+
+
+def _unpinch(
+    vertices: Float[np.ndarray, "v 3"], faces: Int64[np.ndarray, "f 3"]
+) -> tuple[Float[np.ndarray, "w 3"], Int64[np.ndarray, "g 3"]]:
+    """Return a simplified surface without edges that more than two faces share, or as it is where that would change the shape.
+
+    The simplifier may fold faces onto each other or press two sheets together at an edge, which leaves a few such edges where
+    the surface was closed. Folded pairs are removed; an edge of four faces is contracted to its middle.
+    """
+    points, kept = vertices.copy(), faces
+    for _ in range(_MAX_REPAIRS):
+        kept = _without_folds(kept[(kept != np.roll(kept, 1, axis=1)).all(axis=1)])
+        corners = np.sort(kept[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+        edges, count = np.unique(corners, axis=0, return_counts=True)
+        pinched = edges[count > 2]
+        if not len(pinched):
+            break
+        target = np.arange(len(points))
+        touched: set[int] = set()
+        for first, second in pinched.tolist():
+            # Edges that meet are contracted one a round: the first may do for both.
+            if not touched & {first, second}:
+                touched |= {first, second}
+                points[first] = (points[first] + points[second]) / 2
+                target[second] = first
+        kept = target[kept]
+    before, after = _volume(vertices, faces), _volume(points, kept)
+    if len(pinched) or abs(after - before) > _MAX_CHANGE * abs(before):
+        return vertices, faces
+    used, numbers = np.unique(kept, return_inverse=True)
+    return points[used], numbers.reshape(-1, 3)
+
+
+def _volume(vertices: Float[np.ndarray, "v 3"], faces: Int64[np.ndarray, "f 3"]) -> float:
+    return float(np.linalg.det(vertices[faces].astype(np.float64)).sum() / 6)
+
+
+def _without_folds(faces: Int64[np.ndarray, "f 3"]) -> Int64[np.ndarray, "g 3"]:
+    """Return the faces less those that have the same corners in opposite order, two by two."""
+    side = np.sign((faces - np.roll(faces, 1, axis=1)).prod(axis=1))
+    _, which = np.unique(np.sort(faces, axis=1), axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    rest = np.bincount(which, weights=side)
+    first = np.unique(2 * which + (side > 0), return_index=True)[1]
+    return faces[np.sort(first[side[first] == np.sign(rest[which[first]])])]
 
 
 def save_mesh(mesh: trimesh.Trimesh, path: str | os.PathLike[str]) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from hiergen.data.surface_extraction import (
     EmptySurfaceError,
     ExtractionSettings,
+    _unpinch,
+    _without_folds,
     evaluate_grid,
     extract_mesh,
     mesh_from_grid,
@@ -165,6 +167,40 @@ def test_simplification_keeps_the_shape() -> None:
     mesh = extract_mesh(sphere(0.8), ExtractionSettings(depth=6, max_faces=1000))
     assert 500 < len(mesh.faces) <= 1000
     assert abs(np.linalg.norm(mesh.vertices, axis=1) - 0.8).max() < 0.02
+
+
+def test_what_was_closed_stays_closed_when_simplified() -> None:
+    def sponge(points: torch.Tensor) -> torch.Tensor:
+        x, y, z = (4 * points).unbind(-1)
+        return 0.4 - abs(x.sin() * y.cos() + y.sin() * z.cos() + z.sin() * x.cos())
+
+    # At 1,000 the simplifier leaves four edges of four faces.
+    mesh = extract_mesh(sponge, ExtractionSettings(depth=5, max_faces=1000))
+    assert 900 < len(mesh.faces) <= 1000
+    assert mesh.is_watertight
+    assert mesh.is_winding_consistent
+    # Where the faces are too few for the shape, it is kept, and not closed.
+    coarse = extract_mesh(sponge, ExtractionSettings(depth=5, max_faces=600))
+    assert coarse.volume > 0.5
+    assert not coarse.is_watertight
+
+
+def test_folded_faces_and_pinched_edges_are_opened() -> None:
+    # Two tetrahedra on one edge, a fold beside them, and a corner that nothing uses.
+    vertices = np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0], [-1, 0, 0], [-1, -1, 0], [9, 9, 9]], float)
+    first = np.array([[0, 2, 3], [0, 3, 1], [0, 1, 2], [1, 3, 2]])
+    second = np.array([[0, 4, 5], [0, 5, 1], [0, 1, 4], [1, 5, 4]])
+    fold = np.array([[2, 3, 4], [4, 3, 2]])
+    np.testing.assert_array_equal(_without_folds(np.concatenate([first, fold])), first)
+    # Of three faces on the same corners one is left, of the side that has two.
+    np.testing.assert_array_equal(_without_folds(np.concatenate([first, fold, fold[:1]])), [*first, fold[0]])
+    # An edge's contraction would take both tetrahedra away: they stay.
+    both = np.concatenate([first, second])
+    for kept, given in zip(_unpinch(vertices, both), (vertices, both), strict=True):
+        np.testing.assert_array_equal(kept, given)
+    points, faces = _unpinch(vertices, np.concatenate([first, fold]))
+    assert points.shape == (4, 3)
+    np.testing.assert_array_equal(points[faces], vertices[first])
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply", ".stl"])
