@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hiergen.files import write_text
 from hiergen.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ class RunLog:
             lines = [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("}")]
             self.lines = [line for line in lines if line["samples"] <= samples_seen]
             if self._accelerator.is_main_process:
-                self._path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+                # A run that is killed here must find all of its lines again.
+                write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
         for line in self.lines:
             self._lowest = min(self._lowest, _main_loss(line))
         if self._accelerator.log_with:

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from hiergen.config import fingerprint, to_json, with_defaults
-from hiergen.files import atomic_directory, sole_writer, write_json
+from hiergen.files import atomic_directory, flush_file, sole_writer, write_json
 from hiergen.training.average import Average
 from hiergen.training.best import Best
 from hiergen.training.checkpoint import (
@@ -130,6 +130,10 @@ class RunKeeper:
         tensors = self._tensors(state)
 
         def write() -> None:
+            log = self._out / "log.jsonl"
+            if log.is_file():
+                # In a power cut a checkpoint must not outlive the lines that led to it.
+                flush_file(log)
             commit = self._capture(state, tensors)
             if self._writer is None:
                 commit()

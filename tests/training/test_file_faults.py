@@ -136,10 +136,14 @@ def set_read_only(path: Path, is_on: bool) -> None:
 
 def on_a_folder_that_becomes_read_only(recipe: Path, out: Path) -> dict[str, Any]:
     """The checkpoints' folder, then all of it from the start, then the log: what a run holds open cannot be made so."""
+
+    def lock_log() -> None:
+        mount(str(log), log, "", BIND)
+        set_read_only(log, True)
+
     checkpoints, log = out / "checkpoints", out / "log.jsonl"
     checkpoints.mkdir(parents=True)
-    log.touch()
-    for path in (out, checkpoints, log):
+    for path in (out, checkpoints):
         mount(str(path), path, "", BIND)
     before_step(5, functools.partial(set_read_only, checkpoints, True))
     errors = [train(recipe, out)]
@@ -148,9 +152,9 @@ def on_a_folder_that_becomes_read_only(recipe: Path, out: Path) -> dict[str, Any
     errors.append(train(recipe, out))
     set_read_only(out, False)
     left = trained(out)
-    before_step(4, functools.partial(set_read_only, log, True))
+    before_step(4, lock_log)
     errors.append(train(recipe, out))
-    set_read_only(log, False)
+    assert ctypes.CDLL(None).umount(os.fsencode(log)) == 0
     return {"errors": errors, "left": left, "again": train(recipe, out)[0], "end": trained(out)}
 
 

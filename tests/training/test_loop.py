@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 
+from hiergen.training import run_state
 from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.launch import check_distributed
 from hiergen.training.loop import RunInterruptedError, fit
@@ -207,6 +209,31 @@ def test_pictures_reach_trackio_which_accelerate_hands_numbers_alone(tmp_path, m
         "samples/0": ((2, 4, 3), 0, 0),
         "samples/1": ((2, 4, 3), 255, 255),
     }
+
+
+def test_a_log_is_replaced_whole_when_a_run_is_resumed(tmp_path, monkeypatch) -> None:
+    """And it is brought to disk before each checkpoint."""
+    done, commit = [], run_state.save_checkpoint
+
+    def noted(*args: object) -> Path:
+        done.append("saved")
+        return commit(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_state, "save_checkpoint", noted)
+        patch.setattr(run_state, "flush_file", lambda path: done.append(path.name))
+        fit(toy.toy_run(str(tmp_path)))
+    assert done == ["log.jsonl", "saved"] * 4
+    before = (tmp_path / "log.jsonl").read_text()
+    assert len(before.splitlines()) == 12
+
+    def killed(*args: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(InterruptedError):
+        fit(toy.toy_run(str(tmp_path)))
+    assert (tmp_path / "log.jsonl").read_text() == before
 
 
 def test_a_loss_that_grows_tenfold_is_warned_of(tmp_path, caplog) -> None:
