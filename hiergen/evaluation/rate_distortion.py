@@ -42,9 +42,10 @@ def describe_rate(prefixes: Sequence[Prefix]) -> str:
     return f"{prefixes[-1]}, in {prefixes[-1].count} {prefixes[-1].unit}"
 
 
-def with_intervals(rows: Sequence[Row], intervals: Mapping[str, float]) -> list[Row]:
-    """Return rows of which the last, everything, has the report's own intervals."""
-    return [*rows[:-1], {**rows[-1], "intervals_95": {**rows[-1].get("intervals_95", {}), **intervals}}]
+def with_intervals(report: Mapping[str, Any]) -> list[Row]:
+    """Return the rates of a report; the last, everything, has the report's own intervals."""
+    rows, own = report.get("rate_distortion", []), report.get("intervals_95", {})
+    return [*rows[:-1], *({**row, "intervals_95": {**row.get("intervals_95", {}), **own}} for row in rows[-1:])]
 
 
 def is_distance(name: str) -> bool:

@@ -73,7 +73,7 @@ def summarize(
     tokens = tuple(parts.read(f"tokens.{level}") for level in range(len(tokenizer.specs)))
     entries = {
         "metrics": rows[-1]["metrics"],
-        "rate_distortion": rows if len(rows) > 1 else [],
+        "rate_distortion": rows,
         # Parts of the reconstructions against all of the images they were rebuilt from would answer no question.
         "bias": bias_curve(values["pool"], reference, config) if reference.about else [],
         "tokens": describe_tokens(TokenPyramid(tokens, tokenizer.specs), tokenizer, lpips),

@@ -173,8 +173,9 @@ def _draw(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Tensor
 
 
 def _rates(report: Mapping[str, Any]) -> list[Row]:
-    rows = report.get("rate_distortion", [])
-    return with_intervals(rows, report.get("intervals_95", {})) if rows else []
+    """Return the rows of the rate-distortion page; none where there is one rate, which the protocol names."""
+    rows = with_intervals(report)
+    return rows if len(rows) > 1 else []
 
 
 def _flat(environment: Mapping[str, Any]) -> dict[str, str]:

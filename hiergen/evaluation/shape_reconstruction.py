@@ -175,7 +175,7 @@ def _summarize(
     entries = {
         "what": f"meshes of {settings.reference} rebuilt by {type(tokenizer).__name__} ({settings.tokenizer})",
         "metrics": rows[-1]["metrics"],
-        "rate_distortion": rows if len(rows) > 1 else [],
+        "rate_distortion": rows,
         "tokens": describe_tokens(TokenPyramid(tokens, tokenizer.specs), tokenizer, None),
         "protocol": {
             "rate": f"levels of {', '.join(f'{spec.num_tokens:,}' for spec in tokenizer.specs)} tokens; each is a whole shape",

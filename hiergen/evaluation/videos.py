@@ -233,7 +233,7 @@ def _report(
         "kind": "video",
         "what": f"clips of {source} against {settings.reference}",
         "metrics": metrics,
-        "rate_distortion": rows if len(rows) > 1 else [],
+        "rate_distortion": rows,
         "tokens": tokens,
         "protocol": {
             "clips": f"{frames} frames of {height} x {width} pixels; {settings.clips}",

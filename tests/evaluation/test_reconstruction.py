@@ -27,6 +27,7 @@ from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.seeding import make_rng
+from hiergen.tokenizers.kl_autoencoder import KLAutoencoder
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,29 @@ def test_continuous_tokens_get_their_diagnostics(folder: Path) -> None:
     assert report["tokens"]["kind"] == "continuous"
     assert "spatial_autocorrelation" in report["tokens"]
     assert "## Latents" in (folder / "out" / "continuous" / "report.md").read_text()
+
+
+def test_a_tokenizer_of_one_rate_says_so(folder: Path) -> None:
+    tokenizer = KLAutoencoder(
+        autoencoder={
+            "down_block_types": ["DownEncoderBlock2D"] * 2,
+            "up_block_types": ["UpDecoderBlock2D"] * 2,
+            "block_out_channels": [8, 8],
+            "layers_per_block": 1,
+            "latent_channels": 3,
+            "norm_num_groups": 4,
+            "sample_size": 32,
+        },
+        image_size=32,
+    )
+    tokenizer.save_pretrained(folder / "kl")
+    report = evaluate_reconstructions(settings(folder, "kl"))
+    assert report is not None
+    assert report["protocol"]["rate"] == "256 tokens, 768 numbers; the only rate of this tokenizer"
+    assert [row["numbers"] for row in report["rate_distortion"]] == [768]
+    assert "spatial_autocorrelation" in report["tokens"]
+    assert not (folder / "out" / "kl" / "rate_distortion.png").exists()
+    assert "## Rate and distortion" not in (folder / "out" / "kl" / "report.md").read_text()
 
 
 def test_bad_input_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
