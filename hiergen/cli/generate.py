@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hiergen.config import parse
 
@@ -25,11 +25,13 @@ class GenerateSettings:
 
     Attributes:
         pipeline: Folder or Hub id of a pipeline.
-        labels: Class labels.
+        labels: Class labels; none given takes the first ten there are.
         image: Picture files to make shapes of, in place of labels: one object each, on white or transparent.
         count: Images, clips or meshes for each label or picture.
-        out: Folder for the PNG files and `grid.png`, the MP4 files and `grid.gif`, or the GLB files.
+        out: Folder for the PNG files and `grid.png`, the MP4 files and `grid.gif`, or the files of meshes.
         depth: Meshes are extracted on a grid of 2**depth cells an axis.
+        max_faces: Meshes are simplified to about as many triangles.
+        mesh_format: Of the files of meshes; all have normals.
         seed: Of all random draws.
         guidance_scale: 1 is no guidance.
         guidance_schedule: How guidance changes over the steps. This and what follows is the generator's own default where it is
@@ -43,11 +45,13 @@ class GenerateSettings:
     """
 
     pipeline: str = "quickstart/pipeline"
-    labels: tuple[int, ...] = tuple(range(10))
+    labels: tuple[int, ...] = ()
     image: tuple[str, ...] = ()
     count: int = 4
     out: str = "generated"
     depth: int = 7
+    max_faces: int | None = None
+    mesh_format: Literal["glb", "obj", "ply", "stl"] = "glb"
     seed: int = 0
     guidance_scale: float = 1.5
     guidance_schedule: str | None = None
@@ -75,6 +79,9 @@ def main(args: list[str]) -> None:
     if isinstance(pipeline, ImageToShapePipeline) != bool(settings.image):
         takes = "images, give --image FILE" if isinstance(pipeline, ImageToShapePipeline) else "labels, not --image"
         raise ValueError(f"{settings.pipeline!r} is of class {type(pipeline).__name__}, which takes {takes}")
+    if not settings.labels and not settings.image:
+        count = min(10, pipeline.generator.config["num_classes"] or 0)
+        settings = dataclasses.replace(settings, labels=tuple(range(count)))
     rng = torch.Generator(settings.device).manual_seed(settings.seed)
     sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
     if isinstance(pipeline, (ClassToShapePipeline, ImageToShapePipeline)):
@@ -126,11 +133,11 @@ def _generate_shapes(
     rng: torch.Generator,
     sampling: dict[str, Any],
 ) -> None:
-    from hiergen.data.surface_extraction import ExtractionSettings
-    from hiergen.files import atomic_path
+    from hiergen.data.surface_extraction import ExtractionSettings, save_mesh
     from hiergen.pipelines.shape import ClassToShapePipeline
 
-    common = {"generator": rng, "extraction": ExtractionSettings(depth=settings.depth), **sampling}
+    extraction = ExtractionSettings(depth=settings.depth, max_faces=settings.max_faces)
+    common = {"generator": rng, "extraction": extraction, **sampling}
     if isinstance(pipeline, ClassToShapePipeline):
         names = [f"class{label:04d}" for label in settings.labels]
         meshes = pipeline(settings.labels, num_shapes_per_label=settings.count, **common).meshes
@@ -143,8 +150,8 @@ def _generate_shapes(
     for index, mesh in enumerate(meshes):
         if not len(mesh.faces):
             continue
-        with atomic_path(out / f"{names[index // settings.count]}-{index % settings.count:03d}.glb") as temporary:
-            mesh.export(temporary, file_type="glb")
+        name = f"{names[index // settings.count]}-{index % settings.count:03d}.{settings.mesh_format}"
+        save_mesh(mesh, out / name)
         written += 1
     empty = f"; {len(meshes) - written} have no surface and no file" if written < len(meshes) else ""
     print(f"{written} meshes in {out}{empty}")

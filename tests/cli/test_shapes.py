@@ -118,6 +118,17 @@ def test_labels_become_glb_files(pipelines, tmp_path, capsys) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for name in names:
         assert len(trimesh.load_mesh(tmp_path / name).faces)
+        assert b'"NORMAL"' in (tmp_path / name).read_bytes()
+
+
+def test_meshes_are_written_in_the_format_and_size_asked_for(pipelines, tmp_path, capsys) -> None:
+    # No labels: all four classes that there are.
+    assert generate(pipelines / "labels", tmp_path, "--count", "1", "--mesh-format", "ply", "--max-faces", "2000") == 0
+    assert "4 meshes in" in capsys.readouterr().out
+    files = sorted(tmp_path.iterdir())
+    assert [path.name for path in files] == [f"class000{label}-000.ply" for label in range(4)]
+    counts = [len(trimesh.load_mesh(path).faces) for path in files]
+    assert all(0 < count <= 2000 for count in counts), counts
 
 
 def test_pictures_become_glb_files(pipelines, tmp_path, capsys) -> None:
