@@ -6,7 +6,9 @@ nothing else; every other extractor here gives its distances a name of their own
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import tempfile
@@ -24,7 +26,7 @@ from hiergen.data.images import to_uint8
 from hiergen.files import file_digest
 from hiergen.losses.perceptual import LPIPS
 from hiergen.losses.teachers import TEACHERS, Teacher
-from hiergen.metrics.classifiers import train_feature_network
+from hiergen.metrics.classifiers import FeatureNetwork, train_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor, Features
 from hiergen.registry import nearest
 from hiergen.weights import read_weights
@@ -272,9 +274,14 @@ def _build_dinov2(config: ExtractorConfig, device: torch.device) -> Extractor:
     )
 
 
-def _build_digits(config: ExtractorConfig, device: torch.device) -> Extractor:
+@functools.cache
+def _digits_network() -> FeatureNetwork:
     train = load_digits("train", size=32)
-    network = train_feature_network(to_uint8(train.images), train.labels, seed=0).to(device)
+    return train_feature_network(to_uint8(train.images), train.labels, seed=0)
+
+
+def _build_digits(config: ExtractorConfig, device: torch.device) -> Extractor:
+    network = copy.deepcopy(_digits_network()).to(device)
 
     def features(images: Tensor) -> Features:
         return {"pool": network(images), "logits": network.scores(images)}

@@ -69,7 +69,7 @@ def summarize(
         values["reference_pool"] = parts.read("reference.pool")
     pictures = {"input": parts.read("shown.input")}
     for prefix in prefixes:
-        pictures[f"{prefix.tokens} tokens"] = parts.read(f"shown.{prefix.count}")
+        pictures[prefix.caption] = parts.read(f"shown.{prefix.count}")
     tokens = tuple(parts.read(f"tokens.{level}") for level in range(len(tokenizer.specs)))
     entries = {
         "metrics": rows[-1]["metrics"],

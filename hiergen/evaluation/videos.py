@@ -165,7 +165,7 @@ def _pictures(parts: Parts, prefixes: Sequence[Prefix]) -> dict[str, Tensor]:
         return {f"clip {k}": frames for k, frames in enumerate(parts.read("shown.clips")[:SHOWN_CLIPS])}
     names = {"input": "shown.input"}
     for prefix in prefixes:
-        size = f"{prefix.numbers:,} numbers" if prefix.unit == "components" else f"{prefix.tokens:,} tokens"
+        size = f"{prefix.numbers:,} numbers" if prefix.unit == "components" else prefix.caption
         names[size] = f"shown.{prefix.count}"
     stored = {caption: parts.read(name) for caption, name in names.items()}
     clips = range(min(SHOWN_REBUILT, len(stored["input"])))

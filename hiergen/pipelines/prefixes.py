@@ -41,7 +41,12 @@ class Prefix:
 
     def __str__(self) -> str:
         size = f"{self.numbers:,} numbers" if self.bits is None else f"{self.bits:.0f} bits"
-        return f"{self.tokens:,} token{'s' if self.tokens > 1 else ''}, {size}"
+        return f"{self.caption}, {size}"
+
+    @property
+    def caption(self) -> str:
+        """The number of tokens, in words."""
+        return f"{self.tokens:,} token{'s' if self.tokens > 1 else ''}"
 
 
 def list_prefixes(tokenizer: Tokenizer) -> list[Prefix]:

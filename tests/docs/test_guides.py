@@ -26,6 +26,8 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 SHORTER = {
     "hiergen train": "--samples 16 --batch_size 8 --log_every 8",
     "hiergen encode --tokenizer runs/restok_tiny/model --out": "--data.split test",
+    "hiergen evaluate rfid": "--num-images 20",
+    "hiergen evaluate gfid": "--num-images 20 --cache cache --distances.resamples 4",
     "hiergen prepare-shapes": "--sampling.num-surface 1024 --sampling.num-volume 128 --sampling.num-near 64 "
     "--sampling.num-farthest 0 --views.num-views 0 --num-workers 0",
 }

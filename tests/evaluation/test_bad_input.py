@@ -23,7 +23,7 @@ from hiergen.evaluation.references import open_evaluated, read_batch, read_npz
 DIGITS, SHAPES, CLIPS = (PACKAGED / name for name in ("digits-1d", "shapes-by-class", "clips"))
 #: What takes long: none of it may begin before a mistake is answered.
 LONG_WORK = (
-    "extractors.train_feature_network",
+    "extractors._digits_network",
     "video_extractors.digit_clip_extractor",
     "video_sources.moving_digits",
     "shape_sources.procedural_shape",
