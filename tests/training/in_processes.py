@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import PartialState, debug_launcher
 
+from hiergen.files import sole_writer
 from hiergen.nn.batch_norm import ProcessBatchNorm2d
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.training import checkpoint, run_state
@@ -211,6 +212,8 @@ def main() -> None:
         # As it was left, and one resumed from it.
         shutil.copytree(folder / fault, folder / f"{fault}, resumed")
         errors[f"{fault}, resumed"] = launch(folder / f"{fault}, resumed", 2)
+    with sole_writer(folder / "2"):
+        errors["held"] = launch(folder / "2", 2)
     for name, error in errors.items():
         (folder / f"{name}.error").write_text(error)
 

@@ -74,6 +74,13 @@ def test_a_process_killed_while_another_writes_ends_all_of_them_and_costs_nothin
         assert all(torch.equal(value, parts[stem][name]) for name, value in group.items()), stem
 
 
+def test_a_folder_that_another_run_holds_is_refused_by_all_processes(runs) -> None:
+    error = (runs / "held.error").read_text()
+    assert "another process is writing to" in error
+    # Not that the others lost the one that found out.
+    assert "ValueError" in error
+
+
 def test_what_looks_at_a_whole_batch_is_right_on_two_processes(runs, curve) -> None:
     """Entropy of the codebook, use of codes and the memory of it, batch norm, adaptive weight, averages of logits."""
     for name in ("tokenizer 1", "tokenizer 2"):
