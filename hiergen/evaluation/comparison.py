@@ -188,6 +188,9 @@ def _from_both(first: StoredReport, second: StoredReport) -> _Spreads:
 
 def _by_blocks(first: StoredReport, second: StoredReport, *, seed: int) -> _Spreads:
     """Return the interval of the difference of two kernel distances to the same images, block by block."""
+    name = next((name for name in first.report["metrics"] if name.startswith("rK")), None)
+    if name is None:
+        return {}
     by_report = []
     for values in (first.values, second.values):
         if not {"pool", "reference_pool"} <= set(values) or len(values["pool"]) < 2 * BLOCKS:
@@ -195,7 +198,7 @@ def _by_blocks(first: StoredReport, second: StoredReport, *, seed: int) -> _Spre
         sets = values["pool"], values["reference_pool"]
         by_report.append(kernel_distance_by_block(*sets, num_blocks=BLOCKS, is_paired=True, seed=seed))
     half = mean_half_width(float((by_report[1] - by_report[0]).std()), BLOCKS)
-    return {"rKID": (half, f"{BLOCKS} blocks, the same images in both")}
+    return {name: (half, f"{BLOCKS} blocks, the same images in both")}
 
 
 def _resampled(first: StoredReport, second: StoredReport, *, is_paired: bool, resamples: int, seed: int) -> _Spreads:

@@ -25,14 +25,31 @@ from hiergen.metrics.frechet import Moments, frechet_by_count, frechet_from_mome
 NORMAL_95 = 1.96
 #: Disjoint blocks of images that the interval of the kernel distance is computed from.
 BLOCKS = 10
-#: How the intervals are made of what is no mean over images.
+#: How the intervals are made of what is no mean over images, by how its name begins.
 INTERVAL_RULES = {
-    "KID": f"Student's t over {BLOCKS} disjoint blocks of both sets",
-    "rKID": f"Student's t over {BLOCKS} disjoint blocks of pairs",
+    "rK": f"Student's t over {BLOCKS} disjoint blocks of pairs",
+    "K": f"Student's t over {BLOCKS} disjoint blocks of both sets",
     "IS": "Student's t over its splits",
     "precision": "binomial, with the balls of the reference as they are",
     "recall": "binomial over the reference, with the balls of the set as they are",
 }
+
+
+def interval_rule(name: str) -> str | None:
+    """Return how the interval of a metric is made; None where it is resampled."""
+    return next((rule for beginning, rule in INTERVAL_RULES.items() if name.startswith(beginning)), None)
+
+
+def kernel_name(distance: str) -> str:
+    """Return what the kernel distance is called where the Fréchet distance has some name: KID is on Inception's features alone."""
+    if distance.startswith("FID"):
+        return f"K{distance[1:]}"
+    return f"KD-{distance.removeprefix('FD-')}"
+
+
+def score_name(distance: str) -> str:
+    """Return what the score of the logits is called: IS is on Inception's alone."""
+    return "IS" if distance == "FID" else f"IS-{distance.removeprefix('FID-').removeprefix('FD-')}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +114,8 @@ def measure(
         reference: What to compare with. Kernel distance, precision and recall need its features.
         extractor: Gives the Fréchet distance its name.
         config: Sizes and seed.
-        is_paired: Image k of the set was made from image k of the reference: the kernel distance leaves own pairs out and is called rKID.
+        is_paired: Image k of the set was made from image k of the reference: the kernel distance leaves own pairs out and is called rKID,
+            say.
     """
     pool = features["pool"].float()
     moments = Moments.of(pool)
@@ -111,15 +129,17 @@ def measure(
     else:
         real = reference.features.float()
         warnings += small_sample_warning("the reference", len(real), extractor.dim)
+        kernel = kernel_name(extractor.distance)
         draws = {"subset_size": config.kid_subset_size, "seed": config.seed}
         if is_paired:
-            found["rKID"] = paired_kernel_distance(pool, real, **draws)
+            kernel = f"r{kernel}"
+            found[kernel] = paired_kernel_distance(pool, real, **draws)
         else:
-            kernel = kernel_distance(pool, real, **draws)
-            found |= {"KID": kernel["kernel_distance"], "KID_std": kernel["kernel_distance_std"]}
+            values = kernel_distance(pool, real, **draws)
+            found |= {kernel: values["kernel_distance"], f"{kernel}_std": values["kernel_distance_std"]}
         if min(len(pool), len(real)) >= 2 * BLOCKS:
             blocks = kernel_distance_by_block(pool, real, num_blocks=BLOCKS, is_paired=is_paired, seed=config.seed)
-            half["rKID" if is_paired else "KID"] = mean_half_width(float(blocks.std()), BLOCKS)
+            half[kernel] = mean_half_width(float(blocks.std()), BLOCKS)
         if min(len(pool), len(real)) > config.neighborhood:
             balls = precision_recall(pool, real, neighborhood=config.neighborhood)
             found |= balls
@@ -130,10 +150,11 @@ def measure(
 
         splits = min(config.splits, len(pool))
         score = isc_features_to_metric(features["logits"], splits, True, config.seed)
-        found |= {"IS": score["inception_score_mean"], "IS_std": score["inception_score_std"]}
+        name = score_name(extractor.distance)
+        found |= {name: score["inception_score_mean"], f"{name}_std": score["inception_score_std"]}
         if splits > 1:
             # torch-fidelity's deviation has the number of splits in its denominator.
-            half["IS"] = mean_half_width(score["inception_score_std"] * math.sqrt(splits / (splits - 1)), splits)
+            half[name] = mean_half_width(score["inception_score_std"] * math.sqrt(splits / (splits - 1)), splits)
     return Distances({name: float(value) for name, value in found.items()}, half, warnings)
 
 

@@ -98,6 +98,7 @@ def evaluate_generations(settings: GfidSettings) -> dict[str, Any] | None:
     check_writable(Path(settings.cache).expanduser(), option="--cache")
     work = _open_work(settings, device)
     check_count(work.count, "the evaluation")
+    _check_size(work, settings)
     identity = {**work.identity, "kind": "gfid", "keep": settings.keep != "none"}
     refuse_others(out / "parts", identity)
     extractor = build_extractor(settings.extractor, device)
@@ -164,9 +165,10 @@ def _protocol(settings: GfidSettings) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What is evaluated: how many images, what they depend on, how they are loaded (samples) and made (uint8, on the device)."""
+    """What is evaluated: how many images of what size, what they depend on, how they are loaded (samples) and made (uint8, on the device)."""
 
     count: int
+    size: tuple[int, int]
     identity: dict[str, Any]
     load: Callable[[range], Tensor] | None
     make: Callable[[range, Any], Tensor]
@@ -177,6 +179,7 @@ def _open_work(settings: GfidSettings, device: torch.device) -> _Work:
         samples = _open_samples(settings)
         return _Work(
             samples.count,
+            samples.size,
             {"samples": samples.digest},
             samples.read,
             lambda _, images: images.to(device, non_blocking=True),
@@ -189,7 +192,17 @@ def _open_work(settings: GfidSettings, device: torch.device) -> _Work:
         return quantize(decoded, settings.rounding)
 
     identity = {**tokens.identity, "rounding": settings.rounding}
-    return _Work(settings.num_images or DEFAULT_IMAGES, identity, None, generate)
+    side = tokens.tokenizer.config.get("image_size", settings.data.size)
+    return _Work(settings.num_images or DEFAULT_IMAGES, (side, side), identity, None, generate)
+
+
+def _check_size(work: _Work, settings: GfidSettings) -> None:
+    """Check that squares have the size that reference images are read at; an extractor would resize both and hide it."""
+    (height, width), wanted = work.size, settings.data.size
+    if not settings.reference and height == width != wanted:
+        raise ValueError(
+            f"the images to evaluate have {height} x {width} pixels, the reference is read at {wanted} x {wanted}: set data.size to {height}"
+        )
 
 
 @torch.no_grad()
@@ -212,9 +225,10 @@ def _open_tokens(settings: GfidSettings, device: torch.device) -> TokenSource:
 
 @dataclasses.dataclass(frozen=True)
 class _Samples:
-    """Images that are there already: how many, what they are, and uint8 `(b, 3, h, w)` by their indices."""
+    """Images that are there already: how many of what height and width, what they are, and uint8 `(b, 3, h, w)` by their indices."""
 
     count: int
+    size: tuple[int, int]
     digest: str
     read: Callable[[range], Tensor]
 
@@ -236,7 +250,7 @@ def _open_npz_samples(path: Path) -> _Samples:
         images = read_array(file, "arr_0", path)
     check_npz_images(path, images)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return _Samples(len(images), file_digest(path)[:16], lambda keys: tensor[keys.start : keys.stop])
+    return _Samples(len(images), images.shape[1:3], file_digest(path)[:16], lambda keys: tensor[keys.start : keys.stop])
 
 
 def _open_folder_samples(path: Path) -> _Samples:
@@ -262,7 +276,8 @@ def _open_folder_samples(path: Path) -> _Samples:
         pixels = np.stack([np.asarray(read_image(paths[key])) for key in keys])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-    return _Samples(len(paths), digest.hexdigest()[:16], read)
+    width, height = next(iter(sizes))
+    return _Samples(len(paths), (height, width), digest.hexdigest()[:16], read)
 
 
 def write_samples(parts: Parts, out: Path, keep: str, count: int) -> None:

@@ -153,8 +153,8 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
         "environment": environment(device),
     }
     if not fixed:
-        protocol["rKID"] = (
-            "kernel distance of pairs, each image's own left out; torch-fidelity's KID keeps them and is lower"
+        protocol["kernel distance"] = (
+            "of pairs, each image's own left out; torch-fidelity's KID keeps them and is lower"
         )
     scores = summarize(
         parts, prefixes, tokenizer, extractor, lpips, settings.distances, reference=fixed or _own_reference(parts)

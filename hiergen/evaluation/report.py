@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.evaluation.comparison import distance_name, intervals
-from hiergen.evaluation.distances import INTERVAL_RULES, extrapolated
+from hiergen.evaluation.distances import extrapolated, interval_rule
 from hiergen.evaluation.rate_distortion import Row, draw_rates, rate_of, with_intervals
 from hiergen.evaluation.references import Reference, write_npz
 from hiergen.figures import save_image_grid
@@ -74,7 +74,7 @@ def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
     lines += ["", *table(["metric", "value", "95 % interval"], rows), ""]
     if half:
         resamples = report["settings"]["distances"]["resamples"]
-        others = [f"of {name}: {rule}" for name, rule in INTERVAL_RULES.items() if name in half]
+        others = [f"of {name}: {rule}" for name in half if (rule := interval_rule(name)) is not None]
         rules = [f"Intervals: 1.96 standard deviations of {resamples} bootstrap draws", *others]
         lines += [f"{'; '.join(rules)}.", ""]
     if has_pictures:

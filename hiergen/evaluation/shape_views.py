@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hiergen.evaluation.distances import DistanceConfig, Distances, measure
+from hiergen.evaluation.distances import DistanceConfig, Distances, kernel_name, measure
 from hiergen.evaluation.extractors import Extractor, ExtractorConfig
 from hiergen.evaluation.references import Reference
 from hiergen.metrics.fidelity import MIN_IMAGES
@@ -59,7 +59,7 @@ def view_distances(
     seed: int,
     device: torch.device,
 ) -> Distances:
-    """Return the distances between the views of two sets: "views FID" (by the extractor's name for it) and "views KID".
+    """Return the distances between the views of two sets: "views FID" and "views KID", by the extractor's names for them.
 
     Where a set has too few views there are none, and a warning says so.
 
@@ -82,7 +82,7 @@ def view_distances(
     warnings = [warning.replace("images", "views") for warning in found.warnings]
     # Views of one shape resemble each other: they are each other's nearest neighbors, which precision and recall are made of, and
     # intervals that take them for independent draws would be too narrow.
-    kept = {f"views {name}": found.metrics[name] for name in (extractor.distance, "KID")}
+    kept = {f"views {name}": found.metrics[name] for name in (extractor.distance, kernel_name(extractor.distance))}
     return Distances(kept, {}, warnings)
 
 

@@ -167,6 +167,14 @@ GFID = [
         "--samples @/samples.npz --cache /proc/nowhere",
         "cannot be written to (No such file or directory); choose another with --cache",
     ),
+    (
+        "--samples @/samples.npz --data.size 64",
+        "have 32 x 32 pixels, the reference is read at 64 x 64: set data.size to 32",
+    ),
+    (
+        f"--pipeline {DIGITS} --data.size 16",
+        "have 32 x 32 pixels, the reference is read at 16 x 16: set data.size to 32",
+    ),
     ("--samples @/samples.npz --seed -1", "seed is -1, expected at least 0"),
     ("--samples @/samples.npz --num-images 13", "num_images is 13, expected 0 (all) to 12"),
     (f"--pipeline {DIGITS} --num-images 9", "the evaluation holds 9 images, at least 10 are needed"),

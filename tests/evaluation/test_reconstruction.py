@@ -14,7 +14,7 @@ from hiergen.__main__ import main
 from hiergen.data.digits import load_digits
 from hiergen.data.images import to_uint8
 from hiergen.evaluation.comparison import compare, intervals
-from hiergen.evaluation.distances import DistanceConfig
+from hiergen.evaluation.distances import DistanceConfig, interval_rule, kernel_name, score_name
 from hiergen.evaluation.extractors import ExtractorConfig, Inception, open_lpips
 from hiergen.evaluation.protocol import PassConfig, check_finite, quantize
 from hiergen.evaluation.reconstruction import RfidSettings, evaluate_reconstructions
@@ -76,9 +76,9 @@ def test_figures_are_those_of_the_parts_put_together_by_hand(folder: Path) -> No
     whole = compare_image_sets(pixels, real, FeatureExtractor("by-hand", "mean color", MeanColor()))
     assert report["metrics"]["rFD-mean-color"] == pytest.approx(whole["frechet_distance"], rel=1e-3)
     colors = [part.float().mean(dim=(2, 3)) for part in (pixels, real)]
-    assert report["metrics"]["rKID"] == pytest.approx(_kernel(*colors), rel=1e-3)
-    assert "KID" not in report["metrics"]
-    assert "torch-fidelity's KID keeps them and is lower" in report["protocol"]["rKID"]
+    assert report["metrics"]["rKD-mean-color"] == pytest.approx(_kernel(*colors), rel=1e-3)
+    assert not [name for name in report["metrics"] if name.startswith("K")]
+    assert "torch-fidelity's KID keeps them and is lower" in report["protocol"]["kernel distance"]
     assert report["metrics"]["precision"] == pytest.approx(whole["precision"])
     assert report["tokens"]["all_levels"]["num_ids"] == 20 * 16
     text = (folder / "out" / "first" / "report.md").read_text()
@@ -97,7 +97,7 @@ def test_two_tokenizers_are_compared_on_the_same_images(folder: Path) -> None:
     assert all(row["difference"] == 0 for row in itself["metrics"].values())
     # Precision and recall have both reports' own intervals, whatever they share.
     paired = {name for name, row in itself["metrics"].items() if row["interval"] != "from both reports' own"}
-    assert paired == {"psnr", "ssim", "rFD-mean-color", "rKID"}
+    assert paired == {"psnr", "ssim", "rFD-mean-color", "rKD-mean-color"}
     assert all(itself["metrics"][name]["half_width"] == pytest.approx(0, abs=1e-9) for name in paired)
     other = compare(first, second, resamples=20)
     row = other["metrics"]["psnr"]
@@ -108,7 +108,9 @@ def test_two_tokenizers_are_compared_on_the_same_images(folder: Path) -> None:
     order = torch.randperm(20, generator=make_rng(0, "kernel-blocks")).split(2)
     by_block = [[_kernel(s["pool"][block], s["reference_pool"][block]) for block in order] for s in sets]
     gaps = np.subtract(by_block[1], by_block[0])
-    assert other["metrics"]["rKID"]["half_width"] == pytest.approx(2.2622 * gaps.std(ddof=1) / 10**0.5, rel=1e-3)
+    assert other["metrics"]["rKD-mean-color"]["half_width"] == pytest.approx(
+        2.2622 * gaps.std(ddof=1) / 10**0.5, rel=1e-3
+    )
     truncated = settings(folder, "second", rounding="truncate", out=str(folder / "truncated"), prefixes=False)
     evaluate_reconstructions(truncated)
     with pytest.raises(ValueError, match=r"cannot be compared, they differ in protocol.rounding"):
@@ -257,6 +259,22 @@ def test_diagnostics_of_tokens_that_hardly_differ() -> None:
     assert "interpolation detour: not finite" in render({**report, "environment": {}, "wall_time_s": 1})
     distinct = TokenPyramid((torch.randn(8, spec.num_tokens, spec.dim),), tokenizer.specs)
     assert {"neighbor_spread", "spatial_autocorrelation"} <= set(describe_tokens(distinct, tokenizer, None))
+
+
+def test_names_of_what_is_not_on_inceptions_features() -> None:
+    names = {name: (kernel_name(name), score_name(name)) for name in ("FID", "FID-768", "FD-digits-cnn", "mine")}
+    assert names == {
+        "FID": ("KID", "IS"),
+        "FID-768": ("KID-768", "IS-768"),
+        "FD-digits-cnn": ("KD-digits-cnn", "IS-digits-cnn"),
+        "mine": ("KD-mine", "IS-mine"),
+    }
+    rules = {name: interval_rule(name) for name in ("KID", "rKD-x", "IS-x", "psnr")}
+    assert rules["KID"] is not None
+    assert rules["KID"].endswith("blocks of both sets")
+    assert rules["rKD-x"] is not None
+    assert rules["rKD-x"].endswith("blocks of pairs")
+    assert rules["psnr"] is None
 
 
 def test_rounding_and_nan() -> None:

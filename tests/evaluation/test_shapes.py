@@ -59,7 +59,7 @@ def test_rendered_views_of_two_sets_are_compared(tmp_path: Path) -> None:
     sets = [[load_mesh(path) for path in sorted(Path(folder).iterdir())] for folder in (first, second)]
     by_hand = compare_rendered_sets(*sets, build_extractor(views.extractor), num_views=4, size=16)
     assert other["metrics"]["views FD-mean-color"] == pytest.approx(by_hand["frechet_distance"], rel=1e-6)
-    assert other["metrics"]["views KID"] == pytest.approx(by_hand["kernel_distance"], rel=1e-6)
+    assert other["metrics"]["views KD-mean-color"] == pytest.approx(by_hand["kernel_distance"], rel=1e-6)
     assert other["extractor"]["name"] == "mean-color"
     assert other["counts"]["views of the shapes"] == 12
     assert "4 clay renders of each shape, 16 x 16 pixels" in (tmp_path / "other" / "report.md").read_text()
