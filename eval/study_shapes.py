@@ -2,7 +2,7 @@
 
     python eval/study_shapes.py --out runs/study_shapes
     python eval/study_shapes.py --out runs/study_shapes --part generation
-    python eval/study_shapes.py --out runs/study_shapes_1024 --num-tokens 256 1024 --chosen pyramid
+    python eval/study_shapes.py --out runs/study_shapes_1024 --num-tokens 256 1024 --chosen pyramid --tokenizer-samples 4000
 
 A stopped study continues. The variants differ in what `TOKENIZERS` and `CASCADES` say and in nothing else; no setting was tuned for one of
 them. The paper's 256 and 1024 tokens became 8 and 32, a size that a CPU trains in numbers: the same ratio; `--num-tokens` takes others.
