@@ -61,7 +61,8 @@ def publish(
 def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
     """Return a report as Markdown; pictures lie beside it."""
     lines = [f"# {TITLES.get(report['kind'], report['kind'])}", "", f"{report['what']}.", ""]
-    lines += [f"> **Note**: {warning}." for warning in report.get("warnings", [])]
+    for warning in report.get("warnings", []):
+        lines += [f"> **Note**: {warning}.", ""]
     half = report.get("intervals_95", {})
     rows = [
         [
@@ -129,7 +130,9 @@ def _bias(curve: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     rows = [[f"{point['count']:,}", _number(point["distance"])] for point in curve]
     limit = extrapolated(curve)
-    rows.append(["infinitely many (straight line in 1 / count)", "" if limit is None else _number(limit)])
+    is_known = limit is not None and limit >= 0
+    told = _number(limit) if is_known else "below zero: these are too few for a straight line"
+    rows.append(["infinitely many (straight line in 1 / count)", told])
     return ["## Fréchet distance by number of images", "", *table(["images", "distance"], rows), ""]
 
 

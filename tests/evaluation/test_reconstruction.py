@@ -261,6 +261,22 @@ def test_diagnostics_of_tokens_that_hardly_differ() -> None:
     assert {"neighbor_spread", "spatial_autocorrelation"} <= set(describe_tokens(distinct, tokenizer, None))
 
 
+def test_a_straight_line_that_ends_below_zero_is_not_told() -> None:
+    report = {
+        "kind": "gfid",
+        "what": "a test",
+        "metrics": {},
+        "environment": {},
+        "wall_time_s": 1,
+        "warnings": ["a", "b"],
+    }
+    for last, told in ((5.0, "| infinitely many (straight line in 1 / count) | 2.5 |"), (1.0, "these are too few for")):
+        bias = [{"count": 10, "distance": 7.5}, {"count": 20, "distance": last}]
+        text = render({**report, "bias": bias})
+        assert told in text
+    assert "> **Note**: a.\n\n> **Note**: b.\n" in text
+
+
 def test_names_of_what_is_not_on_inceptions_features() -> None:
     names = {name: (kernel_name(name), score_name(name)) for name in ("FID", "FID-768", "FD-digits-cnn", "mine")}
     assert names == {
