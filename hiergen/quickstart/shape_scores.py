@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 def reconstruction_scores(
     meshes: Sequence[trimesh.Trimesh], references: Sequence[trimesh.Trimesh], *, seed: int
 ) -> dict[str, Any]:
-    """Return the mean scores of reconstructions. One without a surface counts as IoU 0, F 0, and is left out of the Chamfer mean."""
+    """Return the mean scores of reconstructions. One without a surface counts as IoU 0, F 0, and is left out of the Chamfer mean.
+
+    Raises:
+        ValueError: If a reference is not closed: its IoU would count as 0.
+    """
+    for number, reference in enumerate(references):
+        if not reference.is_watertight:
+            raise ValueError(f"reference {number} is not watertight: it has no volume to compare")
     protocol = GeometryProtocol(num_points=10_000, resolution=64, normalize="none", seed=seed)
     pairs = [(mesh, reference) for mesh, reference in zip(meshes, references, strict=True) if len(mesh.faces)]
     scores = [compare_meshes(mesh, reference, protocol) for mesh, reference in pairs]

@@ -126,6 +126,10 @@ def test_scores_of_a_perfect_and_of_a_failed_reconstruction() -> None:
     assert half["iou"] == 0.5
     assert half["without_surface"] == 1
     assert half["chamfer"] == pytest.approx(perfect["chamfer"], rel=0.2)
+    opened = references[1].copy()
+    opened.update_faces(np.arange(len(opened.faces)) > 0)
+    with pytest.raises(ValueError, match="reference 1 is not watertight: it has no volume to compare"):
+        reconstruction_scores(references, [references[0], opened], seed=0)
     none = reconstruction_scores([trimesh.Trimesh()] * 2, references, seed=0)
     assert (none["iou"], none["chamfer"], none["f_scores"]["0.02"]) == (0.0, None, 0.0)
 
