@@ -28,10 +28,11 @@ from hiergen.training.optim import learning_rate, make_optimizer
 from hiergen.training.progress import TrainProgress
 from hiergen.training.run_log import Clock, Meter, RunLog, choose_trackers, peak_memory
 from hiergen.training.run_state import RunKeeper, RunState
-from hiergen.training.sharding import gathered, shard, whole
+from hiergen.training.sharding import gathered, shard
 from hiergen.training.signals import GracefulStop
 from hiergen.training.task import Task
 from hiergen.training.throughput import StepFlops, measure_peak
+from hiergen.training.update import Update, take_steps
 from hiergen.training.validation import averaged, validate
 
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -269,34 +270,13 @@ class _Run:
         return terms
 
     def _update(self, active: tuple[str, ...], losses: list[Tensor]) -> dict[str, Tensor]:
-        """Take the players' steps, except from gradients that are not finite; return the norms of their gradients."""
-        scaler = self.accelerator.scaler
-        norms = {}
-        for name in active:
-            # All players' before any step, which may change the scale: Accelerate's own clipping would divide the second one's twice.
-            if scaler is not None:
-                scaler.unscale_(self.optimizers[name])
-            limit = (self.task.optim(name) or self.config.optim).clip_norm
-            parameters = [p for p in self.losses[name].parameters() if p.grad is not None]
-            norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-            norms[name] = whole(torch.as_tensor(norm, device=self.device).detach())
-        bad = ~torch.isfinite(torch.stack(list(norms.values())))
-        for name, is_bad in zip(active, bad, strict=True):
-            optimizer = self.optimizers[name]
-            if scaler is None:
-                # The fused optimizer leaves weights and moments alone where this is 1.
-                optimizer.found_inf, optimizer.grad_scale = is_bad.float(), None  # type: ignore[attr-defined]
-                optimizer.step()
-            else:
-                scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        is_skipped = bad.any()
-        if scaler is not None:
-            # That a scaler finds its scale by steps that it skips is no fault, so long as losses are finite and the scale can be lowered.
-            is_lost = (~torch.isfinite(torch.stack(losses))).any().float()
-            is_least = scaler.scale(torch.ones((), device=self.device)) <= 1
-            is_skipped &= is_least | (cast(Tensor, self.accelerator.reduce(is_lost, reduction="max")) > 0)
-            scaler.update()
+        """Take the players' steps, count what was skipped, and return the norms of their gradients."""
+        config = self.config
+        players = [
+            Update(name, self.losses[name], self.optimizers[name], (self.task.optim(name) or config.optim).clip_norm)
+            for name in active
+        ]
+        norms, is_skipped = take_steps(players, losses, self.accelerator)
         self.state.skipped += is_skipped
         self._last_bad = torch.where(is_skipped, self.state.samples_seen, self._last_bad)
         return norms
