@@ -31,8 +31,8 @@ def markdown_report(report: Mapping[str, Any]) -> str:
         _table(
             ["", "of", "against", "Fréchet", "kernel", "precision", "recall"],
             [
-                ["rFID", *_distance_cells(rebuilt["rfid"])],
-                ["gFID", *_distance_cells(made["gfid"])],
+                ["rFD", *_distance_cells(rebuilt["rfid"])],
+                ["gFD", *_distance_cells(made["gfid"])],
                 ["yardstick", *_distance_cells(made["real_test_against_train"])],
             ],
         ),

@@ -15,7 +15,7 @@ from hiergen.data.codes import CodeSet
 from hiergen.data.images import ImageSet, to_uint8
 from hiergen.metrics.classifiers import LabelClassifier, nearest_distances, train_feature_network
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
-from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
+from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets, paired_kernel_distance
 from hiergen.metrics.latents import channel_statistics
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
@@ -70,7 +70,11 @@ def score(
                 {prefixes.unit: count, "tokens": tokens, "psnr_db": float(psnr(images, test.images).mean())}
                 for count, tokens, images in zip(prefixes.counts, prefixes.tokens, prefixes.images, strict=True)
             ],
-            "rfid": _distances(rebuilt, held_out, extractor, "reconstructions", "the test images themselves"),
+            "rfid": {
+                **_distances(rebuilt, held_out, extractor, "reconstructions", "the test images themselves"),
+                # Of pairs: the estimate for independent sets is below zero between images and what they became.
+                "kernel_distance": paired_kernel_distance(extractor(rebuilt)["pool"], extractor(held_out)["pool"]),
+            },
         },
         **_tokens(codes),
         "generation": {

@@ -118,6 +118,17 @@ def test_points_that_face_away_are_not_shown() -> None:
             render_points(points, size)
 
 
+def test_of_points_in_one_place_the_nearest_is_seen() -> None:
+    tilted, facing = [0.6, 0.0, 0.8], [0.0, 0.0, 1.0]
+    at = [[0.0, 0.0, 0.5, *facing], [0.0, 0.0, -0.5, *tilted]]
+    settings = RenderSettings(is_fitted=False)
+    alone = [render_points(np.array([point]), 16, 0.0, 0.0, settings) for point in at]
+    assert (alone[0] != alone[1]).any()
+    for cloud in (np.array(at), np.array(at[::-1])):
+        middle = render_points(cloud, 16, 0.0, 0.0, settings)[8, 8]
+        np.testing.assert_array_equal(middle, alone[0][8, 8])
+
+
 def test_views_come_with_their_poses() -> None:
     mesh = procedural_shape(5).to_mesh()
     settings = ViewSettings(num_views=2, num_rotations=2, rotation="any", size=32)
