@@ -157,11 +157,7 @@ class ShapesQuickstartSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_shapes", "num_test", "num_generated"):
-            value = getattr(self, name)
-            if value < NUM_SHAPE_CLASSES or value % NUM_SHAPE_CLASSES:
-                raise ValueError(
-                    f"{name} is {value}, expected a multiple of {NUM_SHAPE_CLASSES}, the number of classes"
-                )
+            _check_balanced(name, getattr(self, name), NUM_SHAPE_CLASSES, "classes")
         for name in ("tokenizer_samples", "generator_samples", "image_samples", "num_variants", "num_views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -196,9 +192,7 @@ class VideoQuickstartSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "num_test", "num_generated"):
-            value = getattr(self, name)
-            if value < NUM_DIGITS or value % NUM_DIGITS:
-                raise ValueError(f"{name} is {value}, expected a multiple of {NUM_DIGITS}, the number of digits")
+            _check_balanced(name, getattr(self, name), NUM_DIGITS, "digits")
         if self.samples_seen < 1:
             raise ValueError(f"samples_seen is {self.samples_seen}, expected at least 1")
         if not self.densities or not all(0 < density < 1 for density in self.densities):
@@ -235,6 +229,11 @@ def _example(tokens: str) -> str:
         for kind in ("tokenizer", "generator")
     }
     return f"--tokenizer {names['tokenizer']} --generator {names['generator']}"
+
+
+def _check_balanced(name: str, value: int, count: int, of: str) -> None:
+    if value < count or value % count:
+        raise ValueError(f"{name} is {value}, expected a multiple of {count}, the number of {of}")
 
 
 def _check_presets(expected: dict[str, str]) -> None:

@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,18 +37,10 @@ from hiergen.training.loop import RunInterruptedError, fit
 from hiergen.training.run_log import MEASURED
 from hiergen.training.task import TaskConfig
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "training" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-kinds = _load("kinds")
+_spec = importlib.util.spec_from_file_location("kinds", Path(__file__).parents[1] / "training" / "kinds.py")
+kinds = importlib.util.module_from_spec(_spec)
+sys.modules["kinds"] = kinds
+_spec.loader.exec_module(kinds)
 
 NUM_SAMPLES, BATCH, STEPS = 8, 4, 6
 #: Stop signal in which step, counted from 0. After the last there is nothing to resume: the run ends as if it had not been asked to.
