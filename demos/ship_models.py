@@ -19,35 +19,36 @@ from typing import Any
 import torch
 
 from hiergen.config import from_json, to_json
-from hiergen.data.digits import load_digits
-from hiergen.data.images import to_uint8
-from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
-from hiergen.data.shape_renders import ViewSettings, render_views
-from hiergen.data.shapes import TEST_OFFSET
-from hiergen.data.surface_extraction import ExtractionSettings
-from hiergen.data.videos import from_uint8
-from hiergen.demo.library import NOTES_FILE, PACKAGED, load_model
+from hiergen.data.images.digits import load_digits
+from hiergen.data.images.pixels import to_uint8
+from hiergen.data.shapes.dataset import TEST_OFFSET
+from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
+from hiergen.data.shapes.views import ViewSettings, render_views
+from hiergen.data.videos.dataset import from_uint8
+from hiergen.demo.library import NOTES_FILE, load_model
 from hiergen.demo.pictures import open_view
 from hiergen.files import atomic_directory, write_json, write_text
+from hiergen.geometry.surface_extraction import ExtractionSettings
 from hiergen.metrics.classifiers import LabelClassifier
 from hiergen.metrics.clip_classifiers import FrameJudge
 from hiergen.metrics.pixel import psnr
 from hiergen.metrics.video import compare_videos
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.pretrained.packaged import PACKAGED
 from hiergen.quickstart.settings import QuickstartSettings, ShapesQuickstartSettings, VideoQuickstartSettings
-from hiergen.quickstart.shape_scores import reconstruction_scores
-from hiergen.quickstart.shapes import measure_pipeline
-from hiergen.quickstart.video_clips import quickstart_clips
+from hiergen.quickstart.shapes.run import measure_pipeline
+from hiergen.quickstart.shapes.scores import reconstruction_scores
+from hiergen.quickstart.videos.clips import quickstart_clips
 from hiergen.seeding import make_rng
 
 DIGITS = "scikit-learn's handwritten digits ({images}; UCI Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, CC BY 4.0)"
 ENLARGED = DIGITS.format(images="1,442 training images of 8x8 enlarged to 32x32")
 MOVING = (
-    "{count:,} clips of one moving digit each, made by `hiergen.data.moving_digits` from the training images of "
+    "{count:,} clips of one moving digit each, made by `hiergen.data.videos.moving_digits` from the training images of "
     + DIGITS.format(images="8x8, enlarged")
 )
-SHAPES = "{count:,} procedural shapes of {classes} classes of furniture and household things, made by `hiergen.data.procedural_shapes`"
+SHAPES = "{count:,} procedural shapes of {classes} classes of furniture and household things, made by `hiergen.data.shapes.procedural`"
 #: The commands that write a run, by the settings that its report holds.
 COMMANDS: dict[str, tuple[str, type[Any]]] = {
     "QuickstartSettings": ("hiergen quickstart", QuickstartSettings),
@@ -257,7 +258,7 @@ def card(
         "## Use",
         "```python",
         "import hiergen",
-        "from hiergen.demo.library import PACKAGED",
+        "from hiergen.pretrained.packaged import PACKAGED",
         "",
         f'pipe = hiergen.from_pretrained(PACKAGED / "{folder.name}")',
         "```",

@@ -25,7 +25,7 @@ def modules() -> list[ModuleType]:
     """Return every module of the package that can be imported here."""
     found = []
     for info in pkgutil.walk_packages(hiergen.__path__, "hiergen."):
-        if info.name in LEFT_OUT or ".demo.models" in info.name:
+        if info.name in LEFT_OUT or ".pretrained.models" in info.name:
             continue
         try:
             found.append(importlib.import_module(info.name))

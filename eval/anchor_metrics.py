@@ -21,8 +21,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from hiergen.config import parse
-from hiergen.data.images import list_images, read_image
-from hiergen.evaluation.extractors import open_lpips
+from hiergen.data.images.files import list_images, read_image
+from hiergen.evaluation.features.extractors import open_lpips
 from hiergen.evaluation.protocol import environment
 from hiergen.evaluation.report import table
 from hiergen.files import check_writable, write_json, write_text

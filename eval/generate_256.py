@@ -7,7 +7,7 @@ import sys
 
 from hiergen.__main__ import explain
 from hiergen.config import parse
-from hiergen.evaluation.generation import GfidSettings, run_gfid
+from hiergen.evaluation.images.generation import GfidSettings, run_gfid
 
 DEFAULT = GfidSettings(
     pipeline="runs/har_l_128/pipeline",

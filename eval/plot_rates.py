@@ -14,7 +14,7 @@ from typing import Any, Literal
 import tyro
 
 from hiergen.evaluation.comparison import check_comparable, load_report
-from hiergen.evaluation.rate_distortion import draw_rates, with_intervals
+from hiergen.evaluation.images.rate_distortion import draw_rates, with_intervals
 from hiergen.files import check_writable
 
 

@@ -8,7 +8,7 @@ import sys
 from hiergen.__main__ import explain
 from hiergen.config import parse
 from hiergen.data.sources import DataConfig
-from hiergen.evaluation.reconstruction import RfidSettings, run_rfid
+from hiergen.evaluation.images.reconstruction import RfidSettings, run_rfid
 
 DEFAULT = RfidSettings(
     tokenizer="runs/restok_l_128/model",

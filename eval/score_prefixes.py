@@ -14,16 +14,17 @@ from typing import Any, cast
 import torch
 
 from hiergen.config import parse
-from hiergen.data.images import ImageSet, to_uint8
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig, open_images
-from hiergen.evaluation.extractors import ExtractorConfig, build_extractor
+from hiergen.evaluation.features.extractors import ExtractorConfig, build_extractor
+from hiergen.evaluation.images.prefix_scores import PrefixScore, score_generations, score_reconstructions
 from hiergen.figures import save_curves
 from hiergen.files import check_writable, write_json, write_text
 from hiergen.metrics.classifiers import saved_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
-from hiergen.pipelines.prefix_scores import PrefixScore, score_generations, score_reconstructions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,14 +16,15 @@ from typing import cast
 from torch import Tensor
 
 from hiergen.config import parse
-from hiergen.data.images import ImageSet, to_uint8
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig, open_images
-from hiergen.evaluation.extractors import ExtractorConfig, build_extractor
+from hiergen.evaluation.features.extractors import ExtractorConfig, build_extractor
+from hiergen.evaluation.images.guidance_search import SearchPoint, SearchSettings, rectangular_windows, search_guidance
 from hiergen.figures import save_curves
 from hiergen.files import check_writable
 from hiergen.metrics.classifiers import saved_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
-from hiergen.pipelines.guidance_search import SearchPoint, SearchSettings, rectangular_windows, search_guidance
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 

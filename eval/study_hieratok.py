@@ -22,14 +22,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hiergen.config import parse
-from hiergen.data.images import ImageSet, to_uint8
-from hiergen.data.pictures import PictureSet
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.on_disk import PictureSet
+from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig, open_images
+from hiergen.evaluation.study import StudyResult, run_study
 from hiergen.figures import save_curves
 from hiergen.files import write_text
-from hiergen.generators.flow_sampling import FlowSettings
-from hiergen.generators.flow_transformer import FlowTransformer
-from hiergen.losses.perceptual import LPIPS
+from hiergen.generators.flow.model import FlowTransformer
+from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.metrics.classifiers import saved_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.latents import (
@@ -40,12 +41,12 @@ from hiergen.metrics.latents import (
 )
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.encoding import decode_batches, encode_batches, encode_images
+from hiergen.pretrained.perceptual import LPIPS
 from hiergen.seeding import make_rng
-from hiergen.tokenizers.hieratok import HieraTok
+from hiergen.tokenizers.hieratok.model import HieraTok
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.study import StudyResult, run_study
-from hiergen.training.tasks import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig, TokenizerTaskConfig
 
 #: What all have in common: `hieratok-tiny`, narrower, without preview heads, whose loss a single scale could not have.
 MODEL = {"encoder_dim": 96, "decoder_dim": 96, "has_preview_heads": False}

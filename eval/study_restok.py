@@ -20,27 +20,28 @@ from torch import Tensor
 
 from hiergen.benchmarks.timing import take_turns
 from hiergen.config import parse
-from hiergen.data.images import ImageSet, to_uint8
-from hiergen.data.pictures import PictureSet
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.on_disk import PictureSet
+from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig, open_images
+from hiergen.evaluation.study import StudyResult, run_study
 from hiergen.figures import save_image_grid
 from hiergen.files import write_text
-from hiergen.generators.level_ar import LevelAR, LevelARSettings
-from hiergen.losses.perceptual import LPIPS
+from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 from hiergen.metrics.classifiers import saved_feature_network
 from hiergen.metrics.codebook import codebook_use
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.encoding import decode_batches, encode_batches, encode_images
 from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.pretrained.perceptual import LPIPS
 from hiergen.registry import create
 from hiergen.seeding import make_rng
-from hiergen.tokenizers.restok import ResTok
-from hiergen.training.codebook_health import CodebookConfig
+from hiergen.tokenizers.restok.model import ResTok
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.study import StudyResult, run_study
-from hiergen.training.tasks import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig, TokenizerTaskConfig
 
 #: What all tokenizers have in common: `restok-tiny`, narrower.
 MODEL: dict[str, Any] = {"cnn_channels": 8, "encoder_dim": 96, "decoder_dim": 96}

@@ -18,12 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from hiergen.config import parse
-from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
-from hiergen.data.shape_building import PROCEDURAL, PrepareShapesSettings
-from hiergen.data.shape_preparation import prepare_shapes
-from hiergen.data.shape_renders import ViewSettings
-from hiergen.data.shape_sampling import SamplingSettings
-from hiergen.data.shapes import (
+from hiergen.data.shapes.building import PROCEDURAL, PrepareShapesSettings
+from hiergen.data.shapes.dataset import (
     TEST_OFFSET,
     ShapeBatchConfig,
     ShapeDataConfig,
@@ -31,20 +27,24 @@ from hiergen.data.shapes import (
     open_shapes,
     procedural_records,
 )
-from hiergen.data.surface_extraction import ExtractionSettings
+from hiergen.data.shapes.preparation import prepare_shapes
+from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
+from hiergen.data.shapes.views import ViewSettings
+from hiergen.evaluation.study import StudyResult, run_study
 from hiergen.files import write_text
-from hiergen.generators.cascade import MaskedCascade, MaskedCascadeSettings
+from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings
+from hiergen.geometry.surface_extraction import ExtractionSettings
+from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.metrics.shape_sets import ShapeSetProtocol, compare_shape_sets
 from hiergen.pipelines.shape import decode_meshes
 from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes
 from hiergen.pyramid import TokenPyramid
-from hiergen.quickstart.shape_scores import class_agreement, draw_contact_sheet, reconstruction_scores
+from hiergen.quickstart.shapes.scores import class_agreement, draw_contact_sheet, reconstruction_scores
 from hiergen.seeding import make_rng
-from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.shape_task import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
-from hiergen.training.study import StudyResult, run_study
+from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
 
 if TYPE_CHECKING:
     import trimesh

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from hiergen.benchmarks.psa import binary_config, config_of_density
 from hiergen.config import parse, to_json
-from hiergen.data.images import to_uint8
-from hiergen.data.moving_digits import MovingDigits
-from hiergen.data.videos import from_uint8
+from hiergen.data.images.pixels import to_uint8
+from hiergen.data.videos.dataset import from_uint8
+from hiergen.data.videos.moving_digits import MovingDigits
+from hiergen.evaluation.study import StudyResult, run_study
 from hiergen.figures import save_curves
 from hiergen.files import atomic_directory, write_json, write_text
-from hiergen.generators.flow_sampling import interpolate
-from hiergen.generators.flow_transformer import FlowTransformer
+from hiergen.generators.flow.model import FlowTransformer
+from hiergen.generators.flow.sampling import interpolate
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan
 from hiergen.metrics.clip_classifiers import FrameJudge, digit_clip_extractor
 from hiergen.metrics.video import compare_videos, frechet_video_distance
@@ -36,14 +37,13 @@ from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.pyramid import specs_to_json
 from hiergen.quickstart.settings import VideoQuickstartSettings
-from hiergen.quickstart.video_clips import digit_size, quickstart_clips
-from hiergen.quickstart.video_samples import draw_samples
-from hiergen.quickstart.videos import SAMPLING, generator_config
+from hiergen.quickstart.videos.clips import digit_size, quickstart_clips
+from hiergen.quickstart.videos.run import SAMPLING, generator_config
+from hiergen.quickstart.videos.samples import draw_samples
 from hiergen.seeding import make_rng
-from hiergen.tokenizers.patch_components import PatchComponents
+from hiergen.tokenizers.videos.patch_components import PatchComponents
 from hiergen.training.loop import fit
-from hiergen.training.study import StudyResult, run_study
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 #: Frames, rows and columns of the quickstart's clips, and of the boxes that they are cut into here: 8 x 8 x 8 tokens.
 VIDEO_SIZE = (32, 24, 24)

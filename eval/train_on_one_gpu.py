@@ -22,14 +22,14 @@ import tyro
 from hiergen.cli.train import load_recipe
 from hiergen.config import parse
 from hiergen.data.sources import DataConfig
-from hiergen.evaluation.extractors import ExtractorConfig
+from hiergen.evaluation.features.extractors import ExtractorConfig
+from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
 from hiergen.evaluation.protocol import PassConfig
-from hiergen.evaluation.reconstruction import RfidSettings, evaluate_reconstructions
 from hiergen.figures import log_curves, save_curves
 from hiergen.files import check_writable, write_json
 from hiergen.training.config import TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks import TokenizerTaskConfig
+from hiergen.training.tasks.generator import TokenizerTaskConfig
 
 #: Steps of the run that measures the speed; the discriminator plays in the second half, as it does in the run itself.
 CALIBRATION_STEPS = 20

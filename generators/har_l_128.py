@@ -6,7 +6,7 @@ First: `hiergen encode --tokenizer runs/restok_l_128/model --data.source imagene
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 BATCH = 256
 

@@ -6,7 +6,7 @@ First: `hiergen encode --tokenizer runs/restok_small_64/model --data.source PICT
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

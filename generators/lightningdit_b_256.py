@@ -8,7 +8,7 @@ defaults. Difference from the published run: the cache holds the modes of the la
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 BATCH = 1_024
 

@@ -5,7 +5,7 @@ First: `python generators/mar3d_lr.py`. Not yet run at this size.
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.shape_task import ShapeGeneratorTaskConfig
+from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -10,7 +10,7 @@ Learning rate, betas and condition drop are the release's; batch and length, whi
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.shape_task import ShapeGeneratorTaskConfig
+from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -5,7 +5,7 @@ First: that recipe, and `hiergen encode --tokenizer runs/pyramid_vae_meshes_smal
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.shape_task import ShapeGeneratorTaskConfig
+from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -6,7 +6,7 @@ First: `python tokenizers/pyramid_vae_tiny.py` and
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.shape_task import ShapeGeneratorTaskConfig
+from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -7,7 +7,7 @@ Differences from the published run: the cache holds the modes of the latents and
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 IMAGENET = 1_281_167
 BATCH = 2_048

@@ -7,7 +7,7 @@ First: `python tokenizers/hieratok_tiny.py --task.preset hieratok-tiny-levels --
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

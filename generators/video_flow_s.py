@@ -9,7 +9,7 @@ from hiergen.config import to_json
 from hiergen.kernels.pyramid_attention import PSAConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 BATCH = 64
 

@@ -5,7 +5,7 @@ First: `hiergen quickstart-video`, which leaves the tokenizer and its codes.
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Callable
@@ -38,8 +37,9 @@ def main(args: list[str] | None = None) -> int:
         return 0
     verb, rest = argv[0], argv[1:]
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        print(f"hiergen: unknown verb {verb!r}" + (f"; did you mean {near[0]!r}?" if near else ""), file=sys.stderr)
+        from hiergen.config import nearest
+
+        print(f"hiergen: unknown verb {verb!r}{nearest(verb, VERBS)}", file=sys.stderr)
         print(_usage(), file=sys.stderr)
         return 2
     module = importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}")

@@ -8,7 +8,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 C = TypeVar("C")
@@ -145,9 +145,7 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
         if key == "kind":
             continue
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(fields))}"
-            raise ValueError(f"{where} has no field {key!r}{hint}")
+            raise ValueError(f"{where} has no field {key!r}{nearest(key, fields)}")
         arguments[key] = _read(hints[key], item, f"{where}.{key}")
     missing = [
         field.name
@@ -174,3 +172,10 @@ def _read_sequence(kind: Any, value: Any, where: str) -> Any:
 def _expect(fits: bool, where: str, value: Any, wanted: str) -> None:
     if not fits:
         raise ValueError(f"{where} is {value!r}, expected {wanted}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint of the nearest known names, for the end of an error message."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(names)}"

@@ -6,30 +6,47 @@ of this module.
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import fnmatch
+import functools
 import importlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from hiergen.preset import Preset
+from hiergen.config import nearest
 
 Kind = Literal["tokenizer", "generator"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named configuration.
+
+    Attributes:
+        model: Class name, a key of `hiergen.registry.MODEL_CLASSES`.
+        config: Arguments of its constructor.
+        source: Paper and table, or why the size was chosen.
+    """
+
+    model: str
+    config: dict[str, Any]
+    source: str
+
+
 #: Every model class that may be built from a name or a saved config, and the module that holds it.
 MODEL_CLASSES: dict[str, str] = {
-    "ResTok": "hiergen.tokenizers.restok",
-    "PyramidVAE": "hiergen.tokenizers.pyramid_vae",
-    "HieraTok": "hiergen.tokenizers.hieratok",
-    "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder",
-    "FrameTokenizer": "hiergen.tokenizers.frames",
-    "PatchComponents": "hiergen.tokenizers.patch_components",
-    "LevelAR": "hiergen.generators.level_ar",
-    "FlowTransformer": "hiergen.generators.flow_transformer",
-    "MaskedAR": "hiergen.generators.masked",
-    "MaskedCascade": "hiergen.generators.cascade",
-    "ImageEncoder": "hiergen.generators.image_encoder",
+    "ResTok": "hiergen.tokenizers.restok.model",
+    "PyramidVAE": "hiergen.tokenizers.pyramid_vae.model",
+    "HieraTok": "hiergen.tokenizers.hieratok.model",
+    "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder.model",
+    "FrameTokenizer": "hiergen.tokenizers.videos.frames",
+    "PatchComponents": "hiergen.tokenizers.videos.patch_components",
+    "LevelAR": "hiergen.generators.level_ar.model",
+    "FlowTransformer": "hiergen.generators.flow.model",
+    "MaskedAR": "hiergen.generators.masked.model",
+    "MaskedCascade": "hiergen.generators.masked.cascade",
+    "ImageEncoder": "hiergen.pretrained.image_encoder",
 }
 
 #: Every pipeline class that may be loaded by name, and the module that holds it.
@@ -38,12 +55,6 @@ PIPELINE_CLASSES: dict[str, str] = {
     "ClassToShapePipeline": "hiergen.pipelines.shape",
     "ImageToShapePipeline": "hiergen.pipelines.shape",
     "ClassToVideoPipeline": "hiergen.pipelines.video",
-}
-
-#: The modules that hold a literal table `PRESETS: dict[str, Preset]`.
-PRESET_MODULES: dict[Kind, str] = {
-    "tokenizer": "hiergen.tokenizers.presets",
-    "generator": "hiergen.generators.presets",
 }
 
 
@@ -71,8 +82,16 @@ def pipeline_class(name: str) -> type[Any]:
 
 def presets(kind: Kind | None = None) -> dict[str, Preset]:
     """Return all presets of one kind, or of both, by name."""
-    kinds = [kind] if kind else list(PRESET_MODULES)
-    return {name: preset for k in kinds for name, preset in importlib.import_module(PRESET_MODULES[k]).PRESETS.items()}
+    return {name: preset for k in ([kind] if kind else get_args(Kind)) for name, preset in preset_table(k).items()}
+
+
+@functools.cache
+def preset_table(kind: Kind) -> dict[str, Preset]:
+    """Return the one table of a kind: the families' literal tables, a `presets.py` in each folder, and what was registered."""
+    root = Path(__file__).parent
+    files = sorted((root / f"{kind}s").rglob("presets.py"))
+    names = [".".join(("hiergen", *file.relative_to(root).with_suffix("").parts)) for file in files]
+    return {name: preset for module in names for name, preset in importlib.import_module(module).PRESETS.items()}
 
 
 def list_presets(pattern: str = "*", *, kind: Kind | None = None) -> list[str]:
@@ -103,7 +122,7 @@ def register(model: type[Any], kind: Kind, named: Mapping[str, Preset]) -> None:
         if preset_name in known and known[preset_name].model != name:
             raise ValueError(f"the preset {preset_name!r} is taken by {known[preset_name].model}; choose another name")
     MODEL_CLASSES[name] = model.__module__
-    importlib.import_module(PRESET_MODULES[kind]).PRESETS.update(named)
+    preset_table(kind).update(named)
 
 
 def get_preset(name: str) -> Preset:
@@ -126,9 +145,3 @@ def create(name: str, **overrides: Any) -> Any:
     """
     preset = get_preset(name)
     return model_class(preset.model)(**{**preset.config, **overrides})
-
-
-def nearest(name: str, known: Mapping[str, object]) -> str:
-    """Return a hint of the nearest known names, for the end of an error message."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"; did you mean {', '.join(near)}?" if near else f"; known are {', '.join(sorted(known))}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hiergen.demo.library import packaged_models
+from hiergen.pretrained.packaged import packaged_models
 
 ROOT = Path(__file__).resolve().parent.parent
 

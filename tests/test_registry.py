@@ -8,19 +8,19 @@ import torch
 
 import hiergen
 from hiergen.pipelines.loading import from_pretrained
-from hiergen.preset import Preset
 from hiergen.registry import (
     MODEL_CLASSES,
+    Preset,
     create,
     get_preset,
     list_presets,
     model_class,
     pipeline_class,
+    preset_table,
     presets,
     register,
 )
-from hiergen.tokenizers.presets import PRESETS
-from hiergen.tokenizers.restok import ResTok
+from hiergen.tokenizers.restok.model import ResTok
 
 
 def test_every_preset_builds_on_the_meta_device_and_names_its_source() -> None:
@@ -72,7 +72,7 @@ def test_a_class_of_ones_own_is_known_by_name(monkeypatch, tmp_path) -> None:
         assert hiergen.MyTok is MyTok
     finally:
         MODEL_CLASSES.pop("MyTok")
-        PRESETS.pop("mine-tiny")
+        preset_table("tokenizer").pop("mine-tiny")
         vars(hiergen).pop("MyTok", None)
     with pytest.raises(AttributeError, match="no attribute 'MyTok'"):
         _ = hiergen.MyTok

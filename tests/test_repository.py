@@ -17,13 +17,16 @@ MAX_LINES = 400
 
 #: Packages and modules of the library from the lowest to the highest; imports point down or stay inside one name.
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "config", "files", "preset", "pyramid", "seeding", "weights"),
+    # The registry names modules as text and imports them when they are asked for.
+    ("__init__", "config", "environment", "files", "pyramid", "registry", "seeding"),
     ("kernels",),
     ("nn",),
     ("bottlenecks",),
+    ("pretrained",),
     ("losses",),
     ("tokenizers", "generators"),
-    ("registry", "convert", "metrics", "data", "video", "figures"),
+    ("geometry",),
+    ("convert", "metrics", "data", "video", "figures"),
     ("training", "pipelines"),
     ("quickstart", "benchmarks", "demo", "evaluation"),
     ("cli",),

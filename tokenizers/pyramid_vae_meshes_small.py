@@ -5,10 +5,10 @@ First: `hiergen prepare-shapes MESHES shapes --classes-from name --sampling.num-
 The settings are those of `pyramid_vae_tiny.py`, with turns about the vertical axis, since there are few shapes. What it reaches: README.md.
 """
 
-from hiergen.data.shapes import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.shape_task import ShapeTokenizerTaskConfig
+from hiergen.training.tasks.shapes import ShapeTokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -5,10 +5,10 @@ neither the set nor the optimizer's settings were published. The learning rate h
 Not yet run at this size.
 """
 
-from hiergen.data.shapes import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.shape_task import ShapeTokenizerTaskConfig
+from hiergen.training.tasks.shapes import ShapeTokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -3,11 +3,11 @@
 For meshes of your own: `hiergen prepare-shapes MESHES shapes`, then add `--task.data.source shapes`.
 """
 
-from hiergen.data.shape_sampling import SamplingSettings
-from hiergen.data.shapes import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
+from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.shape_task import ShapeTokenizerTaskConfig
+from hiergen.training.tasks.shapes import ShapeTokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

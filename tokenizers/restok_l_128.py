@@ -6,11 +6,11 @@ DINOv3-L are taken from the usual caches, or from `--task.perceptual.weights` an
 """
 
 from hiergen.data.sources import DataConfig
-from hiergen.training.codebook_health import CodebookConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks import TokenizerTaskConfig
-from hiergen.training.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
+from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.generator import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
 
 BATCH = 256
 

@@ -8,11 +8,11 @@ merge and shortcut of `restok-tiny`; the discriminator waits for half of the run
 """
 
 from hiergen.data.sources import DataConfig
-from hiergen.training.codebook_health import CodebookConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks import TokenizerTaskConfig
-from hiergen.training.tokenizer_losses import AdversarialConfig, PerceptualConfig
+from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.generator import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, PerceptualConfig
 
 
 def recipe() -> TrainConfig:

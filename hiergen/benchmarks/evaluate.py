@@ -15,20 +15,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hiergen.benchmarks.timing import (
-    choose_device,
     describe_machine,
     describe_times,
     print_times,
     take_turns,
 )
-from hiergen.data.images import to_uint8
+from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig
-from hiergen.evaluation.distances import DistanceConfig
-from hiergen.evaluation.extractors import Extractor, ExtractorConfig, build_extractor
-from hiergen.evaluation.generation import GfidSettings, evaluate_generations
+from hiergen.environment import choose_device
+from hiergen.evaluation.features.distances import DistanceConfig
+from hiergen.evaluation.features.extractors import Extractor, ExtractorConfig, build_extractor
+from hiergen.evaluation.features.references import open_evaluated, read_batch
+from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
+from hiergen.evaluation.images.reconstruction import ReconstructionPass, RfidSettings, evaluate_reconstructions
 from hiergen.evaluation.protocol import PassConfig
-from hiergen.evaluation.reconstruction import ReconstructionPass, RfidSettings, evaluate_reconstructions
-from hiergen.evaluation.references import open_evaluated, read_batch
 from hiergen.pipelines.prefixes import decode_prefix, list_prefixes
 from hiergen.registry import create
 from hiergen.tokenizers.base import Tokenizer

@@ -11,17 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hiergen.benchmarks.har_plain import PlainSampler
+from hiergen.benchmarks.plain.har import PlainSampler
 from hiergen.benchmarks.timing import (
     TimingSettings,
-    choose_device,
     describe_machine,
     describe_times,
     print_times,
     random_model,
     take_turns,
 )
-from hiergen.generators.level_ar import LevelAR, LevelARSettings
+from hiergen.environment import choose_device
+from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 
 #: Returns the ids of class labels.
 Sampler = Callable[[Tensor, torch.Generator], Tensor]

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from hiergen.benchmarks.timing import (
     TimingSettings,
-    choose_device,
     describe_machine,
     describe_times,
     print_times,
     random_model,
     take_turns,
 )
+from hiergen.environment import choose_device
 from hiergen.pyramid import TokenPyramid
-from hiergen.tokenizers.hieratok import HieraTok
+from hiergen.tokenizers.hieratok.model import HieraTok
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,17 +12,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hiergen.benchmarks.mar_plain import PlainSampler
+from hiergen.benchmarks.plain.mar import PlainSampler
 from hiergen.benchmarks.timing import (
     TimingSettings,
-    choose_device,
     describe_machine,
     describe_times,
     print_times,
     random_model,
     take_turns,
 )
-from hiergen.generators.masked import MaskedAR, MaskedARSettings
+from hiergen.environment import choose_device
+from hiergen.generators.masked.model import MaskedAR, MaskedARSettings
 
 #: Returns the tokens of class labels.
 Sampler = Callable[[Tensor, torch.Generator], Tensor]

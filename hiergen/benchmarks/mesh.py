@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hiergen.data.surface_extraction import ExtractionSettings, Field, evaluate_grid, mesh_from_grid
+from hiergen.geometry.surface_extraction import ExtractionSettings, Field, evaluate_grid, mesh_from_grid
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create, get_preset
-from hiergen.tokenizers.pyramid_vae import ShapeField
+from hiergen.tokenizers.pyramid_vae.model import ShapeField
 
 
 @dataclasses.dataclass(frozen=True)

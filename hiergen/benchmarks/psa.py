@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiergen.benchmarks.attention_inputs import structured_heads
-from hiergen.benchmarks.timing import choose_device, describe_machine, take_turns
+from hiergen.benchmarks.timing import describe_machine, take_turns
+from hiergen.environment import choose_device
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention
 from hiergen.kernels.pyramid_attention.assignment import assign_pools
 from hiergen.kernels.pyramid_attention.config import ImportanceName

@@ -21,7 +21,7 @@ from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, plan_from_
 from hiergen.kernels.pyramid_attention.config import ImportanceName
 from hiergen.kernels.pyramid_attention.gather import gather_attention
 from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
-from hiergen.weights import read_weights
+from hiergen.pretrained.weights import read_weights
 
 ESTIMATORS: tuple[ImportanceName, ...] = ("sampled", "sampled_softmax", "pyramid", "block_mean", "antidiagonal")
 

@@ -10,17 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hiergen.benchmarks.restok_plain import PlainResTok
+from hiergen.benchmarks.plain.restok import PlainResTok
 from hiergen.benchmarks.timing import (
     TimingSettings,
-    choose_device,
     describe_machine,
     describe_times,
     print_times,
     random_model,
     take_turns,
 )
-from hiergen.tokenizers.restok import ResTok
+from hiergen.environment import choose_device
+from hiergen.tokenizers.restok.model import ResTok
 
 
 @dataclasses.dataclass(frozen=True)

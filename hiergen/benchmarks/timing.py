@@ -58,13 +58,6 @@ def random_model(preset: str, kind: str, *, seed: int, **overrides: Any) -> Any:
         return create(preset, **overrides).eval()
 
 
-def choose_device(name: str) -> torch.device:
-    """Return a device by name; "auto" is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def take_turns(calls: Mapping[str, Callable[[], Any]], *, repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Return the seconds of each call, `repeats` a call, after one round that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}

@@ -19,15 +19,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiergen.benchmarks.timing import check_kind, choose_device, describe_machine
-from hiergen.losses.perceptual import LPIPSNetwork
-from hiergen.losses.teachers import TeacherName
-from hiergen.training.average import Average
-from hiergen.training.codebook_health import CodebookConfig
+from hiergen.benchmarks.timing import check_kind, describe_machine
+from hiergen.environment import choose_device
+from hiergen.pretrained.perceptual import LPIPSNetwork
+from hiergen.pretrained.teachers import TeacherName
 from hiergen.training.config import OptimConfig
+from hiergen.training.ema import Average
 from hiergen.training.optim import make_optimizer
-from hiergen.training.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
-from hiergen.training.tokenizer_task import TokenizerTask, TokenizerTaskConfig
+from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from hiergen.config import parse
-from hiergen.registry import nearest
+from hiergen.config import nearest, parse
 
 #: Benchmarks and what they compare.
 BENCHMARKS = {

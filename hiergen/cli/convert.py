@@ -9,8 +9,8 @@ from typing import Any
 
 import tyro
 
-from hiergen.registry import nearest
-from hiergen.weights import read_weights
+from hiergen.config import nearest
+from hiergen.pretrained.weights import read_weights
 
 #: Families and the module whose `from_official` converts them.
 FAMILIES = {

@@ -6,8 +6,8 @@ import dataclasses
 from typing import cast
 
 from hiergen.config import parse
-from hiergen.data.images import ImageSet
-from hiergen.data.pictures import PictureSet, Views
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.on_disk import PictureSet, Views
 from hiergen.data.sources import DataConfig, open_images
 
 
@@ -79,10 +79,10 @@ def main(args: list[str]) -> None:
 
 
 def _encode_shapes(settings: EncodeSettings) -> None:
-    from hiergen.data.shapes import open_shapes
+    from hiergen.data.shapes.dataset import open_shapes
     from hiergen.pipelines.loading import from_pretrained
     from hiergen.pipelines.shape_encoding import cloud_config, encode_shapes
-    from hiergen.tokenizers.pyramid_vae import PyramidVAE
+    from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
     tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     if not isinstance(tokenizer, PyramidVAE):
@@ -102,12 +102,12 @@ def _encode_shapes(settings: EncodeSettings) -> None:
 
 
 def _encode_videos(settings: EncodeSettings) -> None:
-    from hiergen.data.videos import load_clips
+    from hiergen.data.videos.dataset import load_clips
     from hiergen.pipelines.loading import from_pretrained
     from hiergen.pipelines.video_encoding import encode_videos
-    from hiergen.tokenizers.frames import FrameTokenizer
-    from hiergen.tokenizers.hieratok import HieraTok
-    from hiergen.tokenizers.patch_components import PatchComponents
+    from hiergen.tokenizers.hieratok.model import HieraTok
+    from hiergen.tokenizers.videos.frames import FrameTokenizer
+    from hiergen.tokenizers.videos.patch_components import PatchComponents
 
     tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     if isinstance(tokenizer, HieraTok):

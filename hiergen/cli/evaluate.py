@@ -8,8 +8,7 @@ from typing import Any
 
 import tyro
 
-from hiergen.config import parse
-from hiergen.registry import nearest
+from hiergen.config import nearest, parse
 
 #: Kinds of evaluation and what they measure.
 KINDS = {
@@ -50,21 +49,21 @@ def main(args: list[str]) -> None:
         raise ValueError(f"unknown kind of evaluation {kind!r}{nearest(kind, KINDS)}")
     prog = f"hiergen evaluate {kind}"
     if kind == "rfid":
-        from hiergen.evaluation.reconstruction import RfidSettings, run_rfid
+        from hiergen.evaluation.images.reconstruction import RfidSettings, run_rfid
 
         run_rfid(parse(RfidSettings(), rest, prog=prog))
     elif kind == "gfid":
-        from hiergen.evaluation.generation import GfidSettings, run_gfid
+        from hiergen.evaluation.images.generation import GfidSettings, run_gfid
 
         run_gfid(parse(GfidSettings(), rest, prog=prog))
     elif kind == "shapes":
-        from hiergen.evaluation.shape_sources import ShapesSettings
-        from hiergen.evaluation.shapes import run_shapes
+        from hiergen.evaluation.shapes.evaluate import run_shapes
+        from hiergen.evaluation.shapes.sources import ShapesSettings
 
         run_shapes(parse(ShapesSettings(), rest, prog=prog))
     elif kind == "video":
-        from hiergen.evaluation.video_sources import VideoSettings
-        from hiergen.evaluation.videos import run_video
+        from hiergen.evaluation.videos.evaluate import run_video
+        from hiergen.evaluation.videos.sources import VideoSettings
 
         run_video(parse(VideoSettings(), rest, prog=prog))
     else:

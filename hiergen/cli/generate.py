@@ -67,7 +67,7 @@ def main(args: list[str]) -> None:
     settings = parse(GenerateSettings(), args, prog="hiergen generate")
     import torch
 
-    from hiergen.data.images import to_pictures
+    from hiergen.data.images.pixels import to_pictures
     from hiergen.figures import as_rows, save_image_grid
     from hiergen.files import atomic_path, check_writable
     from hiergen.pipelines.loading import from_pretrained
@@ -112,7 +112,7 @@ def _generate_videos(
 ) -> None:
     import torch
 
-    from hiergen.data.video_files import require_pyav, tile_videos, write_gif, write_mp4
+    from hiergen.data.videos.files import require_pyav, tile_videos, write_gif, write_mp4
 
     require_pyav()
     videos = pipeline(
@@ -133,7 +133,7 @@ def _generate_shapes(
     rng: torch.Generator,
     sampling: dict[str, Any],
 ) -> None:
-    from hiergen.data.surface_extraction import ExtractionSettings, save_mesh
+    from hiergen.geometry.surface_extraction import ExtractionSettings, save_mesh
     from hiergen.pipelines.shape import ClassToShapePipeline
 
     extraction = ExtractionSettings(depth=settings.depth, max_faces=settings.max_faces)

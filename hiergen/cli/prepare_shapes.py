@@ -8,8 +8,8 @@ from hiergen.config import parse
 
 
 def main(args: list[str]) -> None:
-    from hiergen.data.shape_building import PrepareShapesSettings
-    from hiergen.data.shape_preparation import prepare_shapes
+    from hiergen.data.shapes.building import PrepareShapesSettings
+    from hiergen.data.shapes.preparation import prepare_shapes
 
     if len(args) < 2 or args[0].startswith("-") or args[1].startswith("-"):
         print(

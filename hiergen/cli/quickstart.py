@@ -8,6 +8,6 @@ from hiergen.quickstart.settings import QuickstartSettings
 
 def main(args: list[str]) -> None:
     settings = parse(QuickstartSettings(), args, prog="hiergen quickstart")
-    from hiergen.quickstart.images import run_quickstart
+    from hiergen.quickstart.images.run import run_quickstart
 
     run_quickstart(settings)

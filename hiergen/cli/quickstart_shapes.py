@@ -8,6 +8,6 @@ from hiergen.quickstart.settings import ShapesQuickstartSettings
 
 def main(args: list[str]) -> None:
     settings = parse(ShapesQuickstartSettings(), args, prog="hiergen quickstart-shapes")
-    from hiergen.quickstart.shapes import run_shapes_quickstart
+    from hiergen.quickstart.shapes.run import run_shapes_quickstart
 
     run_shapes_quickstart(settings)

@@ -8,6 +8,6 @@ from hiergen.quickstart.settings import VideoQuickstartSettings
 
 def main(args: list[str]) -> None:
     settings = parse(VideoQuickstartSettings(), args, prog="hiergen quickstart-video")
-    from hiergen.quickstart.videos import run_video_quickstart
+    from hiergen.quickstart.videos.run import run_video_quickstart
 
     run_video_quickstart(settings)

@@ -31,8 +31,9 @@ def main(args: list[str]) -> None:
     settings = parse(ReconstructSettings(), args, prog="hiergen reconstruct")
     import torch
 
-    from hiergen.data.digits import load_digits
-    from hiergen.data.images import center_crop, list_images, read_image, to_tensor
+    from hiergen.data.images.digits import load_digits
+    from hiergen.data.images.files import list_images, read_image
+    from hiergen.data.images.pixels import center_crop, to_tensor
     from hiergen.figures import save_image_grid
     from hiergen.metrics.pixel import psnr
     from hiergen.pipelines.encoding import decode_batches, encode_batches

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hiergen.convert.masked import build, read_sizes, shape_of, with_heads
 from hiergen.convert.state_dicts import unwrap_state_dict
-from hiergen.generators.masked import MaskedAR
+from hiergen.generators.masked.model import MaskedAR
 
 #: Parts of a released training checkpoint that are no part of the generator: the image encoder and the shape VAE.
 OTHER_PARTS = ("condition.", "shape_model.")

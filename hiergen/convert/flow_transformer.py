@@ -15,8 +15,8 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from hiergen.convert.state_dicts import check_settings, fill_model, unwrap_state_dict
-from hiergen.generators.flow_transformer import FlowTransformer
-from hiergen.generators.latent_statistics import LatentStatistics
+from hiergen.generators.flow.model import FlowTransformer
+from hiergen.nn.latent_statistics import LatentStatistics
 
 #: Our name pattern and the official one; the first that matches a whole name applies, other names are the same in both.
 _NAMES = (

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hiergen.convert.state_dicts import fill_model, unwrap_state_dict
-from hiergen.generators.level_ar import LevelAR
-from hiergen.generators.presets_level_ar import doubling_specs
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.generators.level_ar.presets import doubling_specs
 from hiergen.pyramid import specs_to_json
 
 #: LlamaGen's attention heads, which no tensor shape tells, by name and by channels.

@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from hiergen.convert.state_dicts import fill_model, unwrap_state_dict
-from hiergen.generators.masked import MaskedAR
+from hiergen.generators.masked.model import MaskedAR
 
 #: Attention heads of the published models by their width; a state dict does not tell.
 HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hiergen.convert.restok_config import inference_tensors, read_config
-from hiergen.tokenizers.restok import ResTok
+from hiergen.tokenizers.restok.model import ResTok
 
 #: Our name to the official one, inside a transformer block.
 _BLOCK_NAMES = {

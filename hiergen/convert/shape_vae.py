@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 #: The tensor that every checkpoint of the family has; what stands before it is the checkpoint's prefix.
 _ANCHOR = "encoder.input_proj.weight"

@@ -18,9 +18,9 @@ from jaxtyping import Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hiergen.data.images import Dataset, Sample
+from hiergen.data.dataset import Dataset, Sample
 from hiergen.files import atomic_path, write_json
-from hiergen.generators.latent_statistics import LatentStatistics, latent_statistics
+from hiergen.nn.latent_statistics import LatentStatistics, latent_statistics
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json, specs_to_json
 
 INDEX = "index.json"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from hiergen.data.digits import load_digits
-from hiergen.data.idx_pictures import IdxPictures
-from hiergen.data.images import Dataset, ImageSet, load_folder
-from hiergen.data.moving_digits import moving_digits
-from hiergen.data.picture_archives import HubPictures, NpzPictures, ShardPictures
-from hiergen.data.pictures import FolderPictures, PictureSet, PictureSource, SplitPictures
-from hiergen.data.videos import load_clips
+from hiergen.data.dataset import Dataset
+from hiergen.data.images.archives import HubPictures, NpzPictures, ShardPictures
+from hiergen.data.images.digits import load_digits
+from hiergen.data.images.idx import IdxPictures
+from hiergen.data.images.in_memory import ImageSet, load_folder
+from hiergen.data.images.on_disk import FolderPictures, PictureSet, PictureSource, SplitPictures
+from hiergen.data.videos.dataset import load_clips
+from hiergen.data.videos.moving_digits import moving_digits
 
 #: Of the source "moving-digits": every fourth frame of so many clips.
 NUM_DIGIT_CLIPS = 512

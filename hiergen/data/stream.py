@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from hiergen.data.images import Dataset, Sample
+from hiergen.data.dataset import Dataset, Sample
 from hiergen.seeding import derive_seed
 
 #: Seconds in which PyTorch says that a worker has died, once its connection is lost.

@@ -13,6 +13,7 @@ from hiergen.demo import compare, generate, reconstruct, shapes, video
 from hiergen.demo.library import Library, load_library
 from hiergen.demo.page import Page
 from hiergen.demo.settings import DemoSettings, read_accounts
+from hiergen.environment import require
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -66,10 +67,7 @@ def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
     Raises:
         ImportError: If gradio is not installed.
     """
-    try:
-        import gradio as gr
-    except ImportError as error:
-        raise ImportError('the demo needs gradio: pip install "hiergen[demo]"') from error
+    gr = require("gradio", "demo", "the demo")
 
     tabs: list[tuple[str, bool, Callable[[Page, Library], None]]] = [
         ("Reconstruct", len(library.image_tokenizers()) > 0, reconstruct.add_tab),

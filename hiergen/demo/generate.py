@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hiergen.data.images import to_pictures
+from hiergen.data.images.pixels import to_pictures
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import montage

@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 
-from hiergen.config import from_json
-from hiergen.generators.flow_transformer import FlowTransformer
+from hiergen.config import from_json, nearest
+from hiergen.generators.flow.model import FlowTransformer
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.shape import ImageToShapePipeline, ShapePipeline
 from hiergen.pipelines.video import ClassToVideoPipeline
-from hiergen.registry import nearest
+from hiergen.pretrained.packaged import packaged_models
 from hiergen.tokenizers.base import Tokenizer
 
-#: The models that come with the package, one folder each.
-PACKAGED = Path(__file__).parent / "models"
 #: What a model's folder may say about it to the demo.
 NOTES_FILE = "demo.json"
 
@@ -143,11 +141,6 @@ def load_library(sources: Sequence[str] = (), *, packaged: bool = True, device: 
     if not models:
         raise ValueError("there is no model to show: name a folder or a Hub id, or leave the packaged models in")
     return Library(models)
-
-
-def packaged_models() -> list[Path]:
-    """Return the folders of the models that come with the package."""
-    return sorted(path.parent for path in PACKAGED.glob("*/model_index.json"))
 
 
 def load_model(path: str, *, device: str = "cpu") -> DemoModel:

@@ -12,11 +12,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from hiergen.data.digits import load_digits
-from hiergen.data.images import center_crop, read_image, to_pictures, to_tensor
-from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES, procedural_shape
-from hiergen.data.shape_renders import render_mesh
-from hiergen.data.shapes import TEST_OFFSET
+from hiergen.data.images.digits import load_digits
+from hiergen.data.images.files import read_image
+from hiergen.data.images.pixels import center_crop, to_pictures, to_tensor
+from hiergen.data.shapes.dataset import TEST_OFFSET
+from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
+from hiergen.geometry.renders import render_mesh
 from hiergen.pyramid import LevelSpec
 
 #: Side of the square that stands for a token, in pixels.

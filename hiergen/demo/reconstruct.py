@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from hiergen.data.images import to_pictures
+from hiergen.data.images.pixels import to_pictures
 from hiergen.demo.inputs import add_model, add_picture, choose_image, connect
 from hiergen.demo.library import Library
 from hiergen.demo.page import Page, picture_files

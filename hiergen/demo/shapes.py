@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hiergen.data.surface_extraction import ExtractionSettings, save_mesh
 from hiergen.demo.generate import MAX_SEED
 from hiergen.demo.inputs import add_model, add_picture, choose_view, picked
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import shape_views
 from hiergen.demo.steps import stream_steps, thinned
+from hiergen.geometry.surface_extraction import ExtractionSettings, save_mesh
 from hiergen.pipelines.shape import decode_meshes
 from hiergen.pyramid import TokenPyramid
 

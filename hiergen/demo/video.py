@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from hiergen.benchmarks.psa import config_of_density
-from hiergen.data.video_files import write_gif
+from hiergen.data.videos.files import write_gif
 from hiergen.demo.generate import MAX_SEED
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
 from hiergen.demo.steps import stream_steps, thinned
-from hiergen.generators.flow_transformer import FlowTransformer
+from hiergen.generators.flow.model import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan
 from hiergen.metrics.pixel import psnr
 

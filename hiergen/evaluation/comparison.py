@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hiergen.data.npz_files import open_npz, read_array
-from hiergen.evaluation.distances import BLOCKS, NORMAL_95, mean_half_width
-from hiergen.evaluation.references import Reference
+from hiergen.evaluation.features.distances import BLOCKS, NORMAL_95, mean_half_width
+from hiergen.evaluation.features.references import Reference
 from hiergen.metrics.fidelity import kernel_distance_by_block
 from hiergen.metrics.frechet import FrechetResampler, Moments, PairedFrechetResampler
 

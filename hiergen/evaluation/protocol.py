@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from hiergen import __version__
-from hiergen.data.images import to_uint8
+from hiergen.data.images.pixels import to_uint8
 
 RESIZE_RULE = "ADM: halved with a box filter while the short side is at least twice the size, then bicubic to the size, then the central crop"
 #: How long processes wait for each other: as long as the work of one may take. A launcher ends the others if one fails.
@@ -97,22 +97,6 @@ def process_state() -> PartialState:
     # Unless it is told, Accelerate lets every process that a launcher started on CPUs believe that it is alone.
     on_cpus = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
     return PartialState(cpu=on_cpus, timeout=PATIENCE)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return a device by name; "auto" is the one of this process where there are GPUs.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if name != "auto":
-        try:
-            # Whether it is there, too.
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            why = str(error).splitlines()[0]
-            raise ValueError(f"device is {name!r}, expected 'auto', 'cpu', or a GPU that is there: {why}") from error
-    return process_state().device if torch.cuda.is_available() else torch.device("cpu")
 
 
 def check_seed(seed: int) -> None:

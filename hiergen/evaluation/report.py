@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.evaluation.comparison import distance_name, intervals
-from hiergen.evaluation.distances import extrapolated, interval_rule
-from hiergen.evaluation.rate_distortion import Row, draw_rates, rate_of, with_intervals
-from hiergen.evaluation.references import Reference, write_npz
+from hiergen.evaluation.features.distances import extrapolated, interval_rule
+from hiergen.evaluation.features.references import Reference, write_npz
+from hiergen.evaluation.images.rate_distortion import Row, draw_rates, rate_of, with_intervals
 from hiergen.figures import save_image_grid
 from hiergen.files import atomic_path, write_json, write_text
 

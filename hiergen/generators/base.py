@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from hiergen.config import nearest
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.seeding import Rng
 
@@ -69,9 +69,7 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
         known = [field.name for field in dataclasses.fields(cls.settings_class)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise TypeError(f"{cls.__name__} has no setting {name!r}; {hint}")
+                raise TypeError(f"{cls.__name__} has no setting {name!r}{nearest(name, known)}")
         return cls.settings_class(**values)
 
     def check_tokenizer(self, specs: tuple[LevelSpec, ...]) -> None:

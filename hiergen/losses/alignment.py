@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.losses.teachers import timm_network
 from hiergen.nn.precision import without_autocast
+from hiergen.pretrained.teachers import timm_network
 
 
 def cosine_hinge_loss(

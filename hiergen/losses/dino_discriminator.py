@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.losses.teachers import timm_network
-from hiergen.losses.weight_files import Frozen
 from hiergen.nn.constants import Constants
 from hiergen.nn.precision import without_autocast
+from hiergen.pretrained.teachers import timm_network
+from hiergen.pretrained.weights import Frozen
 
 DINO = "vit_small_patch16_224.dino"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.batch_norm import ProcessBatchNorm2d
+from hiergen.nn.processes import ProcessBatchNorm2d
 
 
 class PatchDiscriminator(nn.Module):

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from hiergen.data.moving_digits import moving_digits
+from hiergen.data.videos.moving_digits import moving_digits
 from hiergen.metrics.classifiers import LabelClassifier
 from hiergen.metrics.video import VideoExtractor
 from hiergen.seeding import derive_seed, make_rng
 
-#: Directions of `hiergen.data.moving_digits`.
+#: Directions of `hiergen.data.videos.moving_digits`.
 _NUM_DIRECTIONS = 4
 #: Clips that the extractor is trained on, each seen three times.
 EXTRACTOR_CLIPS = 2000

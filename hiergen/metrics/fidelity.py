@@ -1,7 +1,7 @@
 """Distances between sets of images on a named feature extractor, by torch-fidelity's functions of features.
 
 A figure means something only beside the name of the extractor: FID is the Fréchet distance on InceptionV3's 2048 pool features
-and on nothing else. Whatever else is used carries its own name here. `hiergen.evaluation.extractors` builds extractors by name.
+and on nothing else. Whatever else is used carries its own name here. `hiergen.evaluation.features.extractors` builds extractors by name.
 
 Letters: `n m` images of two sets, `d` channels of a feature.
 """
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
+from hiergen.environment import require
 from hiergen.metrics.frechet import Moments, frechet_from_moments
 from hiergen.seeding import make_rng
 
@@ -96,11 +97,8 @@ def kernel_distance(
     Source:
         Demystifying MMD GANs, arXiv:1801.01401: the unbiased estimate with the cubic kernel.
     """
-    try:
-        from torch_fidelity.metric_kid import kid_features_to_metric
-    except ImportError as error:
-        raise ImportError('a kernel distance needs torch-fidelity: pip install "hiergen[eval]"') from error
-    found = kid_features_to_metric(
+    kid = require("torch_fidelity.metric_kid", "eval", "a kernel distance")
+    found = kid.kid_features_to_metric(
         features.float(),
         reference.float(),
         kid_subset_size=min(subset_size, len(features), len(reference)),
@@ -204,11 +202,8 @@ def precision_recall(
     Source:
         Improved Precision and Recall Metric for Assessing Generative Models, arXiv:1904.06991.
     """
-    try:
-        from torch_fidelity.metric_prc import prc_features_to_metric
-    except ImportError as error:
-        raise ImportError('precision and recall need torch-fidelity: pip install "hiergen[eval]"') from error
-    found = prc_features_to_metric(
+    prc = require("torch_fidelity.metric_prc", "eval", "precision and recall")
+    found = prc.prc_features_to_metric(
         features.float(), reference.float(), prc_neighborhood=neighborhood, save_cpu_ram=True, verbose=False
     )
     return {name: float(found[name]) for name in ("precision", "recall")}

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from hiergen.environment import require
+
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
@@ -84,12 +86,9 @@ def frechet_from_moments(first: Moments, second: Moments) -> float:
         raise ValueError(
             f"features have {len(first.mean)} channels, the reference's have {len(second.mean)}: they come from another extractor"
         )
-    try:
-        from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-    except ImportError as error:
-        raise ImportError('a Fréchet distance needs torch-fidelity: pip install "hiergen[eval]"') from error
+    fid = require("torch_fidelity.metric_fid", "eval", "a Fréchet distance")
     pair = [{"mu": moments.mean, "sigma": moments.covariance} for moments in (first, second)]
-    return float(fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID])
+    return float(fid.fid_statistics_to_metric(*pair, verbose=False)[fid.KEY_METRIC_FID])
 
 
 def frechet_distance(features: Shaped[np.ndarray, "n d"], reference: Shaped[np.ndarray, "m d2"]) -> float:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
-from hiergen.data.meshes import require_shape_libraries
-from hiergen.data.poses import apply_transform, fit_transform, yaw_rotation
-from hiergen.data.ray_crossings import occupancy_grid
-from hiergen.data.shape_sampling import sample_surface
+from hiergen.geometry.meshes import require_shape_libraries
+from hiergen.geometry.poses import apply_transform, fit_transform, yaw_rotation
+from hiergen.geometry.ray_crossings import occupancy_grid
+from hiergen.geometry.surface_sampling import sample_surface
 
 if TYPE_CHECKING:
     import trimesh

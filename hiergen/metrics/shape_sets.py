@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from hiergen.data.meshes import require_shape_libraries
-from hiergen.data.poses import apply_transform, fit_transform
-from hiergen.data.shape_renders import RenderSettings, render_mesh
-from hiergen.data.shape_sampling import sample_surface
+from hiergen.geometry.meshes import require_shape_libraries
+from hiergen.geometry.poses import apply_transform, fit_transform
+from hiergen.geometry.renders import RenderSettings, render_mesh
+from hiergen.geometry.surface_sampling import sample_surface
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def compare_rendered_sets(
 ) -> dict[str, float]:
     """Return Fréchet distance, kernel distance, precision and recall between rendered views of two sets, by torch-fidelity.
 
-    They mean what the extractor means: name it beside the figures. On InceptionV3 (`hiergen.evaluation.extractors`) the Fréchet distance is an FID of clay
+    They mean what the extractor means: name it beside the figures. On InceptionV3 (`hiergen.evaluation.features.extractors`) the Fréchet distance is an FID of clay
     renders; with fewer views than features any of these distances is biased upward.
 
     Args:

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hiergen.data.images import to_uint8
+from hiergen.data.images.pixels import to_uint8
+from hiergen.environment import require
 from hiergen.metrics.frechet import frechet_distance
 from hiergen.metrics.pixel import psnr
 
@@ -73,10 +74,7 @@ def frame_ssim(videos: Float[Tensor, "b c t h w"], reference: Float[Tensor, "b c
     Source:
         Image Quality Assessment: From Error Visibility to Structural Similarity, Wang et al. 2004; computed by scikit-image.
     """
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError as error:
-        raise ImportError('SSIM needs scikit-image: pip install "hiergen[eval]"') from error
+    structural_similarity = require("skimage.metrics", "eval", "SSIM").structural_similarity
     values = [
         structural_similarity(
             a, b, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
@@ -93,7 +91,7 @@ def frame_distance(
     *,
     batch_size: int = 32,
 ) -> Float[Tensor, "b t"]:
-    """Return a distance of images for each frame, e.g. `hiergen.losses.perceptual.LPIPS` with its weights loaded."""
+    """Return a distance of images for each frame, e.g. `hiergen.pretrained.perceptual.LPIPS` with its weights loaded."""
     pairs = zip(_frames(videos).split(batch_size), _frames(reference).split(batch_size), strict=True)
     with torch.no_grad():
         values = torch.cat([distance(a, b).flatten() for a, b in pairs])

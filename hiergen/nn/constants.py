@@ -1,12 +1,15 @@
-"""Tables and masks that a model computes once and never stores: neither parameters nor buffers.
+"""Constant tensors of models that keep their own precision: `Constants` are in no checkpoint, a `Table` is.
 
 A buffer would follow `.to(torch.bfloat16)`, which ruins rotary tables, and would stay on the meta device when a model is built there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Constants:
@@ -29,3 +32,31 @@ class Constants:
                 source = self._by_device[torch.device("cpu")]
                 self._by_device[device] = {name: tensor.to(device) for name, tensor in source.items()}
         return self._by_device[device]
+
+
+class Table(nn.Module):
+    """A constant tensor, `value`, that is saved and moves with the model but keeps its own dtype.
+
+    A plain buffer is cast by `model.to(torch.bfloat16)`; angles and positions must not be. Tables that no checkpoint holds are
+    `hiergen.nn.constants.Constants`.
+
+    Args:
+        value: The tensor.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kept = self.value
+        super()._apply(fn, recurse)
+        if self.value.dtype != kept.dtype:
+            self.value = kept.to(self.value.device)
+        return self
+
+    def forward(self) -> Tensor:
+        """Return the tensor."""
+        return self.value

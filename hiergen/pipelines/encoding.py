@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hiergen.config import fingerprint
 from hiergen.data.codes import CodeSet, write_codes
-from hiergen.data.images import ImageSet
-from hiergen.data.pictures import PictureSet, Views, picture_views
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.on_disk import PictureSet, Views, picture_views
 from hiergen.generators.base import Generator
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import make_rng
@@ -54,7 +54,7 @@ def encode_images(
         folder: Where to; a cache of another tokenizer or other data is refused.
         flips: The same as `views="flips"`.
         views: "center", "flips" (the mirror image as a second variant of each sample) or "ten_crop" (ten variants; pictures on
-            disk only); see `hiergen.data.pictures.picture_views`. Broken pictures on disk are replaced by the next ones.
+            disk only); see `hiergen.data.images.on_disk.picture_views`. Broken pictures on disk are replaced by the next ones.
         sample_seed: Draw continuous tokens from their posterior, one draw a variant, as LightningDiT's latents are; None takes the
             mode. The draws depend on this, on the shard and on `batch_size`.
         batch_size: Images a pass.

@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from hiergen.data.images import to_pictures
+from hiergen.data.images.pixels import to_pictures
 from hiergen.generators.base import Generator
 from hiergen.pipelines.base import HiergenPipeline
 from hiergen.pyramid import TokenPyramid

@@ -60,7 +60,7 @@ def _model(kind: Any, path: str | Path, options: dict[str, Any]) -> Any:
 def _autoencoder(path: str | Path, options: dict[str, Any]) -> Any:
     from diffusers import AutoencoderKL
 
-    from hiergen.tokenizers.kl_autoencoder import KLAutoencoder
+    from hiergen.tokenizers.kl_autoencoder.model import KLAutoencoder
 
     return KLAutoencoder.from_autoencoder(AutoencoderKL.from_pretrained(path, **options))
 

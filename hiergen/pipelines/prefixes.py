@@ -15,9 +15,9 @@ from torch import Tensor
 from hiergen.pipelines.encoding import encode_batches
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
-from hiergen.tokenizers.frames import FrameTokenizer
-from hiergen.tokenizers.hieratok import HieraTok
-from hiergen.tokenizers.patch_components import PatchComponents
+from hiergen.tokenizers.hieratok.model import HieraTok
+from hiergen.tokenizers.videos.frames import FrameTokenizer
+from hiergen.tokenizers.videos.patch_components import PatchComponents
 
 
 @dataclasses.dataclass(frozen=True)

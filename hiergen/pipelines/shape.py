@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
-from hiergen.data.meshes import require_shape_libraries
-from hiergen.data.surface_extraction import EmptySurfaceError, ExtractionSettings, extract_mesh
 from hiergen.generators.base import Generator
-from hiergen.generators.cascade import MaskedCascade
-from hiergen.generators.image_encoder import ImageEncoder
-from hiergen.generators.prefix import Condition
+from hiergen.generators.masked.cascade import MaskedCascade
+from hiergen.generators.masked.prefix import Condition
+from hiergen.geometry.meshes import require_shape_libraries
+from hiergen.geometry.surface_extraction import EmptySurfaceError, ExtractionSettings, extract_mesh
 from hiergen.pipelines.base import HiergenPipeline
+from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
-from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 if TYPE_CHECKING:
     import trimesh

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from hiergen.config import fingerprint
 from hiergen.data.codes import CodeSet, write_codes
-from hiergen.data.image_features import FeatureCache
-from hiergen.data.images import to_uint8
-from hiergen.data.shapes import ShapeBatchConfig, ShapeDataConfig, ShapeDataset
-from hiergen.generators.image_encoder import ImageEncoder
+from hiergen.data.images.features import FeatureCache
+from hiergen.data.images.pixels import to_uint8
+from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig, ShapeDataset
 from hiergen.pipelines.encoding import tokenizer_fingerprint
+from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import TokenPyramid
-from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 
 @torch.no_grad()

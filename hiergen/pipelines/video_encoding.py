@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hiergen.config import fingerprint
 from hiergen.data.codes import CodeSet, write_codes
-from hiergen.data.videos import VideoSet, from_uint8
+from hiergen.data.videos.dataset import VideoSet, from_uint8
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer

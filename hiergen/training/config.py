@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from hiergen.training.optim import OptimConfig
-from hiergen.training.task import TaskConfig
+from hiergen.training.tasks.base import TaskConfig
 
 __all__ = ["OptimConfig", "TrainConfig"]
 

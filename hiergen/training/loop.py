@@ -20,18 +20,18 @@ from hiergen.config import to_json
 from hiergen.data.stream import SampleStream, explain_worker_death, stream_batches
 from hiergen.files import check_writable, write_json
 from hiergen.seeding import derive_seed, make_rng
-from hiergen.training.average import Average
-from hiergen.training.best import check_best, improvement
+from hiergen.training.checkpoints.best import check_best, improvement
+from hiergen.training.checkpoints.run_state import RunKeeper, RunState
 from hiergen.training.config import TrainConfig
-from hiergen.training.launch import is_sharded, make_accelerator
+from hiergen.training.ema import Average
 from hiergen.training.optim import learning_rate, make_optimizer
-from hiergen.training.progress import TrainProgress
-from hiergen.training.run_log import Clock, Meter, RunLog, choose_trackers, peak_memory
-from hiergen.training.run_state import RunKeeper, RunState
-from hiergen.training.sharding import gathered, shard
-from hiergen.training.signals import GracefulStop
-from hiergen.training.task import Task
-from hiergen.training.throughput import StepFlops, measure_peak
+from hiergen.training.processes.launch import is_sharded, make_accelerator
+from hiergen.training.processes.sharding import gathered, shard
+from hiergen.training.processes.signals import GracefulStop
+from hiergen.training.reporting.progress import TrainProgress
+from hiergen.training.reporting.run_log import Clock, Meter, RunLog, choose_trackers, peak_memory
+from hiergen.training.reporting.throughput import StepFlops, measure_peak
+from hiergen.training.tasks.base import Task
 from hiergen.training.update import Update, take_steps
 from hiergen.training.validation import averaged, validate
 

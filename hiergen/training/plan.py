@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hiergen.data.shapes import ShapeBatchConfig
+from hiergen.data.shapes.dataset import ShapeBatchConfig
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create, get_preset
-from hiergen.training.task import count_trained
-from hiergen.training.throughput import flop_counter
+from hiergen.training.reporting.throughput import flop_counter
+from hiergen.training.tasks.base import count_trained
 
 #: Models that are not trained by gradient.
 _FITTED = ("PatchComponents",)

@@ -13,7 +13,7 @@ from hiergen.config import parse, to_json
 from hiergen.training.config import TrainConfig
 from hiergen.training.loop import FitResult, RunInterruptedError, fit
 from hiergen.training.plan import follow_pass
-from hiergen.training.task import count_trained
+from hiergen.training.tasks.base import count_trained
 
 
 def main(recipe: Callable[[], TrainConfig]) -> None:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hiergen.training.sharding import whole
+from hiergen.training.processes.sharding import whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hiergen.seeding import make_rng
-from hiergen.training.average import Average
-from hiergen.training.sharding import gathered
-from hiergen.training.task import Task
+from hiergen.training.ema import Average
+from hiergen.training.processes.sharding import gathered
+from hiergen.training.tasks.base import Task
 
 #: Samples at once: without gradients they take little memory. The draws depend on it, so it is the same for all runs.
 BATCH = 32

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hiergen.benchmarks.evaluate import Settings, run
-from hiergen.evaluation.extractors import EXTRACTORS, Extractor, ExtractorConfig
+from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor, ExtractorConfig
 
 PARTS = {
     "rfid": ["evaluation", "models", "tokenizer", "extractor", "reading", "pixel metrics", "around the pass"],

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hiergen.benchmarks.har import Settings, run
-from hiergen.benchmarks.har_plain import PlainSampler
-from hiergen.generators.level_ar import LevelAR, LevelARSettings
-from hiergen.generators.presets_level_ar import doubling_specs
+from hiergen.benchmarks.plain.har import PlainSampler
+from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
+from hiergen.generators.level_ar.presets import doubling_specs
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hiergen.benchmarks.mar import Settings, run
-from hiergen.benchmarks.mar_plain import PlainSampler
-from hiergen.generators.masked import MaskedARSettings
+from hiergen.benchmarks.plain.mar import PlainSampler
+from hiergen.generators.masked.model import MaskedARSettings
 from hiergen.registry import create
 
 

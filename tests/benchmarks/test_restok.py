@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from hiergen.benchmarks.plain.restok import PlainResTok
 from hiergen.benchmarks.restok import Settings, run
-from hiergen.benchmarks.restok_plain import PlainResTok
 from hiergen.registry import create
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from hiergen.benchmarks.timing import choose_device, describe_machine, take_turns
+from hiergen.benchmarks.timing import describe_machine, take_turns
 
 
 def test_calls_take_turns_after_a_warm_up() -> None:
@@ -14,9 +14,7 @@ def test_calls_take_turns_after_a_warm_up() -> None:
     assert all(value >= 0 for values in seconds.values() for value in values)
 
 
-def test_device_and_machine() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+def test_the_machine_is_described() -> None:
     machine = describe_machine(torch.device("cpu"))
     assert machine["device"].endswith(" CPU")
     assert machine["torch"] == torch.__version__

@@ -72,7 +72,7 @@ def test_usage_and_unknown_verbs(capsys) -> None:
     assert main(["--help"]) == 0
     assert main(["--version"]) == 0
     assert main(["trian"]) == 2
-    assert "did you mean 'train'?" in capsys.readouterr().err
+    assert "did you mean train?" in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_refused_with_the_nearest(capsys) -> None:

@@ -10,8 +10,8 @@ from torch import nn
 
 from hiergen.__main__ import main
 from hiergen.cli.train import load_recipe
-from hiergen.generators.image_encoder import ImageEncoder
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
+from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from hiergen.__main__ import main
-from hiergen.data.video_files import read_frames, write_mp4
-from hiergen.generators.flow_transformer import FlowTransformer
+from hiergen.data.videos.files import read_frames, write_mp4
+from hiergen.generators.flow.model import FlowTransformer
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
-from hiergen.tokenizers.patch_components import PatchComponents
+from hiergen.tokenizers.videos.patch_components import PatchComponents
 
 
 @pytest.fixture(scope="module")

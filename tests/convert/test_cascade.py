@@ -6,8 +6,8 @@ from torch import Tensor
 
 from hiergen.convert import masked as image_converter
 from hiergen.convert.cascade import from_official
-from hiergen.generators.cascade import MaskedCascade
-from hiergen.generators.masked import MaskedAR
+from hiergen.generators.masked.cascade import MaskedCascade
+from hiergen.generators.masked.model import MaskedAR
 from hiergen.pyramid import LevelSpec
 
 N, C, D, ROWS = 5, 4, 16, 3

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hiergen.convert.flow_transformer import from_official, statistics_from_official
-from hiergen.generators.flow_sampling import FlowSettings
+from hiergen.generators.flow.sampling import FlowSettings
 
 DIM, DEPTH, HEADS, CHANNELS, SIDE, CLASSES = 24, 2, 3, 5, 4, 7
 

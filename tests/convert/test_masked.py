@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hiergen.cli.convert import read_weights
 from hiergen.convert.masked import from_official
-from hiergen.generators.masked import MaskedAR, MaskedARSettings
-from hiergen.generators.masking import MaskedDraws
+from hiergen.generators.masked.model import MaskedAR, MaskedARSettings
+from hiergen.generators.masked.orders import MaskedDraws
 from hiergen.pyramid import TokenPyramid
 
 N, C, D, BUFFER, WIDTH, HEADS = 9, 4, 32, 3, 24, 4

@@ -11,7 +11,7 @@ from torch import Tensor
 from hiergen.convert.restok import from_official, to_official
 from hiergen.convert.restok_config import read_config
 from hiergen.registry import create
-from hiergen.tokenizers.restok import ResTok
+from hiergen.tokenizers.restok.model import ResTok
 
 SIZES: dict[str, Any] = {
     "image_size": 8,

@@ -16,7 +16,7 @@ from torch import Tensor
 import hiergen
 from hiergen.__main__ import main
 from hiergen.convert.shape_vae import from_official
-from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 LEARNED = {
     "heads": 2,

@@ -10,8 +10,8 @@ from PIL import Image
 
 from hiergen.data.codes import write_codes
 from hiergen.data.content import BYTES_A_PLACE, NUM_PLACES, PIECE, Span, content_digest
-from hiergen.data.picture_archives import ShardPictures
-from hiergen.data.pictures import FolderPictures, PictureSet, SplitPictures
+from hiergen.data.images.archives import ShardPictures
+from hiergen.data.images.on_disk import FolderPictures, PictureSet, SplitPictures
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
 
@@ -96,7 +96,7 @@ def test_a_replaced_picture_of_the_same_size_changes_the_content_alone(tmp_path,
 
 def test_a_dataset_on_disk_has_its_files_looked_at(tmp_path) -> None:
     datasets = pytest.importorskip("datasets")
-    from hiergen.data.picture_archives import HubPictures
+    from hiergen.data.images.archives import HubPictures
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
     rows = {"image": [{"bytes": picture(k), "path": None} for k in range(3)], "label": [0, 0, 0]}

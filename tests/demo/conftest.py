@@ -17,13 +17,13 @@ import torch
 from hiergen.config import to_json
 from hiergen.demo.library import NOTES_FILE, DemoModel, Library, ModelNotes
 from hiergen.files import write_json
-from hiergen.generators.image_encoder import ImageEncoder
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
 from hiergen.pipelines.video import ClassToVideoPipeline
+from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
-from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 
 def image_pipeline() -> ClassToImagePipeline:

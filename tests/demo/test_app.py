@@ -16,7 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from hiergen.demo.library import PACKAGED
+from hiergen.pretrained.packaged import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,19 +6,19 @@ import re
 import pytest
 import torch
 
-from hiergen.data.digits import load_digits
-from hiergen.data.procedural_shapes import PROCEDURAL_CLASSES
-from hiergen.data.surface_extraction import ExtractionSettings
+from hiergen.data.images.digits import load_digits
+from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.demo.library import (
     NOTES_FILE,
     ModelNotes,
     load_library,
     load_model,
-    packaged_models,
     read_notes,
 )
+from hiergen.geometry.surface_extraction import ExtractionSettings
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.pretrained.packaged import packaged_models
 from hiergen.registry import create
 
 PACKAGED_DIGITS = [path for path in packaged_models() if path.name.startswith("digits")]

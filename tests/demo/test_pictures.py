@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hiergen.data.digits import load_digits
+from hiergen.data.images.digits import load_digits
 from hiergen.demo.pictures import (
     CELL,
     VIEW_SIZE,

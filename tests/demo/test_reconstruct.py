@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiergen.data.images import to_pictures
+from hiergen.data.images.pixels import to_pictures
 from hiergen.demo.pictures import digit_examples
 from hiergen.demo.reconstruct import describe, information, reconstruct
 from hiergen.pyramid import LevelSpec

@@ -4,9 +4,9 @@ import pytest
 import torch
 import trimesh
 
-from hiergen.data.surface_extraction import ExtractionSettings
 from hiergen.demo.pictures import shape_views
 from hiergen.demo.shapes import ShapeRequest, describe_mesh, generate_shape
+from hiergen.geometry.surface_extraction import ExtractionSettings
 from hiergen.pipelines.shape import decode_meshes
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
 
 from hiergen.__main__ import main
-from hiergen.registry import MODEL_CLASSES, PRESET_MODULES, create
+from hiergen.registry import MODEL_CLASSES, create, preset_table
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -41,7 +41,7 @@ def reader(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     known, loaded = dict(MODEL_CLASSES), set(sys.modules)
-    tables = {kind: sys.modules[module].PRESETS for kind, module in PRESET_MODULES.items() if module in sys.modules}
+    tables = {kind: preset_table(kind) for kind in ("tokenizer", "generator")}
     before = {kind: dict(table) for kind, table in tables.items()}
     yield tmp_path
     # What a guide registered is its own.

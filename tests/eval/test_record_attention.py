@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from hiergen.generators.flow_transformer import FlowTransformer
+from hiergen.generators.flow.model import FlowTransformer
 from hiergen.kernels.pyramid_attention import token_order
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pyramid import specs_to_json
-from hiergen.tokenizers.patch_components import PatchComponents
+from hiergen.tokenizers.videos.patch_components import PatchComponents
 
 PROGRAM = Path(__file__).resolve().parents[2] / "eval" / "record_attention.py"
 

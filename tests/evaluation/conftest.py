@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.evaluation.extractors import EXTRACTORS, Extractor, ExtractorConfig, register_extractor
+from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor, ExtractorConfig, register_extractor
 from hiergen.metrics.fidelity import Features
 
 

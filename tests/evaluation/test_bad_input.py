@@ -14,22 +14,22 @@ from safetensors.torch import load_file, save_file
 
 from hiergen.__main__ import main
 from hiergen.data.sources import DataConfig
-from hiergen.demo.library import PACKAGED
 from hiergen.evaluation.comparison import load_report
-from hiergen.evaluation.extractors import ExtractorConfig, build_extractor
-from hiergen.evaluation.generation import GfidSettings, evaluate_generations
-from hiergen.evaluation.references import open_evaluated, read_batch, read_npz
+from hiergen.evaluation.features.extractors import ExtractorConfig, build_extractor
+from hiergen.evaluation.features.references import open_evaluated, read_batch, read_npz
+from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
+from hiergen.pretrained.packaged import PACKAGED
 
 DIGITS, SHAPES, CLIPS = (PACKAGED / name for name in ("digits-1d", "shapes-by-class", "clips"))
 #: What takes long: none of it may begin before a mistake is answered.
 LONG_WORK = (
-    "extractors._digits_network",
-    "video_extractors.digit_clip_extractor",
-    "video_sources.moving_digits",
-    "shape_sources.procedural_shape",
-    "references.run_parts",
-    "reconstruction.run_parts",
-    "generation.run_parts",
+    "features.extractors._digits_network",
+    "features.video_extractors.digit_clip_extractor",
+    "videos.sources.moving_digits",
+    "shapes.sources.procedural_shape",
+    "features.references.run_parts",
+    "images.reconstruction.run_parts",
+    "images.generation.run_parts",
 )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from hiergen.training.checkpoint import MANIFEST, find_problem, save_checkpoint
+from hiergen.training.checkpoints.checkpoint import MANIFEST, find_problem, save_checkpoint
 
 TENSORS = {"model": {"w": torch.arange(64.0), "b": torch.ones(3)}, "ema": {"w": torch.zeros(64)}}
 

@@ -24,9 +24,9 @@ import trimesh
 from PIL import Image
 
 import hiergen
-from hiergen.data.images import read_image
-from hiergen.data.meshes import MESH_SUFFIXES, load_mesh
-from hiergen.data.picture_archives import ShardPictures
+from hiergen.data.images.archives import ShardPictures
+from hiergen.data.images.files import read_image
+from hiergen.geometry.meshes import MESH_SUFFIXES, load_mesh
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.registry import create
 

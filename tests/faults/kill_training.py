@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from hiergen.training.checkpoint import find_checkpoint, find_problem, load_checkpoint
+from hiergen.training.checkpoints.checkpoint import find_checkpoint, find_problem, load_checkpoint
 from hiergen.training.loop import fit
-from hiergen.training.run_log import MEASURED
+from hiergen.training.reporting.run_log import MEASURED
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "training" / "toy.py")
 toy = importlib.util.module_from_spec(_spec)

@@ -31,11 +31,11 @@ from torch import Tensor
 from hiergen.data.sources import DataConfig
 from hiergen.data.stream import SampleStream
 from hiergen.training import loop
-from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
+from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import RunInterruptedError, fit
-from hiergen.training.run_log import MEASURED
-from hiergen.training.task import TaskConfig
+from hiergen.training.reporting.run_log import MEASURED
+from hiergen.training.tasks.base import TaskConfig
 
 _spec = importlib.util.spec_from_file_location("kinds", Path(__file__).parents[1] / "training" / "kinds.py")
 kinds = importlib.util.module_from_spec(_spec)

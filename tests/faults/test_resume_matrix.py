@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from hiergen.training.run_state import RunKeeper
+from hiergen.training.checkpoints.run_state import RunKeeper
 
 _spec = importlib.util.spec_from_file_location("resume_matrix", Path(__file__).with_name("resume_matrix.py"))
 matrix = importlib.util.module_from_spec(_spec)

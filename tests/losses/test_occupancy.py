@@ -9,7 +9,7 @@ import torch
 
 from hiergen.losses.occupancy import occupancy_iou, occupancy_loss, shape_tokenizer_losses, truncated_distance_loss
 from hiergen.nn.farthest_points import farthest_points
-from hiergen.tokenizers.pyramid_vae import PyramidVAE
+from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 
 def test_cross_entropy_by_hand_also_in_half_precision() -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 from hiergen.losses import perceptual as module
-from hiergen.losses.perceptual import LPIPS, ConvNeXtLogits, WeightedMix, jittered
-from hiergen.losses.weight_files import Frozen, find_weights, read_weights
+from hiergen.losses.perceptual import WeightedMix, jittered
+from hiergen.pretrained.perceptual import LPIPS, ConvNeXtLogits
+from hiergen.pretrained.weights import Frozen, find_weights, read_state_dict
 
 DATA = Path(os.environ.get("HIERGEN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
@@ -49,7 +50,7 @@ def test_squeezenet_agrees_with_the_lpips_package() -> None:
         other = lpips.LPIPS(net="squeeze", pretrained=False, pnet_rand=True, verbose=False)
     heads = torch.load(DATA / "lpips" / "lin_squeeze.pth", map_location="cpu", weights_only=True)
     other.load_state_dict(heads, strict=False)
-    features = read_weights(DATA / "lpips" / "squeeze_features.safetensors")
+    features = read_state_dict(DATA / "lpips" / "squeeze_features.safetensors")
     for name, parameter in other.net.named_parameters():
         parameter.data.copy_(features["features." + name.split(".", 1)[1]])
     images = torch.rand(2, 2, 3, 40, 40) * 2 - 1
@@ -106,10 +107,10 @@ def test_missing_and_foreign_files_are_named(tmp_path, monkeypatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"ConvNeXt-S are missing: put convnext_small-0c510722.pth into"):
         ConvNeXtLogits.from_files()
     with pytest.raises(FileNotFoundError, match=r"'nowhere\.pth' does not exist"):
-        read_weights("nowhere.pth")
+        read_state_dict("nowhere.pth")
     torch.save({"epoch": 3}, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match="holds no flat table of tensors"):
-        read_weights(tmp_path / "odd.pth")
+        read_state_dict(tmp_path / "odd.pth")
     with pytest.raises(ValueError, match="network is 'resnet', expected one of vgg, alex, squeeze"):
         LPIPS("resnet")
     model = LPIPS("squeeze")

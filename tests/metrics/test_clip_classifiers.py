@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from hiergen.data.moving_digits import moving_digits
+from hiergen.data.videos.moving_digits import moving_digits
 from hiergen.metrics.clip_classifiers import FrameJudge, crop_brightest, train_clip_network
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from hiergen.data.poses import apply_transform, yaw_rotation
-from hiergen.data.procedural_shapes import procedural_shape
+from hiergen.data.shapes.procedural import procedural_shape
+from hiergen.geometry.poses import apply_transform, yaw_rotation
 from hiergen.metrics.geometry import (
     GeometryProtocol,
     align_by_yaw,

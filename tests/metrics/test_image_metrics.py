@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hiergen.data.digits import load_digits
-from hiergen.data.images import to_uint8
+from hiergen.data.images.digits import load_digits
+from hiergen.data.images.pixels import to_uint8
 from hiergen.metrics.classifiers import LabelClassifier, nearest_distances, train_feature_network
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
 from hiergen.metrics.fidelity import (

@@ -6,7 +6,7 @@ import torch
 import trimesh
 from torch import nn
 
-from hiergen.data.procedural_shapes import procedural_shape
+from hiergen.data.shapes.procedural import procedural_shape
 from hiergen.metrics.fidelity import FeatureExtractor
 from hiergen.metrics.frechet import frechet_distance
 from hiergen.metrics.geometry import chamfer_distance

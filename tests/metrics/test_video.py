@@ -11,7 +11,6 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import correlate1d
 from torch import Tensor
 
-from hiergen.losses.perceptual import LPIPS
 from hiergen.metrics.frechet import frechet_distance
 from hiergen.metrics.video import (
     VideoExtractor,
@@ -23,6 +22,7 @@ from hiergen.metrics.video import (
     frechet_video_distance,
     temporal_flicker,
 )
+from hiergen.pretrained.perceptual import LPIPS
 
 
 def pair() -> tuple[Tensor, Tensor]:

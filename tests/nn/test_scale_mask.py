@@ -4,7 +4,7 @@ import jaxtyping
 import pytest
 import torch
 
-from hiergen.nn.scale_mask import ScaleAttention, ScaleMask
+from hiergen.nn.level_masks import ScaleAttention, ScaleMask
 
 SIZES = (1, 4, 9)
 RULES = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.nn.table import Table
+from hiergen.nn.constants import Table
 
 
 def test_table_moves_but_is_not_cast() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hiergen.data.images import ImageSet
-from hiergen.data.pictures import FolderPictures, PictureSet
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.on_disk import FolderPictures, PictureSet
 from hiergen.pipelines.encoding import encode_images
 from hiergen.registry import create
 from hiergen.seeding import make_rng

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 import hiergen
-from hiergen.data.digits import load_digits
-from hiergen.data.images import ImageSet
+from hiergen.data.images.digits import load_digits
+from hiergen.data.images.in_memory import ImageSet
 from hiergen.pipelines.encoding import decode_batches, encode_batches, encode_images, tokenizer_fingerprint
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pyramid import specs_to_json

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from hiergen.pipelines.prefixes import decode_prefix, list_prefixes, rebuild_prefixes
 from hiergen.registry import create
-from hiergen.tokenizers.frames import FrameTokenizer
-from hiergen.tokenizers.hieratok import HieraTok
+from hiergen.tokenizers.hieratok.model import HieraTok
+from hiergen.tokenizers.videos.frames import FrameTokenizer
 
 SMALL = {
     "image_size": 16,

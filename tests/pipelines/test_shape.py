@@ -9,9 +9,9 @@ from PIL import Image
 from torch import nn
 
 import hiergen
-from hiergen.data.surface_extraction import ExtractionSettings
-from hiergen.generators.image_encoder import ImageEncoder
+from hiergen.geometry.surface_extraction import ExtractionSettings
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline, decode_meshes
+from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 

@@ -6,12 +6,12 @@ from PIL import Image
 
 import hiergen
 from hiergen.data.codes import CodeSet
-from hiergen.data.videos import VideoSet, from_uint8
-from hiergen.generators.flow_transformer import FlowTransformer
+from hiergen.data.videos.dataset import VideoSet, from_uint8
+from hiergen.generators.flow.model import FlowTransformer
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.pyramid import specs_to_json
-from hiergen.tokenizers.patch_components import PatchComponents
+from hiergen.tokenizers.videos.patch_components import PatchComponents
 
 STEPS = {"num_steps": 2, "guidance_scale": 1.5}
 

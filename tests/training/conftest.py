@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiergen.training.run_log import MEASURED
-from hiergen.training.task import Task
+from hiergen.training.reporting.run_log import MEASURED
+from hiergen.training.tasks.base import Task
 
 #: What the loop's scaler does to float16 losses, at a scale that sums over an image survive.
 LOSS_SCALE = {torch.float16: 16.0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import signal
@@ -15,22 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import toy
 from accelerate import PartialState, debug_launcher
 
 from hiergen.files import sole_writer
-from hiergen.nn.batch_norm import ProcessBatchNorm2d
+from hiergen.nn.processes import ProcessBatchNorm2d
 from hiergen.pyramid import LevelSpec, TokenPyramid
-from hiergen.training import checkpoint, run_state
-from hiergen.training.codebook_health import CodebookConfig, CodeRevival
+from hiergen.training.checkpoints import checkpoint, run_state
 from hiergen.training.loop import fit
-from hiergen.training.tasks import TokenizerTaskConfig
-from hiergen.training.tokenizer_losses import AdversarialConfig
-
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-toy = importlib.util.module_from_spec(_spec)
-sys.modules["toy"] = toy
-_spec.loader.exec_module(toy)
-
+from hiergen.training.tasks.codebook_health import CodebookConfig, CodeRevival
+from hiergen.training.tasks.generator import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer_losses import AdversarialConfig
 
 #: A tokenizer that draws nothing, with everything that looks at a whole batch: entropies of the codebook, memory of used codes, batch
 #: norm, an adaptive weight, averages of logits.

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import in_processes
 import torch
+import toy
 from accelerate import PartialState, debug_launcher
 
 from hiergen.data.codes import write_codes
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
-from hiergen.training.codebook_health import CodebookConfig
+from hiergen.training.checkpoints.run_state import RunKeeper
 from hiergen.training.loop import fit
-from hiergen.training.run_state import RunKeeper
-from hiergen.training.task import TaskConfig
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.base import TaskConfig
+from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-toy, in_processes = _load("toy"), _load("in_processes")
 HIERATOK = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 FLOW = {"dim": 16, "depth": 2, "num_heads": 2}
 

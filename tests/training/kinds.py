@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from hiergen.data.codes import write_codes
-from hiergen.data.shape_sampling import SamplingSettings
-from hiergen.data.shapes import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
 from hiergen.data.sources import DataConfig
+from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
-from hiergen.training.codebook_health import CodebookConfig
 from hiergen.training.config import OptimConfig
-from hiergen.training.shape_task import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
-from hiergen.training.task import TaskConfig
-from hiergen.training.tasks import GeneratorTaskConfig, TokenizerTaskConfig
-from hiergen.training.tokenizer_losses import AdversarialConfig
+from hiergen.training.tasks.base import TaskConfig
+from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
+from hiergen.training.tasks.tokenizer_losses import AdversarialConfig
 
 RESTOK = {"cnn_channels": 8, "cnn_groups": 2, "encoder_dim": 16, "encoder_depth": 2, "encoder_heads": 2}
 RESTOK |= {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "vocab_size": 32}

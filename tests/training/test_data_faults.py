@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
 import json
 import os
 import signal
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+import toy
 from PIL import Image
 from torch.utils.data import get_worker_info
 
 from hiergen.data.sources import DataConfig
 from hiergen.data.stream import explain_worker_death, until_the_signal
-from hiergen.training import loop, run_state
-from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
+from hiergen.training import loop
+from hiergen.training.checkpoints import run_state
+from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.loop import RunInterruptedError, fit
-from hiergen.training.tasks import TokenizerTaskConfig
-
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-toy = importlib.util.module_from_spec(_spec)
-sys.modules["toy"] = toy
-_spec.loader.exec_module(toy)
+from hiergen.training.tasks.generator import TokenizerTaskConfig
 
 SMALL = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 

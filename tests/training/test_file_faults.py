@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import errno
 import functools
-import importlib.util
 import io
 import json
 import os
@@ -20,16 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy
 
 from hiergen.__main__ import main
-from hiergen.training import checkpoint, loop
-from hiergen.training.checkpoint import find_checkpoint, find_problem, load_checkpoint
+from hiergen.training import loop
+from hiergen.training.checkpoints import checkpoint
+from hiergen.training.checkpoints.checkpoint import find_checkpoint, find_problem, load_checkpoint
 from hiergen.training.loop import fit
-
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-toy = importlib.util.module_from_spec(_spec)
-sys.modules["toy"] = toy
-_spec.loader.exec_module(toy)
 
 NEW_NAMES, NEW_USERS = 0x00020000, 0x10000000
 READ_ONLY, REMOUNT, BIND, PRIVATE = 1, 32, 4096, 0x4000 | (1 << 18)

@@ -5,7 +5,7 @@ import torch
 
 from hiergen.data.codes import CodeSet, write_codes
 from hiergen.pyramid import LevelSpec, TokenPyramid
-from hiergen.training.tasks import GeneratorTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 SPECS = (LevelSpec(4, (2, 2), 2),)
 SMALL = {"dim": 8, "depth": 1, "num_heads": 2}

@@ -1,29 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import toy
 from accelerate import Accelerator, DistributedType
 
-from hiergen.training import run_state
-from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
-from hiergen.training.launch import check_distributed
+from hiergen.training.checkpoints import run_state
+from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.loop import RunInterruptedError, fit
-from hiergen.training.run_log import MEASURED, RunLog
-
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-toy = importlib.util.module_from_spec(_spec)
-import sys  # noqa: E402
-
-sys.modules["toy"] = toy
-_spec.loader.exec_module(toy)
+from hiergen.training.processes.launch import check_distributed
+from hiergen.training.reporting.run_log import MEASURED, RunLog
 
 
 def final_state(out: Path) -> dict[str, dict[str, torch.Tensor]]:

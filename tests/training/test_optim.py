@@ -11,7 +11,7 @@ from hiergen.convert import restok as convert_restok
 from hiergen.registry import create
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.optim import decays, learning_rate, make_optimizer
-from hiergen.training.tasks import TokenizerTaskConfig
+from hiergen.training.tasks.generator import TokenizerTaskConfig
 
 
 def config(**changes: object) -> TrainConfig:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import toy
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from hiergen.registry import create
-from hiergen.training import launch, loop, plan
-from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
+from hiergen.training import loop, plan
+from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.loop import RunInterruptedError, fit
-from hiergen.training.tasks import TokenizerTaskConfig
-
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-toy = importlib.util.module_from_spec(_spec)
-sys.modules["toy"] = toy
-_spec.loader.exec_module(toy)
+from hiergen.training.processes import launch
+from hiergen.training.tasks.generator import TokenizerTaskConfig
 
 
 @pytest.fixture(autouse=True)

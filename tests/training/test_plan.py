@@ -10,7 +10,7 @@ from hiergen.registry import create
 from hiergen.training import plan as module
 from hiergen.training.optim import OptimConfig, make_optimizer
 from hiergen.training.plan import follow_pass, plan_training, training_hours
-from hiergen.training.throughput import flop_counter
+from hiergen.training.reporting.throughput import flop_counter
 
 #: A preset of every family of models that is trained.
 FAMILIES = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiergen.training.checkpoint import find_checkpoint, find_problem, load_checkpoint
+from hiergen.training.checkpoints.checkpoint import find_checkpoint, find_problem, load_checkpoint
 
 
 @pytest.fixture(scope="module")

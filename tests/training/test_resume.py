@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
+import kinds
 import pytest
 import torch
 
 from hiergen.training import loop
-from hiergen.training.checkpoint import find_checkpoint, load_checkpoint
+from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import RunInterruptedError, fit
-from hiergen.training.run_log import MEASURED
-from hiergen.training.task import TaskConfig
-
-_spec = importlib.util.spec_from_file_location("kinds", Path(__file__).with_name("kinds.py"))
-kinds = importlib.util.module_from_spec(_spec)
-sys.modules["kinds"] = kinds
-_spec.loader.exec_module(kinds)
+from hiergen.training.reporting.run_log import MEASURED
+from hiergen.training.tasks.base import TaskConfig
 
 
 def run(task: TaskConfig, out: Path, **changes: Any) -> TrainConfig:

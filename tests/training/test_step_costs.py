@@ -12,11 +12,11 @@ from hiergen.data.codes import write_codes
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.training import loop
-from hiergen.training.codebook_health import CodebookConfig
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks import GeneratorTaskConfig
-from hiergen.training.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
-from hiergen.training.tokenizer_task import TokenizerTaskConfig
+from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
 
 #: On a GPU the host waits for the result, or for its size.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "multinomial")

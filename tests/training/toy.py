@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hiergen.data.images import Dataset, Sample
+from hiergen.data.dataset import Dataset, Sample
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks import Task, TaskConfig
+from hiergen.training.tasks.generator import Task, TaskConfig
 
 
 class Numbers(Dataset):

@@ -1,0 +1,39 @@
+"""What the training loop reads: samples by index, each a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+from torch import Tensor
+
+#: (index, epoch): which sample, and for the how-manieth time it is visited.
+Sample = tuple[int, int]
+
+
+class Dataset(abc.ABC):
+    """What the training loop reads: samples by index, the same whatever was read before.
+
+    `fingerprint` changes when the data change; caches and checkpoints are tied to it.
+    """
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    @abc.abstractmethod
+    def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
+        """Return samples, stacked; the augmentation of each is a function of (seed, epoch, index) alone."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Digits that change when the data change."""
+
+    def content(self, *, is_whole: bool = False) -> str | None:
+        """Return digits that change when what the fingerprint does not look into changes; None if it covers all.
+
+        Args:
+            is_whole: Read all of it; otherwise as `hiergen.data.content` does.
+        """
+        return None

@@ -1,0 +1,61 @@
+"""Images that fit in memory, with class labels.
+
+Letters: `n` images, `c h w` image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from hiergen.data.dataset import Dataset, Sample
+from hiergen.data.images.files import list_images, read_image
+from hiergen.data.images.pixels import center_crop, to_tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet(Dataset):
+    """Images that fit in memory.
+
+    Attributes:
+        images: `(n, c, h, w)`, float32 in [-1, 1].
+        labels: `(n,)`, int64.
+        classes: Name of each class.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
+        chosen = torch.tensor([index for index, _ in samples])
+        return {"image": self.images[chosen], "label": self.labels[chosen]}
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_folder(folder: str | Path, *, size: int) -> ImageSet:
+    """Return a small folder of pictures, center-cropped, in memory. Sub-folders are classes; without any, one class.
+
+    Raises:
+        ValueError: If there is no picture, or one cannot be read (the file is named).
+    """
+    paths = list_images(folder)
+    root = Path(folder)
+    names = [path.relative_to(root).parts[0] if len(path.relative_to(root).parts) > 1 else "" for path in paths]
+    classes = tuple(sorted(set(names)))
+    images = torch.stack([to_tensor(center_crop(read_image(path), size)) for path in paths])
+    return ImageSet(images, torch.tensor([classes.index(name) for name in names]), classes)

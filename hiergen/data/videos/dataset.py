@@ -1,0 +1,122 @@
+"""Clips with class labels in memory, and a reader of folders of video files.
+
+Letters: `n` clips, `b` batch, `c` channels, `t h w` a clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from hiergen.data.dataset import Dataset, Sample
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.videos.files import list_videos, read_frames
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSet(Dataset):
+    """Clips of one size that fit in memory.
+
+    Attributes:
+        videos: `(n, c, t, h, w)`, uint8: value k stands for k / 127.5 - 1.
+        labels: `(n,)`, int64.
+        classes: Name of each class.
+        skipped: What was wrong with each file that was not read, by path.
+    """
+
+    videos: UInt8[Tensor, "n c t h w"]
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.videos.shape[0]
+
+    def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
+        """Return `video`, float32 in [-1, 1], and `label`."""
+        chosen = torch.tensor([index for index, _ in samples])
+        return {"video": from_uint8(self.videos[chosen]), "label": self.labels[chosen]}
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.videos.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def frames(self, every: int = 1) -> ImageSet:
+        """Return every `every`-th frame of all clips as images, clip by clip: what a frame-wise tokenizer is trained on.
+
+        Raises:
+            ValueError: If `every` is below 1.
+        """
+        if every < 1:
+            raise ValueError(f"every is {every}, expected at least 1")
+        chosen = self.videos[:, :, ::every]
+        labels = self.labels.repeat_interleave(chosen.shape[2])
+        return ImageSet(from_uint8(chosen.transpose(1, 2).flatten(0, 1)), labels, self.classes)
+
+
+def from_uint8(values: UInt8[Tensor, ...]) -> Float[Tensor, ...]:
+    """Return bytes as float32 in [-1, 1]: value k becomes k / 127.5 - 1."""
+    return values.float().div(127.5).sub(1)
+
+
+def load_clips(
+    folder: str | Path, *, num_frames: int = 16, size: int = 64, stride: int = 1, clips_per_file: int | None = None
+) -> VideoSet:
+    """Return the clips of a folder of video files; sub-folders are classes, without any there is one class.
+
+    A file is cut into clips of `num_frames` frames, each `stride` frames after the other, one clip after the other from the start;
+    frames are center-cropped to a square. A file that is damaged, no video or too short for one clip is skipped: it is logged, and
+    named in `skipped`. All clips are held in memory: 0.75 MiB each for 16 frames of 128 pixels.
+
+    Args:
+        folder: Where to look, at any depth.
+        num_frames: Frames of a clip.
+        size: Height and width in pixels.
+        stride: Frames of the file from one frame of a clip to the next.
+        clips_per_file: At most so many clips from each file; None for all.
+
+    Raises:
+        ValueError: If a number is below 1, the folder is missing or holds no video file, or none of them can be read.
+        ImportError: If PyAV is not installed.
+    """
+    for name, value in (("num_frames", num_frames), ("size", size), ("stride", stride)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    if clips_per_file is not None and clips_per_file < 1:
+        raise ValueError(f"clips_per_file is {clips_per_file}, expected at least 1, or None for all")
+    root, paths = Path(folder), list_videos(folder)
+    span = (num_frames - 1) * stride + 1
+    names = [path.relative_to(root).parts[0] if len(path.relative_to(root).parts) > 1 else "" for path in paths]
+    clips: list[Tensor] = []
+    found: list[str] = []
+    skipped: dict[str, str] = {}
+    for path, name in zip(paths, names, strict=True):
+        limit = None if clips_per_file is None else (clips_per_file - 1) * num_frames * stride + span
+        try:
+            frames = read_frames(path, size=size, max_frames=limit)
+            if frames.shape[1] < span:
+                raise ValueError(f"video {str(path)!r} has {frames.shape[1]} frames, a clip takes {span}")
+        except ValueError as error:
+            skipped[str(path)] = str(error)
+            logger.warning("skipped (%d so far): %s", len(skipped), error)
+            continue
+        starts = range(0, frames.shape[1] - span + 1, num_frames * stride)
+        clips += [frames[:, start : start + span : stride] for start in starts]
+        found += [name] * len(starts)
+    if not clips:
+        raise ValueError(
+            f"none of the {len(paths)} video files of {str(folder)!r} can be read; the last: {list(skipped.values())[-1]}"
+        )
+    classes = tuple(sorted(set(found)))
+    return VideoSet(torch.stack(clips), torch.tensor([classes.index(name) for name in found]), classes, skipped)

@@ -1,0 +1,180 @@
+"""Distances between a set of images and its reference, from stored features, by torch-fidelity's own functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hiergen.evaluation.features.extractors import Extractor
+from hiergen.evaluation.features.references import Reference
+from hiergen.evaluation.protocol import check_seed, small_sample_warning
+from hiergen.metrics.fidelity import (
+    kernel_distance,
+    kernel_distance_by_block,
+    paired_kernel_distance,
+    precision_recall,
+)
+from hiergen.metrics.frechet import Moments, frechet_by_count, frechet_from_moments
+
+#: Half of a 95 % interval in standard deviations.
+NORMAL_95 = 1.96
+#: Disjoint blocks of images that the interval of the kernel distance is computed from.
+BLOCKS = 10
+#: How the intervals are made of what is no mean over images, by how its name begins.
+INTERVAL_RULES = {
+    "rK": f"Student's t over {BLOCKS} disjoint blocks of pairs",
+    "K": f"Student's t over {BLOCKS} disjoint blocks of both sets",
+    "IS": "Student's t over its splits",
+    "precision": "binomial, with the balls of the reference as they are",
+    "recall": "binomial over the reference, with the balls of the set as they are",
+}
+
+
+def interval_rule(name: str) -> str | None:
+    """Return how the interval of a metric is made; None where it is resampled."""
+    return next((rule for beginning, rule in INTERVAL_RULES.items() if name.startswith(beginning)), None)
+
+
+def kernel_name(distance: str) -> str:
+    """Return what the kernel distance is called where the Fréchet distance has some name: KID is on Inception's features alone."""
+    if distance.startswith("FID"):
+        return f"K{distance[1:]}"
+    return f"KD-{distance.removeprefix('FD-')}"
+
+
+def score_name(distance: str) -> str:
+    """Return what the score of the logits is called: IS is on Inception's alone."""
+    return "IS" if distance == "FID" else f"IS-{distance.removeprefix('FID-').removeprefix('FD-')}"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceConfig:
+    """How distances are computed from features.
+
+    Attributes:
+        kid_subset_size: Images of each subset of the kernel distance; fewer where a set is smaller.
+        neighborhood: Nearest neighbors that span a ball for precision and recall.
+        splits: Splits of the Inception score.
+        resamples: Bootstrap draws of each confidence interval; 0 leaves all intervals out.
+        seed: Of subsets, splits and draws.
+    """
+
+    kid_subset_size: int = 1000
+    neighborhood: int = 3
+    splits: int = 10
+    resamples: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("kid_subset_size", 2), ("neighborhood", 1), ("splits", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        check_resamples(self.resamples)
+        check_seed(self.seed)
+
+
+def check_resamples(resamples: int) -> None:
+    """Raise a ValueError for a number of bootstrap draws that has no deviation; 0 is none at all."""
+    if resamples < 0 or resamples == 1:
+        raise ValueError(f"resamples is {resamples}, expected 0 (no intervals) or at least 2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """What `measure` finds.
+
+    Attributes:
+        metrics: Values by name.
+        half_widths: Half of the 95 % interval of those that are no mean over images; how, says `INTERVAL_RULES`.
+        warnings: What to be warned of.
+    """
+
+    metrics: dict[str, float]
+    half_widths: dict[str, float]
+    warnings: list[str]
+
+
+def measure(
+    features: dict[str, Tensor],
+    reference: Reference,
+    extractor: Extractor,
+    config: DistanceConfig,
+    *,
+    is_paired: bool = False,
+) -> Distances:
+    """Return the distances of a set to its reference.
+
+    Args:
+        features: "pool" `(n, d)`, and "spatial" and "logits" where the extractor has them.
+        reference: What to compare with. Kernel distance, precision and recall need its features.
+        extractor: Gives the Fréchet distance its name.
+        config: Sizes and seed.
+        is_paired: Image k of the set was made from image k of the reference: the kernel distance leaves own pairs out and is called rKID,
+            say.
+    """
+    pool = features["pool"].float()
+    moments = Moments.of(pool)
+    half: dict[str, float] = {}
+    found = {extractor.distance: frechet_from_moments(moments, reference.pool)}
+    if "spatial" in features and reference.spatial is not None:
+        found["sFID"] = frechet_from_moments(Moments.of(features["spatial"]), reference.spatial)
+    warnings = small_sample_warning("the set", len(pool), extractor.dim)
+    if reference.features is None:
+        warnings.append("the reference file holds no images: no kernel distance, precision or recall")
+    else:
+        real = reference.features.float()
+        warnings += small_sample_warning("the reference", len(real), extractor.dim)
+        kernel = kernel_name(extractor.distance)
+        draws = {"subset_size": config.kid_subset_size, "seed": config.seed}
+        if is_paired:
+            kernel = f"r{kernel}"
+            found[kernel] = paired_kernel_distance(pool, real, **draws)
+        else:
+            values = kernel_distance(pool, real, **draws)
+            found |= {kernel: values["kernel_distance"], f"{kernel}_std": values["kernel_distance_std"]}
+        if min(len(pool), len(real)) >= 2 * BLOCKS:
+            blocks = kernel_distance_by_block(pool, real, num_blocks=BLOCKS, is_paired=is_paired, seed=config.seed)
+            half[kernel] = mean_half_width(float(blocks.std()), BLOCKS)
+        if min(len(pool), len(real)) > config.neighborhood:
+            balls = precision_recall(pool, real, neighborhood=config.neighborhood)
+            found |= balls
+            for name, count in (("precision", len(pool)), ("recall", len(real))):
+                half[name] = NORMAL_95 * math.sqrt(balls[name] * (1 - balls[name]) / count)
+    if "logits" in features:
+        from torch_fidelity.metric_isc import isc_features_to_metric
+
+        splits = min(config.splits, len(pool))
+        score = isc_features_to_metric(features["logits"], splits, True, config.seed)
+        name = score_name(extractor.distance)
+        found |= {name: score["inception_score_mean"], f"{name}_std": score["inception_score_std"]}
+        if splits > 1:
+            # torch-fidelity's deviation has the number of splits in its denominator.
+            half[name] = mean_half_width(score["inception_score_std"] * math.sqrt(splits / (splits - 1)), splits)
+    return Distances({name: float(value) for name, value in found.items()}, half, warnings)
+
+
+def mean_half_width(std: float, count: int) -> float:
+    """Return half of the 95 % interval of a mean of `count` independent values of deviation `std`, by Student's distribution."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, count - 1) * std / math.sqrt(count))
+
+
+def bias_curve(pool: Tensor, reference: Reference, config: DistanceConfig) -> list[dict[str, Any]]:
+    """Return the Fréchet distance of an eighth, a quarter, a half and all of the set: what is left of it with more samples."""
+    counts = [count for count in (len(pool) // 8, len(pool) // 4, len(pool) // 2, len(pool)) if count >= 10]
+    curve = frechet_by_count(pool, reference.pool, counts=counts, seed=config.seed)
+    return [{"count": count, "distance": value} for count, value in curve]
+
+
+def extrapolated(curve: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the distance that a straight line in 1 / count gives for infinitely many samples; None for fewer than two counts."""
+    if len(curve) < 2:
+        return None
+    _, intercept = np.polyfit([1 / point["count"] for point in curve], [point["distance"] for point in curve], 1)
+    return float(intercept)

@@ -1,0 +1,99 @@
+"""Quality against number of levels: reconstructions from every prefix, and generations that stop early."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from hiergen.data.images.pixels import to_uint8
+from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
+from hiergen.metrics.pixel import psnr
+from hiergen.pipelines.encoding import decode_batches, encode_batches
+from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.seeding import SampleRng
+from hiergen.tokenizers.base import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixScore:
+    """What the first levels are worth.
+
+    Attributes:
+        levels: Levels that were decoded or generated.
+        tokens: Their tokens.
+        frechet_distance: On the extractor that was given: of reconstructions to the images themselves (rFID where it is
+            InceptionV3's), or of generated images to the reference (gFID).
+        psnr_db: Mean over images; of reconstructions only.
+        seconds: For all images, generation and decoding; of generations only.
+    """
+
+    levels: int
+    tokens: int
+    frechet_distance: float
+    psnr_db: float | None = None
+    seconds: float | None = None
+
+
+def score_reconstructions(
+    tokenizer: Tokenizer, images: Float[Tensor, "n 3 h w"], extractor: FeatureExtractor, *, batch_size: int = 64
+) -> list[PrefixScore]:
+    """Return how well images in [-1, 1] are rebuilt from every prefix of levels that the tokenizer decodes.
+
+    Images are encoded once, and one prefix is held in memory at a time.
+    """
+    pyramid, real = encode_batches(tokenizer, images, batch_size=batch_size), to_uint8(images)
+    scores = []
+    for levels in tokenizer.decodable_levels:
+        prefix = pyramid.prefix(levels)
+        rebuilt = decode_batches(tokenizer, prefix, batch_size=batch_size)
+        distance = compare_image_sets(to_uint8(rebuilt), real, extractor)["frechet_distance"]
+        scores.append(PrefixScore(levels, prefix.num_tokens, distance, psnr_db=float(psnr(rebuilt, images).mean())))
+    return scores
+
+
+def score_generations(
+    pipeline: ClassToImagePipeline,
+    labels: Int64[Tensor, " n"],
+    reference: UInt8[Tensor, "m 3 h w"],
+    extractor: FeatureExtractor,
+    *,
+    seed: int = 0,
+    batch_size: int = 50,
+    **settings: Any,
+) -> list[PrefixScore]:
+    """Return how close generations that stop after 1, 2, ... levels come to the reference, and how long they take.
+
+    Every run draws from the same seed, so that a longer one continues a shorter one.
+
+    Args:
+        pipeline: Of a generator whose settings have `num_levels`.
+        labels: One an image.
+        reference: Real images.
+        extractor: Where the distance is measured.
+        seed: Of the draws.
+        batch_size: Images a pass; only the time depends on it.
+        settings: Of the generator.
+
+    Raises:
+        TypeError: If the generator cannot stop early, or a setting is unknown.
+    """
+    scores = []
+    for levels in pipeline.tokenizer.decodable_levels:
+        pipeline.generator.make_settings(num_levels=levels, **settings)
+        started, parts = time.perf_counter(), []
+        for start in range(0, len(labels), batch_size):
+            part = labels[start : start + batch_size].tolist()
+            rng = SampleRng.of(range(start, start + len(part)), seed, "prefix")
+            images = pipeline(part, generator=rng, output_type="pt", num_levels=levels, **settings).images
+            assert isinstance(images, Tensor)
+            parts.append(to_uint8(images.cpu()))
+        seconds = time.perf_counter() - started
+        tokens = sum(spec.num_tokens for spec in pipeline.tokenizer.specs[:levels])
+        distance = compare_image_sets(torch.cat(parts), reference, extractor)["frechet_distance"]
+        scores.append(PrefixScore(levels, tokens, distance, seconds=seconds))
+    return scores

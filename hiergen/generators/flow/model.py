@@ -1,0 +1,375 @@
+"""A transformer that carries noise to continuous tokens along a learned velocity field: LightningDiT, and SiT with its flags off.
+
+Levels are maps, or videos of latents.
+
+Letters: `b` batch, `n` tokens of all levels (latents), `m` tokens inside the network (patches of latents), `c` channels of a latent,
+`d` channels inside, `h w` a latent map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hiergen.config import to_json
+from hiergen.generators.base import Generator, StepCallback, check_labels
+from hiergen.generators.flow.latent_patches import LatentPatches
+from hiergen.generators.flow.sampling import (
+    FlowSettings,
+    TimeDistribution,
+    VelocityFn,
+    draw_times,
+    guide,
+    integrate,
+    integrate_sde,
+    interpolate,
+    velocity_losses,
+)
+from hiergen.generators.flow.sparse_attention import PlanListener, SparseAttention
+from hiergen.kernels.attention import attention as dense_attention
+from hiergen.kernels.pyramid_attention import PSAConfig
+from hiergen.nn.blocks.adaptive import FeedForwardKind, ModulatedBlock, NormKind, make_norm, modulate, pairwise_table
+from hiergen.nn.checkpointing import CheckpointedModule
+from hiergen.nn.constants import Table
+from hiergen.nn.latent_statistics import LatentStandardizer
+from hiergen.nn.pyramid_positions import axial_rotary_table, common_frame_positions, sincos_embedding
+from hiergen.nn.time_embedding import TimeEmbedding
+from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
+from hiergen.seeding import Rng, draw_normal
+
+
+class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
+    """A class-conditional flow over the continuous tokens of one tokenizer.
+
+    The defaults are LightningDiT-XL/1 without its latent size. `norm="layer", ffn="gelu", use_rotary=False` is SiT
+    (`has_double_output=True` in its published form). Several levels form one sequence on a common frame, and grids may have frames
+    before rows and columns; both are ours, the papers have one level of images.
+
+    Args:
+        level_specs: The tokenizer's levels as JSON (`specs_to_json`): continuous, on grids of two or three axes, equal channels.
+        num_classes: Labels are 0 to num_classes - 1; one more row of the table stands for "no label".
+        dim: Channels inside.
+        depth: Blocks.
+        num_heads: Attention heads.
+        patch_size: Side of the square of latents that makes one token inside.
+        mlp_ratio: Hidden channels of the feed-forward layers over `dim` ("swiglu" takes two thirds of it).
+        norm: "rms", or "layer" without parameters.
+        ffn: "swiglu" or "gelu".
+        use_rotary: Rotate queries and keys by their position, besides the position that is added at the start.
+        use_shift: Whether the modulation of a block shifts besides scaling. Off in no released model.
+        use_qk_norm: Normalize queries and keys. On in no released model.
+        has_double_output: The last layer gives twice the channels and the second half is dropped.
+        label_dropout: Chance that a label is replaced by "no label" in training.
+        latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`); None for 0.
+        latent_std: Their deviation; None for 1.
+        latent_multiplier: Standardized tokens are multiplied by it.
+        time_distribution: Training times: "logit_normal" or "uniform".
+        time_shift: s in t' = s t / (1 + (s - 1) t) of the training times; below 1 more of them are near the noise. The more numbers
+            a sample has and the more alike they are, the nearer to the noise is decided what it shows (arXiv:2403.03206, section 5.3.2).
+        cosine_weight: Weight of the direction loss beside the squared error; 0 leaves it out.
+        attention: Settings of pyramid sparse attention (`PSAConfig` as JSON) in training and sampling; None for dense attention.
+            `set_attention` changes it. For models of one level.
+
+    Raises:
+        ValueError: If the levels or sizes do not fit together.
+
+    Source:
+        LightningDiT, arXiv:2501.01423; SiT, arXiv:2401.08740; for `attention`, PSA, arXiv:2512.04025.
+    """
+
+    settings_class = FlowSettings
+    _supports_gradient_checkpointing = True
+    # Lists, not tuples: diffusers tests for that type.
+    _no_split_modules = ["ModulatedBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _keep_in_fp32_modules = ["position_table", "rotary"]  # type: ignore[assignment]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        level_specs: Sequence[dict[str, Any]],
+        num_classes: int = 1000,
+        dim: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        patch_size: int = 1,
+        mlp_ratio: float = 4.0,
+        norm: NormKind = "rms",
+        ffn: FeedForwardKind = "swiglu",
+        use_rotary: bool = True,
+        use_shift: bool = True,
+        use_qk_norm: bool = False,
+        has_double_output: bool = False,
+        label_dropout: float = 0.1,
+        latent_mean: Sequence[float] | None = None,
+        latent_std: Sequence[float] | None = None,
+        latent_multiplier: float = 1.0,
+        time_distribution: TimeDistribution = "logit_normal",
+        time_shift: float = 1.0,
+        cosine_weight: float = 1.0,
+        attention: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._specs = specs_from_json(level_specs)
+        self._patches = LatentPatches(self._specs, patch_size)
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads is {num_heads}, expected a divisor of dim {dim}")
+        if time_distribution not in get_args(TimeDistribution):
+            raise ValueError(
+                f"time_distribution is {time_distribution!r}, expected one of {get_args(TimeDistribution)}"
+            )
+        if not time_shift > 0:
+            raise ValueError(f"time_shift is {time_shift}, expected above 0")
+        channels = self._specs[-1].dim
+        self._compiled: Callable[..., Tensor] | None = None
+        self.standardize = LatentStandardizer(channels, latent_mean, latent_std, multiplier=latent_multiplier)
+        positions = common_frame_positions(self._patches.grids)
+        self.position_table = Table(sincos_embedding(positions, dim))
+        self.rotary: Table | None = None
+        if use_rotary:
+            self.rotary = Table(pairwise_table(axial_rotary_table(positions, dim // num_heads)))
+        self._sparse = self._make_sparse(attention, None)
+        self._build()
+        self._init_weights()
+
+    def _build(self) -> None:
+        config, dim = self.config, self.config["dim"]
+        self.patch_embed = nn.Linear(self._patches.dim, dim)
+        self.time_embed = TimeEmbedding(dim)
+        self.label_embed = nn.Embedding(config["num_classes"] + 1, dim)
+        self.blocks = nn.ModuleList(
+            ModulatedBlock(
+                dim,
+                config["num_heads"],
+                mlp_ratio=config["mlp_ratio"],
+                norm=config["norm"],
+                ffn=config["ffn"],
+                use_shift=config["use_shift"],
+                use_qk_norm=config["use_qk_norm"],
+            )
+            for _ in range(config["depth"])
+        )
+        self.final_norm = make_norm(config["norm"], dim)
+        self.final_modulation = nn.Linear(dim, 2 * dim)
+        self.final_linear = nn.Linear(dim, self._patches.dim * (2 if config["has_double_output"] else 1))
+
+    def set_attention(
+        self, attention: PSAConfig | Mapping[str, Any] | None, *, on_plan: PlanListener | None = None
+    ) -> None:
+        """Take pyramid sparse attention with other settings, or dense attention (None), from now on; the weights stay.
+
+        Args:
+            attention: `PSAConfig`, or its JSON form. What is saved with the model.
+            on_plan: Told of every plan, e.g. to note densities.
+
+        Raises:
+            ValueError: If the model has several levels, or the settings are unknown.
+        """
+        self._sparse = self._make_sparse(attention, on_plan)
+        self.register_to_config(attention=None if self._sparse is None else to_json(self._sparse.config))
+
+    def _make_sparse(
+        self, attention: PSAConfig | Mapping[str, Any] | None, on_plan: PlanListener | None
+    ) -> SparseAttention | None:
+        if attention is None:
+            return None
+        if len(self._specs) > 1:
+            raise ValueError(f"attention is given for a model of {len(self._specs)} levels, expected one level")
+        return SparseAttention(attention, self._patches.grids[0], on_plan=on_plan)
+
+    @property
+    def specs(self) -> tuple[LevelSpec, ...]:
+        return self._specs
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no label"."""
+        return self.config["num_classes"]
+
+    def velocity(
+        self,
+        tokens: Float[Tensor, "b n c"],
+        time: Float[Tensor, " b"],
+        condition: Int[Tensor, " b"],
+        *,
+        is_dense: bool = False,
+    ) -> Float[Tensor, "b n c"]:
+        """Return the velocity of standardized tokens.
+
+        Args:
+            tokens: All levels, coarse to fine, row-major: x_t.
+            time: 0 (noise) to 1 (data), one a sample; not scaled by 1000.
+            condition: Labels, or `null_label`.
+            is_dense: Attend densely whatever `attention` is.
+        """
+        x = self.patch_embed(self._patches.fold(tokens.to(self.patch_embed.weight.dtype)))
+        x = x + self.position_table().to(x.dtype)
+        c = self.time_embed(time) + self.label_embed(condition)
+        rotary = self.rotary() if self.rotary is not None else None
+        sparse = None if is_dense else self._sparse
+        if sparse is not None:
+            x = sparse.order.apply(x)
+            rotary = None if rotary is None else sparse.order.apply(rotary)
+        for block in self.blocks:
+            x = self.run(block, x, c, rotary, dense_attention if sparse is None else sparse)
+        shift, scale = self.final_modulation(F.silu(c)).chunk(2, dim=-1)
+        x = self.final_linear(modulate(self.final_norm(x), shift, scale))
+        # The second half of a doubled output was meant for a learned variance; no sampler of these models reads it.
+        return self._patches.unfold(x if sparse is None else sparse.order.undo(x))
+
+    def forward(
+        self, sample: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], condition: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Return `velocity` of a map, for models of one level: the interface of the published models.
+
+        Raises:
+            ValueError: If the map is not the level's, or the model has several levels.
+        """
+        spec = self._specs[-1]
+        if len(self._specs) != 1 or tuple(sample.shape[1:]) != (spec.dim, *(spec.grid or ())):
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}, expected a batch of the only level of {self._specs}"
+            )
+        velocity = self.velocity(sample.flatten(2).transpose(1, 2), time, condition)
+        return velocity.transpose(1, 2).unflatten(2, sample.shape[2:])
+
+    def loss(
+        self, pyramid: TokenPyramid, condition: Int[Tensor, " b"], *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Return "loss" = "mse" + cosine_weight * "cosine" at one random time a sample.
+
+        Random draws, in this order: b normal numbers for the times, (b, c, n) normal numbers for the noise, and in train mode, where
+        label_dropout is above 0, b uniform numbers that decide which labels are dropped.
+
+        Args:
+            pyramid: Tokens as the tokenizer gives them; they are standardized here.
+            condition: Labels.
+            rng: Source of all draws; None for the global one.
+
+        Raises:
+            ValueError: If the pyramid is another tokenizer's.
+        """
+        self.check_tokenizer(pyramid.specs)
+        data = self.standardize(pyramid.concat())
+        time = draw_times(
+            data.shape[0],
+            self.config["time_distribution"],
+            device=data.device,
+            shift=self.config["time_shift"],
+            rng=rng,
+        )
+        x_t, target = interpolate(data, self._noise(data.shape[0], data.device, rng).to(data.dtype), time)
+        if self.training and self.config["label_dropout"] > 0:
+            device = rng.device if rng is not None else data.device
+            drop = torch.rand(len(time), generator=rng, device=device).to(data.device) < self.config["label_dropout"]
+            condition = condition.masked_fill(drop, self.null_label)
+        mse, cosine = velocity_losses(self.velocity(x_t, time, condition), target)
+        return {"loss": mse + self.config["cosine_weight"] * cosine, "mse": mse, "cosine": cosine}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Int[Tensor, " b"],
+        settings: FlowSettings | None = None,
+        *,
+        rng: Rng | None = None,
+        callback: StepCallback | None = None,
+    ) -> TokenPyramid:
+        """Return one pyramid a label, in the tokenizer's own (not standardized) units.
+
+        The only random draw is the noise, (b, c, n) normal numbers, and with solver "sde" as many for each step but the last. The
+        state is kept in at least float32, whatever the weights. With sparse attention the first `warmup_steps` of its settings are
+        dense.
+
+        Args:
+            condition: Labels, 0 to num_classes - 1.
+            settings: Solver, steps and guidance; None for the defaults.
+            rng: Source of the noise; None for the global one.
+            callback: Called after each step. Levels are complete only after the last one, when it gets the pyramid.
+
+        Raises:
+            ValueError: If a label is out of range.
+            TypeError: If labels are not int64.
+        """
+        settings = settings or FlowSettings()
+        check_labels(condition, self.config["num_classes"])
+        noise = self._noise(condition.shape[0], self.device, rng)
+
+        def report(step: int) -> None:
+            if callback is not None and step < settings.num_steps - 1:
+                callback(step, None)
+
+        velocity = self._guided_velocity(condition.to(self.device), settings)
+        state = noise.double() if self.dtype == torch.float64 else noise
+        if settings.solver == "sde":
+            state = integrate_sde(
+                velocity,
+                state,
+                settings.times(),
+                draw=lambda: self._noise(state.shape[0], self.device, rng).to(state.dtype),
+                after_step=report,
+            )
+        else:
+            state = integrate(velocity, state, settings.times(), solver=settings.solver, after_step=report)
+        pyramid = TokenPyramid.split(self.standardize.inverse(state), self._specs)
+        if callback is not None:
+            callback(settings.num_steps - 1, pyramid)
+        return pyramid
+
+    def compile_sampling(self, **options: Any) -> FlowTransformer:
+        """Compile the velocity that `generate` calls at every step, in place, one graph a batch size; return the model.
+
+        Training is left as it is.
+
+        Args:
+            options: Of `torch.compile`. `mode="reduce-overhead"` records CUDA graphs.
+        """
+        self._compiled = torch.compile(self.velocity, fullgraph=True, dynamic=False, **options)
+        return self
+
+    def _guided_velocity(self, condition: Tensor, settings: FlowSettings) -> VelocityFn:
+        warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
+        dense_until = settings.times()[min(warmup, settings.num_steps)]
+        both = torch.cat((condition, torch.full_like(condition, self.null_label)))
+        compute = self._compiled or self.velocity
+
+        def velocity(state: Tensor, time: float) -> Tensor:
+            is_guided = settings.is_guided_at(time)
+            labels = both if is_guided else condition
+            batch = torch.cat((state, state)) if is_guided else state
+            moments = torch.full((labels.shape[0],), time, device=state.device, dtype=state.dtype)
+            # Where CUDA graphs are in use, the next call writes over this one's result.
+            torch.compiler.cudagraph_mark_step_begin()
+            slope = compute(batch, moments, labels, is_dense=time < dense_until)
+            slope = slope.to(state.dtype, copy=self._compiled is not None)
+            if not is_guided:
+                return slope
+            conditional, null = slope.chunk(2)
+            return guide(conditional, null, settings)
+
+        return velocity
+
+    def _noise(self, batch: int, device: torch.device, rng: Rng | None) -> Tensor:
+        shape = (batch, self._specs[-1].dim, sum(spec.num_tokens for spec in self._specs))
+        # Drawn channel by channel: for one level these are the numbers that a (b, c, h, w) draw gives.
+        return draw_normal(shape, rng=rng, device=device).transpose(1, 2)
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for weight in (self.label_embed.weight, self.time_embed.linear1.weight, self.time_embed.linear2.weight):
+            nn.init.normal_(weight, std=0.02)
+        # Every block starts as the identity and the velocity as zero.
+        modulations = [module.modulation for module in self.modules() if isinstance(module, ModulatedBlock)]
+        for linear in (*modulations, self.final_modulation, self.final_linear):
+            nn.init.zeros_(linear.weight)

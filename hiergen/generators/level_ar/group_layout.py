@@ -1,0 +1,114 @@
+"""Which tokens an autoregressive generator predicts together, and what it reads at the positions that predict them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+from hiergen.nn.level_masks import BlockCausalMask
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Consecutive input positions of one kind.
+
+    Attributes:
+        kind: "condition" (one position), "token" (embeddings of ids) or "special" (learned embeddings).
+        start: First id of the sequence or row of the table that is read.
+        end: One past the last.
+    """
+
+    kind: Literal["condition", "token", "special"]
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One group: the input positions start:end predict the tokens start:end, seeing all positions before `end`."""
+
+    start: int
+    end: int
+    segments: tuple[Segment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupLayout:
+    """All steps of a sequence, in order. Input position p predicts token p; the first input is the condition."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.steps[-1].end
+
+    @property
+    def num_special_tokens(self) -> int:
+        """Rows of the special embeddings that are read."""
+        return max((part.end for step in self.steps for part in step.segments if part.kind == "special"), default=0)
+
+    @functools.cached_property
+    def mask(self) -> BlockCausalMask:
+        return BlockCausalMask(tuple(step.end - step.start for step in self.steps))
+
+    @functools.cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments of all steps, neighbors of one kind joined."""
+        joined: list[Segment] = []
+        for part in (part for step in self.steps for part in step.segments):
+            if joined and joined[-1].kind == part.kind and joined[-1].end == part.start:
+                joined[-1] = dataclasses.replace(joined[-1], end=part.end)
+            else:
+                joined.append(part)
+        return tuple(joined)
+
+    def prefix(self, num_steps: int) -> GroupLayout:
+        """Return the layout of the first steps."""
+        return GroupLayout(self.steps[:num_steps])
+
+
+def token_layout(num_tokens: int) -> GroupLayout:
+    """Return the layout of ordinary autoregression: every token is a group of its own, read one position later."""
+    return GroupLayout(tuple(_single(position) for position in range(num_tokens)))
+
+
+def level_layout(num_tokens: int, num_ar_tokens: int) -> GroupLayout:
+    """Return HAR's layout: the first tokens one by one, then groups that double the sequence.
+
+    A group that predicts the tokens n to 2n - 1 reads the tokens of the group before it, then learned special embeddings, n
+    inputs in all. The special embeddings are numbered through.
+
+    Args:
+        num_tokens: Length of the sequence, `num_ar_tokens` times a power of two.
+        num_ar_tokens: Tokens that are predicted one by one.
+
+    Raises:
+        ValueError: If the sequence cannot be reached by doubling.
+
+    Source:
+        ResTok, arXiv:2601.03955, hierarchical autoregressive generation; there four tokens one by one, 128 in all. Unlike the
+        official sampler this also holds for `num_ar_tokens=1`.
+    """
+    doublings = num_tokens // num_ar_tokens if num_ar_tokens > 0 else 0
+    if doublings < 1 or num_ar_tokens * doublings != num_tokens or doublings & (doublings - 1):
+        raise ValueError(
+            f"the levels hold {num_tokens} tokens, expected num_ar_tokens ({num_ar_tokens}, at least 1) times a power of two"
+        )
+    steps = [_single(position) for position in range(num_ar_tokens)]
+    start, special = num_ar_tokens, 0
+    while start < num_tokens:
+        # The first doubling follows single tokens, so the group before it is one token.
+        previous = 1 if start == num_ar_tokens else start // 2
+        count = start - previous
+        segments = [Segment("token", start - previous, start)]
+        if count:
+            segments.append(Segment("special", special, special + count))
+        steps.append(Step(start, 2 * start, tuple(segments)))
+        start, special = 2 * start, special + count
+    return GroupLayout(tuple(steps))
+
+
+def _single(position: int) -> Step:
+    part = Segment("condition", 0, 1) if position == 0 else Segment("token", position - 1, position)
+    return Step(position, position + 1, (part,))

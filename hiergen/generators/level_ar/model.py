@@ -1,0 +1,358 @@
+"""HAR: a class-conditional transformer that predicts the levels of discrete tokens one after another.
+
+Letters: `b` batch, `n` tokens, `d` channels, `v` vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hiergen.generators.base import Generator, StepCallback, check_labels
+from hiergen.generators.guidance import GuidanceSettings, guide
+from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, level_layout, token_layout
+from hiergen.generators.sampling import DrawSettings, draw_ids
+from hiergen.nn.blocks.llama import LlamaBlock, RMSNorm, swiglu_dim
+from hiergen.nn.cache import KVCache
+from hiergen.nn.constants import Constants
+from hiergen.nn.positions import rotary_table
+from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
+from hiergen.seeding import Rng
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LevelARSettings(GuidanceSettings, DrawSettings):
+    """How `LevelAR.generate` samples: guidance and drawing, and
+
+    Attributes:
+        guidance_interval: Steps whose first token lies behind this index follow the condition alone; -1 guides all.
+        num_levels: Stop after so many levels; None generates all. The levels equal those of a full run with the same seed.
+        use_cache: Keep keys and values of earlier tokens. False computes the whole sequence again at every step: the same
+            tokens, slower.
+    """
+
+    guidance_interval: int = -1
+    num_levels: int | None = None
+    use_cache: bool = True
+
+    @classmethod
+    def published(cls) -> LevelARSettings:
+        """Return the settings of the published ImageNet result (gFID 2.34 with HAR-L)."""
+        return cls(guidance_scale=3.75, guidance_schedule="step", window_start=0.25, top_p=0.95)
+
+
+class LevelAR(Generator):
+    """Autoregression over groups of tokens: HAR's levels (`layout="level"`) or single tokens (`layout="token"`).
+
+    The input sequence is as long as the token sequence, and input position p predicts token p. Position 0 holds the class; the
+    others hold tokens of the group before, and learned special embeddings where a group is larger than the one before it. A
+    position sees its own group and all earlier ones.
+
+    Args:
+        level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine; all discrete, of one vocabulary.
+        num_classes: Classes; the class embedding has one row more, for no class.
+        dim: Channels.
+        depth: Transformer blocks.
+        num_heads: Attention heads.
+        ffn_dim: Hidden size of the feed-forward layers; None is 8/3 of `dim`, rounded up to a multiple of 256.
+        layout: "level": the first `num_ar_tokens` tokens one by one, then a step for each doubling of the sequence, which for
+            levels of 1, 1, 2, 4, 8 ... tokens is a step a level. "token": one by one to the end.
+        num_ar_tokens: As above; the levels must hold this many tokens times a power of two. Not read with `layout="token"`.
+        num_special_tokens: Rows of the table of special embeddings. None is one less than the number of tokens, like the published
+            weights, of which only the first half is ever read; no table with `layout="token"`.
+        embedding_dropout: On the whole input sequence.
+        attention_dropout: After the output projection of attention.
+        ffn_dropout: After the feed-forward layers.
+        class_dropout: Probability that `loss` replaces a label by "no class".
+        rope_theta: Base of the rotary frequencies.
+
+    Raises:
+        ValueError: If levels, layout and sizes do not fit together.
+
+    Source:
+        ResTok, arXiv:2601.03955 (HAR); the transformer is LlamaGen's, arXiv:2406.06525.
+    """
+
+    settings_class = LevelARSettings
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["LlamaBlock"]  # type: ignore[assignment]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        level_specs: Sequence[dict[str, Any]],
+        num_classes: int = 1000,
+        dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        ffn_dim: int | None = None,
+        layout: str = "level",
+        num_ar_tokens: int = 4,
+        num_special_tokens: int | None = None,
+        embedding_dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        ffn_dropout: float = 0.1,
+        class_dropout: float = 0.1,
+        rope_theta: float = 10000.0,
+    ) -> None:
+        super().__init__()
+        self._specs = specs_from_json(level_specs)
+        self._layout = _build_layout(self._specs, layout, num_ar_tokens)
+        self._segments = self._layout.segments
+        if dim % (2 * num_heads):
+            raise ValueError(f"dim is {dim}, expected a multiple of 2 * num_heads = {2 * num_heads}")
+        num_special = self._count_special_rows(layout, num_special_tokens)
+        vocab_size = self._specs[0].vocab_size or 0
+        hidden = swiglu_dim(dim) if ffn_dim is None else ffn_dim
+        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.token_embedding = nn.Embedding(vocab_size, dim)
+        self.special_embedding = nn.Embedding(num_special, dim) if num_special else None
+        self.input_dropout = nn.Dropout(embedding_dropout)
+        self.blocks = nn.ModuleList(
+            LlamaBlock(dim, num_heads, hidden, attention_dropout=attention_dropout, ffn_dropout=ffn_dropout)
+            for _ in range(depth)
+        )
+        self.norm = RMSNorm(dim)
+        self.head = nn.Linear(dim, vocab_size, bias=False)
+        positions = torch.arange(self.num_tokens, device="cpu", dtype=torch.float64)[:, None]
+        rotary = rotary_table(positions, dim // num_heads, theta=rope_theta)
+        self._constants = Constants(rotary=rotary, mask=self._layout.mask.dense("cpu"))
+        self.gradient_checkpointing = False
+        self.apply(_init_weights)
+        nn.init.zeros_(self.head.weight)
+
+    @property
+    def specs(self) -> tuple[LevelSpec, ...]:
+        return self._specs
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all levels."""
+        return self._layout.num_tokens
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that a full generation takes: 9 for 128 tokens of which 4 come one by one."""
+        return len(self._layout.steps)
+
+    def forward(self, ids: Int[Tensor, "b n"], condition: Tensor) -> Float[Tensor, "b n v"]:
+        """Return the logits of every token, each from the groups before its own.
+
+        Args:
+            ids: All tokens, int64, coarse to fine. Those of the last group are not read.
+            condition: Class labels `(b,)`, int64; `num_classes` stands for no class.
+
+        Raises:
+            ValueError: If the sequence has another length than the levels, or labels and ids differ in number.
+        """
+        if ids.shape[1] != self.num_tokens:
+            raise ValueError(
+                f"ids holds {ids.shape[1]} tokens a sample, this generator's levels hold {self.num_tokens}"
+            )
+        if condition.shape != ids.shape[:1]:
+            raise ValueError(f"condition has shape {tuple(condition.shape)}, expected ({ids.shape[0]},), one a sample")
+        x = self.input_dropout(self._embed(ids, condition, self._segments))
+        return self.head(self.norm(self._run_blocks(x, self.num_tokens)))
+
+    def loss(
+        self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Return the mean cross-entropy of all tokens, in nats, and the share that is predicted exactly.
+
+        Args:
+            pyramid: All levels.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
+            rng: Draws which labels are dropped, in train mode. Module dropout follows PyTorch's global generator.
+
+        Raises:
+            ValueError: If the pyramid is of another tokenizer or lacks levels.
+        """
+        if pyramid.specs != self._specs:
+            raise ValueError(f"the pyramid's levels are {pyramid.specs}, this generator was trained for {self._specs}")
+        ids = pyramid.concat()
+        if self.training and self.config["class_dropout"] > 0:
+            condition = self._drop_labels(condition, rng)
+        logits = self(ids, condition)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        accuracy = (logits.detach().argmax(dim=-1) == ids).float().mean()
+        return {"loss": loss, "accuracy": accuracy}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Tensor,
+        settings: LevelARSettings | None = None,
+        *,
+        rng: Rng | None = None,
+        callback: StepCallback | None = None,
+    ) -> TokenPyramid:
+        """Return one pyramid of ids a label, generated coarse to fine with dropout off.
+
+        Args:
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
+            settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
+            rng: Draws the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
+            callback: Called after each step with its index and the levels that are complete.
+
+        Raises:
+            ValueError: If a label or `settings.num_levels` is out of range.
+        """
+        settings = LevelARSettings() if settings is None else settings
+        check_labels(condition, self.config["num_classes"])
+        num_levels = len(self._specs) if settings.num_levels is None else settings.num_levels
+        if not 1 <= num_levels <= len(self._specs):
+            raise ValueError(f"num_levels is {num_levels}, expected 1 to {len(self._specs)}")
+        wanted = sum(spec.num_tokens for spec in self._specs[:num_levels])
+        layout = self._layout.prefix(sum(step.start < wanted for step in self._layout.steps))
+        with _evaluating(self):
+            ids = self._sample(condition, layout, settings, rng, callback)
+        return TokenPyramid.split(ids, self._specs)
+
+    def _sample(
+        self,
+        condition: Tensor,
+        layout: GroupLayout,
+        settings: LevelARSettings,
+        rng: Rng | None,
+        callback: StepCallback | None,
+    ) -> Tensor:
+        batch = condition.shape[0]
+        # The schedule is that of all levels, so that stopping early changes nothing in the levels that are generated.
+        scales = settings.scales(self.num_steps)
+        last_guided = _last_guided_step(layout, settings)
+        if last_guided >= 0:
+            condition = torch.cat((condition, torch.full_like(condition, self.config["num_classes"])))
+        ids = condition.new_empty(batch, layout.num_tokens)
+        cache = KVCache(len(self.blocks), layout.num_tokens) if settings.use_cache else None
+        for index, step in enumerate(layout.steps):
+            if index == last_guided + 1 and index > 0:
+                # From here on the half without a class is of no use to anyone.
+                condition = condition[:batch]
+                if cache is not None:
+                    cache.keep_first(batch)
+            logits = self._predict(ids, condition, layout, index, cache)
+            if index <= last_guided:
+                logits = guide(logits.float(), scales[index])
+            ids[:, step.start : step.end] = draw_ids(logits, settings, rng=rng)
+            if callback is not None:
+                callback(index, self._complete_levels(ids, step.end))
+        return ids
+
+    def _predict(
+        self, ids: Tensor, condition: Tensor, layout: GroupLayout, index: int, cache: KVCache | None
+    ) -> Tensor:
+        """Return the logits of the tokens of one step, from the ids of the steps before it."""
+        step = layout.steps[index]
+        if cache is None:
+            x = self._embed(ids, condition, layout.prefix(index + 1).segments)
+            x = self._run_blocks(x, step.end)[:, step.start :]
+        else:
+            x = self._embed(ids, condition, step.segments)
+            rotary = self._constants.on(x.device)["rotary"][:, step.start : step.end]
+            for block, layer in zip(self.blocks, cache.layers, strict=True):
+                x = block(x, rotary, cache=layer)
+        return self.head(self.norm(x))
+
+    def _embed(self, ids: Tensor, condition: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """Return the input embeddings of some segments. `condition` may stack labels for several passes over one `ids`."""
+        rows = condition.shape[0]
+        spans = [(part.start, part.end) for part in segments if part.kind == "token"]
+        offset = spans[0][0] if spans else 0
+        if spans:
+            read = ids[:, offset : spans[-1][1]]
+            tokens = self.token_embedding(read if rows == ids.shape[0] else read.repeat(rows // ids.shape[0], 1))
+        pieces = []
+        for part in segments:
+            if part.kind == "condition":
+                pieces.append(self.class_embedding(condition)[:, None])
+            elif part.kind == "token":
+                pieces.append(tokens[:, part.start - offset : part.end - offset])
+            elif self.special_embedding is not None:
+                pieces.append(self.special_embedding.weight[part.start : part.end].expand(rows, -1, -1))
+        return torch.cat(pieces, dim=1)
+
+    def _run_blocks(self, x: Tensor, num_tokens: int) -> Tensor:
+        """Return the first `num_tokens` positions after all blocks, computed together."""
+        constants = self._constants.on(x.device)
+        rotary, mask = constants["rotary"][:, :num_tokens], constants["mask"][:num_tokens, :num_tokens]
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(functools.partial(block, mask=mask), x, rotary)
+            else:
+                x = block(x, rotary, mask=mask)
+        return x
+
+    def _drop_labels(self, condition: Tensor, rng: torch.Generator | None) -> Tensor:
+        device = condition.device if rng is None else rng.device
+        chance = torch.rand(condition.shape, generator=rng, device=device).to(condition.device)
+        return condition.masked_fill(chance < self.config["class_dropout"], self.config["num_classes"])
+
+    def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
+        length = 0
+        for spec in self._specs:
+            if length + spec.num_tokens > num_tokens:
+                break
+            length += spec.num_tokens
+        return TokenPyramid.split(ids[:, :length], self._specs) if length else None
+
+    def _count_special_rows(self, layout: str, wanted: int | None) -> int:
+        needed = self._layout.num_special_tokens
+        if wanted is None:
+            return self.num_tokens - 1 if layout == "level" else 0
+        if wanted < needed:
+            raise ValueError(f"num_special_tokens is {wanted}, the layout reads {needed}")
+        return wanted
+
+
+def _build_layout(specs: tuple[LevelSpec, ...], layout: str, num_ar_tokens: int) -> GroupLayout:
+    vocabularies = {spec.vocab_size for spec in specs}
+    if len(vocabularies) != 1 or None in vocabularies:
+        found = [spec.vocab_size for spec in specs]
+        raise ValueError(f"level_specs have the vocabularies {found}, expected discrete levels of one vocabulary")
+    num_tokens = sum(spec.num_tokens for spec in specs)
+    if layout == "token":
+        return token_layout(num_tokens)
+    if layout != "level":
+        raise ValueError(f"layout is {layout!r}, expected 'level' or 'token'")
+    built = level_layout(num_tokens, num_ar_tokens)
+    step_ends, end = {step.end for step in built.steps}, 0
+    for index, spec in enumerate(specs):
+        end += spec.num_tokens
+        if end not in step_ends:
+            raise ValueError(f"level {index} ends after {end} tokens, inside a step; steps end at {sorted(step_ends)}")
+    return built
+
+
+def _last_guided_step(layout: GroupLayout, settings: LevelARSettings) -> int:
+    if not settings.is_guided:
+        return -1
+    if settings.guidance_interval < 0:
+        return len(layout.steps) - 1
+    return sum(step.start <= settings.guidance_interval for step in layout.steps) - 1
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    if not model.training:
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)

@@ -1,0 +1,54 @@
+"""Presets of `LevelAR`: HAR and its token-by-token twin in LlamaGen's sizes, for ResTok's levels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hiergen.pyramid import LevelSpec, specs_to_json
+from hiergen.registry import Preset
+
+#: Depth, heads and channels of each size.
+SIZES = {"b": (12, 12, 768), "l": (24, 16, 1024), "xl": (36, 20, 1280), "xxl": (48, 24, 1536), "xxxl": (48, 40, 2560)}
+
+
+def doubling_specs(num_tokens: int, *, dim: int, vocab_size: int) -> tuple[LevelSpec, ...]:
+    """Return ResTok's levels of 1, 1, 2, 4 ... `num_tokens / 2` tokens.
+
+    Raises:
+        ValueError: If `num_tokens` is not a power of two.
+    """
+    if num_tokens < 1 or num_tokens & (num_tokens - 1):
+        raise ValueError(f"num_tokens is {num_tokens}, expected a power of two")
+    sizes = [1, *(2**level for level in range(num_tokens.bit_length() - 1))]
+    return tuple(LevelSpec(num_tokens=size, dim=dim, vocab_size=vocab_size) for size in sizes)
+
+
+def _config(size: str, layout: str) -> dict[str, Any]:
+    depth, num_heads, dim = SIZES[size]
+    specs = specs_to_json(doubling_specs(128, dim=8, vocab_size=8192))
+    return {"level_specs": specs, "dim": dim, "depth": depth, "num_heads": num_heads, "layout": layout}
+
+
+_TINY = {
+    "level_specs": specs_to_json(doubling_specs(16, dim=8, vocab_size=512)),
+    "num_classes": 10,
+    "dim": 160,
+    "depth": 4,
+    "num_heads": 5,
+}
+
+PRESETS: dict[str, Preset] = {
+    "har-tiny": Preset("LevelAR", _TINY, "10 classes, 16 tokens: trains on a CPU in minutes"),
+    **{
+        f"har-{size}": Preset(
+            "LevelAR", _config(size, "level"), f"ResTok, arXiv:2601.03955, GPT-{size.upper()} with HAR"
+        )
+        for size in SIZES
+    },
+    **{
+        f"ar-{size}": Preset(
+            "LevelAR", _config(size, "token"), f"ResTok, arXiv:2601.03955, GPT-{size.upper()} token by token"
+        )
+        for size in SIZES
+    },
+}

@@ -1,0 +1,311 @@
+"""The cascade of MAR-3D: a coarse stage of few tokens, then a fine stage that sees the coarse tokens through noise.
+
+Letters: `b` batch, `n` tokens of the coarse level, `c` its channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from hiergen.generators.base import Generator, StepCallback
+from hiergen.generators.masked.diffusion_chain import HeadSpacing
+from hiergen.generators.masked.model import MaskedAR
+from hiergen.generators.masked.orders import MaskedARSettings
+from hiergen.generators.masked.prefix import Condition
+from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json, specs_to_json
+from hiergen.seeding import Rng
+
+StageChoice = Literal["both", "low", "high"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedCascadeSettings(MaskedARSettings):
+    """How `MaskedCascade` generates: the settings of `MaskedARSettings` for both stages, and what only the fine one has.
+
+    Attributes:
+        num_steps: Steps of both stages, or of the coarse and the fine one.
+        guidance_scale: Weight of the condition; 3 is what the released program validates with.
+        high_guidance_scale: That of the fine stage, which the paper does not state; None takes the same.
+        head_spacing: "leading", unlike the released program's "linspace": small cascades were useless with that (docs/log.md).
+        low_res_noise: Share of noise mixed into the coarse tokens for the fine stage.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    num_steps: int | tuple[int, ...] = 64
+    guidance_scale: float = 3.0
+    high_guidance_scale: float | None = None
+    head_spacing: HeadSpacing = "leading"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high_guidance_scale is not None and self.high_guidance_scale < 0:
+            raise ValueError(f"high_guidance_scale is {self.high_guidance_scale}, expected 0 or more")
+
+    def stage(self, index: int) -> MaskedARSettings:
+        """Return the settings of the coarse stage (0) or the fine one (1)."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(MaskedARSettings)}
+        values["num_steps"] = self.steps_of(index, 2)
+        if index == 1 and self.high_guidance_scale is not None:
+            values["guidance_scale"] = self.high_guidance_scale
+        return MaskedARSettings(**values)
+
+
+class MaskedCascade(Generator):
+    """Two `MaskedAR` stages of the same size, `low` and `high`, for the two resolutions of the pyramid VAE.
+
+    The fine stage has the coarse stage's tokens in its prefix, behind the condition, each projected and with a position of its own.
+    Noise is mixed into them, t noise + (1 - t) tokens: t uniform in `low_res_noise` while training, where they are the tokenizer's
+    tokens, and 0.5 while generating, where they come from the coarse stage. Guidance drops the condition and keeps the coarse tokens,
+    unless `drop_low_res`.
+
+    Args:
+        level_specs: The tokenizer's two levels (`specs_to_json`).
+        num_classes: Number of classes, or None.
+        num_buffer: Rows that a class fills.
+        feature_shapes: `[length, channels]` of every image encoder's features, or None.
+        embed_low_res_time: Whether the fine stage is told t.
+        drop_low_res: Whether dropping the condition drops the coarse tokens too.
+        low_res_noise: Range of t while training.
+        dim: Width of encoders and decoders.
+        depth: Blocks of each encoder and of each decoder.
+        num_heads: Attention heads.
+        norm_eps: Epsilon of the layer norms: 1e-5 as released, unlike MAR on images.
+        attention_dropout: Probability of dropping an attention weight; `dropout` that of dropping a channel.
+        head_dim: Width of the diffusion heads; `head_depth` their residual blocks.
+        diffusion_batch_mul: Copies of every token in a training step.
+        condition_drop: Probability of losing the condition in training.
+        latent_mean: Mean of each channel of each level; None for 0. The release does not standardize.
+        latent_std: Their deviation; None for 1.
+        latent_multiplier: Standardized tokens of both levels are multiplied by it.
+
+    Raises:
+        ValueError: If there are not two levels, or an argument of a stage is out of range.
+
+    Source:
+        MAR-3D, arXiv:2503.20519. Only its coarse stage was released; where the paper is silent (place of the coarse tokens, what
+        guidance drops, t embedding) the choices are ours.
+    """
+
+    settings_class = MaskedCascadeSettings
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["MARBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _keep_in_fp32_modules = ["head"]  # type: ignore[assignment]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        level_specs: Sequence[dict[str, Any]],
+        num_classes: int | None = None,
+        num_buffer: int = 64,
+        feature_shapes: Sequence[Sequence[int]] | None = None,
+        embed_low_res_time: bool = True,
+        drop_low_res: bool = False,
+        low_res_noise: Sequence[float] = (0.4, 0.6),
+        dim: int = 1024,
+        depth: int = 16,
+        num_heads: int = 16,
+        norm_eps: float = 1e-5,
+        attention_dropout: float = 0.1,
+        dropout: float = 0.1,
+        head_dim: int = 1024,
+        head_depth: int = 6,
+        diffusion_batch_mul: int = 4,
+        condition_drop: float = 0.1,
+        latent_mean: Sequence[Sequence[float]] | None = None,
+        latent_std: Sequence[Sequence[float]] | None = None,
+        latent_multiplier: float = 1.0,
+    ) -> None:
+        super().__init__()
+        specs = specs_from_json(level_specs)
+        if len(specs) != 2:
+            raise ValueError(f"level_specs holds {len(specs)} levels, a cascade has 2")
+        for name, values in (("latent_mean", latent_mean), ("latent_std", latent_std)):
+            if values is not None and len(values) != 2:
+                raise ValueError(f"{name} holds {len(values)} lists, expected 2, one a level")
+        self._specs = specs
+        self.low = MaskedAR(**_stage_config(self.config, 0))
+        self.high = MaskedAR(**_stage_config(self.config, 1))
+
+    @classmethod
+    def from_low_stage(cls, low: MaskedAR, high_spec: LevelSpec, **overrides: Any) -> MaskedCascade:
+        """Return a cascade around a trained coarse stage, its fine stage initialized from it (`initialize_high`).
+
+        Args:
+            low: A stage of equal encoder and decoder, e.g. what `hiergen.convert.cascade.from_official` returns. Its weights are
+                copied.
+            high_spec: The fine level.
+            overrides: Entries of the cascade's config that `low` does not determine, e.g. `drop_low_res`.
+
+        Raises:
+            ValueError: If `low` has more levels than one, or its encoder and decoder differ in size.
+        """
+        config = dict(low.config)
+        if len(low.specs) != 1:
+            raise ValueError(f"the coarse stage has {len(low.specs)} levels, expected 1")
+        for name in _STAGE_NAMES.values():
+            encoder, decoder = config[f"encoder_{name}"], config[f"decoder_{name}"]
+            if encoder != decoder:
+                raise ValueError(
+                    f"the coarse stage has encoder_{name} {encoder} and decoder_{name} {decoder}, expected the same"
+                )
+        values = {name: config[name] for name in _SHARED}
+        values |= {name: config[f"encoder_{old}"] for name, old in _STAGE_NAMES.items()}
+        for name in ("latent_mean", "latent_std"):
+            if config[name] is not None and name not in overrides:
+                raise ValueError(f"the coarse stage has {name}: give {name} of both levels")
+        cascade = cls(level_specs=specs_to_json((low.specs[0], high_spec)), **{**values, **overrides})
+        cascade.low.load_state_dict(low.state_dict())
+        cascade.initialize_high()
+        return cascade
+
+    @property
+    def specs(self) -> tuple[LevelSpec, ...]:
+        return self._specs
+
+    @torch.no_grad()
+    def initialize_high(self) -> tuple[str, ...]:
+        """Start the fine stage from the coarse one: every tensor of equal shape, and the positions of the condition's rows.
+
+        Returns:
+            The names of the tensors that were copied in whole.
+        """
+        source, target = self.low.state_dict(), self.high.state_dict()
+        copied = tuple(name for name, value in source.items() if name in target and target[name].shape == value.shape)
+        for name in copied:
+            target[name].copy_(source[name])
+        rows = self.low.prefix.num_condition_rows
+        for name in ("transformer.encoder_positions", "transformer.decoder_positions"):
+            target[name][:, :rows].copy_(source[name][:, :rows])
+        return copied
+
+    def loss(
+        self,
+        pyramid: TokenPyramid,
+        condition: Condition,
+        *,
+        stages: StageChoice = "both",
+        rng: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Return "loss", the sum of the stages' losses, and each stage's terms as "low_mse", "high_vb" and so on.
+
+        The coarse stage draws from `rng` first, then the fine one, each as `MaskedAR.loss` does.
+
+        Args:
+            pyramid: Both levels.
+            condition: Class labels, or features.
+            stages: Train one stage alone, or both.
+
+        Raises:
+            ValueError: If the pyramid or the condition are not what the model was built for, or `stages` is unknown.
+        """
+        if stages not in ("both", "low", "high"):
+            raise ValueError(f"stages is {stages!r}, expected 'both', 'low' or 'high'")
+        if pyramid.specs != self.specs:
+            raise ValueError(f"the pyramid's levels are {pyramid.specs}, this generator was built for {self.specs}")
+        terms: dict[str, dict[str, Tensor]] = {}
+        if stages != "high":
+            terms["low"] = self.low.loss(pyramid.prefix(1), condition, rng=rng)
+        if stages != "low":
+            fine = TokenPyramid(pyramid.levels[1:], self.specs[1:])
+            coarse = self.low.standardize(pyramid.levels[0].to(self.device))
+            terms["high"] = self.high.loss(fine, condition, low_res=coarse, rng=rng)
+        named = {f"{stage}_{name}": value for stage, values in terms.items() for name, value in values.items()}
+        return {"loss": torch.stack([values["loss"] for values in terms.values()]).sum(), **named}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        settings: MaskedCascadeSettings | None = None,
+        *,
+        low: TokenPyramid | None = None,
+        rng: Rng | None = None,
+        callback: StepCallback | None = None,
+    ) -> TokenPyramid:
+        """Return both levels, one sample a row of the condition.
+
+        The coarse stage draws from `rng` first, then the fine one, each as `MaskedAR.generate` does.
+
+        Args:
+            condition: Class labels, or features.
+            settings: None takes `MaskedCascadeSettings()`.
+            low: The coarse level of an earlier call, which is then not generated again.
+            callback: Called after every step; the coarse level is complete after the coarse stage.
+
+        Raises:
+            ValueError: If the condition, the coarse level or the settings do not fit the model.
+        """
+        settings = settings or MaskedCascadeSettings()
+        if low is not None and low.specs != self.specs[:1]:
+            raise ValueError(f"low holds levels {low.specs}, expected {self.specs[:1]}")
+        count = _StepCount(callback)
+        if low is None:
+            low = self.low.generate(condition, settings.stage(0), rng=rng, callback=count.forward)
+        coarse = low.to(self.device)
+        count.done = coarse
+        tokens = self.low.standardize(coarse.levels[0])
+        fine = self.high.generate(
+            condition, settings.stage(1), low_res=tokens, rng=rng, callback=None if callback is None else count.forward
+        )
+        return TokenPyramid((coarse.levels[0], fine.levels[0]), self.specs)
+
+
+#: Config entries that both stages take as they are.
+_SHARED = (
+    "num_classes",
+    "num_buffer",
+    "feature_shapes",
+    "norm_eps",
+    "attention_dropout",
+    "dropout",
+    "head_dim",
+    "head_depth",
+    "diffusion_batch_mul",
+    "condition_drop",
+    "latent_multiplier",
+)
+
+#: Config entries that a stage has once for its encoder and once for its decoder, and their names there.
+_STAGE_NAMES = {"dim": "dim", "depth": "depth", "num_heads": "heads"}
+
+
+def _stage_config(config: Any, stage: int) -> dict[str, Any]:
+    """Return the `MaskedAR` config of the coarse stage (0) or the fine one (1)."""
+    values: dict[str, Any] = {name: config[name] for name in _SHARED}
+    for name, stage_name in _STAGE_NAMES.items():
+        values |= {f"{part}_{stage_name}": config[name] for part in ("encoder", "decoder")}
+    for name in ("latent_mean", "latent_std"):
+        values[name] = None if config[name] is None else config[name][stage]
+    values["level_specs"] = [config["level_specs"][stage]]
+    if stage == 1:
+        coarse = config["level_specs"][0]
+        values["low_res_shape"] = [coarse["num_tokens"], coarse["dim"]]
+        values |= {name: config[name] for name in ("embed_low_res_time", "drop_low_res", "low_res_noise")}
+    return values
+
+
+class _StepCount:
+    """Numbers the steps of both stages through and shows the levels of the whole cascade."""
+
+    def __init__(self, callback: StepCallback | None) -> None:
+        self._callback = callback
+        self._index = 0
+        self.done: TokenPyramid | None = None
+
+    def forward(self, _: int, complete: TokenPyramid | None) -> None:
+        if self._callback is None:
+            return
+        if self.done is not None and complete is not None:
+            levels, specs = self.done.levels + complete.levels, self.done.specs + complete.specs
+            complete = TokenPyramid(levels, specs)
+        self._callback(self._index, complete if complete is not None else self.done)
+        self._index += 1

@@ -1,0 +1,379 @@
+"""MAR: continuous tokens generated set by set in random order, each from a small diffusion model.
+
+A transformer with holes predicts a vector for every hidden token; a diffusion head turns the vector into the token. One model serves
+images (condition: a class) and the stages of the shape cascade (condition: image features, and the tokens of a coarser stage).
+
+Letters: `b` batch, `n` tokens, `c` channels of a token, `k` hidden tokens, `w` width of the decoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hiergen.generators.base import Generator, StepCallback, check_labels
+from hiergen.generators.masked.diffusion_head import DiffusionHead
+from hiergen.generators.masked.orders import (
+    MaskedARSettings,
+    MaskedDraws,
+    Order,
+    Stage,
+    check_masked_config,
+    guidance_at,
+    make_stages,
+    mask_ratio,
+    random_orders,
+    unmask_counts,
+)
+from hiergen.generators.masked.prefix import Condition, ConditionPrefix, augment_low_res
+from hiergen.generators.masked.transformer import (
+    MaskedTransformer,
+    MaskedTransformerSize,
+    gather_tokens,
+    scatter_tokens,
+)
+from hiergen.nn.latent_statistics import ChannelValues, LatentStandardizer
+from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
+from hiergen.seeding import Rng, draw_normal, draw_uniform
+
+
+class MaskedAR(Generator):
+    """Masked autoregressive generation of continuous tokens with a diffusion head.
+
+    Exactly one of `num_classes` and `feature_shapes` says what the condition is: class labels `(b,)`, or features of image encoders
+    `(b, length, channels)`. With `low_res_shape` the model is the fine stage of a cascade and takes the coarse stage's tokens too.
+
+    `order="random"` generates the tokens of all levels in one random order. `order="levelwise"` generates level by level, coarse
+    first: a level's tokens are hidden only while all finer ones are; the order is random inside a level, and levels finer than the
+    present one do not enter the transformer at all. A training step then draws one level.
+
+    Args:
+        level_specs: The tokenizer's levels (`specs_to_json`), continuous and all of the same channels.
+        num_classes: Number of classes, or None.
+        num_buffer: Rows that a class fills in front of the tokens.
+        feature_shapes: `[length, channels]` of every image encoder's features, or None.
+        low_res_shape: `[tokens, channels]` of the coarse stage, or None.
+        embed_low_res_time: Whether the fine stage is told how much noise was mixed into the coarse tokens.
+        drop_low_res: Whether dropping the condition drops the coarse tokens too.
+        low_res_noise: Range of the share of noise mixed in while training.
+        encoder_dim: Width of the encoder; `encoder_depth` its blocks, `encoder_heads` their attention heads.
+        decoder_dim: Width of the decoder; `decoder_depth` its blocks, `decoder_heads` their attention heads.
+        mlp_ratio: Hidden width of a block over its width.
+        norm_eps: Epsilon of the layer norms: 1e-6 in MAR, 1e-5 in MAR-3D.
+        attention_dropout: Probability of dropping an attention weight; `dropout` that of dropping a channel.
+        head_dim: Width of the diffusion head; `head_depth` its residual blocks, `num_timesteps` the length of its chain.
+        diffusion_batch_mul: Copies of every token in a training step, each with its own timestep and noise.
+        mask_ratio_min: Smallest share of hidden tokens in training: a normal of mean 1 and `mask_ratio_std`, cut to [this, 1].
+        condition_drop: Probability of losing the condition in training.
+        order: "random" or "levelwise".
+        level_weights: Relative frequency of the levels in level-by-level training; None takes the square roots of their sizes, between
+            "every level alike" and "every token alike".
+        latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`), or one list a level; None for 0.
+        latent_std: Their deviation likewise; None for 1.
+        latent_multiplier: Standardized tokens are multiplied by it; published MAR multiplies raw KL-16 latents by 0.2325.
+
+    Raises:
+        ValueError: If an argument is out of range or two do not fit together.
+
+    Source:
+        MAR, arXiv:2406.11838; MAR-3D, arXiv:2503.20519. Level by level is ours.
+    """
+
+    settings_class = MaskedARSettings
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["MARBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _keep_in_fp32_modules = ["head"]  # type: ignore[assignment]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        level_specs: Sequence[dict[str, Any]],
+        num_classes: int | None = 1000,
+        num_buffer: int = 64,
+        feature_shapes: Sequence[Sequence[int]] | None = None,
+        low_res_shape: Sequence[int] | None = None,
+        embed_low_res_time: bool = True,
+        drop_low_res: bool = False,
+        low_res_noise: Sequence[float] = (0.4, 0.6),
+        encoder_dim: int = 768,
+        encoder_depth: int = 12,
+        encoder_heads: int = 12,
+        decoder_dim: int = 768,
+        decoder_depth: int = 12,
+        decoder_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        attention_dropout: float = 0.1,
+        dropout: float = 0.1,
+        head_dim: int = 1024,
+        head_depth: int = 6,
+        num_timesteps: int = 1000,
+        diffusion_batch_mul: int = 4,
+        mask_ratio_min: float = 0.7,
+        mask_ratio_std: float = 0.25,
+        condition_drop: float = 0.1,
+        order: Order = "random",
+        level_weights: Sequence[float] | None = None,
+        latent_mean: ChannelValues | None = None,
+        latent_std: ChannelValues | None = None,
+        latent_multiplier: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self._specs = specs_from_json(level_specs)
+        check_masked_config(self._specs, self.config)
+        sizes = [spec.num_tokens for spec in self._specs]
+        self.stages = make_stages(sizes, order)
+        token_dim = self._specs[0].dim
+        self.standardize = LatentStandardizer(
+            token_dim, latent_mean, latent_std, multiplier=latent_multiplier, level_sizes=sizes
+        )
+        self.prefix = ConditionPrefix(
+            encoder_dim,
+            num_classes=num_classes,
+            num_buffer=num_buffer,
+            feature_shapes=[(length, channels) for length, channels in feature_shapes or ()],
+            low_res_shape=None if low_res_shape is None else (low_res_shape[0], low_res_shape[1]),
+            embed_low_res_time=embed_low_res_time,
+            drop_low_res=drop_low_res,
+        )
+        places = {"token_dim": token_dim, "num_tokens": self.stages[-1].length, "num_prefix": self.prefix.num_rows}
+        # The other sizes are config entries of the same names.
+        config: Any = self.config
+        names = [field.name for field in dataclasses.fields(MaskedTransformerSize) if field.name not in places]
+        self.transformer = MaskedTransformer(MaskedTransformerSize(**places, **{name: config[name] for name in names}))
+        self.head = DiffusionHead(token_dim, decoder_dim, width=head_dim, depth=head_depth, num_timesteps=num_timesteps)
+
+    @property
+    def specs(self) -> tuple[LevelSpec, ...]:
+        return self._specs
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n c"],
+        order: Int[Tensor, "b n"],
+        num_masked: int,
+        prefix: Float[Tensor, "b p d"],
+    ) -> Float[Tensor, "b k w"]:
+        """Return what the transformer knows about each hidden token: the condition of the diffusion head.
+
+        Args:
+            tokens: Standardized tokens of a stage.
+            order: Their places, the hidden ones first.
+            num_masked: Number of hidden tokens.
+            prefix: The condition's rows, without positions: `model.prefix(condition)`.
+        """
+        hidden, visible = order[:, :num_masked], order[:, num_masked:]
+        rows = self.transformer.embed_tokens(gather_tokens(tokens, visible), visible)
+        return self.transformer(self.transformer.embed_prefix(prefix), rows, visible, hidden, tokens.shape[1])
+
+    def loss(
+        self,
+        pyramid: TokenPyramid,
+        condition: Condition,
+        *,
+        low_res: Float[Tensor, "b m c"] | None = None,
+        rng: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Return "loss" = "mse" + "vb", each a mean over the hidden tokens, their channels and copies.
+
+        "mse" is the squared error of the predicted noise, "vb" the variational bound in bits that trains the variance. The random
+        parts are drawn from `rng` in the order of `MaskedDraws` (dropout aside, which PyTorch draws from its own).
+
+        Args:
+            pyramid: All levels of the tokenizer.
+            condition: Class labels, or features.
+            low_res: Standardized tokens of the coarse stage, where the model takes them; noise is mixed in here.
+
+        Raises:
+            ValueError: If the pyramid or the condition are not what the model was built for.
+        """
+        if pyramid.specs != self.specs:
+            raise ValueError(f"the pyramid's levels are {pyramid.specs}, this generator was built for {self.specs}")
+        batch = self._check_condition(condition, low_res)
+        if batch != pyramid.batch_size:
+            raise ValueError(f"condition holds {batch} samples, the pyramid {pyramid.batch_size}")
+        tokens = self.standardize(pyramid.concat().to(self.device))
+        return self.loss_of_draws(tokens, condition, self.draw(batch, rng=rng, dtype=tokens.dtype), low_res=low_res)
+
+    def draw(
+        self, batch: int, *, rng: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+    ) -> MaskedDraws:
+        """Draw the random parts of a training step, in the order of `MaskedDraws`; the mask ratio is one number a batch."""
+        config: Any = self.config
+        device = self.device
+        stage = self._draw_stage(rng)
+        u = float(draw_uniform((), rng=rng, device=torch.device("cpu")))
+        num_masked = math.ceil(
+            stage.num_tokens * mask_ratio(u, minimum=config.mask_ratio_min, std=config.mask_ratio_std)
+        )
+        order = random_orders(batch, stage, rng=rng, device=device)
+        time = noise = drop = None
+        if config.low_res_shape is not None:
+            low, high = config.low_res_noise
+            time = low + (high - low) * draw_uniform((batch,), rng=rng, device=device)
+            noise = draw_normal((batch, *config.low_res_shape), rng=rng, device=device, dtype=dtype)
+        if self.training and config.condition_drop > 0:
+            drop = draw_uniform((batch,), rng=rng, device=device) < config.condition_drop
+        rows = (config.diffusion_batch_mul, batch, num_masked)
+        timesteps = (draw_uniform(rows, rng=rng, device=device) * config.num_timesteps).long()
+        head_noise = draw_normal((*rows, self.specs[0].dim), rng=rng, device=device, dtype=dtype)
+        return MaskedDraws(stage, num_masked, order, time, noise, drop, timesteps, head_noise)
+
+    def loss_of_draws(
+        self,
+        tokens: Float[Tensor, "b n c"],
+        condition: Condition,
+        draws: MaskedDraws,
+        *,
+        low_res: Float[Tensor, "b m c"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the loss of standardized tokens of all levels, given the random parts (see `loss`)."""
+        if low_res is not None and draws.low_res_time is not None and draws.low_res_noise is not None:
+            low_res = augment_low_res(low_res, draws.low_res_time, draws.low_res_noise)
+        prefix = self.prefix(condition, low_res, draws.low_res_time, draws.drop)
+        tokens = tokens[:, : draws.stage.length]
+        z = self(tokens, draws.order, draws.num_masked, prefix)
+        target = gather_tokens(tokens, draws.order[:, : draws.num_masked]).detach()
+        copies = len(draws.timesteps)
+        mse, bound = self.head.loss(
+            target.expand(copies, -1, -1, -1), z.expand(copies, -1, -1, -1), draws.timesteps, draws.noise
+        )
+        return {"loss": (mse + bound).mean(), "mse": mse.mean(), "vb": bound.mean()}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        settings: MaskedARSettings | None = None,
+        *,
+        low_res: Float[Tensor, "b m c"] | None = None,
+        rng: Rng | None = None,
+        callback: StepCallback | None = None,
+    ) -> TokenPyramid:
+        """Return one pyramid a row of the condition, without dropout whatever the mode of the module.
+
+        Drawn from `rng`: the noise mixed into `low_res`, if any; then for every stage its orders, and for every step of it the
+        diffusion head's noise `(head_steps, b, tokens of the step, c)`. A generator on the model's device saves copies.
+
+        Args:
+            condition: Class labels `(b,)`, or features.
+            settings: None takes `MaskedARSettings()`.
+            low_res: Standardized tokens of the coarse stage, where the model takes them.
+            callback: Called after every step with the levels that are complete by then.
+
+        Raises:
+            ValueError: If the condition or the settings do not fit the model.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            return _generate(self, condition, settings or MaskedARSettings(), low_res, rng, callback)
+        finally:
+            self.train(was_training)
+
+    def compile_sampling(self, **options: Any) -> MaskedAR:
+        """Compile what `generate` repeats, in place: the transformer and a step of the diffusion head; return the model.
+
+        Shapes are known on the host, so no step compiles anything once the first image is made. Training is left as it is.
+
+        Args:
+            options: Of `torch.compile`. `mode="reduce-overhead"` records CUDA graphs, one for each number of visible tokens and
+                of tokens of a step.
+        """
+        self.transformer.compile_sampling(**options)
+        self.head.compile_sampling(**options)
+        return self
+
+    def _draw_stage(self, rng: torch.Generator | None) -> Stage:
+        if len(self.stages) == 1:
+            return self.stages[0]
+        config: Any = self.config
+        weights = config.level_weights or [math.sqrt(stage.num_tokens) for stage in self.stages]
+        edges = torch.tensor(weights, dtype=torch.float64, device="cpu").cumsum(0)
+        u = float(draw_uniform((), rng=rng, device=torch.device("cpu")))
+        return self.stages[int(torch.searchsorted(edges, u * edges[-1], right=True))]
+
+    def _check_condition(self, condition: Condition, low_res: Tensor | None) -> int:
+        batch = self.prefix.check(condition, low_res)
+        if isinstance(condition, Tensor) and self.prefix.num_classes is not None:
+            check_labels(condition, self.prefix.num_classes)
+        return batch
+
+
+def _generate(
+    model: MaskedAR,
+    condition: Condition,
+    settings: MaskedARSettings,
+    low_res: Tensor | None,
+    rng: Rng | None,
+    callback: StepCallback | None,
+) -> TokenPyramid:
+    batch, device = model._check_condition(condition, low_res), model.device
+    wide = torch.promote_types(model.dtype, torch.float32)
+    prefix = _sampling_prefix(model, condition, settings, low_res, rng, wide)
+    tokens = torch.zeros(batch, model.stages[-1].length, model.specs[0].dim, device=device, dtype=wide)
+    # A token's input row never changes once the token is known, nor does the prefix: both are computed once.
+    rows = torch.zeros(batch, tokens.shape[1], prefix.shape[-1], device=device, dtype=prefix.dtype)
+    times = model.head.time_table(settings.sampler(), device)
+    index, complete = 0, None
+    for number, stage in enumerate(model.stages):
+        order = random_orders(batch, stage, rng=rng, device=device)
+        counts = unmask_counts(stage.num_tokens, settings.steps_of(number, len(model.stages)))
+        for step, (before, after, hidden) in enumerate(counts):
+            queries, visible = order[:, after:before], order[:, before:]
+            z = _predict(model, prefix, gather_tokens(rows, visible), visible, queries, stage.length)
+            shape = (settings.head_steps, batch, before - after, tokens.shape[-1])
+            guidance = guidance_at(settings, step, len(counts), hidden=hidden, num_tokens=stage.num_tokens)
+            values = model.head.sample(
+                z[:batch],
+                draw_normal(shape, rng=rng, device=device, dtype=wide, batch_dim=1),
+                settings.sampler(),
+                null_z=z[batch:] if settings.is_guided else None,
+                guidance=guidance,
+                times=times,
+            )
+            tokens = scatter_tokens(tokens, queries, values)
+            rows = scatter_tokens(rows, queries, model.transformer.embed_tokens(values, queries))
+            if step == len(counts) - 1:
+                complete = TokenPyramid.split(model.standardize.inverse(tokens[:, : stage.length]), model.specs)
+            if callback is not None:
+                callback(index, complete)
+            index += 1
+    assert complete is not None
+    return complete
+
+
+def _sampling_prefix(
+    model: MaskedAR,
+    condition: Condition,
+    settings: MaskedARSettings,
+    low_res: Tensor | None,
+    rng: Rng | None,
+    wide: torch.dtype,
+) -> Tensor:
+    """Return the embedded prefix, `(b, p, d)`, or with guidance that of "no condition" below it, `(2 b, p, d)`."""
+    time, drop = None, None
+    if low_res is not None:
+        noise = draw_normal(tuple(low_res.shape), rng=rng, device=model.device, dtype=wide)
+        time = torch.full((len(low_res),), settings.low_res_noise, device=model.device)
+        low_res = augment_low_res(low_res.to(model.device, wide), time, noise)
+    prefix = model.prefix(condition, low_res, time)
+    if settings.is_guided:
+        drop = torch.ones(len(prefix), dtype=torch.bool, device=model.device)
+        prefix = torch.cat((prefix, model.prefix(condition, low_res, time, drop)))
+    return model.transformer.embed_prefix(prefix)
+
+
+def _predict(model: MaskedAR, prefix: Tensor, rows: Tensor, visible: Tensor, queries: Tensor, length: int) -> Tensor:
+    """Return z for both halves of the guidance, which share tokens and places, in one pass."""
+    if len(prefix) != len(rows):
+        rows, visible, queries = (torch.cat((x, x)) for x in (rows, visible, queries))
+    return model.transformer(prefix, rows, visible, queries, length)

@@ -1,0 +1,171 @@
+"""The condition as rows in front of the tokens: class embeddings, projected image features, tokens of a coarser stage.
+
+Letters: `b` batch, `p` rows of the prefix, `d` width of the encoder, `c` channels of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hiergen.generators.masked.diffusion_head import TimeEmbedding
+from hiergen.nn.blocks.mar import xavier_linears
+
+#: Class labels `(b,)`; or features `(b, n, channels)` of one encoder, or of several in a list.
+Condition = Tensor | Sequence[Tensor]
+
+
+def augment_low_res(
+    tokens: Float[Tensor, "b n c"], time: Float[Tensor, " b"], noise: Float[Tensor, "b n c"]
+) -> Float[Tensor, "b n c"]:
+    """Return t noise + (1 - t) tokens: t = 0 is the identity, t = 1 pure noise. Not variance preserving, by definition.
+
+    Source:
+        MAR-3D, arXiv:2503.20519 (condition augmentation).
+    """
+    mix = time.to(tokens.dtype)[:, None, None]
+    return mix * noise + (1 - mix) * tokens
+
+
+class ConditionPrefix(nn.Module):
+    """Makes the rows that stand before the tokens, without their positions.
+
+    Exactly one of `num_classes` and `feature_shapes` is given. A class fills all `num_buffer` rows with its embedding, and one
+    learned row stands for "no class". Features are projected one linear an encoder (none where the widths agree, which is how
+    MAR-3D was released) and joined along the sequence; every row has its own learned stand-in for "no features". The tokens of a
+    coarser stage, if any, come last.
+
+    Args:
+        dim: Width of the encoder.
+        num_classes: Number of classes, or None.
+        num_buffer: Rows that a class fills.
+        feature_shapes: `(length, channels)` of every encoder's features, or None.
+        low_res_shape: `(tokens, channels)` of the coarser stage, or None.
+        embed_low_res_time: Whether the rows of the coarser stage are told how much noise was mixed in.
+        drop_low_res: Whether "no condition" drops the coarser stage too, not the class or features alone.
+
+    Raises:
+        ValueError: If both or neither of `num_classes` and `feature_shapes` are given.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_classes: int | None,
+        num_buffer: int,
+        feature_shapes: Sequence[tuple[int, int]] | None,
+        low_res_shape: tuple[int, int] | None,
+        embed_low_res_time: bool,
+        drop_low_res: bool,
+    ) -> None:
+        super().__init__()
+        if (num_classes is None) == (not feature_shapes):
+            raise ValueError(
+                f"num_classes is {num_classes} and feature_shapes is {feature_shapes}, expected exactly one of them"
+            )
+        self.num_classes, self.num_buffer = num_classes, num_buffer
+        self.feature_shapes = [tuple(shape) for shape in feature_shapes or ()]
+        self.low_res_shape = low_res_shape
+        if num_classes is not None:
+            self.class_embedding = nn.Embedding(num_classes, dim)
+            nn.init.normal_(self.class_embedding.weight, std=0.02)
+            null_rows = 1
+        else:
+            self.projections = nn.ModuleList(
+                nn.Identity() if channels == dim else _linear(channels, dim) for _, channels in self.feature_shapes
+            )
+            null_rows = num_buffer = sum(length for length, _ in self.feature_shapes)
+        self.num_condition_rows = num_buffer
+        self.null = nn.Parameter(torch.empty(null_rows, dim))
+        nn.init.normal_(self.null, std=0.02)
+        if low_res_shape is not None:
+            self.low_res = _linear(low_res_shape[1], dim)
+            if embed_low_res_time:
+                self.low_res_time = TimeEmbedding(dim)
+            if drop_low_res:
+                self.low_res_null = nn.Parameter(torch.empty(low_res_shape[0], dim))
+                nn.init.normal_(self.low_res_null, std=0.02)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole prefix."""
+        return self.num_condition_rows + (self.low_res_shape[0] if self.low_res_shape else 0)
+
+    def forward(
+        self,
+        condition: Condition,
+        low_res: Float[Tensor, "b n c"] | None = None,
+        low_res_time: Float[Tensor, " b"] | None = None,
+        drop: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b p d"]:
+        """Return the prefix.
+
+        Args:
+            low_res: Tokens of the coarser stage, already mixed with noise.
+            low_res_time: How much noise, 0 to 1.
+            drop: Samples whose condition is replaced by the learned stand-in.
+        """
+        rows = self._condition_rows(condition)
+        coarse = self._low_res_rows(low_res, low_res_time)
+        if drop is not None:
+            rows = torch.where(drop[:, None, None], self.null.to(rows.dtype), rows)
+            if coarse is not None and hasattr(self, "low_res_null"):
+                coarse = torch.where(drop[:, None, None], self.low_res_null.to(coarse.dtype), coarse)
+        return rows if coarse is None else torch.cat((rows, coarse), dim=1)
+
+    def check(self, condition: Condition, low_res: Tensor | None) -> int:
+        """Check the shapes of a condition and return the batch size.
+
+        Raises:
+            ValueError: If the condition is of the other kind or has other shapes, or the coarser stage is missing or unexpected.
+        """
+        if self.num_classes is not None:
+            if not isinstance(condition, Tensor) or condition.is_floating_point() or condition.ndim != 1:
+                raise ValueError(f"condition is {_describe(condition)}, expected class labels (b,)")
+            batch = condition.shape[0]
+        else:
+            features = [condition] if isinstance(condition, Tensor) else list(condition)
+            batch = features[0].shape[0] if features and features[0].ndim else 0
+            if [tuple(f.shape) for f in features] != [(batch, *shape) for shape in self.feature_shapes]:
+                wanted = ", ".join(f"(b, {length}, {channels})" for length, channels in self.feature_shapes)
+                raise ValueError(f"condition is {_describe(condition)}, expected features {wanted}")
+        if (low_res is None) != (self.low_res_shape is None):
+            state = "missing" if low_res is None else "given"
+            raise ValueError(f"low_res is {state}, but this model's low_res_shape is {self.low_res_shape}")
+        if low_res is not None and tuple(low_res.shape) != (batch, *(self.low_res_shape or ())):
+            raise ValueError(
+                f"low_res has shape {tuple(low_res.shape)}, expected {(batch, *(self.low_res_shape or ()))}"
+            )
+        return batch
+
+    def _condition_rows(self, condition: Condition) -> Tensor:
+        if isinstance(condition, Tensor) and self.num_classes is not None:
+            return self.class_embedding(condition)[:, None].expand(-1, self.num_buffer, -1)
+        features = [condition] if isinstance(condition, Tensor) else condition
+        dtype = self.null.dtype
+        return torch.cat([layer(f.to(dtype)) for layer, f in zip(self.projections, features, strict=True)], dim=1)
+
+    def _low_res_rows(self, low_res: Tensor | None, time: Tensor | None) -> Tensor | None:
+        if low_res is None:
+            return None
+        rows = self.low_res(low_res.to(self.low_res.weight.dtype))
+        if hasattr(self, "low_res_time") and time is not None:
+            # The embedding was made for timesteps 0 to 999.
+            rows = rows + self.low_res_time(1000 * time)[:, None]
+        return rows
+
+
+def _linear(channels: int, dim: int) -> nn.Linear:
+    layer = nn.Linear(channels, dim)
+    xavier_linears(layer)
+    return layer
+
+
+def _describe(condition: Condition) -> str:
+    if isinstance(condition, Tensor):
+        return f"{condition.dtype} of shape {tuple(condition.shape)}"
+    return f"a list of shapes {[tuple(feature.shape) for feature in condition]}"

@@ -1,0 +1,161 @@
+"""The encoder-decoder of masked autoregressive generation: the encoder sees the visible tokens only, the decoder all places.
+
+Visible tokens are picked by index, so every shape is known on the host. Letters: `b` batch, `p` rows of the prefix, `v` visible
+tokens, `k` tokens asked for, `c` channels of a token, `d` width of the encoder, `w` width of the decoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hiergen.nn.blocks.mar import MARBlock, xavier_linears
+from hiergen.nn.checkpointing import CheckpointedModule
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedTransformerSize:
+    """Sizes of a `MaskedTransformer`.
+
+    Attributes:
+        token_dim: Channels of a token.
+        num_tokens: Places for tokens; each has its own learned position.
+        num_prefix: Rows of the condition in front of them.
+        encoder_dim: Width of the encoder.
+        encoder_depth: Its blocks.
+        encoder_heads: Its attention heads.
+        decoder_dim: Width of the decoder.
+        decoder_depth: Its blocks.
+        decoder_heads: Its attention heads.
+        mlp_ratio: Hidden width of a block's MLP over the block's width.
+        norm_eps: Epsilon of the blocks' and the final layer norms; that of the input norm is always 1e-6.
+        attention_dropout: Probability of dropping an attention weight.
+        dropout: Probability of dropping a channel after a projection.
+    """
+
+    token_dim: int
+    num_tokens: int
+    num_prefix: int
+    encoder_dim: int
+    encoder_depth: int
+    encoder_heads: int
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
+    mlp_ratio: float
+    norm_eps: float
+    attention_dropout: float
+    dropout: float
+
+
+def gather_tokens(x: Float[Tensor, "b n c"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k c"]:
+    """Return the tokens at `index` of every sample."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def scatter_tokens(
+    x: Float[Tensor, "b n c"], index: Int[Tensor, "b k"], values: Float[Tensor, "b k c"]
+) -> Float[Tensor, "b n c"]:
+    """Return `x` with the tokens at `index` of every sample replaced, in the dtype of `x`."""
+    return x.scatter(1, index[..., None].expand(-1, -1, x.shape[-1]), values.to(x.dtype))
+
+
+class MaskedTransformer(CheckpointedModule):
+    """Predicts one vector for every hidden token from the visible tokens and a prefix.
+
+    Source:
+        Autoregressive Image Generation without Vector Quantization, arXiv:2406.11838; the encoder-decoder is MAE's, arXiv:2111.06377.
+        Positions are learned places, in 3-D too.
+    """
+
+    def __init__(self, size: MaskedTransformerSize) -> None:
+        super().__init__()
+        self.num_prefix = size.num_prefix
+        self._compiled: Callable[..., Tensor] | None = None
+        places = size.num_prefix + size.num_tokens
+        self.token_proj = nn.Linear(size.token_dim, size.encoder_dim)
+        self.token_norm = nn.LayerNorm(size.encoder_dim, eps=1e-6)
+        self.encoder_positions = nn.Parameter(torch.empty(1, places, size.encoder_dim))
+        self.encoder = _blocks(size, size.encoder_dim, size.encoder_depth, size.encoder_heads)
+        self.encoder_norm = nn.LayerNorm(size.encoder_dim, eps=size.norm_eps)
+        self.decoder_proj = nn.Linear(size.encoder_dim, size.decoder_dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, size.decoder_dim))
+        self.decoder_positions = nn.Parameter(torch.empty(1, places, size.decoder_dim))
+        self.decoder = _blocks(size, size.decoder_dim, size.decoder_depth, size.decoder_heads)
+        self.decoder_norm = nn.LayerNorm(size.decoder_dim, eps=size.norm_eps)
+        self.query_positions = nn.Parameter(torch.empty(1, size.num_tokens, size.decoder_dim))
+        for table in (self.encoder_positions, self.decoder_positions, self.query_positions, self.mask_token):
+            nn.init.normal_(table, std=0.02)
+        xavier_linears(self)
+
+    def embed_prefix(self, prefix: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
+        """Return the prefix as the encoder reads it; constant while generating."""
+        return self.token_norm(prefix + self.encoder_positions[:, : self.num_prefix])
+
+    def embed_tokens(self, tokens: Float[Tensor, "b v c"], index: Int[Tensor, "b v"]) -> Float[Tensor, "b v d"]:
+        """Return the tokens that stand at `index` as the encoder reads them; a token's row does not depend on any other."""
+        positions = self.encoder_positions[0, self.num_prefix :][index]
+        return self.token_norm(self.token_proj(tokens.to(self.token_proj.weight.dtype)) + positions)
+
+    def forward(
+        self,
+        prefix: Float[Tensor, "b p d"],
+        rows: Float[Tensor, "b v d"],
+        visible: Int[Tensor, "b v"],
+        queries: Int[Tensor, "b k"],
+        length: int,
+    ) -> Float[Tensor, "b k w"]:
+        """Return one vector for each of the places `queries`.
+
+        Args:
+            prefix: What `embed_prefix` returned.
+            rows: What `embed_tokens` returned for the visible tokens.
+            visible: Their places, each 0 to `length - 1`.
+            queries: The places asked for, hidden or not.
+            length: Places that the decoder sees: all of them, or fewer from the front.
+        """
+        front = torch.arange(self.num_prefix, device=visible.device).expand(len(visible), -1)
+        places = torch.cat((front, self.num_prefix + visible), dim=1)
+        transform = self._transform if self._compiled is None or self.training else self._compiled
+        x = transform(torch.cat((prefix, rows), dim=1), places, self.num_prefix + length)
+        # The final norm acts on every row alone, so it is applied to the rows asked for and no others.
+        answers = self.decoder_norm(gather_tokens(x, self.num_prefix + queries))
+        return answers + self.query_positions[0][queries]
+
+    def compile_sampling(self, **options: Any) -> None:
+        """Compile encoder and decoder for evaluation: one graph whatever the number of visible tokens.
+
+        Args:
+            options: Of `torch.compile`.
+        """
+        self._compiled = torch.compile(self._transform, fullgraph=True, dynamic=True, **options)
+
+    def _transform(self, rows: Tensor, places: Tensor, length: int) -> Tensor:
+        """Return what stands at the first `length` places, prefix included, after both parts; hidden ones start as mask tokens."""
+        x = self.decoder_proj(self.encoder_norm(self._run_all(self.encoder, rows)))
+        x = scatter_tokens(self.mask_token.to(x.dtype).expand(len(x), length, -1), places, x)
+        return self._run_all(self.decoder, x + self.decoder_positions[:, :length])
+
+    def _run_all(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in blocks:
+            x = self.run(block, x)
+        return x
+
+
+def _blocks(size: MaskedTransformerSize, dim: int, depth: int, num_heads: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        MARBlock(
+            dim,
+            num_heads,
+            mlp_ratio=size.mlp_ratio,
+            norm_eps=size.norm_eps,
+            attention_dropout=size.attention_dropout,
+            dropout=size.dropout,
+        )
+        for _ in range(depth)
+    )

@@ -1,0 +1,146 @@
+"""The exact way to a closed surface: cap flat holes, orient every part outward, unite the parts.
+
+Works on the many assets that are closed parts stuck into each other, or lack only faces that nobody sees. It keeps every corner.
+Whatever it cannot do is left to `hiergen.geometry.watertight`, which remeshes.
+
+Letters: `f` faces.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from hiergen.geometry.ray_crossings import contains
+from hiergen.geometry.surface_sampling import sample_surface
+
+if TYPE_CHECKING:
+    import trimesh
+
+#: A hole is flat if its rim stays this close to a plane, as a share of the rim's size.
+FLATNESS = 0.03
+#: A part with less volume than this share of area ** 1.5 is a sheet, for which inside means nothing.
+SHEET_VOLUME = 1e-3
+#: Step off the surface at which its two sides are probed, for shapes about 2 across.
+PROBE_STEP = 1e-3
+#: Surface points that are probed.
+NUM_PROBES = 2000
+
+
+def unite_parts(mesh: trimesh.Trimesh) -> trimesh.Trimesh | None:
+    """Return the boundary of the union of a mesh's closed parts, or None if a part is open, inconsistent or a mere sheet.
+
+    Parts turned inside out are turned back, so that closed cavities are filled: nothing outside can see them.
+    """
+    import trimesh
+
+    parts = split_parts(mesh)
+    for part in parts:
+        if not (part.is_watertight and part.is_winding_consistent):
+            return None
+        volume = signed_volume(part.triangles)
+        if abs(volume) < SHEET_VOLUME * part.area**1.5:
+            return None
+        if volume < 0:
+            part.invert()
+    if len(parts) == 1:
+        return parts[0]
+    if importlib.util.find_spec("manifold3d") is None:
+        return None
+    import manifold3d
+
+    solids = []
+    for part in parts:
+        body = manifold3d.Mesh64(np.asarray(part.vertices, np.float64), np.asarray(part.faces, np.uint64))
+        solid = manifold3d.Manifold(body)
+        if solid.status() != manifold3d.Error.NoError:
+            return None
+        solids.append(solid)
+    united = manifold3d.Manifold.batch_boolean(solids, manifold3d.OpType.Add).to_mesh64()
+    result = trimesh.Trimesh(np.asarray(united.vert_properties)[:, :3], np.asarray(united.tri_verts), process=False)
+    return result if len(result.faces) and result.is_watertight else None
+
+
+def split_parts(mesh: trimesh.Trimesh) -> list[trimesh.Trimesh]:
+    """Return the parts of a mesh that share no edge, in the order of their first face."""
+    import trimesh
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = mesh.face_adjacency
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(mesh.faces),) * 2)
+    count, label = connected_components(graph, directed=False)
+    parts = []
+    for part in range(count):
+        used, faces = np.unique(mesh.faces[label == part], return_inverse=True)
+        parts.append(trimesh.Trimesh(mesh.vertices[used], faces.reshape(-1, 3), process=False))
+    return parts
+
+
+def cap_flat_holes(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, int]:
+    """Return the mesh with every flat hole closed by a fan around the center of its rim, and how many were.
+
+    A rim that crosses itself, or that lies in no plane, is left open.
+    """
+    import trimesh
+
+    vertices, faces = [np.asarray(mesh.vertices)], [np.asarray(mesh.faces)]
+    count = len(mesh.vertices)
+    loops = [loop for loop in hole_rims(mesh) if _is_flat(vertices[0][loop])]
+    for number, loop in enumerate(loops):
+        center = count + number
+        vertices.append(vertices[0][loop].mean(axis=0)[None])
+        faces.append(np.stack([loop, np.roll(loop, -1), np.full(len(loop), center)], axis=1))
+    if not loops:
+        return mesh, 0
+    return trimesh.Trimesh(np.concatenate(vertices), np.concatenate(faces), process=False), len(loops)
+
+
+def hole_rims(mesh: trimesh.Trimesh) -> list[Int64[np.ndarray, " n"]]:
+    """Return the rims of holes as loops of vertices, directed so that faces along them continue the surface's orientation."""
+    from trimesh.grouping import group_rows
+
+    single = group_rows(mesh.edges_sorted, require_count=1)
+    edges = mesh.edges[single][:, ::-1]
+    # Where rims touch, which way to go on is anybody's guess.
+    start, times = np.unique(edges[:, 0], return_counts=True)
+    clear = np.isin(edges[:, 0], start[times == 1])
+    following = dict(edges[clear].tolist())
+    rims = []
+    while following:
+        first, vertex = next(iter(following.items()))
+        loop = [first]
+        del following[first]
+        while vertex in following:
+            loop.append(vertex)
+            vertex = following.pop(vertex)
+        if vertex == first and len(loop) >= 3:
+            rims.append(np.array(loop, np.int64))
+    return rims
+
+
+def signed_volume(triangles: Float[np.ndarray, "f 3 3"]) -> float:
+    """Return the volume that a closed surface encloses, negative if it is inside out."""
+    a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
+    return float(np.einsum("fi,fi->", a, np.cross(b, c))) / 6
+
+
+def surface_consistency(mesh: trimesh.Trimesh, *, rng: np.random.Generator) -> float:
+    """Return the share of surface points with inside behind and outside before them: 1 for the boundary of a solid.
+
+    Faces buried in the solid, inside-out parts and walls thinner than 0.001 lower it.
+    """
+    points, normals, _ = sample_surface(mesh.triangles, NUM_PROBES, rng=rng)
+    probes = np.concatenate([points - PROBE_STEP * normals, points + PROBE_STEP * normals])
+    behind, before = contains(mesh.triangles, probes).reshape(2, -1)
+    return float((behind & ~before).mean())
+
+
+def _is_flat(rim: np.ndarray) -> bool:
+    centered = rim - rim.mean(axis=0)
+    size = float(np.linalg.norm(np.ptp(rim, axis=0)))
+    normal = np.linalg.svd(centered, full_matrices=False)[2][2]
+    return size > 0 and float(np.abs(centered @ normal).max()) <= FLATNESS * size

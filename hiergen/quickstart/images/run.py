@@ -1,0 +1,119 @@
+"""The image quickstart: digits -> tokenizer -> codes -> generator -> samples -> report.
+
+Every stage leaves its result in the output folder and is passed over when it is there, so a stopped run continues.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from hiergen.data.images.digits import load_digits
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.figures import as_rows, log_curves, save_curves, save_image_grid
+from hiergen.files import atomic_directory, check_writable, write_json, write_text
+from hiergen.pipelines.encoding import encode_images
+from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.quickstart.images.report import markdown_report
+from hiergen.quickstart.images.scoring import score
+from hiergen.quickstart.images.trainings import generator_config, tokenizer_config
+from hiergen.quickstart.settings import QuickstartSettings, family, sampling
+from hiergen.quickstart.stages import StageTimes
+from hiergen.registry import Kind, get_preset, model_class
+from hiergen.seeding import make_rng
+from hiergen.tokenizers.base import Tokenizer
+from hiergen.training.loop import FitResult, fit
+
+
+def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
+    """Train, sample, score and draw; return the report, which is also written to `report.json` and `report.md`.
+
+    Raises:
+        ValueError: If the output folder cannot be written to, or holds a run of other settings.
+        RunInterruptedError: When stopped by a signal, after saving.
+    """
+    out = check_writable(settings.out)
+    console = Console(stderr=True)
+    times = StageTimes(out / "times.json")
+    train, test = load_digits("train"), load_digits("test")
+    console.print(f"[bold]hiergen quickstart[/] -> {out}: {len(train):,} handwritten digits, {len(test)} held out")
+    with times.stage("train tokenizer"):
+        tokenizer_run = fit(tokenizer_config(settings), title="tokenizer")
+    tokenizer = _load(settings.tokenizer, tokenizer_run.model_dir)
+    with times.stage("encode"):
+        codes = encode_images(tokenizer, train, out / "codes")
+    with times.stage("train generator"):
+        generator_run = fit(generator_config(settings), title="generator")
+    generator = _load(settings.generator, generator_run.model_dir)
+    pipeline = ClassToImagePipeline(tokenizer=tokenizer, generator=generator)
+    with times.stage("sample"):
+        generated = _sample(pipeline, settings, console)
+    with times.stage("score"):
+        report = score(settings, tokenizer, generated, train, test, codes)
+    with times.stage("draw"):
+        _draw(out, tokenizer, generated, test)
+        _draw_curves(settings, {"tokenizer": tokenizer_run, "generator": generator_run})
+    with atomic_directory(out / "pipeline") as temporary:
+        pipeline.save_pretrained(temporary)
+    report["parameters"] = {"tokenizer": _count(tokenizer), "generator": _count(generator)}
+    report["seconds"] = {**times.seconds, "total": times.total}
+    write_json(out / "report.json", report)
+    write_text(out / "report.md", markdown_report(report))
+    console.print(f"report in {out / 'report.md'}, pictures in {out}")
+    return report
+
+
+def _load(preset: str, folder: Path) -> Any:
+    return model_class(get_preset(preset).model).from_pretrained(folder).eval()
+
+
+def _sample(pipeline: ClassToImagePipeline, settings: QuickstartSettings, console: Console) -> ImageSet:
+    """Return generated images, class by class in turn, so that any first part of them is balanced."""
+    pipeline.set_progress_bar_config(disable=not console.is_terminal)
+    labels = torch.arange(settings.num_generated) % 10
+    rng = make_rng(settings.seed, "sample")
+    parts = [
+        pipeline(part.tolist(), generator=rng, output_type="pt", **sampling(settings)).images
+        for part in pipeline.progress_bar(labels.split(50))
+    ]
+    return ImageSet(
+        torch.cat([part for part in parts if isinstance(part, Tensor)]), labels, tuple(str(k) for k in range(10))
+    )
+
+
+def _draw(out: Path, tokenizer: Tokenizer, generated: ImageSet, test: ImageSet) -> None:
+    chosen = torch.cat([torch.where(test.labels == label)[0][:1] for label in range(10)])
+    images = test.images[chosen]
+    prefixes = rebuild_prefixes(tokenizer, images)
+    save_image_grid(
+        out / "reconstruction.png",
+        [images, *prefixes.images],
+        row_labels=["input", *[f"{count} token{'s' * (count > 1)}" for count in prefixes.tokens]],
+        title=f"Held-out digits, rebuilt from more and more {prefixes.unit} of tokens",
+    )
+    by_class = torch.stack([generated.images[generated.labels == label][:8] for label in range(10)], dim=1)
+    save_image_grid(
+        out / "samples.png",
+        as_rows(by_class.flatten(0, 1), 10),
+        column_labels=[str(label) for label in range(10)],
+        title="Generated, by the class asked for (not selected)",
+    )
+
+
+def _draw_curves(settings: QuickstartSettings, runs: dict[Kind, FitResult]) -> None:
+    names: dict[Kind, str] = {"tokenizer": settings.tokenizer, "generator": settings.generator}
+    panels = {
+        f"{kind}: {title}": log_curves(run.log, entries)
+        for kind, run in runs.items()
+        for title, entries in family(kind, names[kind]).curves.items()
+    }
+    save_curves(Path(settings.out) / "curves.png", panels)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,316 @@
+"""What a run is at one moment, saved and restored: weights, averages, optimizer moments, position. Nothing random."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from hiergen.config import fingerprint, to_json, with_defaults
+from hiergen.files import atomic_directory, flush_file, sole_writer, write_json
+from hiergen.training.checkpoints.best import Best
+from hiergen.training.checkpoints.checkpoint import (
+    find_checkpoint,
+    flatten_optimizer,
+    load_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+    sweep,
+)
+from hiergen.training.config import TrainConfig
+from hiergen.training.ema import Average
+from hiergen.training.processes.sharding import share_like, whole_on_main, whole_tensors
+from hiergen.training.tasks.base import Task
+from hiergen.training.validation import averaged
+
+logger = logging.getLogger(__name__)
+
+#: What may differ between the run that wrote a checkpoint and the one that resumes from it.
+MAY_CHANGE = (
+    "out",
+    "checkpoint_every",
+    "keep_last",
+    "background_checkpoints",
+    "keep_best",
+    "best_is",
+    "log_every",
+    "num_workers",
+    "data_check",
+    "max_skipped",
+    "compile",
+    "sharding",
+    "activation_checkpointing",
+    "peak_tflops",
+    "trackers",
+)
+
+
+@dataclasses.dataclass
+class RunState:
+    """What changes while a run trains.
+
+    Attributes:
+        players: The modules that are trained, unwrapped.
+        optimizers: Theirs.
+        ema: Averaged weights of the first player's model, or None.
+        skipped: Steps in which a player's was skipped, a scalar on the device; in fp16 those excepted that a smaller scale mends.
+        samples_seen: The position.
+        best: The best moment so far, whose model is in `best/`.
+    """
+
+    players: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.AdamW]
+    ema: Average | None
+    skipped: Tensor
+    samples_seen: int = 0
+    best: Best | None = None
+
+
+class RunKeeper:
+    """Writes checkpoints of a `RunState` and restores the newest valid one.
+
+    Args:
+        config: The run.
+        task: Its task.
+        accelerator: Tells the processes apart.
+    """
+
+    def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator) -> None:
+        self._config, self._task, self._accelerator = config, task, accelerator
+        self._out = Path(config.out)
+        #: How the content of the data was looked at, and the digits that came of it; looked at by `restore`.
+        self._content: dict[str, str] | None = None
+        #: Seconds spent in `save`.
+        self.seconds = 0.0
+        self._writer = ThreadPoolExecutor(1) if config.background_checkpoints else None
+        #: The checkpoint that is being written in the background: its position, and what it comes to.
+        self._pending: tuple[int, Future[Path]] | None = None
+
+    @contextlib.contextmanager
+    def sole_writer(self) -> Iterator[None]:
+        """Inside, no other run may use the folder; the main process holds it, and all are told if it cannot.
+
+        Raises:
+            ValueError: If another run does.
+        """
+        problem: list[str | None] = [None]
+        with contextlib.ExitStack() as stack:
+            if self._accelerator.is_main_process:
+                try:
+                    stack.enter_context(sole_writer(self._out))
+                except ValueError as error:
+                    problem = [str(error)]
+            if self._accelerator.num_processes > 1:
+                broadcast_object_list(problem)
+            if problem[0] is not None:
+                raise ValueError(problem[0])
+            yield
+
+    def save(self, state: RunState, *, is_best: bool = False) -> None:
+        """Write a checkpoint from the main process, and before it the best model if it is one; every process returns or raises together.
+
+        Raises:
+            OSError: If it, or the one before that was written in the background, could not be written; earlier ones are untouched.
+        """
+        # First the model: after a kill between the two, the resumed run finds the same best again.
+        if is_best and state.best is not None:
+            self.export(state, self._out / "best", dataclasses.asdict(state.best))
+        tensors = self._tensors(state)
+
+        def write() -> None:
+            log = self._out / "log.jsonl"
+            if log.is_file():
+                # In a power cut a checkpoint must not outlive the lines that led to it.
+                flush_file(log)
+            commit = self._capture(state, tensors)
+            if self._writer is None:
+                commit()
+            else:
+                self._pending = (state.samples_seen, self._writer.submit(commit))
+
+        self._together(write, state.samples_seen)
+
+    def finish(self) -> None:
+        """Wait until what is written in the background is written; every process returns or raises together.
+
+        Raises:
+            OSError: If it could not be.
+        """
+        self._together(lambda: None, 0)
+
+    def _together(self, write: Callable[[], None], samples_seen: int, what: str = "checkpoint") -> None:
+        """Finish what is pending and then `write`, on the main process, and let all processes know of a failure."""
+        started = time.perf_counter()
+        problem: list[str | None] = [None]
+        if self._accelerator.is_main_process:
+            place = f"{what} at {samples_seen}"
+            try:
+                if self._pending is not None:
+                    at, pending = self._pending
+                    place, self._pending = f"checkpoint at {at}", None
+                    pending.result()
+                place = f"{what} at {samples_seen}"
+                write()
+            except OSError as error:
+                problem = [f"the {place} samples was not written: {type(error).__name__}: {error}"]
+        # Every process must learn of a failure, or the others wait for this one for ever.
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(problem)
+        self.seconds += time.perf_counter() - started
+        if problem[0] is not None:
+            raise OSError(problem[0])
+
+    def restore(self, state: RunState) -> None:
+        """Fill `state` from the newest valid checkpoint, if there is one.
+
+        Raises:
+            ValueError: If that is of a run of another configuration, or of other data.
+        """
+        self._content = self._look_at_data()
+        if self._accelerator.is_main_process:
+            sweep(self._out / "checkpoints")
+        path = find_checkpoint(self._out / "checkpoints")
+        if path is None:
+            return
+        tensors, saved = load_checkpoint(path)
+        self._check_identity(saved["identity"])
+        for name, module in state.players.items():
+            current = module.state_dict()
+            module.load_state_dict({key: share_like(value, current.get(key)) for key, value in tensors[name].items()})
+            restore_optimizer(state.optimizers[name], tensors[f"{name}.optimizer"])
+        if state.ema is not None:
+            # By name: a safetensors file has an order of its own.
+            for (name, _), shadow in zip(self._task.model.named_parameters(), state.ema.shadow, strict=True):
+                shadow.copy_(share_like(tensors["ema"][name], shadow))
+            state.ema.updates = saved["ema_updates"]
+        if saved["scaler"] is not None and self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(saved["scaler"])
+        state.samples_seen = saved["samples_seen"]
+        state.skipped.fill_(saved["skipped"])
+        state.best = Best.restore(saved.get("best"), self._config)
+        self._compare_versions(saved.get("versions", {}))
+
+    def export(self, state: RunState, folder: Path, note: dict[str, Any] | None = None) -> None:
+        """Write the model, with averaged weights where there are any, by `save_pretrained`, from the main process.
+
+        Every process returns or raises together. `note` goes beside the model as `best.json`.
+
+        Raises:
+            OSError: If it could not be written.
+        """
+        model, is_main = self._task.model, self._accelerator.is_main_process
+
+        def write() -> None:
+            with atomic_directory(folder) as temporary:
+                model.save_pretrained(temporary)
+                if note is not None:
+                    write_json(temporary / "best.json", note)
+
+        with averaged(model, state.ema), whole_on_main(model, is_main=is_main):
+            self._together(write, state.samples_seen, "model")
+
+    def _tensors(self, state: RunState) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of a checkpoint, whole, by file and name; on the main process, but all must ask."""
+        tensors: dict[str, Mapping[str, Tensor]] = {}
+        for name, module in state.players.items():
+            tensors[name] = module.state_dict()
+            tensors[f"{name}.optimizer"] = flatten_optimizer(state.optimizers[name])
+        if state.ema is not None:
+            names = [name for name, _ in self._task.model.named_parameters()]
+            tensors["ema"] = dict(zip(names, state.ema.shadow, strict=True))
+        is_main = self._accelerator.is_main_process
+        return {stem: whole_tensors(group, is_main=is_main) for stem, group in tensors.items()}
+
+    def _capture(self, state: RunState, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], Path]:
+        """Return what writes the state as it is now; later steps do not change it if it is written in the background."""
+        if self._writer is not None:
+            tensors = {
+                stem: {name: value.detach().to("cpu", copy=True) for name, value in group.items()}
+                for stem, group in tensors.items()
+            }
+        scaler = self._accelerator.scaler
+        identity = self._identity()
+        values = {
+            "samples_seen": state.samples_seen,
+            "ema_updates": state.ema.updates if state.ema is not None else 0,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "skipped": float(state.skipped),
+            "best": None if state.best is None else dataclasses.asdict(state.best),
+            "versions": _versions(),
+            "identity": identity,
+            "fingerprint": fingerprint(identity),
+        }
+        folder = self._out / "checkpoints"
+        return functools.partial(save_checkpoint, folder, state.samples_seen, tensors, values, self._config.keep_last)
+
+    def _identity(self) -> dict[str, Any]:
+        kept = {k: v for k, v in to_json(self._config).items() if k not in MAY_CHANGE}
+        return {**kept, "data": self._task.dataset.fingerprint, "content": self._content}
+
+    def _look_at_data(self) -> dict[str, str] | None:
+        """Return digits of the content of the data, where its fingerprint leaves that out.
+
+        Every process reads for itself: while one did, the others would wait in a call that gives up after ten minutes.
+        """
+        check = self._config.data_check
+        digits = None if check == "none" else self._task.dataset.content(is_whole=check == "whole")
+        return None if digits is None else {"check": check, "digits": digits}
+
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        now = self._identity()
+        saved = {k: v for k, v in with_defaults(saved, self._config).items() if k not in MAY_CHANGE}
+        # Runs of earlier versions did not look at it.
+        before, after = saved.pop("content", None), now.pop("content")
+        changed = list(_differences(saved, now, ""))
+        if before and after and before["check"] == after["check"]:
+            if before != after and not changed:
+                changed = ["the content of the data changed, under the same names and of the same size"]
+        elif before and self._accelerator.is_main_process:
+            logger.warning(
+                "the content of the data is not compared: data_check was %r, is %r",
+                before["check"],
+                self._config.data_check,
+            )
+        if changed:
+            raise ValueError(
+                f"{str(self._out)!r} holds a run of another configuration: {'; '.join(changed)}. "
+                "Choose another --out, or delete the folder to start over"
+            )
+
+    def _compare_versions(self, saved: dict[str, str]) -> None:
+        changed = [
+            f"{name} was {saved[name]}, is {now}" for name, now in _versions().items() if now != saved.get(name, now)
+        ]
+        if changed and self._accelerator.is_main_process:
+            logger.warning(
+                "the code has changed since the checkpoint was written (%s): the resumed run may differ from an uninterrupted one",
+                "; ".join(changed),
+            )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Digests and versions of the code that a run depends on."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py"))))
+    return {"hiergen": digest.hexdigest()[:12], "torch": torch.__version__}
+
+
+def _differences(saved: Any, now: Any, where: str) -> Iterator[str]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in sorted({*saved, *now}):
+            yield from _differences(saved.get(key), now.get(key), f"{where}.{key}" if where else key)
+    elif saved != now:
+        yield f"{where} was {saved!r}, is {now!r}"

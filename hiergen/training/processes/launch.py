@@ -1,0 +1,71 @@
+"""Accelerate as a run needs it: on all processes that were started, on GPUs or CPUs, with whole parameters on each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator, DistributedType
+
+from hiergen.training.config import TrainConfig
+from hiergen.training.processes.sharding import launcher_shards, without_launchers_sharding
+
+
+def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool | None = None) -> Accelerator:
+    """Return the accelerator of a run.
+
+    Args:
+        config: The run.
+        trackers: By Accelerate's names.
+        cpu: Force (True) or forbid (False) the CPU; None takes what Accelerate finds.
+
+    Raises:
+        ValueError: If Accelerate would shard or move parameters in a way of its own, the launcher started another number of processes than take part, or the precision is
+            fp16 without a GPU.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    # Unless it is told, Accelerate lets every process that a launcher started on CPUs train by itself.
+    on_cpus = cpu is None and started > 1 and not torch.accelerator.is_available()
+    with without_launchers_sharding():
+        accelerator = Accelerator(
+            mixed_precision=None if config.precision == "no" else config.precision,
+            cpu=bool(cpu) or on_cpus,
+            step_scheduler_with_optimizer=False,
+            log_with=list(trackers) or None,
+            project_dir=config.out,
+        )
+    check_distributed(accelerator.distributed_type)
+    if accelerator.num_processes != started and started > 1:
+        raise ValueError(
+            f"{started} processes were started, but {accelerator.num_processes} train together: each would write the same folder"
+        )
+    if config.precision == "fp16" and accelerator.scaler is None:
+        # Accelerate would train in float32 without saying so.
+        raise ValueError("precision is 'fp16', which needs a GPU for its scaler: on a CPU use 'bf16' or 'no'")
+    return accelerator
+
+
+def is_sharded(config: TrainConfig, accelerator: Accelerator) -> bool:
+    """Return whether a run shares out its parameters: it was asked to, by its config or by `accelerate launch`, and has several processes.
+
+    Raises:
+        ValueError: If the launcher asks for what is not done here, or together with `config.compile`.
+    """
+    asked = launcher_shards() or config.sharding == "full"
+    if asked and config.compile:
+        raise ValueError("compile and sharding are both set, expected one of them: it was not made to work together")
+    return asked and accelerator.num_processes > 1
+
+
+def check_distributed(kind: DistributedType) -> None:
+    """Raise if Accelerate would share out or move parameters itself.
+
+    Raises:
+        ValueError: For DeepSpeed and the like.
+    """
+    if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
+        raise ValueError(
+            f"Accelerate is set to {kind.value}, expected one process or several of data parallelism (MULTI_GPU, MULTI_CPU ...), "
+            "with sharding='full' for shared-out parameters"
+        )

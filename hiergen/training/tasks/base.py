@@ -1,0 +1,99 @@
+"""What the training loop needs to know of the thing that is trained: players, data, losses.
+
+A player is a model or a discriminator; the loop updates all players once a step, in order.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiergen.data.dataset import Dataset
+from hiergen.training.optim import OptimConfig
+
+
+class Task(abc.ABC):
+    """Players, data and losses of a run.
+
+    Attributes:
+        players: Modules by name, in the order of their updates; the first is the one that the run is about.
+        dataset: The samples.
+        validation: Held-out samples that are scored at every checkpoint interval, or None.
+        unshardable: Why the parameters cannot be shared out over processes, or None if they can.
+    """
+
+    players: dict[str, nn.Module]
+    dataset: Dataset
+    validation: Dataset | None = None
+    unshardable: str | None = None
+
+    @abc.abstractmethod
+    def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Return named scalars of one player on one batch: "loss" is minimised, all are logged.
+
+        Called for every player in order; what a later player needs of an earlier one's pass, the task keeps in between.
+        """
+
+    @property
+    def model(self) -> Any:
+        """The model that the run is about: averaged, and saved at the end."""
+        return next(iter(self.players.values()))
+
+    def optim(self, player: str) -> OptimConfig | None:
+        """Return a player's own optimizer settings; None takes the run's."""
+        return None
+
+    def start(self, player: str) -> int:
+        """Return the samples seen before a player's first update; its schedule counts from there."""
+        return 0
+
+    def uses(self, player: str) -> tuple[str, ...]:
+        """Return the other players that the next losses of a player run: where parameters are shared out, theirs must be gathered."""
+        return ()
+
+    def begin_step(self, samples_seen: int) -> None:
+        """Be told where the run is, before the losses of a step are asked for; a resumed run is first told of the step before."""
+        return None
+
+    def summary(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return scalars over all batches since the last call, for the log.
+
+        Args:
+            reduce: Sums a tensor over all processes; every process makes the same calls.
+        """
+        return {}
+
+    def validate(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Return named means over a batch of held-out samples, without gradients; by default the first player's losses."""
+        return self.losses(next(iter(self.players)), batch, rng)
+
+    def images(self) -> dict[str, Tensor]:
+        """Return pictures (b, 3, h, w) in [-1, 1] by name, for the trackers; asked for at every checkpoint."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig(abc.ABC):
+    """The settings of a task; a subclass a task. JSON values only, because it is saved with the run."""
+
+    @abc.abstractmethod
+    def build(self) -> Task:
+        """Return the task, with models of random weights."""
+
+    def sketch(self) -> dict[str, nn.Module]:
+        """Return the players, to be counted; subclasses make them on the meta device, without data, weights or memory."""
+        return self.build().players
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return the trained parameters of each player."""
+        return {name: count_trained(module) for name, module in self.sketch().items()}
+
+
+def count_trained(module: nn.Module) -> int:
+    """Return how many numbers of a module are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

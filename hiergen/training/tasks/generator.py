@@ -1,0 +1,139 @@
+"""The tasks: one for every tokenizer and one for every generator; what differs between families is inside the models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hiergen.data.codes import INDEX, CodeSet
+from hiergen.generators.base import Generator
+from hiergen.pipelines.loading import from_pretrained
+from hiergen.registry import create, get_preset
+from hiergen.seeding import make_rng
+from hiergen.training.tasks.base import Task, TaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
+
+__all__ = ["GeneratorTask", "GeneratorTaskConfig", "Task", "TaskConfig", "TokenizerTask", "TokenizerTaskConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorTaskConfig(TaskConfig):
+    """Train a generator on a cache of token pyramids.
+
+    Attributes:
+        preset: Name of a generator preset.
+        overrides: Entries of the preset's config to replace. The tokenizer's level specs, the number of classes and, for a preset
+            that does not say how to scale continuous tokens, their mean and deviation come from the cache and need not be given.
+        codes: Folder that `hiergen encode` wrote.
+        validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
+            interval; None for none.
+        tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
+            for the trackers; None draws none.
+    """
+
+    preset: str = "har-tiny"
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    codes: str = "codes"
+    validation_codes: str | None = None
+    tokenizer: str | None = None
+
+    def build(self) -> GeneratorTask:
+        return GeneratorTask(self)
+
+    def sketch(self) -> dict[str, nn.Module]:
+        """Return the generator, for the cache's levels if it is there, otherwise for the preset's."""
+        derived = {}
+        if (Path(self.codes) / INDEX).is_file():
+            index = json.loads((Path(self.codes) / INDEX).read_text())
+            derived = {"level_specs": index["specs"], "num_classes": len(index["classes"])}
+        with torch.device("meta"):
+            return {"generator": create(self.preset, **{**derived, **self.overrides})}
+
+
+class GeneratorTask(Task):
+    """The generator's own loss on cached pyramids with class labels."""
+
+    def __init__(self, config: GeneratorTaskConfig) -> None:
+        self.dataset = codes = CodeSet.open(config.codes)
+        derived = {
+            "level_specs": codes.level_specs,
+            "num_classes": len(codes.classes),
+            **_standardization(config.preset, codes),
+        }
+        self.generator = cast(Generator, create(config.preset, **{**derived, **config.overrides}))
+        self.generator.check_tokenizer(codes.specs)
+        _check_scale(self.generator, codes)
+        self.players = {"generator": self.generator}
+        if config.validation_codes is not None:
+            self.validation = held_out = CodeSet.open(config.validation_codes)
+            self.generator.check_tokenizer(held_out.specs)
+        self._tokenizer = from_pretrained(config.tokenizer) if config.tokenizer is not None else None
+        if self._tokenizer is not None:
+            self.generator.check_tokenizer(self._tokenizer.specs)
+
+    def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        codes = cast(CodeSet, self.dataset)
+        return self.generator.loss(codes.pyramid(batch), batch["label"], rng=rng)
+
+    def images(self) -> dict[str, Tensor]:
+        """Return one sample of each of the first eight classes, always from the same draws."""
+        if self._tokenizer is None:
+            return {}
+        device = next(self.generator.parameters()).device
+        labels = torch.arange(min(8, len(cast(CodeSet, self.dataset).classes)), device=device)
+        with torch.no_grad():
+            pyramid = self.generator.generate(labels, rng=make_rng("tracked samples"))
+            return {"samples": self._tokenizer.to(device).decode(pyramid)}
+
+
+#: The generators that standardize tokens by their mean and deviation.
+_STANDARDIZING = ("FlowTransformer", "MaskedAR")
+
+
+def _standardization(preset: str, codes: CodeSet) -> dict[str, Any]:
+    """Return the config entries that standardize the tokens of a cache, none where the preset scales them in its own way."""
+    chosen = get_preset(preset)
+    says_how = any(name.startswith("latent_") for name in chosen.config)
+    if chosen.model not in _STANDARDIZING or says_how or any(spec.is_discrete for spec in codes.specs):
+        return {}
+    if chosen.model == "MaskedAR" and len(codes.specs) > 1:
+        # Levels differ: a pooled map varies less than the one it is pooled from.
+        levels = codes.level_statistics()
+        return {"latent_mean": [list(x.mean) for x in levels], "latent_std": [list(x.std) for x in levels]}
+    statistics = codes.statistics()
+    return {"latent_mean": list(statistics.mean), "latent_std": list(statistics.std)}
+
+
+#: Root mean square of standardized tokens that a generator is trained on; it is 1 for the tokenizer that the statistics are of.
+_RMS_RANGE = (0.25, 4.0)
+
+
+def _check_scale(generator: Any, codes: CodeSet) -> None:
+    """Check that a generator's statistics are those of the tokenizer that made a cache, by what they make of its tokens.
+
+    Raises:
+        ValueError: If they clearly are not. A flow or diffusion model learns nothing on tokens far from unit size.
+    """
+    if not hasattr(generator, "standardize"):
+        return
+    levels = [(level, spec.num_tokens) for level, spec in zip(codes.level_statistics(), codes.specs, strict=True)]
+    mean, std = (
+        torch.cat([torch.tensor(getattr(level, name)).expand(1, count, -1) for level, count in levels], dim=1)
+        for name in ("mean", "std")
+    )
+    centered = generator.standardize(mean)
+    # The deviation alone: what one deviation from the mean becomes, less the mean.
+    spread = generator.standardize(mean + std) - centered
+    rms = float((centered.square() + spread.square()).mean().sqrt())
+    low, high = _RMS_RANGE
+    if not low <= rms <= high:
+        raise ValueError(
+            f"the generator's latent statistics give the tokens of this cache a root mean square of {rms:.3g}, expected about 1 "
+            f"({low} to {high}): they are another tokenizer's. Leave latent_mean, latent_std and latent_multiplier out of the "
+            f"overrides, or give those of the cache: {codes.statistics()}"
+        )

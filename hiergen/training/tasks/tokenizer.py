@@ -1,0 +1,261 @@
+"""Train a tokenizer to reconstruct images: pixels, and as far as they are configured perception, a discriminator, a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from hiergen.data.sources import DataConfig, open_images
+from hiergen.losses.adaptive_weight import adaptive_weight
+from hiergen.losses.adversarial import Adversary
+from hiergen.metrics.pixel import psnr
+from hiergen.pyramid import LevelSpec
+from hiergen.registry import create
+from hiergen.tokenizers.base import TokenizerOutput
+from hiergen.training.optim import OptimConfig
+from hiergen.training.tasks.base import Task, TaskConfig
+from hiergen.training.tasks.codebook_health import CodebookConfig, CodebookCounter, CodeRevival
+from hiergen.training.tasks.tokenizer_losses import (
+    AdversarialConfig,
+    Alignment,
+    AlignmentConfig,
+    PerceptualConfig,
+    PerceptualTerm,
+    make_adversary,
+)
+from hiergen.training.tasks.vae_terms import VAEConfig, VAETerms
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerTaskConfig(TaskConfig):
+    """Train a tokenizer to reconstruct images.
+
+    Attributes:
+        preset: Name of a tokenizer preset.
+        overrides: Entries of the preset's config to replace.
+        data: The images.
+        validation: Held-out images, scored at every checkpoint interval by "val/pixel" and "val/psnr"; None for none.
+        pixel_loss: Mean squared ("mse") or absolute ("l1") error in [0, 1] space.
+        pixel_weight: Its weight.
+        perceptual: A perceptual term; None for none.
+        adversarial: A discriminator; None for none.
+        alignment: Alignment with a teacher; None for none.
+        vae: VA-VAE's objective in place of the weighted means above; None for those.
+        codebook: Log the use of the codebook by each level, and revive dead codes; None for neither.
+    """
+
+    preset: str = "restok-tiny"
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    validation: DataConfig | None = None
+    pixel_loss: Literal["mse", "l1"] = "mse"
+    pixel_weight: float = 1.0
+    perceptual: PerceptualConfig | None = None
+    adversarial: AdversarialConfig | None = None
+    alignment: AlignmentConfig | None = None
+    vae: VAEConfig | None = None
+    codebook: CodebookConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.vae is not None and self.alignment is not None:
+            raise ValueError("alignment is set beside vae, which has its own: use vae.foundation")
+        if self.vae is not None and self.adversarial is not None and self.adversarial.is_adaptive:
+            raise ValueError("adversarial.is_adaptive is set beside vae, which always adapts its weight: leave it out")
+
+    def build(self) -> TokenizerTask:
+        return TokenizerTask(self)
+
+    def sketch(self) -> dict[str, nn.Module]:
+        sides = {
+            name: dataclasses.replace(side, weights="random")
+            for name in ("adversarial", "alignment")
+            if (side := getattr(self, name)) is not None
+        }
+        with torch.device("meta"):
+            return make_players(dataclasses.replace(self, **sides))
+
+
+class TokenizerPlayer(nn.Module):
+    """A tokenizer with what is trained beside it and thrown away afterwards."""
+
+    def __init__(self, tokenizer: Any, alignment: Alignment | None, revival: CodeRevival | None) -> None:
+        super().__init__()
+        self.tokenizer, self.alignment, self.revival = tokenizer, alignment, revival
+
+
+def make_players(config: TokenizerTaskConfig) -> dict[str, nn.Module]:
+    """Return "tokenizer" (the bare model where nothing is trained beside it) and, if configured, "discriminator"."""
+    tokenizer = create(config.preset, **config.overrides)
+    alignment = Alignment(config.alignment, tokenizer) if config.alignment else None
+    after = config.codebook.revive_after if config.codebook else None
+    if after and "vocab_size" not in tokenizer.config:
+        raise ValueError(f"codebook.revive_after is {after}, but {config.preset!r} has no codebook: leave it out")
+    revival = CodeRevival(tokenizer.config["vocab_size"], after) if after else None
+    players: dict[str, nn.Module] = {"tokenizer": tokenizer}
+    if alignment or revival:
+        players["tokenizer"] = TokenizerPlayer(tokenizer, alignment, revival)
+    if config.adversarial:
+        players["discriminator"] = make_adversary(config.adversarial)
+    return players
+
+
+class TokenizerTask(Task):
+    """Reconstruction: pixel loss plus whatever losses the bottleneck adds, plus the configured terms."""
+
+    def __init__(self, config: TokenizerTaskConfig) -> None:
+        self._config = config
+        self.players = make_players(config)
+        player = self.players["tokenizer"]
+        self._beside = player if isinstance(player, TokenizerPlayer) else None
+        self.tokenizer: Any = self._beside.tokenizer if self._beside else player
+        self._perceptual = PerceptualTerm(config.perceptual) if config.perceptual else None
+        self._vae = self._make_vae(config.vae) if config.vae else None
+        specs = cast(tuple[LevelSpec, ...], self.tokenizer.specs)
+        self._counter = CodebookCounter(specs) if config.codebook else None
+        if self._beside and self._beside.revival:
+            self.unshardable = (
+                "codebook.revive_after writes to the codebook while the loss has it, a copy that does not last"
+            )
+        self.dataset = open_images(config.data)
+        self.validation = open_images(config.validation) if config.validation else None
+        self._samples_seen = 0
+        self._plays_adversary = False
+        self._revives = False
+        self._fake: Tensor | None = None
+        self._shown: Tensor | None = None
+
+    @property
+    def model(self) -> Any:
+        """The tokenizer alone."""
+        return self.tokenizer
+
+    def optim(self, player: str) -> OptimConfig | None:
+        is_second = player == "discriminator" and self._config.adversarial is not None
+        return self._config.adversarial.optim if is_second and self._config.adversarial else None
+
+    def start(self, player: str) -> int:
+        adversarial = self._config.adversarial
+        return adversarial.start_samples if adversarial and player == "discriminator" else 0
+
+    def uses(self, player: str) -> tuple[str, ...]:
+        return ("discriminator",) if player == "tokenizer" and self._plays_adversary else ()
+
+    def begin_step(self, samples_seen: int) -> None:
+        before, self._samples_seen = self._samples_seen, samples_seen
+        adversarial = self._config.adversarial
+        self._plays_adversary = adversarial is not None and samples_seen >= adversarial.start_samples
+        if self._beside and self._beside.revival:
+            after = self._beside.revival.after
+            self._revives = before // after < samples_seen // after
+
+    def summary(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return self._counter.summary(reduce) if self._counter else {}
+
+    def images(self) -> dict[str, Tensor]:
+        """Return up to eight images of the last batch, followed by their reconstructions."""
+        return {} if self._shown is None else {"images_then_reconstructions": self._shown}
+
+    def validate(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """Return the pixel error as it is trained, and the PSNR in dB, the mean of each image's."""
+        reconstruction = self.tokenizer(batch["image"], rng=rng).reconstruction.float()
+        return {
+            "pixel": self._pixel(reconstruction, batch["image"]),
+            "psnr": psnr(reconstruction, batch["image"]).mean(),
+        }
+
+    def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        image = batch["image"]
+        if player == "discriminator":
+            assert self._fake is not None
+            return self.players["discriminator"](image, self._fake, rng=rng)
+        terms: dict[str, Tensor] = {}
+        if self._revives:
+            self._revives = False
+            terms["revived"] = self._revive(image, rng)
+        output = self.tokenizer(image, rng=rng)
+        total = self._objective(image, output, terms, rng)
+        self._watch(output)
+        if "is_substitute" in batch:
+            terms["broken_images"] = batch["is_substitute"].float().mean()
+        return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
+
+    def _objective(
+        self, image: Tensor, output: TokenizerOutput, terms: dict[str, Tensor], rng: torch.Generator
+    ) -> Tensor:
+        """Return the loss and add its parts to `terms`; keep the reconstruction for the discriminator's turn."""
+        reconstruction = output.reconstruction.float()
+        self._shown = torch.cat((image[:8], reconstruction[:8].detach()))
+        terms["pixel"] = self._pixel(reconstruction, image)
+        distances = self._perceptual(reconstruction, image, rng) if self._perceptual else None
+        if distances is not None:
+            terms["perceptual"] = distances.mean()
+        if self._plays_adversary:
+            self._fake = reconstruction.detach()
+        if self._vae:
+            logits = self._adversary.logits(reconstruction, rng=rng) if self._plays_adversary else None
+            terms |= self._vae(image, output, perceptual=distances, fake_logits=logits)
+            return terms.pop("loss")
+        total = self._config.pixel_weight * terms["pixel"]
+        terms |= output.losses
+        if self._config.perceptual:
+            total = total + self._config.perceptual.weight * terms["perceptual"]
+        if self._plays_adversary:
+            adversarial, scale = self._adversarial(reconstruction, total, rng)
+            terms |= {"adversarial": adversarial, "adversarial_scale": scale}
+            total = total + scale * adversarial
+        return total + sum(output.losses.values()) + self._align(image, output, terms)
+
+    def _pixel(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        # Halved, because the published weights of the terms are for images in [0, 1].
+        difference = (reconstruction - image) / 2
+        return difference.square().mean() if self._config.pixel_loss == "mse" else difference.abs().mean()
+
+    def _make_vae(self, vae: VAEConfig) -> VAETerms:
+        perceptual, adversarial = self._config.perceptual, self._config.adversarial
+        return VAETerms(
+            vae,
+            self.tokenizer,
+            perceptual_weight=perceptual.weight if perceptual else 0.0,
+            adversarial_weight=adversarial.weight if adversarial else 0.0,
+        )
+
+    @property
+    def _adversary(self) -> Adversary:
+        return cast(Adversary, self.players["discriminator"])
+
+    def _adversarial(self, fake: Tensor, reference: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the term and its weight."""
+        config = self._config.adversarial
+        assert config is not None
+        term = self._adversary.generator_loss(fake, rng=rng)
+        scale = torch.full((), config.weight, device=fake.device)
+        if config.is_adaptive:
+            scale = scale * adaptive_weight(reference, term, self.tokenizer.get_parameter(config.adaptive_at))
+        return term, scale
+
+    def _align(self, image: Tensor, output: TokenizerOutput, terms: dict[str, Tensor]) -> Tensor | float:
+        config = self._config.alignment
+        if config is None or self._beside is None or self._beside.alignment is None:
+            return 0.0
+        found = self._beside.alignment(image, output.features)
+        terms |= found
+        weights = {"align_encoder": config.encoder_weight, "align_decoder": config.decoder_weight}
+        return torch.stack([weights[name] * term for name, term in found.items()]).sum()
+
+    def _watch(self, output: TokenizerOutput) -> None:
+        if self._counter:
+            self._counter.add(output.pyramid)
+        if self._beside and self._beside.revival:
+            self._beside.revival.note(output.pyramid, self._samples_seen)
+
+    def _revive(self, image: Tensor, rng: torch.Generator) -> Tensor:
+        assert self._beside is not None
+        assert self._beside.revival is not None
+        with torch.no_grad():
+            latents, _ = self.tokenizer.encode_latents(image)
+        codebook = self.tokenizer.quantizer.codebook
+        return self._beside.revival.revive(codebook, latents.float(), self._samples_seen, rng).float()

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hiergen.data.videos.files import list_videos, read_frames, tile_videos, write_gif, write_mp4
+
+
+def clip(frames: int = 5, height: int = 16, width: int = 24) -> torch.Tensor:
+    """A bright bar that moves one column of eight pixels a frame."""
+    video = torch.full((3, frames, height, width), -1.0)
+    for t in range(frames):
+        video[:, t, :, 8 * (t % 3) : 8 * (t % 3) + 8] = 1.0
+    return video
+
+
+def test_a_written_mp4_is_read_again(tmp_path) -> None:
+    path = tmp_path / "a.mp4"
+    write_mp4(path, clip(height=16, width=16), fps=10, enlarge=2)
+    frames = read_frames(path, size=32)
+    assert frames.shape == (3, 5, 32, 32)
+    assert frames.dtype == torch.uint8
+    # Twice as large, the bar is 16 pixels wide; H.264 is lossy.
+    bright = frames.float().mean(dim=(0, 2)) > 127
+    assert bright[0].tolist() == [True] * 16 + [False] * 16
+    assert bright[1].tolist() == [False] * 16 + [True] * 16
+    assert read_frames(path, size=32, max_frames=2).shape[1] == 2
+
+
+def test_a_gif_holds_the_frames_exactly_and_repeats(tmp_path) -> None:
+    write_gif(tmp_path / "a.gif", clip(height=15, width=24), fps=8)
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.n_frames == 5
+        assert picture.info["duration"] in (120, 125)
+        assert picture.info["loop"] == 0
+        picture.seek(1)
+        pixels = np.asarray(picture.convert("L"))
+    assert (pixels[:, 8:16] == 255).all()
+    assert (pixels[:, :8] == 0).all()
+    assert read_frames(tmp_path / "a.gif", size=15).shape == (3, 5, 15, 15)
+
+
+def test_clips_are_tiled_in_rows() -> None:
+    rows = [torch.ones(2, 3, 4, 6, 5), -torch.ones(2, 3, 4, 6, 5)]
+    sheet = tile_videos(rows, gap=1)
+    assert sheet.shape == (3, 4, 16, 14)
+    assert sheet[0, 0, 0].tolist() == [0.0] * 14
+    assert sheet[0, 0, 1].tolist() == [0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0]
+    assert sheet[0, 0, 8, 1] == -1
+
+
+def test_what_cannot_be_read_is_named(tmp_path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video at all" * 100)
+    for name in ("bad.mp4", "missing.mp4"):
+        with pytest.raises(ValueError, match=rf"video '.*{name}' cannot be read"):
+            read_frames(tmp_path / name, size=8)
+    with pytest.raises(ValueError, match="does not exist"):
+        list_videos(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"holds no video file \(\.mp4"):
+        list_videos(tmp_path / "empty")
+    with pytest.raises(ValueError, match="15 x 24 pixels when written, expected even sides"):
+        write_mp4(tmp_path / "odd.mp4", clip(height=15))
+    assert not list(tmp_path.glob("*odd*"))
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r'needs PyAV: pip install "hiergen\[video\]"'):
+        write_mp4(tmp_path / "a.mp4", clip())

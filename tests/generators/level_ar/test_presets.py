@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hiergen.generators.level_ar.presets import PRESETS, doubling_specs
+from hiergen.registry import create
+
+# Published sizes, ResTok's table of generators: with HAR's 127 special embeddings, and without.
+COUNTS = {
+    "b": (98_403_072, 98_305_536),
+    "l": (326_263_808, 326_133_760),
+    "xl": (753_890_560, 753_728_000),
+    "xxl": (1_386_001_920, 1_385_806_848),
+    "xxxl": (3_851_409_920, 3_851_084_800),
+}
+
+
+@pytest.mark.parametrize("size", COUNTS)
+def test_published_parameter_counts(size: str) -> None:
+    for name, count in zip((f"har-{size}", f"ar-{size}"), COUNTS[size], strict=True):
+        with torch.device("meta"):
+            model = create(name)
+        assert sum(parameter.numel() for parameter in model.parameters()) == count
+        assert model.num_steps == (9 if name.startswith("har") else 128)
+        assert [spec.num_tokens for spec in model.specs] == [1, 1, 2, 4, 8, 16, 32, 64]
+
+
+def test_every_preset_is_counted_or_tiny() -> None:
+    assert set(PRESETS) == {f"{kind}-{size}" for kind in ("har", "ar") for size in COUNTS} | {"har-tiny"}
+    tiny = create("har-tiny")
+    assert tiny.generate(torch.tensor([9])).num_tokens == 16
+    assert sum(parameter.numel() for parameter in tiny.parameters()) < 3_000_000
+
+
+def test_doubling_specs() -> None:
+    assert [spec.num_tokens for spec in doubling_specs(16, dim=8, vocab_size=512)] == [1, 1, 2, 4, 8]
+    assert [spec.num_tokens for spec in doubling_specs(1, dim=8, vocab_size=512)] == [1]
+    for wrong in (0, 12):
+        with pytest.raises(ValueError, match=f"num_tokens is {wrong}, expected a power of two"):
+            doubling_specs(wrong, dim=8, vocab_size=512)

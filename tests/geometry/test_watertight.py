@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import trimesh
+from trimesh.transformations import translation_matrix
+
+from hiergen.data.shapes.procedural import procedural_shape
+from hiergen.geometry.poses import apply_transform, fit_transform
+from hiergen.geometry.ray_crossings import contains
+from hiergen.geometry.watertight import WatertightSettings, closest_on_triangles, lattice_samples, make_watertight
+
+VOXELS = WatertightSettings(method="voxels", resolutions=(64, 32))
+
+
+def _normalized(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    mesh = mesh.copy()
+    mesh.vertices = apply_transform(fit_transform(np.asarray(mesh.vertices), np.eye(3)), np.asarray(mesh.vertices))
+    return mesh
+
+
+def _box_without_a_face() -> trimesh.Trimesh:
+    box = trimesh.creation.box(extents=(1.0, 0.8, 0.6))
+    box.update_faces(box.face_normals[:, 1] > -0.5)
+    return _normalized(box)
+
+
+def test_a_box_with_a_missing_face_is_solid_again() -> None:
+    whole = _normalized(trimesh.creation.box(extents=(1.0, 0.8, 0.6)))
+    points = np.random.default_rng(0).uniform(-1.05, 1.05, (3000, 3))
+    half = 0.95 * np.array([1.0, 0.8, 0.6])
+    for settings in (WatertightSettings(), VOXELS):
+        result = make_watertight(_box_without_a_face(), settings)
+        assert result.method == ("exact" if settings.method == "auto" else "voxels")
+        assert result.mesh.is_watertight
+        assert result.notes["capped_holes"] == 1
+        assert result.mesh.volume == pytest.approx(whole.volume, rel=0.02)
+        inside = contains(np.asarray(result.mesh.triangles), points)
+        clear = (np.abs(np.abs(points) - half) > 0.03).all(axis=1)
+        np.testing.assert_array_equal(inside[clear], (np.abs(points) < half).all(axis=1)[clear])
+
+
+def test_without_capping_a_wide_hole_leaves_a_thin_shell() -> None:
+    settings = WatertightSettings(method="voxels", resolutions=(64, 32), cap_holes=False)
+    result = make_watertight(_box_without_a_face(), settings)
+    assert result.mesh.is_watertight
+    assert result.mesh.volume < 0.15 * 1.9**3 * 0.8 * 0.6
+    # No grid of the list could tell: the coarsest leaks as well.
+    assert "leaks" not in result.notes
+
+
+def test_a_leak_is_noticed_and_a_coarser_grid_used() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=4)
+    # A bent hole about 0.25 across: wider than the fine shell closes (0.08), narrower than the coarse one (0.29).
+    far = np.linalg.norm(ball.vertices - ball.vertices[0], axis=1) > 0.1
+    ball.update_faces(far[ball.faces].all(axis=1))
+    ball = _normalized(ball)
+    fine_only = make_watertight(ball, WatertightSettings(method="voxels", resolutions=(64,), cap_holes=False))
+    assert fine_only.mesh.volume < 1.0
+    result = make_watertight(ball, WatertightSettings(method="voxels", resolutions=(64, 24), cap_holes=False))
+    assert result.notes["resolution"] == 24
+    assert result.notes["leaks"]["64"] > 0.9
+    assert result.mesh.is_watertight
+    assert result.mesh.volume == pytest.approx(4 / 3 * np.pi * 0.95**3, rel=0.03)
+
+
+def test_overlapping_parts_become_one_solid() -> None:
+    first = trimesh.creation.box(extents=(1, 0.5, 0.5))
+    second = trimesh.creation.box(extents=(0.4, 0.9, 0.4), transform=translation_matrix((0.2, 0.1, 0)))
+    both = _normalized(trimesh.util.concatenate([first, second]))
+    exact, voxels = make_watertight(both), make_watertight(both, VOXELS)
+    assert (exact.method, voxels.method) == ("exact", "voxels")
+    volume = (1 * 0.25 + 0.16 * 0.9 - 0.4 * 0.5 * 0.4) * 1.9**3
+    assert exact.mesh.volume == pytest.approx(volume)
+    assert voxels.mesh.volume == pytest.approx(volume, rel=0.03)
+    assert voxels.mesh.is_watertight
+    assert voxels.notes["consistency"] > 0.99
+
+
+def test_sheets_get_a_thickness_of_about_a_voxel() -> None:
+    sheet = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], [[0, 1, 2], [0, 2, 3]])
+    plate = trimesh.creation.box(extents=(1, 1, 0.0005))
+    for mesh in (sheet, plate):
+        result = make_watertight(_normalized(mesh), WatertightSettings(resolutions=(64,)))
+        assert result.method == "voxels"
+        assert result.mesh.is_watertight
+        thickness = result.mesh.volume / 1.9**2
+        assert 0.02 < thickness < 0.05
+
+
+def test_voxels_agree_with_a_known_solid() -> None:
+    shape = procedural_shape(5)
+    mesh = shape.to_mesh()
+    result = make_watertight(mesh, WatertightSettings(method="voxels", resolutions=(64,)))
+    points = np.random.default_rng(0).uniform(-1, 1, (20_000, 3))
+    own, other = (contains(np.asarray(part.triangles), points) for part in (mesh, result.mesh))
+    assert (own & other).sum() / (own | other).sum() > 0.95
+    again = make_watertight(mesh, WatertightSettings(method="voxels", resolutions=(64,)))
+    np.testing.assert_array_equal(result.mesh.vertices, again.mesh.vertices)
+
+
+def test_self_crossing_surfaces_are_remeshed() -> None:
+    # One closed part whose right side is folded through its left: what sticks out there is inside out.
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    vertices = ball.vertices.copy()
+    vertices[:, 0] = np.where(vertices[:, 0] > 0.3, 0.9 - vertices[:, 0] * 2.5, vertices[:, 0])
+    result = make_watertight(_normalized(trimesh.Trimesh(vertices, ball.faces)), WatertightSettings(resolutions=(64,)))
+    assert result.method == "voxels"
+    assert result.notes["consistency"] > 0.98
+
+
+def test_samples_cover_the_surface() -> None:
+    rng = np.random.default_rng(0)
+    triangles = rng.random((20, 3, 3)) * np.array([3.0, 1.0, 0.05])
+    samples, face = lattice_samples(triangles, 0.1)
+    for number, triangle in enumerate(triangles):
+        weights = rng.dirichlet(np.ones(3), 200)
+        own = samples[face == number]
+        distance = np.linalg.norm((weights @ triangle)[:, None] - own[None], axis=2).min(axis=1)
+        assert distance.max() <= 0.1
+    # A sliver gets a row of samples, not a square of them.
+    sliver = np.array([[[0.0, 0, 0], [1, 0, 0], [0.5, 0.001, 0]]])
+    assert len(lattice_samples(sliver, 0.01)[0]) < 210
+
+
+def test_closest_points_are_no_farther_than_any_other() -> None:
+    rng = np.random.default_rng(0)
+    triangles, points = rng.normal(size=(300, 3, 3)), rng.normal(size=(300, 3)) * 2
+    triangles[0, 2] = triangles[0, 1]
+    found = closest_on_triangles(triangles, points)
+    weights = rng.dirichlet(np.full(3, 0.6), 3000)
+    candidates = np.einsum("sk,pkc->psc", weights, triangles)
+    best = np.linalg.norm(candidates - points[:, None], axis=2).min(axis=1)
+    distance = np.linalg.norm(found - points, axis=1)
+    assert (distance <= best + 1e-9).all()
+    assert (best - distance).max() < 0.15
+    # The answer lies on the triangle: its barycentric weights are a convex combination.
+    for triangle, point in zip(triangles[1:40], found[1:40], strict=True):
+        weight = np.linalg.lstsq(np.vstack([triangle.T, np.ones(3)]), np.append(point, 1.0), rcond=None)[0]
+        assert weight.min() > -1e-6
+        np.testing.assert_allclose(weight @ triangle, point, atol=1e-8)
+
+
+def test_bad_meshes_are_named() -> None:
+    with pytest.raises(ValueError, match="the mesh has no faces to close"):
+        make_watertight(trimesh.Trimesh())
+    with pytest.raises(ValueError, match=r"the mesh reaches to 2\.5, expected at most 0\.95; normalize it first"):
+        make_watertight(trimesh.creation.box(extents=(5, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "magic"}, "method is 'magic', expected 'auto' or 'voxels'"),
+        ({"resolutions": (64, 128)}, r"resolutions are \[64, 128\], expected decreasing numbers"),
+        ({"resolutions": (8,)}, "the coarsest resolution is 8, thickness 1.25, max_leak 0.2"),
+    ],
+)
+def test_bad_settings_are_refused(change: dict[str, Any], message: str) -> None:
+    # Where types are checked as the suite runs, a wrong literal is refused before our message is.
+    with pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error"):
+        WatertightSettings(**change)
