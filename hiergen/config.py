@@ -177,5 +177,5 @@ def _expect(fits: bool, where: str, value: Any, wanted: str) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint of the nearest known names, for the end of an error message."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, names) or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(names)}"

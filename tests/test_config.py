@@ -38,7 +38,7 @@ def test_json_and_back() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"nmae": "x"}, r"Outer has no field 'nmae'; did you mean 'name'\?"),
+        ({"nmae": "x"}, r"Outer has no field 'nmae'; did you mean name\?"),
         ({"mode": "c"}, "Outer.mode is 'c', expected one of 'a', 'b'"),
         ({"name": 3}, "Outer.name is 3, expected str"),
         ({"flag": 1}, "Outer.flag is 1, expected bool"),
