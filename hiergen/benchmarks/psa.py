@@ -21,11 +21,13 @@ from torch import Tensor
 from hiergen.benchmarks.attention_inputs import structured_heads
 from hiergen.benchmarks.timing import choose_device, describe_machine, take_turns
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention
-from hiergen.kernels.pyramid_attention.assignment import assign_pools
-from hiergen.kernels.pyramid_attention.config import ImportanceName
-from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
+from hiergen.kernels.pyramid_attention.config import ImportanceName, OfficialRules
+from hiergen.kernels.pyramid_attention.planning.assignment import assign_pools
+from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
+from hiergen.kernels.pyramid_attention.planning.lists import with_lists
 from hiergen.kernels.pyramid_attention.pooling import build_pyramid
-from hiergen.kernels.pyramid_attention.prepare import key_pyramid, runs_triton
+from hiergen.kernels.pyramid_attention.triton.availability import runs_triton
+from hiergen.kernels.pyramid_attention.triton.operators import key_pyramid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def config_of_density(density: float, query_block: int, key_block: int, importan
         query_block=query_block,
         key_block=key_block,
         importance=importance,
-        rounding_tile=max(key_block // 8, 1),
+        rules=OfficialRules(rounding_tile=max(key_block // 8, 1)),
     )
 
 
@@ -226,9 +228,10 @@ def _sparse_call(q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan) -> Callable
 
 
 def _kernel_alone(q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan) -> Callable[[], Tensor]:
-    from hiergen.kernels.pyramid_attention.op import prepare, pyramid_attention_op
+    from hiergen.kernels.pyramid_attention.backends.triton import kernel_inputs
+    from hiergen.kernels.pyramid_attention.triton.operators import pyramid_attention_op
 
-    ready = prepare(q, k, v, plan)
+    ready = kernel_inputs(q, k, v, plan)
     numbers = (plan.query_block, plan.key_block, False, 0, plan.pooled_limit, 1 / math.sqrt(q.shape[-1]))
     return lambda: pyramid_attention_op(q, k, v, *ready, *numbers)[0]
 
@@ -240,7 +243,7 @@ def _preparation(q: Tensor, k: Tensor, v: Tensor, config: PSAConfig, repeats: in
     calls: dict[str, Callable[[], Any]] = {
         "importance": lambda: estimate_importance(config.importance, q, k, request),
         "assignment": lambda: assign_pools(scores, config),
-        "lists": plan.with_lists,
+        "lists": lambda: with_lists(plan),
         "pyramid": (lambda: key_pyramid(k, v, config.key_block, tail="exact"))
         if runs_triton(q.device)
         else (lambda: [build_pyramid(x, config.key_block) for x in (k, v)]),

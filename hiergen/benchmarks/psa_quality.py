@@ -18,9 +18,9 @@ from torch import Tensor
 from hiergen.benchmarks.attention_inputs import structured_heads
 from hiergen.benchmarks.psa import binary_config, config_of_density, video_grid
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, plan_from_scores
+from hiergen.kernels.pyramid_attention.backends.gather import gather_attention
 from hiergen.kernels.pyramid_attention.config import ImportanceName
-from hiergen.kernels.pyramid_attention.gather import gather_attention
-from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
+from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
 from hiergen.weights import read_weights
 
 ESTIMATORS: tuple[ImportanceName, ...] = ("sampled", "sampled_softmax", "pyramid", "block_mean", "antidiagonal")
@@ -89,6 +89,7 @@ def plans_of_density(
 ) -> dict[str, PyramidPlan]:
     """Return one plan of each of `KINDS`, all of the density that the first one has after whole blocks were counted."""
     quota = config_of_density(density, settings.query_block, settings.key_block, "pyramid")
+    unforced = dataclasses.replace(quota, mode="threshold", rules=dataclasses.replace(quota.rules, min_full=0.0))
 
     def plan(config: PSAConfig) -> PyramidPlan:
         return plan_from_scores(scores, num_queries, k, config)
@@ -99,7 +100,7 @@ def plans_of_density(
         for _ in range(14):
             middle = (low + high) / 2
             bounds = tuple((pool, min(share * middle, 1.0)) for pool, share in shares)
-            tried = plan(dataclasses.replace(quota, mode="threshold", bounds=bounds, min_full=0.0))
+            tried = plan(dataclasses.replace(unforced, bounds=bounds))
             low, high = (middle, high) if float(tried.density) < computed else (low, middle)
         return tried
 

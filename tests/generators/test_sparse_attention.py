@@ -9,12 +9,14 @@ from hiergen.config import to_json
 from hiergen.generators.flow_sampling import FlowSettings
 from hiergen.generators.flow_transformer import FlowTransformer
 from hiergen.generators.sparse_attention import SparseAttention
-from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, reference_attention
+from hiergen.kernels.pyramid_attention import OfficialRules, PSAConfig, PyramidPlan, reference_attention
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 
 CLIP = (LevelSpec(96, (6, 4, 4), 5),)
 #: One of eight key blocks in full, one at every pool, the rest skipped.
-SPARSE = PSAConfig(bounds=((1, 0.3), (2, 0.5), (4, 0.7), (8, 0.9)), query_block=16, key_block=16, rounding_tile=2)
+SPARSE = PSAConfig(
+    bounds=((1, 0.3), (2, 0.5), (4, 0.7), (8, 0.9)), query_block=16, key_block=16, rules=OfficialRules(rounding_tile=2)
+)
 ALL = dataclasses.replace(SPARSE, bounds=((1, 1.0),))
 
 

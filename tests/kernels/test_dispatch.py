@@ -14,7 +14,7 @@ def _backend(name: str, reason: str | None, *, only_named: bool = False) -> Back
     def refuse(request: object, is_named: bool) -> str | None:
         return "it is slow" if only_named and not is_named else reason
 
-    return Backend(name, f"what {name} needs", refuse, lambda: name)
+    return Backend(name, f"what {name} needs", lambda: name, refuse)
 
 
 def test_auto_takes_the_first_that_can():

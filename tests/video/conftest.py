@@ -16,10 +16,10 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from hiergen.kernels import PSAConfig
+from hiergen.kernels import OfficialRules, PSAConfig
 
 Grid = tuple[int, int, int]
-BLOCKS: dict[str, Any] = {"query_block": 16, "key_block": 16, "rounding_tile": 16}
+BLOCKS: dict[str, Any] = {"query_block": 16, "key_block": 16, "rules": OfficialRules(rounding_tile=16)}
 #: Everything at pool 1: dense attention by another way.
 FULL = PSAConfig(bounds=((1, 1.0),), **BLOCKS)
 SPARSE = PSAConfig(bounds=((1, 0.2), (2, 0.3), (4, 0.4), (8, 0.6)), **BLOCKS)
