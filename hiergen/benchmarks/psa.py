@@ -1,7 +1,8 @@
 """`hiergen bench psa`: how fast pyramid sparse attention runs beside dense attention and a binary block mask, and how far it is from exact.
 
-In one run and on the same inputs: every dense backend of PyTorch, a binary block mask of equal compute, and pyramid attention,
-alone and with its preparation split out. Times are medians. A CPU runs plain PyTorch that gathers the keys each query block reads.
+In one run and on the same inputs it times every dense backend of PyTorch, a binary block mask of equal compute, and pyramid
+attention, alone and with its preparation split out. Times are medians. On a CPU pyramid attention is plain PyTorch that gathers the
+keys each query block reads.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ class Settings:
     """What to measure.
 
     Attributes:
-        tokens: Of the sequence; the nearest box of a video's proportions that holds no more is used.
-        heads: Attention heads.
-        dim: Channels of a head.
+        tokens: Most tokens of the sequence; the largest grid of a video's proportions within this number is used.
+        heads: Number of attention heads.
+        dim: Channels per head.
         density: Share of the dense product to compute, in (0, 1].
-        dtype: Of queries, keys and values.
-        device: "auto" is CUDA where there is one.
-        query_block: Queries of a block.
-        key_block: Keys of a block.
-        importance: Estimator of the plan.
+        dtype: Type of queries, keys and values.
+        device: Where to run; "auto" is CUDA if there is one.
+        query_block: Queries per block.
+        key_block: Keys per block.
+        importance: Estimator that the plan is made from.
         repeats: Timed calls; the median counts.
-        seed: Of the inputs.
+        seed: Seed of the inputs.
         output: Folder for `psa.json`, `psa.png` and `plan.png`, the plan of the first head; None writes nothing.
     """
 
@@ -70,7 +71,7 @@ class Settings:
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Measure, print a table, return (and write, if asked) the numbers: times in ms, rates in TFLOP/s, errors relative to exact."""
+    """Measure, print a table and return the numbers, written too if asked: times in ms, rates in TFLOP/s, errors relative to exact."""
     dtype, device = getattr(torch, settings.dtype), choose_device(settings.device)
     rng = torch.Generator().manual_seed(settings.seed)
     grid = video_grid(settings.tokens)
@@ -154,7 +155,7 @@ def config_of_density(density: float, query_block: int, key_block: int, importan
 
 
 def binary_config(config: PSAConfig, plan: PyramidPlan) -> PSAConfig:
-    """Return a plain block mask that computes what `plan` really does, after whole blocks were counted, or up to one block a row more."""
+    """Return a plain block mask that computes as much as `plan` does after whole blocks were counted, or up to one block per row more."""
     columns = plan.pools.shape[3]
     blocks = math.ceil(float(plan.density) * columns - 1e-4)
     return dataclasses.replace(config, mode="quota", bounds=((1, min((blocks + 0.5) / columns, 1.0)),))

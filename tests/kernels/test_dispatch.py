@@ -26,6 +26,7 @@ def test_auto_takes_the_first_that_can():
     )
     assert choose("fold", backends, None).run() == "c"
     assert choose("fold", backends, None, "b").run() == "b"
+    assert choose("fold", (backends[0], Backend("e", "nothing", lambda: "e")), None).run() == "e"
     assert describe(backends, None) == {"a": "there is no GPU", "b": "can run", "c": "can run", "d": "can run"}
 
 

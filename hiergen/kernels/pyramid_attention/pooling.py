@@ -4,7 +4,7 @@ Rows of a packed pyramid, for `padded` = keys rounded up to whole key blocks:
 pool 2 at 0, pool 4 at padded/2, pool 8 at 3·padded/4. Key block j at pool p is the contiguous run
 `[j·key_block/p, (j+1)·key_block/p)` of its pool. Pool 1 is the input itself and is not copied.
 
-Letters: `b` batch, `g` key heads, `n` keys, `k` channels of a head, `r` packed rows.
+Letters: `b` batch, `g` key heads, `n` keys, `k` channels per head, `r` packed rows.
 """
 
 from __future__ import annotations

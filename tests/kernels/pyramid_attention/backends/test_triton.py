@@ -193,7 +193,7 @@ def test_the_pyramid_is_read_as_packed(random_case):
 
 
 def _launch_with(monkeypatch: pytest.MonkeyPatch, tile: int, block_m: int) -> None:
-    """Force tile sizes: the kernels must be right at all, not at the chosen ones alone."""
+    """Force tile sizes: the kernels must be right at every size, not only at the chosen ones."""
     from hiergen.kernels.pyramid_attention.triton import backward, forward
 
     launch = forward.LaunchConfig(tile, block_m, 4, 2)

@@ -19,7 +19,7 @@ def test_rules_override_the_assignment():
         text_at="end",
         rules=OfficialRules(rounding_tile=16),
     )
-    # Rounding to whole tiles leaves some blocks out; what matters here are the overridden ones.
+    # Rounding to whole tiles leaves some blocks out; only the overridden ones matter here.
     scores = torch.rand(1, 1, 6, 6)
     k = torch.randn(1, 1, 96, 8)
     pools = plan_from_scores(scores, 96, k, config, is_causal=True).pools[0, 0]
