@@ -79,11 +79,6 @@ def choose(operation: str, backends: Sequence[Backend], request: Any, name: str 
     raise RuntimeError(f"no backend of {operation} can run: {'; '.join(reasons)}")
 
 
-def describe(backends: Sequence[Backend], request: Any) -> dict[str, str]:
-    """Return by backend "can run", or why it cannot when asked for by name."""
-    return {backend.name: backend.refuse(request, True) or "can run" for backend in backends}
-
-
 @functools.lru_cache(maxsize=256)
 def _log_once(operation: str, name: str, reasons: str) -> None:
     logger.info("%s runs on backend %r%s", operation, name, f" ({reasons})" if reasons else "")

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from hiergen.kernels import dispatch
-from hiergen.kernels.dispatch import Backend, choose, describe
+from hiergen.kernels.dispatch import Backend, choose
 
 
 def _backend(name: str, reason: str | None, *, only_named: bool = False) -> Backend:
@@ -27,7 +27,6 @@ def test_auto_takes_the_first_that_can():
     assert choose("fold", backends, None).run() == "c"
     assert choose("fold", backends, None, "b").run() == "b"
     assert choose("fold", (backends[0], Backend("e", "nothing", lambda: "e")), None).run() == "e"
-    assert describe(backends, None) == {"a": "there is no GPU", "b": "can run", "c": "can run", "d": "can run"}
 
 
 def test_a_named_backend_runs_or_raises():
