@@ -99,6 +99,18 @@ def test_the_first_steps_can_be_dense(tmp_path) -> None:
     assert torch.equal(loaded.velocity(x, time, label), model.velocity(x, time, label))
 
 
+def test_a_model_saved_before_the_rules_had_a_class_loads(tmp_path) -> None:
+    """Its config holds the rules of the official program beside the other settings."""
+    flat = to_json(SPARSE)
+    flat |= flat.pop("rules") | {"kind": "PSAConfig"}
+    assert flat["rounding_tile"] == 2
+    make(attention=flat).save_pretrained(tmp_path)
+    loaded, model = FlowTransformer.from_pretrained(tmp_path), make(attention=to_json(SPARSE))
+    x, time, label = inputs()
+    assert torch.equal(loaded.velocity(x, time, label), model.velocity(x, time, label))
+    assert not torch.equal(make().velocity(x, time, label), model.velocity(x, time, label))
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="attention has no field 'bound'; did you mean 'bounds'"):
         make(attention={"bound": []})

@@ -34,11 +34,13 @@ from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.triton.forward import (
     LaunchConfig,
+    key_bases,
+    keys_of_tile,
     log_count,
-    pick,
     pool_base,
     pool_of_tile,
     pool_start,
+    program_queries,
 )
 
 
@@ -53,17 +55,8 @@ def query_kernel(
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write DQ = scale · Σ ds · k and DELTA = Σ out · do - dlse of M queries; see the top of this file."""
-    split: tl.constexpr = QUERY_BLOCK // BLOCK_M
-    head = tl.program_id(1).to(tl.int64)
-    b = head // num_heads
-    h = head % num_heads
-    g = h // group
-    plan_row = head * num_rows + tl.load(ORDER + head * num_rows + tl.program_id(0) // split)
-    first_query = (plan_row - head * num_rows).to(tl.int32) * QUERY_BLOCK + tl.program_id(0) % split * BLOCK_M
-
-    m_range = first_query + tl.arange(0, BLOCK_M)
+    head, b, h, g, plan_row, m_range = program_queries(ORDER, num_heads, group, num_rows, QUERY_BLOCK, BLOCK_M)
     d_range = tl.arange(0, BLOCK_D)
-    r = tl.arange(0, TILE)
     d_mask = d_range < D
     m_mask = m_range < num_queries
     q_mask = m_mask[:, None] & d_mask[None, :]
@@ -86,14 +79,11 @@ def query_kernel(
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1) - tl.load(DLSE + line, mask=m_mask, other=0.0)
     tl.store(DELTA + line, delta, mask=m_mask)
 
-    # Where the keys and values of this head begin, what the row reads, and the tiles that takes: as in the forward kernel.
     padded = num_columns << LOG_KEY_BLOCK
     packed = (padded >> 3) * 7
-    key_head = b * (num_heads // group) + g
-    k_full = K + b * k_strides[0] + g * k_strides[1]
-    v_full = V + b * v_strides[0] + g * v_strides[1]
-    k_pooled = POOLED + key_head * packed * D
-    v_pooled = k_pooled + (tl.num_programs(1) // group).to(tl.int64) * packed * D
+    k_full, v_full, k_pooled, v_pooled = key_bases(
+        K, V, POOLED, k_strides, v_strides, b, g, num_heads, group, packed, D
+    )
     if HAS_MASK:
         LOG_COUNTS += b * (padded + packed)
 
@@ -108,12 +98,7 @@ def query_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for t in tl.range(0, n0 + n1 + n2 + n3, num_stages=STAGES):
         e, local = pool_of_tile(t, n0, n1, n2)
-        # (T,): list entry, key block, pooled key of every place in the tile.
-        flat = local * TILE + r
-        shift = LOG_KEY_BLOCK - e
-        listed = (flat >> shift) < pick(e, c0, c1, c2, c3)
-        block = tl.load(ids + pick(e, 0, s1, s2, s3) + (flat >> shift), mask=listed, other=0)
-        rows = (block << shift) + (flat & ((1 << shift) - 1))
+        rows, listed = keys_of_tile(e, local, ids, s1, s2, s3, c0, c1, c2, c3, LOG_KEY_BLOCK, TILE, True)
         bias = log_count(rows, e, LOG_COUNTS, num_keys, pooled_limit, padded, listed, HAS_MASK)
         known = (bias > float("-inf"))[None, :] & d_mask[:, None]
         k_base, k_step = pool_base(e, k_full, k_strides[2], k_pooled, D)

@@ -93,6 +93,47 @@ def pool_base(e, full, stride, pooled, D: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def program_queries(ORDER, num_heads, group, num_rows, QUERY_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Return the program's head, b, h, g, row of the plan and queries (M,): longest rows first, each in parts of M queries."""
+    split: tl.constexpr = QUERY_BLOCK // BLOCK_M
+    head = tl.program_id(1).to(tl.int64)
+    b = head // num_heads
+    h = head % num_heads
+    plan_row = head * num_rows + tl.load(ORDER + head * num_rows + tl.program_id(0) // split)
+    first_query = (plan_row - head * num_rows).to(tl.int32) * QUERY_BLOCK + tl.program_id(0) % split * BLOCK_M
+    return head, b, h, h // group, plan_row, first_query + tl.arange(0, BLOCK_M)
+
+
+@triton.jit
+@no_type_check
+def key_bases(K, V, POOLED, k_strides, v_strides, b, g, num_heads, group, packed, D: tl.constexpr):
+    """Return where the keys and values of a head begin: pool 1 in the inputs, then pools 2, 4 and 8 in the pyramid."""
+    k_pooled = POOLED + (b * (num_heads // group) + g) * packed * D
+    v_pooled = k_pooled + (tl.num_programs(1) // group).to(tl.int64) * packed * D
+    k_full = K + b * k_strides[0] + g * k_strides[1]
+    v_full = V + b * v_strides[0] + g * v_strides[1]
+    return k_full, v_full, k_pooled, v_pooled
+
+
+@triton.jit
+@no_type_check
+def keys_of_tile(
+    e, local, ids, s1, s2, s3, c0, c1, c2, c3, LOG_KEY_BLOCK: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr
+):
+    """Return the pooled keys of a tile (T,), counted from the start of their pool, and whether the list goes on so far."""
+    flat = local * TILE + tl.arange(0, TILE)
+    shift = LOG_KEY_BLOCK - e
+    listed = (flat >> shift) < pick(e, c0, c1, c2, c3)
+    at = ids + pick(e, 0, s1, s2, s3) + (flat >> shift)
+    if MASKED:
+        block = tl.load(at, mask=listed, other=0)
+    else:
+        block = tl.load(at)
+    return (block << shift) + (flat & ((1 << shift) - 1)), listed
+
+
+@triton.jit
+@no_type_check
 def forward_kernel(
     Q, K, V, POOLED, LOG_COUNTS, IDS, COUNTS, ORDER, OUT, LSE,
     q_strides, k_strides, v_strides, o_strides,
@@ -105,18 +146,8 @@ def forward_kernel(
 
     POOLED is (2, b, g, packed rows, D): packed pools of the keys, then of the values. LOG_COUNTS is read with HAS_MASK only.
     """
-    # Which queries: the rows of a head in ORDER, longest first, each split into parts of M queries.
-    split: tl.constexpr = QUERY_BLOCK // BLOCK_M
-    head = tl.program_id(1).to(tl.int64)
-    b = head // num_heads
-    h = head % num_heads
-    g = h // group
-    plan_row = head * num_rows + tl.load(ORDER + head * num_rows + tl.program_id(0) // split)
-    first_query = (plan_row - head * num_rows).to(tl.int32) * QUERY_BLOCK + tl.program_id(0) % split * BLOCK_M
-
-    m_range = first_query + tl.arange(0, BLOCK_M)
+    head, b, h, g, plan_row, m_range = program_queries(ORDER, num_heads, group, num_rows, QUERY_BLOCK, BLOCK_M)
     d_range = tl.arange(0, BLOCK_D)
-    r = tl.arange(0, TILE)
     d_mask = d_range < D
     q_mask = (m_range < num_queries)[:, None] & d_mask[None, :]
     q_rows = m_range.to(tl.int64)[:, None]
@@ -125,15 +156,11 @@ def forward_kernel(
         Q + b * q_strides[0] + h * q_strides[1] + q_rows * q_strides[2] + d_range[None, :], mask=q_mask, other=0.0
     )
 
-    # Where the keys and values of this head begin: pool 1 in the inputs, pools 2, 4 and 8 in the pyramid.
     padded = num_columns << LOG_KEY_BLOCK
     packed = (padded >> 3) * 7
-    key_head = b * (num_heads // group) + g
-    pooled_values = (tl.num_programs(1) // group).to(tl.int64) * packed * D
-    k_full = K + b * k_strides[0] + g * k_strides[1]
-    v_full = V + b * v_strides[0] + g * v_strides[1]
-    k_pooled = POOLED + key_head * packed * D
-    v_pooled = k_pooled + pooled_values
+    k_full, v_full, k_pooled, v_pooled = key_bases(
+        K, V, POOLED, k_strides, v_strides, b, g, num_heads, group, packed, D
+    )
     if HAS_MASK:
         LOG_COUNTS += b * (padded + packed)
 
@@ -159,11 +186,7 @@ def forward_kernel(
     # Tiles without a mask.
     for t in tl.range(0, u0 + u1 + u2 + u3, num_stages=STAGES):
         e, local = pool_of_tile(t, u0, u1, u2)
-        # (T,): list entry, key block, pooled key of every place in the tile.
-        flat = local * TILE + r
-        shift = LOG_KEY_BLOCK - e
-        block = tl.load(ids + pick(e, 0, s1, s2, s3) + (flat >> shift))
-        rows = (block << shift) + (flat & ((1 << shift) - 1))
+        rows, _ = keys_of_tile(e, local, ids, s1, s2, s3, c0, c1, c2, c3, LOG_KEY_BLOCK, TILE, False)
         k_base, k_step = pool_base(e, k_full, k_strides[2], k_pooled, D)
         v_base, v_step = pool_base(e, v_full, v_strides[2], v_pooled, D)
         wide = (rows + pool_start(e, padded)).to(tl.int64)
@@ -187,12 +210,8 @@ def forward_kernel(
     n3 = tl.cdiv(c3 << LOG_KEY_BLOCK >> 3, TILE) - u3
     for t in range(0, n0 + n1 + n2 + n3):
         e, local = pool_of_tile(t, n0, n1, n2)
-        flat = (local + pick(e, u0, u1, u2, u3)) * TILE + r
-        shift = LOG_KEY_BLOCK - e
-        # (T,): whether the list goes on so far; beyond it nothing is loaded.
-        listed = (flat >> shift) < pick(e, c0, c1, c2, c3)
-        block = tl.load(ids + pick(e, 0, s1, s2, s3) + (flat >> shift), mask=listed, other=0)
-        rows = (block << shift) + (flat & ((1 << shift) - 1))
+        local += pick(e, u0, u1, u2, u3)
+        rows, listed = keys_of_tile(e, local, ids, s1, s2, s3, c0, c1, c2, c3, LOG_KEY_BLOCK, TILE, True)
         bias = log_count(rows, e, LOG_COUNTS, num_keys, pooled_limit, padded, listed, HAS_MASK)
         known = bias > float("-inf")
         k_base, k_step = pool_base(e, k_full, k_strides[2], k_pooled, D)
