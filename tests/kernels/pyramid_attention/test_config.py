@@ -84,7 +84,7 @@ def test_configs_saved_before_the_rules_had_a_class_are_read():
 def test_wrong_configs_in_files_are_named():
     with pytest.raises(ValueError, match=r"attention\.rules\.tail is 'sharp', expected one of 'exact', 'replicate'"):
         PSAConfig.from_json({"tail": "sharp"}, where="attention")
-    with pytest.raises(ValueError, match="attention has no field 'bound'; did you mean 'bounds'"):
+    with pytest.raises(ValueError, match="attention has no field 'bound'; did you mean bounds"):
         PSAConfig.from_json({"bound": [], "tail": "exact"}, where="attention")
     with pytest.raises(ValueError, match="attention has 'rules' and beside it 'tail', expected one of the two"):
         PSAConfig.from_json({"rules": {}, "tail": "exact"}, where="attention")
