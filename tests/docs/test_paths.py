@@ -14,6 +14,7 @@ FOLDERS = ("hiergen", "docs", "eval", "tests", "tokenizers", "generators", "demo
 #: The record of changes names what there was.
 RECORDS = {"CHANGELOG.md"}
 PATH = re.compile(rf"(?<![\w/.:-])(?:{'|'.join(FOLDERS)})/[\w./*-]*[\w/*]")
+MAX_WORDS = 40
 MODULE = re.compile(r"\bhiergen(?:\.[a-z_0-9]+)+")
 
 
@@ -95,6 +96,22 @@ def unnumbered_decisions(root: Path) -> list[str]:
     return [name for number, name in enumerate(names, 1) if not name.startswith(f"{number:04}-")]
 
 
+def hard_sentences(root: Path) -> list[str]:
+    """Sentences of more than 40 words, and "x a y" where "x per y" is meant; code, tables and the models' cards aside."""
+    idiom = runpy.run_path(str(ROOT / "tests" / "test_repository.py"))["IDIOM"]
+    found = []
+    for page in pages(root):
+        if "models" in page.parts:
+            continue
+        text = re.sub(r"^```.*?^```$|^(?:\||    ).*?$|`[^`]*`", "Code", page.read_text(), flags=re.M | re.S)
+        found += [f"{page.relative_to(root)}: {match.group()}" for match in idiom.finditer(text)]
+        # A paragraph, a point of a list or a heading ends a sentence as well.
+        for part in re.split(r"\n\s*\n|\n\s*(?:[-*>#]|\d+\.) |(?<=[.!?])\**\s+(?=[A-Z*\"(\[0-9])", text):
+            if len(re.findall(r"\S*\w\S*", re.sub(r"\]\([^)]*\)", "]", part))) > MAX_WORDS:
+                found.append(f"{page.relative_to(root)}: {part[:80]}")
+    return found
+
+
 CHECKS: dict[Callable[[Path], list[str]], tuple[str, str]] = {
     missing_paths: ("docs/a.md", "see `hiergen/nothing.py`"),
     missing_modules: ("docs/a.md", "see `hiergen.nothing.there`"),
@@ -104,6 +121,7 @@ CHECKS: dict[Callable[[Path], list[str]], tuple[str, str]] = {
     unlisted_rooms: ("hiergen/unlisted/__init__.py", ""),
     wrong_ranks: ("CONTRIBUTING.md", "```\ncli\nnn\n```\n"),
     unnumbered_decisions: ("docs/decisions/a.md", ""),
+    hard_sentences: ("docs/a.md", f"This is {'very ' * 40}long."),
 }
 
 
