@@ -1,12 +1,48 @@
-"""Statistics of a batch that lies on several processes."""
+"""Several processes: statistics of a batch that lies on all of them, and threads in forked ones."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def settle_threads() -> None:
+    """Make PyTorch's operations safe in a forked process, with one thread each; elsewhere, do nothing.
+
+    Call it before the first operation and before another thread is started. A fork takes over thread pools without their threads: GNU's
+    OpenMP waits for them for ever, if the parent used them, unless it needs one thread alone. PyTorch's other pool is replaced at its
+    first use, without a lock: of two threads that are the first together, one finds none ("Invalid thread pool!").
+    """
+    if _is_forked:
+        torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, an operation takes one thread: how it is cut for several decides the last bits of matrix products and sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def num_processes() -> int:
