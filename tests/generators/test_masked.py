@@ -268,7 +268,8 @@ def test_saved_and_loaded_is_equal(tmp_path: Path) -> None:
     loaded = MaskedAR.from_pretrained(tmp_path)
     state = loaded.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert torch.equal(*(m.generate(LABELS, FAST, rng=_rng()).levels[0] for m in (model, loaded)))
+    made = [m.generate(LABELS, FAST, rng=_rng()).levels[0] for m in (model, loaded)]
+    torch.testing.assert_close(*made, rtol=1e-4, atol=1e-5)
     half = MaskedAR.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert half.transformer.token_proj.weight.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in half.head.parameters()} == {torch.float32}
