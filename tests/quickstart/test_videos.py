@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -67,8 +69,11 @@ def test_an_untrained_model_gets_a_bad_report_and_real_clips_a_good_one(finished
     assert sparse["psnr_db"] > 20
 
 
-def test_running_again_trains_and_draws_nothing_and_repeats_the_report(finished, monkeypatch) -> None:
-    _, settings, report = finished
+def test_running_again_trains_and_draws_nothing_and_repeats_the_report(finished, tmp_path, monkeypatch) -> None:
+    out, settings, report = finished
+    # In a copy: the other tests read the report of the first run.
+    shutil.copytree(out, tmp_path / "again")
+    settings = dataclasses.replace(settings, out=str(tmp_path / "again"))
 
     def fail(*_: object) -> None:
         raise AssertionError("drawn again")
