@@ -96,7 +96,7 @@ def test_the_first_steps_can_be_dense(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     loaded = FlowTransformer.from_pretrained(tmp_path)
     x, time, label = inputs()
-    assert torch.equal(loaded.velocity(x, time, label), model.velocity(x, time, label))
+    torch.testing.assert_close(loaded.velocity(x, time, label), model.velocity(x, time, label), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_saved_before_the_rules_had_a_class_loads(tmp_path) -> None:
