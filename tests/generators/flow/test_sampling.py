@@ -10,7 +10,6 @@ from torchdiffeq import odeint
 from hiergen.generators.flow.sampling import (
     FlowSettings,
     draw_times,
-    guide,
     integrate,
     integrate_sde,
     interpolate,
@@ -130,15 +129,6 @@ def test_number_of_calls_and_reports() -> None:
         integrate(slope, torch.ones(()), time_grid(249), solver=solver, after_step=steps.append)
         assert len(calls) == 249 * calls_per_step
         assert steps == list(range(249))
-
-
-def test_guidance_touches_the_leading_channels_only() -> None:
-    conditional, null = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
-    plain = guide(conditional, null, FlowSettings(guidance_scale=4.0))
-    torch.testing.assert_close(plain, null + 4 * (conditional - null))
-    partial = guide(conditional, null, FlowSettings(guidance_scale=4.0, cfg_channels=3))
-    assert torch.equal(partial[..., :3], plain[..., :3])
-    assert torch.equal(partial[..., 3:], conditional[..., 3:])
 
 
 def test_guidance_interval() -> None:

@@ -98,7 +98,7 @@ def test_the_first_steps_can_be_dense(tmp_path) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="attention has no field 'bound'; did you mean 'bounds'"):
+    with pytest.raises(ValueError, match="attention has no field 'bound'; did you mean bounds"):
         make(attention={"bound": []})
     with pytest.raises(ValueError, match="text_tokens 5, expected 0"):
         make(attention={"text_tokens": 5})
