@@ -9,7 +9,7 @@ def init_truncated_normal(module: nn.Module, *, std: float = 0.02) -> None:
     """Draw the weights of all linear and convolutional layers inside `module`, and set their biases to 0.
 
     Args:
-        module: Changed in place.
+        module: Module whose layers are changed in place.
         std: Standard deviation; values beyond ±2 (absolute, so practically none) are drawn again.
     """
     for layer in module.modules():

@@ -110,10 +110,10 @@ def sincos_embedding(positions: Float[Tensor, "n a"], dim: int) -> Float[Tensor,
 
 
 def axial_rotary_table(positions: Float[Tensor, "n a"], head_dim: int) -> Float[Tensor, "2 n half"]:
-    """Return the rotary table of a head cut into one part an axis, by `split_channels`; `rotary_table` where that is even.
+    """Return the rotary table of a head cut into one part per axis, by `split_channels`; `rotary_table` where that is even.
 
     Raises:
-        ValueError: If `head_dim` is odd, or too small for a pair of channels an axis.
+        ValueError: If `head_dim` is odd, or too small for a pair of channels per axis.
     """
     sizes = split_channels(head_dim, positions.shape[1])
     tables = [rotary_table(positions[:, axis : axis + 1], size) for axis, size in enumerate(sizes)]
@@ -124,7 +124,7 @@ def split_channels(dim: int, axes: int) -> list[int]:
     """Return the channels of each axis: even numbers, equal where `dim` allows it; the first axis gets what is left over.
 
     Raises:
-        ValueError: If `dim` is odd or less than a pair an axis.
+        ValueError: If `dim` is odd or less than a pair per axis.
     """
     if dim % 2 or dim < 2 * axes:
         raise ValueError(f"dim is {dim}, expected an even number of at least {2 * axes} for {axes} position axes")

@@ -50,12 +50,12 @@ def test_a_single_step_is_at_the_start() -> None:
 
 
 def test_shares_are_divided_last_in_the_schedules_of_masked_generation() -> None:
-    """As in the released program: 1.7 * 3 / 10 and 1.7 * (3 / 10) differ in the last digit."""
-    assert 1.7 * 3 / 10 != 1.7 * (3 / 10)
-    assert GuidanceSettings(guidance_scale=1.7, guidance_schedule="paper").scale_at(3, 10) == 1.7 * 3 / 10
-    official = GuidanceSettings(guidance_scale=7.7, guidance_schedule="official")
-    assert 1 + (7.7 - 1) * 9 / 11 != 1 + (7.7 - 1) * (9 / 11)
-    assert official.scale_at(9, 11) == 1 + (7.7 - 1) * 9 / 11
+    """As in the released program: 2.9 * 2 / 13 and 2.9 * (2 / 13) differ in the last digit."""
+    assert 2.9 * 2 / 13 != 2.9 * (2 / 13)
+    assert GuidanceSettings(guidance_scale=2.9, guidance_schedule="paper").scale_at(2, 13) == 2.9 * 2 / 13
+    assert 1 + (2.9 - 1) * 2 / 13 != 1 + (2.9 - 1) * (2 / 13)
+    official = GuidanceSettings(guidance_scale=2.9, guidance_schedule="official")
+    assert official.scale_at(2, 13) == 1 + (2.9 - 1) * 2 / 13
 
 
 def test_all_families_read_one_vocabulary() -> None:

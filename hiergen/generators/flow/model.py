@@ -30,7 +30,6 @@ from hiergen.generators.flow.sampling import (
     VelocityFn,
     draw_times,
     integrate,
-    integrate_sde,
     interpolate,
     velocity_losses,
 )
@@ -311,18 +310,15 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             if callback is not None and step < settings.num_steps - 1:
                 callback(step, None)
 
-        velocity = self._guided_velocity(condition.to(self.device), settings)
         state = noise.double() if self.dtype == torch.float64 else noise
-        if settings.solver == "sde":
-            state = integrate_sde(
-                velocity,
-                state,
-                settings.times(),
-                draw=lambda: self._noise(state.shape[0], self.device, rng).to(state.dtype),
-                after_step=report,
-            )
-        else:
-            state = integrate(velocity, state, settings.times(), solver=settings.solver, after_step=report)
+        state = integrate(
+            self._guided_velocity(condition.to(self.device), settings),
+            state,
+            settings.times(),
+            solver=settings.solver,
+            draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
+            after_step=report,
+        )
         pyramid = TokenPyramid.split(self.standardize.inverse(state), self._specs)
         if callback is not None:
             callback(settings.num_steps - 1, pyramid)

@@ -36,7 +36,7 @@ class FlowSettings(GuidanceSettings):
         num_steps: Number of intervals of the time grid. "euler" calls the model once per interval, "heun" twice. LightningDiT's
             "250 steps" are 250 grid points, hence 249.
         solver: "euler" (first order) or "heun" (second order) follow the flow; "sde" follows the diffusion with the same marginals
-            by Euler-Maruyama steps, SiT's other sampler (`integrate_sde`).
+            by Euler-Maruyama steps, SiT's other sampler (`integrate`).
         last_step: Length of the last step of "sde", which adds no noise, as a share of the time.
         timestep_shift: s in t' = s t / (1 + (s - 1) t); below 1 the grid is denser near the noise, 1 leaves it even.
         cfg_channels: Number of leading channels that are guided; None for all. The official sampler guides three (and needs a larger
@@ -107,57 +107,41 @@ def integrate(
     times: list[float],
     *,
     solver: Solver = "euler",
+    draw: Callable[[], Tensor] | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Return the state at the last time of a grid, starting with `state` at the first.
 
+    "euler" and "heun" (the mean of the slopes at both ends of a step) solve dx = v dt. "sde" draws from the diffusion whose marginals
+    are the flow's, dx = (v + s (1 - t)) dt + sqrt(2 (1 - t)) dW. Its score s = -(x - t v) / (1 - t) follows from the velocity, so the
+    drift is (1 + t) v - x, without a division. The last step adds no noise.
+
     Args:
-        velocity: Right-hand side of the equation.
-        state: Start, any shape.
-        times: Increasing or decreasing times.
-        solver: "euler", or "heun" (the mean of the slopes at both ends of a step).
+        velocity: Right-hand side of the equation, the velocity of the flow.
+        state: Start, any shape; for "sde" it is noise.
+        times: Increasing or decreasing times; for "sde" increasing ones from 0 on.
+        solver: "euler", "heun" or "sde".
+        draw: Returns fresh unit normal numbers in the shape of the state; needed by "sde", once per step but the last.
         after_step: Called with the index of each step when it is done.
+
+    Raises:
+        ValueError: If `solver` is "sde" and `draw` is missing.
+
+    Source:
+        For "sde" SiT, arXiv:2401.08740, section 2.4 and appendix, with the diffusion coefficient that it calls sigma_t; 250 steps, the
+        last of 0.04.
     """
+    if solver == "sde" and draw is None:
+        raise ValueError("draw is None, expected a source of noise: solver is 'sde'")
     for step, (time, following) in enumerate(itertools.pairwise(times)):
         width = following - time
         slope = velocity(state, time)
         if solver == "heun":
             slope = (slope + velocity(state + width * slope, following)) / 2
+        elif solver == "sde":
+            slope = (1 + time) * slope - state
         state = state + width * slope
-        if after_step is not None:
-            after_step(step)
-    return state
-
-
-def integrate_sde(
-    velocity: VelocityFn,
-    state: Tensor,
-    times: list[float],
-    *,
-    draw: Callable[[], Tensor],
-    after_step: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Return a sample at the last time of the diffusion whose marginals are the flow's, starting with noise, `state`, at time 0.
-
-    The diffusion is dx = (v + s (1 - t)) dt + sqrt(2 (1 - t)) dW. Its score s = -(x - t v) / (1 - t) follows from the velocity, so
-    the drift is (1 + t) v - x, without a division. The last step adds no noise.
-
-    Args:
-        velocity: Velocity of the flow.
-        state: Start, any shape.
-        times: Increasing times from 0 on.
-        draw: Returns fresh unit normal numbers in the shape of the state; called once per step but the last.
-        after_step: Called with the index of each step when it is done.
-
-    Source:
-        SiT, arXiv:2401.08740, section 2.4 and appendix, with the diffusion coefficient that it calls sigma_t; 250 steps, the last of
-        0.04.
-    """
-    for step, (time, following) in enumerate(itertools.pairwise(times)):
-        width = following - time
-        drift = (1 + time) * velocity(state, time) - state
-        state = state + width * drift
-        if step < len(times) - 2:
+        if draw is not None and solver == "sde" and step < len(times) - 2:
             state = state + math.sqrt(2 * (1 - time) * width) * draw()
         if after_step is not None:
             after_step(step)

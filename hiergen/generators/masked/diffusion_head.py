@@ -179,7 +179,7 @@ class DiffusionHead(nn.Module):
             dtype = self.input.weight.dtype
             rows = z[None] if null_z is None else torch.stack((z, null_z))
             condition = self.condition(rows.to(dtype))
-            # Everything the blocks need besides the token itself is known before the chain starts: one large product, not one a step.
+            # Everything the blocks need besides the token itself is known before the chain starts: one large product, not one per step.
             table = self.time_table(sampler, z.device) if times is None else times
             values = condition.numel() * (3 * len(self.blocks) + 2)
             chunk = max(1, _MODULATION_BUDGET // max(1, values))

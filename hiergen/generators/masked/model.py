@@ -175,7 +175,7 @@ class MaskedAR(Generator):
 
         Args:
             tokens: Standardized tokens of a stage.
-            order: Their places, the hidden ones first.
+            order: Places of the tokens, the hidden ones first.
             num_masked: Number of hidden tokens.
             prefix: The condition's rows, without positions: `model.prefix(condition)`.
         """

@@ -104,7 +104,7 @@ class ConditionPrefix(nn.Module):
 
         Args:
             low_res: Tokens of the coarser stage, already mixed with noise.
-            low_res_time: How much noise, 0 to 1.
+            low_res_time: Share of noise that was mixed in, 0 to 1.
             drop: Samples whose condition is replaced by the learned stand-in.
         """
         rows = self._condition_rows(condition)

@@ -37,7 +37,7 @@ def fourier_embedding(
 
     Args:
         points: Coordinates, in [-1, 1] where the model was trained.
-        num_frequencies: F.
+        num_frequencies: Number F of frequencies.
         include_pi: Multiply the frequencies by pi.
 
     Source:

@@ -26,11 +26,11 @@ class ScaleTransformer(CheckpointedModule):
 
     Args:
         dim: Channels of a token.
-        depth: Blocks.
+        depth: Number of blocks.
         num_heads: Attention heads; `dim / num_heads` must be a multiple of 4 with rotary positions.
         sides: Sides of the square levels, coarse to fine.
-        mask: Which levels a level sees.
-        attention: See `ScaleAttention`.
+        mask: Rule of which levels a level sees (`ScaleMask`).
+        attention: How the rule is carried out (`ScaleAttention`).
         positions: "rotary" turns queries and keys by (row, column) on the common frame; "learned" adds a table instead.
 
     Raises:

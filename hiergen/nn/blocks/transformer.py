@@ -70,7 +70,7 @@ class TransformerBlock(nn.Module):
     Args:
         dim: Channels of a token.
         num_heads: Attention heads.
-        mlp_ratio: See `make_feed_forward`.
+        mlp_ratio: Hidden channels of the feed-forward part over `dim` (`make_feed_forward`).
     """
 
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float = 4.0) -> None:
@@ -103,11 +103,11 @@ class ModulatedBlock(nn.Module):
     Args:
         dim: Channels of a token and of the condition.
         num_heads: Attention heads.
-        mlp_ratio: See `make_feed_forward`.
-        norm: See `make_norm`.
-        ffn: See `make_feed_forward`.
+        mlp_ratio: Hidden channels of the feed-forward part over `dim` (`make_feed_forward`).
+        norm: Kind of both norms (`make_norm`).
+        ffn: Kind of the feed-forward part (`make_feed_forward`).
         use_shift: Whether the modulation shifts.
-        use_qk_norm: See `SelfAttention`.
+        use_qk_norm: Normalize the queries and keys of each head (`SelfAttention`).
 
     Source:
         DiT, arXiv:2212.09748; LightningDiT, arXiv:2501.01423.

@@ -23,7 +23,7 @@ class ViTAttention(nn.Module):
 
     Args:
         dim: Channels of a token.
-        num_heads: Heads; a head has `dim / num_heads` channels, a multiple of 4 with positions on two axes.
+        num_heads: Attention heads; a head has `dim / num_heads` channels, a multiple of 4 with positions on two axes.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -81,7 +81,7 @@ class ViTBlock(nn.Module):
         """Return the tokens after the block.
 
         Args:
-            tokens: The sequence.
+            tokens: Tokens of the sequence.
             rotary: `hiergen.nn.positions.rotary_table` of the sequence's positions.
             mask: True where row may see column; None for full attention.
             between: Applied between attention and MLP; may change the number of tokens (`m` is then not `n`).
