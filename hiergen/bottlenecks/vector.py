@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hiergen.bottlenecks.base import Bottleneck, BottleneckOutput
-from hiergen.nn.modes import without_autocast
+from hiergen.nn.precision import without_autocast
 from hiergen.nn.processes import process_mean
 
 #: Distances held at one time by the search, 64 MiB in float32.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.modes import without_autocast
+from hiergen.nn.precision import without_autocast
 from hiergen.pretrained.teachers import timm_network
 
 

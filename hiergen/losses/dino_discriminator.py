@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.constants import Constants
-from hiergen.nn.modes import without_autocast
+from hiergen.nn.precision import without_autocast
 from hiergen.pretrained.teachers import timm_network
 from hiergen.pretrained.weights import Frozen
 

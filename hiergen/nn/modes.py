@@ -1,11 +1,10 @@
-"""Contexts that change how a model computes: without dropout, without autocast."""
+"""The mode of a model: evaluation mode for as long as a context lasts."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 
@@ -18,13 +17,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which operations on `device` keep the dtypes of their inputs.
-
-    Device types that have no autocast (e.g. "meta") get a context that does nothing.
-    """
-    if not torch.amp.is_autocast_available(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)

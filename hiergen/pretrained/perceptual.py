@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hiergen.environment import require
 from hiergen.nn.constants import Constants
-from hiergen.nn.modes import without_autocast
+from hiergen.nn.precision import without_autocast
 from hiergen.pretrained.weights import find_weights, read_state_dict, torch_cache
 
 LPIPSNetwork = Literal["vgg", "alex", "squeeze"]

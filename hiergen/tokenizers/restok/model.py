@@ -17,8 +17,8 @@ from hiergen.bottlenecks.vector import VectorQuantizer
 from hiergen.nn.blocks.convnet import ConvDecoder, ConvEncoder, Shortcut
 from hiergen.nn.constants import Constants
 from hiergen.nn.initialization import init_truncated_normal
-from hiergen.nn.modes import without_autocast
 from hiergen.nn.nested_dropout import draw_prefix_lengths, prefix_mask
+from hiergen.nn.precision import without_autocast
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, check_images, check_pyramid
 from hiergen.tokenizers.restok.config import Merge, Projection, ResTokConfig
