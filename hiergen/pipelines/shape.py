@@ -12,8 +12,8 @@ import torch
 from diffusers.utils import BaseOutput
 
 from hiergen.generators.base import Generator
+from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.cascade import MaskedCascade
-from hiergen.generators.masked.prefix import Condition
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.surface_extraction import EmptySurfaceError, ExtractionSettings, extract_mesh
 from hiergen.pipelines.base import HiergenPipeline
