@@ -100,9 +100,7 @@ class ResTok(Tokenizer):
         latents, _ = self.encode_latents(data)
         return self._pyramid(self.quantizer(latents).ids)
 
-    def encode_latents(
-        self, data: Float[Tensor, "b c h w"]
-    ) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b m d"]]:
+    def encode_latents(self, data: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b m d"]]:
         """Return the latents before the bottleneck and the coarsest image tokens, with gradients."""
         check_images(
             data, height=self.layout.image_size, width=self.layout.image_size, channels=self.layout.in_channels

@@ -64,9 +64,7 @@ def test_image_grids(
         ({"cnn_groups": 48}, "groups is 48, expected a divisor of the 128 channels"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(
-    published: ResTokConfig, overrides: dict[str, Any], message: str
-) -> None:
+def test_sizes_that_do_not_fit_are_refused(published: ResTokConfig, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(published, **overrides)
 
