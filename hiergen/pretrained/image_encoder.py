@@ -27,12 +27,12 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class ConvEncoder(nn.Module):
-    """Strided convolutions that halve the image until 4 x 4 rows are left: a stand-in for where no pretrained encoder is at hand.
+    """Strided convolutions that halve the image until 4 x 4 rows are left: a stand-in where there is no pretrained encoder.
 
     It knows what it was trained on and nothing else.
 
     Args:
-        image_size: Side of the images it sees, 4 times a power of two.
+        image_size: Height and width of the images in pixels, 4 times a power of two.
         dim: Channels of the features.
     """
 
@@ -54,7 +54,7 @@ class ConvEncoder(nn.Module):
 
 
 class ImageEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases define config_name
-    """One or several frozen image networks, whose features are the `feature_shapes` of a generator's condition.
+    """One or several frozen image networks; their features are a generator's condition, of shapes `feature_shapes`.
 
     CLIP gives its last hidden state before the final norm, DINOv2 its last hidden state after it: class token and patches.
 
@@ -121,7 +121,7 @@ class ImageEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases
         """Return the features of each network.
 
         Args:
-            images: Square images in [-1, 1] of any size; each network gets them resized (bicubic, antialiased) and standardized.
+            images: Square images in [-1, 1] of any size; they are resized (bicubic, antialiased) and standardized for each network.
 
         Raises:
             ValueError: If the images are not square.

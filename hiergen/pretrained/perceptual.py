@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hiergen.environment import require
 from hiergen.nn.constants import Constants
-from hiergen.nn.precision import without_autocast
+from hiergen.nn.precision import widen, without_autocast
 from hiergen.pretrained.weights import find_weights, read_state_dict, torch_cache
 
 LPIPSNetwork = Literal["vgg", "alex", "squeeze"]
@@ -85,7 +85,7 @@ class LPIPS(nn.Module):
         """Return the distance with published weights.
 
         Args:
-            network: See the class.
+            network: "vgg", "alex" or "squeeze".
             folder: Where to look first for files of the usual names; then torchvision's cache, and for the heads the `lpips`
                 package.
             backbone: File of the backbone: torchvision's .pth, or safetensors with `features.*`.
@@ -139,7 +139,7 @@ class LPIPS(nn.Module):
     def forward(self, first: Float[Tensor, "b 3 h w"], second: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Return the distance of each pair of images in [-1, 1], with gradients, in float32 at least."""
         with without_autocast(first.device):
-            distance = torch.zeros(first.shape[0], device=first.device, dtype=_wide(first).dtype)
+            distance = torch.zeros(first.shape[0], device=first.device, dtype=widen(first).dtype)
             for head, x, y in zip(self.heads, self.stages(first), self.stages(second), strict=True):
                 difference = (_unit_channels(x) - _unit_channels(y)).square()
                 distance = distance + (difference * head[:, None, None]).sum(dim=1).mean(dim=(1, 2))
@@ -148,7 +148,7 @@ class LPIPS(nn.Module):
     def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return the features that are compared, fine to coarse."""
         constants = self.constants.on(images.device)
-        x = (_wide(images) - constants["mean"]) / constants["std"]
+        x = (widen(images) - constants["mean"]) / constants["std"]
         found = []
         for index, layer in enumerate(self.features):
             x = layer(x)
@@ -160,7 +160,7 @@ class LPIPS(nn.Module):
 class ConvNeXtLogits(nn.Module):
     """The mean squared difference of a ConvNeXt-S's ImageNet logits, at 224 x 224 pixels.
 
-    Weights are random until `from_files`; torchvision's network, whose weights TiTok and its successors use.
+    Weights are random until `from_files`. TiTok and its successors use torchvision's network and weights.
 
     Raises:
         ImportError: If torchvision is not installed.
@@ -196,7 +196,7 @@ class ConvNeXtLogits(nn.Module):
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """Return the classifier's logits."""
         constants = self.constants.on(images.device)
-        x = F.interpolate(_wide(images), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+        x = F.interpolate(widen(images), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
         return self.model(((x + 1) / 2 - constants["mean"]) / constants["std"])
 
 
@@ -234,7 +234,3 @@ def _features(builder: str) -> Any:
             # In place, a ReLU would overwrite what its neighbor has handed out.
             module.inplace = False
     return features
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
