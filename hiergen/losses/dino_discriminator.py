@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.constants import Constants
+from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
 from hiergen.nn.precision import widen, without_autocast
 from hiergen.pretrained.teachers import timm_network
 from hiergen.pretrained.weights import Frozen
 
 DINO = "vit_small_patch16_224.dino"
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def dino_backbone(weights: str | Path | None = None, **options: Any) -> nn.Module:
@@ -100,10 +99,7 @@ class DinoDiscriminator(nn.Module):
         # Blocks 2, 5, 8 and 11 of twelve.
         self.taps = tuple(sorted({max(0, depth * k // 4 - 1) for k in range(1, 5)}))
         self.heads = nn.ModuleList([_head(dim, kernel_size) for _ in range(len(self.taps) + 1)])
-        self.constants = Constants(
-            mean=torch.tensor(_IMAGENET_MEAN, device="cpu")[:, None, None],
-            std=torch.tensor(_IMAGENET_STD, device="cpu")[:, None, None],
-        )
+        self.constants = channel_statistics(*IMAGENET_STATISTICS)
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], *, rng: torch.Generator | None = None

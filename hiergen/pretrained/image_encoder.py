@@ -17,11 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.environment import require
+from hiergen.nn.constants import IMAGENET_STATISTICS
 
 #: Mean and deviation of pixels in [0, 1] that each kind of network was trained with.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "dinov2": IMAGENET_STATISTICS,
     "conv": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
@@ -150,10 +151,9 @@ class ImageEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases
 def _network(kind: str, config: Mapping[str, Any]) -> nn.Module:
     if kind == "conv":
         return ConvEncoder(**config)
+    if kind not in _STATISTICS:
+        raise ValueError(f"the kind of an encoder is {kind!r}, expected one of {', '.join(_STATISTICS)}")
+    transformers = require("transformers", "shapes", "an encoder of pictures")
     if kind == "clip":
-        transformers = require("transformers", "shapes", "an encoder of pictures")
         return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**config))
-    if kind == "dinov2":
-        transformers = require("transformers", "shapes", "an encoder of pictures")
-        return transformers.Dinov2Model(transformers.Dinov2Config(**config))
-    raise ValueError(f"the kind of an encoder is {kind!r}, expected one of {', '.join(_STATISTICS)}")
+    return transformers.Dinov2Model(transformers.Dinov2Config(**config))

@@ -14,12 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.environment import require
-from hiergen.nn.constants import Constants
+from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
 from hiergen.nn.precision import widen, without_autocast
 from hiergen.pretrained.weights import find_weights, read_state_dict, torch_cache
 
 LPIPSNetwork = Literal["vgg", "alex", "squeeze"]
-
 
 #: Per backbone: the ReLUs (indices of torchvision's `features`) that are compared, and their channels.
 _STAGES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -27,23 +26,16 @@ _STAGES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "alex": ((1, 4, 7, 9, 11), (64, 192, 384, 256, 256)),
     "squeeze": ((1, 4, 7, 9, 10, 11, 12), (64, 128, 256, 384, 384, 512, 512)),
 }
-
-
 _BUILDERS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
-
-
 _BACKBONE_FILES = {
     "vgg": ("vgg_features.safetensors", "vgg16-397923af.pth"),
     "alex": ("alex_features.safetensors", "alexnet-owt-7be5be79.pth"),
     "squeeze": ("squeeze_features.safetensors", "squeezenet1_1-b8a52dc0.pth"),
 }
-
-
 _CONVNEXT_FILES = ("convnext_small-0c510722.pth",)
 
-
+#: What LPIPS subtracts from images in [-1, 1], and divides by.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class LPIPS(nn.Module):
@@ -70,7 +62,7 @@ class LPIPS(nn.Module):
         self.taps, channels = _STAGES[network]
         self.features = _features(_BUILDERS[network])[: self.taps[-1] + 1]
         self.heads = nn.ParameterList([nn.Parameter(torch.full((count,), 1 / count)) for count in channels])
-        self.constants = _constants(_SHIFT, _SCALE)
+        self.constants = channel_statistics(_SHIFT, _SCALE)
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -172,7 +164,7 @@ class ConvNeXtLogits(nn.Module):
     def __init__(self, model: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model or require("torchvision.models", "images", "a perceptual loss").convnext_small(weights=None)
-        self.constants = _constants(_IMAGENET_MEAN, _IMAGENET_STD)
+        self.constants = channel_statistics(*IMAGENET_STATISTICS)
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -203,12 +195,6 @@ class ConvNeXtLogits(nn.Module):
 def _unit_channels(x: Tensor) -> Tensor:
     # The norm of a zero vector has gradient 0 here; sqrt(sum of squares) would give NaN.
     return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
-
-
-def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> Constants:
-    return Constants(
-        mean=torch.tensor(mean, device="cpu")[:, None, None], std=torch.tensor(std, device="cpu")[:, None, None]
-    )
 
 
 def _head_name(index: int) -> str:

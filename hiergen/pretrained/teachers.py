@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.environment import require
-from hiergen.nn.constants import Constants
+from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
 
 TeacherName = Literal["dinov3", "dinov2", "dinov2_b", "clip", "siglip2", "mae"]
 
@@ -33,8 +33,8 @@ class TeacherPreset:
 
     model: str
     image_size: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_STATISTICS[0]
+    std: tuple[float, float, float] = IMAGENET_STATISTICS[1]
 
 
 #: As ResTok's code has them (arXiv:2601.03955): all on ImageNet's statistics but SigLIP 2.
@@ -78,10 +78,7 @@ class Teacher(nn.Module):
         self.image_size = image_size or preset.image_size
         self.model: Any = timm_network(preset.model, weights, img_size=self.image_size, **options)
         self.dim: int = self.model.embed_dim
-        self.constants = Constants(
-            mean=torch.tensor(preset.mean, device="cpu")[:, None, None],
-            std=torch.tensor(preset.std, device="cpu")[:, None, None],
-        )
+        self.constants = channel_statistics(preset.mean, preset.std)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from hiergen.config import from_json
+from hiergen.config import from_json, nearest
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
 #: What `decode` returns: a tensor, or for shapes a field that can be queried at points.
@@ -68,6 +68,19 @@ class Tokenizer(ModelMixin, ConfigMixin, Generic[Decoded]):  # type: ignore[misc
     are a dataclass) and implement `specs`, `encode`, `decode` and `forward`. `specs` lists what a generator must produce, coarse to
     fine. `Tokenizer` alone decodes to tensors; `Tokenizer[T]` decodes to `T`.
     """
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Refuse entries of a saved config that the model does not know; diffusers would drop them with a warning.
+
+        Raises:
+            ValueError: If there is such an entry, with the nearest name.
+        """
+        known = cls._get_init_keys(cls)
+        for name in config_dict:
+            if not name.startswith("_") and name not in known:
+                raise ValueError(f"the config of a {cls.__name__} has an unknown entry {name!r}{nearest(name, known)}")
+        return super().extract_init_dict(config_dict, **kwargs)
 
     @property
     @abc.abstractmethod

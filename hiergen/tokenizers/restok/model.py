@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hiergen.bottlenecks.vector import VectorQuantizer
 from hiergen.nn.blocks.convnet import ConvDecoder, ConvEncoder
-from hiergen.nn.constants import Constants
+from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.nested_dropout import draw_prefix_lengths, prefix_mask
 from hiergen.nn.precision import without_autocast
@@ -30,8 +30,6 @@ from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, check_images, ch
 from hiergen.tokenizers.restok.config import ResTokConfig
 from hiergen.tokenizers.restok.decoder import LevelLinear, ResTokDecoder
 from hiergen.tokenizers.restok.encoder import ResTokEncoder
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ResTok(Tokenizer):
@@ -73,10 +71,7 @@ class ResTok(Tokenizer):
         for part in (self.pixel_encoder, self.pixel_decoder):
             if part is not None:
                 init_truncated_normal(part)
-        mean, std = (_IMAGENET_MEAN, _IMAGENET_STD) if layout.in_channels == 3 else ((0.5,), (0.5,))
-        self.constants = Constants(
-            mean=torch.tensor(mean, device="cpu")[:, None, None], std=torch.tensor(std, device="cpu")[:, None, None]
-        )
+        self.constants = channel_statistics(*(IMAGENET_STATISTICS if layout.in_channels == 3 else ((0.5,), (0.5,))))
 
     @property
     def specs(self) -> tuple[LevelSpec, ...]:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import itertools
 from typing import Any
 
 import pytest
@@ -81,19 +79,6 @@ def test_sizes_that_do_not_fit_are_refused(published: ResTokConfig, overrides: d
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ResTok(**options)
-
-
-def test_every_option_has_a_description_of_its_own() -> None:
-    lines = inspect.getsource(ResTokConfig).splitlines()
-    fields = {field.name for field in dataclasses.fields(ResTokConfig)}
-    described = {line.split(":")[0].strip() for line, after in itertools.pairwise(lines) if after.startswith('    """')}
-    assert fields == described & fields
-
-
-def test_the_constructor_takes_the_options_by_name_alone() -> None:
-    parameters = list(inspect.signature(ResTok).parameters.values())
-    assert [(p.name, p.default) for p in parameters] == [(f.name, f.default) for f in dataclasses.fields(ResTokConfig)]
-    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters)
 
 
 @pytest.mark.parametrize(
