@@ -80,15 +80,18 @@ def shape_tokenizer_losses(
     if num_near < 0 or num_volume < 1:
         raise ValueError(f"num_near is {num_near} of {num_points} points, expected 0 to {num_points - 1}")
     pairs = [(x, of_level[name]) for name, x in logits.items()]
-    volume = torch.stack([occupancy_loss(x[:, :num_volume], y[:, :num_volume]) for x, y in pairs]).mean()
-    terms = {"bce_volume": volume.detach()}
-    total = volume
+
+    def mean_loss(part: slice) -> Tensor:
+        return torch.stack([occupancy_loss(x[:, part], y[:, part]) for x, y in pairs]).mean()
+
+    total = mean_loss(slice(num_volume))
+    terms = {"bce_volume": total.detach()}
     if num_near:
-        near = torch.stack([occupancy_loss(x[:, num_volume:], y[:, num_volume:]) for x, y in pairs]).mean()
+        near = mean_loss(slice(num_volume, None))
         terms["bce_near"] = near.detach()
         total = total + near_weight * near
-    for name, loss in bottleneck_losses.items():
-        terms[name] = loss
+    terms |= bottleneck_losses
+    for loss in bottleneck_losses.values():
         total = total + loss
     terms["accuracy"] = torch.stack([((x > 0) == y).float().mean() for x, y in pairs]).mean()
     for name, x in logits.items():
