@@ -258,9 +258,8 @@ def card(
         "## Use",
         "```python",
         "import hiergen",
-        "from hiergen.pretrained.packaged import PACKAGED",
         "",
-        f'pipe = hiergen.from_pretrained(PACKAGED / "{folder.name}")',
+        f'pipe = hiergen.from_pretrained("{folder.name}")',
         "```",
     ]
     return "\n".join(lines).replace("\n## ", "\n\n## ").replace("\n# ", "\n\n# ") + "\n"

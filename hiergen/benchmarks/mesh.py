@@ -19,7 +19,7 @@ from torch import Tensor
 from hiergen.geometry.surface_extraction import ExtractionSettings, Field, evaluate_grid, mesh_from_grid
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create, get_preset
-from hiergen.tokenizers.pyramid_vae.model import ShapeField
+from hiergen.tokenizers.pyramid_vae.field import ShapeField
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from hiergen.config import nearest
-from hiergen.pretrained.weights import read_weights
+from hiergen.pretrained.weights import read_checkpoint
 
 #: Families and the module whose `from_official` converts them.
 FAMILIES = {
@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
         raise ValueError(f"unknown family {settings.family!r}{nearest(settings.family, {**FAMILIES, 'codes': ''})}")
     from hiergen.files import atomic_directory
 
-    state, config = read_weights(settings.source), read_config(settings.config)
+    state, config = read_checkpoint(settings.source), read_config(settings.config)
     model = importlib.import_module(FAMILIES[settings.family]).from_official(state, config)
     with atomic_directory(settings.target) as temporary:
         model.save_pretrained(temporary)

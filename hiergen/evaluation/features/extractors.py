@@ -28,7 +28,7 @@ from hiergen.metrics.classifiers import FeatureNetwork, train_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor, Features
 from hiergen.pretrained.perceptual import LPIPS
 from hiergen.pretrained.teachers import TEACHERS, Teacher
-from hiergen.pretrained.weights import read_weights
+from hiergen.pretrained.weights import read_state_dict
 
 #: Channels and places of the spatial features: the first 7 channels of a 17 x 17 map.
 SPATIAL_CHANNELS = 7
@@ -240,7 +240,7 @@ def _build_from_file(
     config: ExtractorConfig, device: torch.device, *, distance: str, description: str, dim: int
 ) -> Extractor:
     path = _weights_file(config)
-    network = Inception(read_weights(path), is_truncated=dim == 768).to(device)
+    network = Inception(read_state_dict(path), is_truncated=dim == 768).to(device)
     digits = f"{config.name}-{file_digest(path)[:16]}"
     return Extractor(config.name, description, network, distance, dim, digits, spatial_dim=SPATIAL_CHANNELS * 17 * 17)
 

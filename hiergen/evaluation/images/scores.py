@@ -84,7 +84,7 @@ def summarize(
 
 
 def describe_tokens(
-    pyramid: TokenPyramid, tokenizer: Tokenizer, lpips: Callable[[Tensor, Tensor], Tensor] | None
+    pyramid: TokenPyramid, tokenizer: Tokenizer[Any], lpips: Callable[[Tensor, Tensor], Tensor] | None
 ) -> dict[str, Any]:
     """Return the use of the codebook of discrete tokens, or the diagnostics of continuous ones, as JSON values."""
     vocab_size = pyramid.specs[0].vocab_size

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hiergen.losses.alignment import PatchTeacher
 from hiergen.losses.vae_objective import VAEObjective, VAEPass
+from hiergen.pretrained.teachers import PatchTeacher
 from hiergen.pretrained.weights import Frozen
 from hiergen.tokenizers.base import TokenizerOutput
 
