@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
-from hiergen.geometry.mesh_union import cap_flat_holes, signed_volume, surface_consistency, unite_parts
+from hiergen.geometry.mesh_union import cap_flat_holes, surface_consistency, unite_parts
 from hiergen.geometry.poses import HALF_SIZE
 from hiergen.geometry.ray_crossings import index_ranges
 
@@ -202,7 +202,7 @@ class _Shell:
         offset = np.where(is_sheet, _SHEET_OFFSET, _SOLID_OFFSET) * self.voxel
         moved = target + np.minimum(offset, distance)[:, None] * outward
         mesh = trimesh.Trimesh(moved, faces, process=False)
-        if signed_volume(mesh.triangles) < 0:
+        if mesh.volume < 0:
             mesh.invert()
         return mesh
 
