@@ -16,7 +16,8 @@ from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import shape_views
 from hiergen.demo.steps import stream_steps, thinned
-from hiergen.geometry.surface_extraction import ExtractionSettings, save_mesh
+from hiergen.geometry.field_grid import ExtractionSettings
+from hiergen.geometry.surface_extraction import save_mesh
 from hiergen.pipelines.shape import decode_meshes
 from hiergen.pyramid import TokenPyramid
 

@@ -14,8 +14,9 @@ from diffusers.utils import BaseOutput
 from hiergen.generators.base import Generator
 from hiergen.generators.masked.cascade import MaskedCascade
 from hiergen.generators.masked.prefix import Condition
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.meshes import require_shape_libraries
-from hiergen.geometry.surface_extraction import EmptySurfaceError, ExtractionSettings, extract_mesh
+from hiergen.geometry.surface_extraction import EmptySurfaceError, extract_mesh
 from hiergen.pipelines.base import HiergenPipeline
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import TokenPyramid
