@@ -1,4 +1,4 @@
-"""From pictures to numbers and back: crop, scale, round.
+"""From PIL pictures to tensors in [-1, 1] and back: crop, scale, round.
 
 Letters: `b` batch, `c h w` image.
 """
