@@ -82,6 +82,10 @@ class DemoModel:
     def class_name(self, label: int) -> str:
         return self.notes.classes[label] if label < len(self.notes.classes) else f"class {label}"
 
+    def usual_guidance(self, otherwise: float) -> float:
+        """Return the guidance scale that the notes give, or another where they give none."""
+        return float(self.notes.sampling.get("guidance_scale", otherwise))
+
     def choices(self) -> list[tuple[str, int]]:
         """Return the classes as a menu has them: name and label."""
         return [(self.class_name(label), label) for label in range(self.num_classes)]

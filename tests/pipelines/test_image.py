@@ -88,7 +88,7 @@ def test_bad_requests_are_explained(pipe) -> None:
         pipe([])
     with pytest.raises(ValueError, match="output_type is 'np'"):
         pipe(1, output_type="np")
-    with pytest.raises(TypeError, match="no setting 'guidance'; did you mean 'guidance_scale'"):
+    with pytest.raises(TypeError, match="no setting 'guidance'; did you mean guidance_scale"):
         pipe(1, guidance=2.0)
 
 

@@ -118,7 +118,7 @@ def test_bad_requests_are_explained(pipe) -> None:
         pipe(1, num_shapes_per_label=0)
     with pytest.raises(ValueError, match="class_labels is empty"):
         pipe([])
-    with pytest.raises(TypeError, match="no setting 'guidance'; did you mean 'guidance_scale'"):
+    with pytest.raises(TypeError, match="no setting 'guidance'; did you mean guidance_scale"):
         pipe(1, guidance=2.0)
     other = create("mar3d-tiny", **TINY_CASCADE)
     with pytest.raises(ValueError, match="this generator was trained for"):

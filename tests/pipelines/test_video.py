@@ -75,7 +75,7 @@ def test_bad_requests_are_explained(pipe) -> None:
         pipe([])
     with pytest.raises(ValueError, match="output_type is 'np'"):
         pipe(1, output_type="np")
-    with pytest.raises(TypeError, match="no setting 'guidance_scal'; did you mean 'guidance_scale'"):
+    with pytest.raises(TypeError, match="no setting 'guidance_scal'; did you mean guidance_scale"):
         pipe(1, guidance_scal=2.0)
     with pytest.raises(ValueError, match="this generator was trained for"):
         ClassToVideoPipeline(tokenizer=PatchComponents(video_size=(4, 16, 16)), generator=pipe.generator)
