@@ -10,7 +10,7 @@ def list_files(folder: str | Path, suffixes: Sequence[str], *, kind: str, what: 
     """Return the files of some suffixes below a folder, at any depth, in sorted order.
 
     Args:
-        folder: Where to look.
+        folder: Folder to look in.
         suffixes: The suffixes in lower case, each with its dot.
         kind: Kind of the folder in messages, e.g. "image".
         what: Name of one such file in messages, e.g. "picture".

@@ -49,8 +49,8 @@ class Progress:
     """How far a generation is.
 
     Attributes:
-        step: Steps done.
-        levels: The complete levels so far, coarse to fine: a sheet of all pictures each, with a caption.
+        step: Number of steps done.
+        levels: The complete levels so far, coarse to fine; for each a sheet of all pictures, with a caption.
         is_done: Whether this is the result.
     """
 

@@ -67,8 +67,8 @@ class ShapeProgress:
     """How far a generation is.
 
     Attributes:
-        step: Steps done.
-        meshes: From one level, two, ..., as far as they are complete; without faces where there is no surface.
+        step: Number of steps done.
+        meshes: Meshes from one level, two levels, ..., as far as they are complete; without faces where there is no surface.
         tokens: Number of tokens of each mesh.
         is_done: Whether this is the result.
     """

@@ -24,16 +24,16 @@ class ExtractionSettings:
     """How finely and where to look for a surface.
 
     Attributes:
-        depth: The grid has `2 ** depth + 1` nodes along each axis; 7 gives 129, 9 gives 513.
+        depth: Fineness of the grid, which has `2 ** depth + 1` nodes along each axis; 7 gives 129, 9 gives 513.
         coarse_depth: The grid that is evaluated in full; every finer one only near the surface. At `depth` or above, all of it.
-        margin: Cells around each crossing of the coarse grid that are refined too, against parts that it misses.
+        margin: Number of cells around each crossing of the coarse grid that are refined too, against parts that it misses.
         slack: A cell without a crossing is refined too if its corners are closer to the level, on average, than `slack` times what
             the field changes over a cell's side: something thin may pass between them. 0 trusts the signs alone. Where the field is a
             distance, an extended sheet of any place and direction is found from 0.5 on, and up to 0.5 nothing is refined in vain beside
             the plane faces of a solid.
         level: Value of the surface (a logit: 0 is probability one half).
         bound: Half the side of the box, which is centered at the origin.
-        chunk_size: Points evaluated at once: bounds the memory, not the result.
+        chunk_size: Number of points evaluated at once; it bounds the memory and does not change the result.
         is_closed: Close the mesh where the shape leaves the box.
         max_faces: Simplify to at most about as many triangles; None keeps all. What was closed stays closed, unless these are
             too few for its holes and handles.
@@ -87,8 +87,8 @@ def evaluate_grid(
 
     Args:
         field: The function of one shape.
-        settings: Resolution and box.
-        device: Where `field` computes.
+        settings: Resolution, box and level.
+        device: Device on which `field` computes.
     """
     settings = settings or ExtractionSettings()
     sampler = _Sampler(field, settings, torch.device(device))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: File formats that `save_mesh` writes, all with normals: per vertex, in STL per face.
 MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
-#: Rounds in which what a simplifier pinched is opened; up to four were seen.
+#: Largest number of rounds in which what a simplifier pinched is opened; up to four were needed.
 _MAX_REPAIRS = 50
 #: Share of the volume that opening may change.
 _MAX_CHANGE = 0.02
@@ -42,7 +42,7 @@ def extract_mesh(
     Args:
         field: The function of one shape, e.g. `ShapeField.shape(0)`.
         settings: Resolution, box, level and simplification.
-        device: Where `field` computes.
+        device: Device on which `field` computes.
 
     Raises:
         EmptySurfaceError: If the field does not cross the level.

@@ -38,7 +38,7 @@ class WatertightSettings:
 
     Attributes:
         method: "auto" tries the exact way first, "voxels" always remeshes.
-        resolutions: Grids to try, finest first; the coarsest tells what a leak is.
+        resolutions: Resolutions of the grids to try, finest first; the coarsest tells what a leak is.
         thickness: Half the thickness of the shell, in voxels; holes up to twice this are closed.
         cap_holes: Close flat holes of any size first. Right for assets without the faces that nobody sees; it also fills an
             open vessel modeled as a single sheet.
@@ -68,9 +68,9 @@ class Watertight:
     """A closed surface and how it came about.
 
     Attributes:
-        mesh: Watertight, oriented outward.
-        method: "exact" or "voxels".
-        notes: Capped holes, share of consistent surface; for voxels the resolution and those that leaked.
+        mesh: Watertight mesh, oriented outward.
+        method: How it was closed, "exact" or "voxels".
+        notes: Number of capped holes, share of consistent surface; for voxels the resolution and those that leaked.
     """
 
     mesh: trimesh.Trimesh

@@ -49,15 +49,15 @@ def encode_images(
     """Write the token pyramids of a set of images to `folder`, or return the cache that is there.
 
     Args:
-        tokenizer: In eval mode.
-        images: What to encode, in memory or on disk.
-        folder: Where to; a cache of another tokenizer or other data is refused.
+        tokenizer: The tokenizer, in eval mode.
+        images: The images, in memory or on disk.
+        folder: Folder of the cache; a cache of another tokenizer or other data is refused.
         flips: The same as `views="flips"`.
         views: "center", "flips" (the mirror image as a second variant of each sample) or "ten_crop" (ten variants; pictures on
             disk only); see `hiergen.data.images.on_disk.picture_views`. Broken pictures on disk are replaced by the next ones.
-        sample_seed: Draw continuous tokens from their posterior, one draw a variant, as LightningDiT's latents are; None takes the
+        sample_seed: Draw continuous tokens from their posterior, one draw per variant, as LightningDiT's latents are; None takes the
             mode. The draws depend on this, on the shard and on `batch_size`.
-        batch_size: Images a pass.
+        batch_size: Number of images per pass.
         progress: Called with the number of images done.
 
     Raises:
@@ -103,7 +103,7 @@ def _encode_pictures(
     batch_size: int,
     rng: torch.Generator | None,
 ) -> tuple[list[TokenPyramid], Tensor]:
-    """Return one pyramid a variant, and the labels, never holding more images than one pass."""
+    """Return one pyramid per variant, and the labels, never holding more images than one pass."""
     parts: list[list[TokenPyramid]] = []
     labels: list[int] = []
     count = max(1, batch_size // {"center": 1, "flips": 2, "ten_crop": 10}[kind])

@@ -39,13 +39,13 @@ def encode_shapes(
     The tokens are the means of their posteriors; they carry no gradient, so nothing that is trained on them reaches the tokenizer.
 
     Args:
-        tokenizer: In eval mode.
-        shapes: What to encode.
-        folder: Where to; a cache of another tokenizer or other data is refused.
-        num_variants: Draws of each shape: other surface points, and other augmentation where `shapes` has one.
-        seed: Of the draws.
-        batch_size: Shapes a pass.
-        image_encoder: Also write its features of the view that goes with each variant; `shapes.config.image` must be set, so that
+        tokenizer: The tokenizer, in eval mode.
+        shapes: The shapes to encode.
+        folder: Folder of the cache; a cache of another tokenizer or other data is refused.
+        num_variants: Number of draws of each shape: other surface points, and other augmentation where `shapes` has one.
+        seed: Seed of the draws.
+        batch_size: Number of shapes per pass.
+        image_encoder: Encoder whose features are written too, of the view that goes with each variant; `shapes.config.image` must be set, so that
             a variant is a draw of view and pose.
         feature_cache: Folder where features are kept by the content of the view, for further runs with the same encoder; None
             keeps none.

@@ -28,10 +28,10 @@ def encode_videos(
     """Write the token pyramids of clips to `folder`, or return the cache that is there.
 
     Args:
-        tokenizer: Of video, in eval mode; its clips have the number of frames and the size of `videos`.
-        videos: What to encode.
-        folder: Where to; a cache of another tokenizer or other data is refused.
-        batch_size: Clips a pass.
+        tokenizer: Tokenizer of video, in eval mode; its clips have the number of frames and the size of `videos`.
+        videos: The clips to encode.
+        folder: Folder of the cache; a cache of another tokenizer or other data is refused.
+        batch_size: Number of clips per pass.
         progress: Called with the number of clips done.
 
     Raises:

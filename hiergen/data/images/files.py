@@ -14,7 +14,7 @@ from hiergen.data.folders import list_files
 #: Larger pictures are refused: decoding is a known way to exhaust memory.
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-#: What a picture may be, whatever its suffix. Pillow knows more: some of them run other programs.
+#: Formats that a picture may have, whatever its suffix. Pillow knows more, some of which run other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 

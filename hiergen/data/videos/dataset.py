@@ -81,10 +81,10 @@ def load_clips(
     named in `skipped`. All clips are held in memory: 0.75 MiB each for 16 frames of 128 pixels.
 
     Args:
-        folder: Where to look, at any depth.
-        num_frames: Frames of a clip.
+        folder: Folder of video files, at any depth.
+        num_frames: Number of frames per clip.
         size: Height and width in pixels.
-        stride: Frames of the file from one frame of a clip to the next.
+        stride: Number of frames of the file from one frame of a clip to the next.
         clips_per_file: Largest number of clips from each file; None takes all.
 
     Raises:

@@ -69,7 +69,7 @@ def write_mp4(path: str | Path, video: Float[Tensor, "3 t h w"], *, fps: int = 8
     """Write a clip of [-1, 1] as MP4 (H.264).
 
     Args:
-        path: Where to.
+        path: Path of the file that is written.
         video: The clip; height and width times `enlarge` must be even.
         fps: Frames per second.
         enlarge: Number of times that every pixel is repeated along each side.
