@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.files import read_image
-from hiergen.data.images.pixels import center_crop, to_pictures, to_tensor
+from hiergen.data.images.pixels import center_crop, on_white_square, to_pictures, to_tensor
 from hiergen.data.shapes.dataset import TEST_OFFSET
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.geometry.renders import render_mesh
@@ -68,10 +68,7 @@ def open_view(data: bytes, *, max_pixels: int) -> Image.Image:
     """
     picture = _read_upload(data, max_pixels, "RGBA")
     picture.thumbnail((VIEW_SIZE, VIEW_SIZE))
-    side = max(picture.size)
-    square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square.convert("RGB")
+    return on_white_square(picture)
 
 
 @functools.lru_cache(maxsize=1)

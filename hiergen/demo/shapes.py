@@ -227,7 +227,7 @@ def _connect_model(page: Page, library: Library, form: _Form) -> None:
         with picture_files() as png:
             yield png(choose_view(upload, int(example), max_pixels=page.settings.max_pixels))
 
-    quick = {"queue": False, "api_visibility": "private"}
+    quick: dict[str, Any] = {"queue": False, "api_visibility": "private"}
     form.model.input(change, form.model, [form.label, form.pictures, form.guidance, form.about], **quick)
     picked(form.inputs).success(explained(show), form.chosen, form.inputs.source, **quick)
     form.inputs.upload.upload(explained(show), form.chosen, form.inputs.source, **quick)
@@ -268,16 +268,10 @@ def _connect_start(page: Page, library: Library, form: _Form, viewers: list[Any]
 
 
 def _ask(
-    page: Page,
-    library: Library,
-    title: str,
-    label: int | None,
-    upload: bytes | None,
-    example: float,
-    guidance_scale: float,
-    depth: int,
-    seed: float,
+    page: Page, library: Library, title: str, label: int | None, upload: bytes | None, example: float, *numbers: float
 ) -> Iterator[ShapeProgress]:
+    """Return the steps of what the form asks for; the numbers are guidance scale, depth and seed, as the form has them."""
+    guidance_scale, depth, seed = numbers
     entry, picture = library.get(title), None
     if entry.is_by_picture:
         picture = choose_view(upload, int(example), max_pixels=page.settings.max_pixels)

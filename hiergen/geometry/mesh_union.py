@@ -72,7 +72,8 @@ def split_parts(mesh: trimesh.Trimesh) -> list[trimesh.Trimesh]:
 
     # `Trimesh.split` returns the faces of a part in an order that depends on the machine's sort.
     labels = connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
-    return mesh.submesh([labels == part for part in range(labels.max() + 1)], repair=False)
+    masks = [labels == part for part in range(labels.max() + 1)]
+    return mesh.submesh(masks, repair=False)  # type: ignore[return-value]  # a list unless they are appended
 
 
 def cap_flat_holes(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -113,11 +113,7 @@ def _encode_pictures(
         views = torch.stack([picture_views(picture, pictures.size, kind) for picture, _ in read])
         pyramid = encode_batches(tokenizer, views.flatten(0, 1), batch_size=batch_size, rng=rng)
         parts.append([pyramid[variant :: views.shape[1]] for variant in range(views.shape[1])])
-    joined = []
-    for variant in zip(*parts, strict=True):
-        levels = tuple(torch.cat([part.levels[k] for part in variant]) for k in range(len(variant[0])))
-        joined.append(TokenPyramid(levels, variant[0].specs))
-    return joined, torch.tensor(labels)
+    return [join(variant) for variant in zip(*parts, strict=True)], torch.tensor(labels)
 
 
 @torch.no_grad()
@@ -133,6 +129,11 @@ def encode_batches(
     if not (low >= -1.001 and high <= 1.001):
         raise ValueError(f"images span {low:.4g} to {high:.4g}, expected values in [-1, 1]: scale with x / 127.5 - 1")
     parts = [tokenizer.encode(part.to(tokenizer.device), rng=rng).to("cpu") for part in images.split(batch_size)]
+    return join(parts)
+
+
+def join(parts: Sequence[TokenPyramid]) -> TokenPyramid:
+    """Return the samples of several pyramids of the same specs as one."""
     levels = tuple(torch.cat([part.levels[k] for part in parts]) for k in range(len(parts[0])))
     return TokenPyramid(levels, parts[0].specs)
 

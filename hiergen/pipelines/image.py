@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
-from hiergen.pipelines.base import HiergenPipeline
+from hiergen.pipelines.base import HiergenPipeline, StepCallback
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
-
-#: Called after each generation step with the pipeline, the step's index and {"images": preview in [-1, 1] or None}.
-PreviewCallback = Callable[["ClassToImagePipeline", int, dict[str, Any]], None]
 
 
 @dataclasses.dataclass
@@ -48,7 +45,7 @@ class ClassToImagePipeline(HiergenPipeline):
         *,
         num_images_per_label: int = 1,
         generator: Rng | None = None,
-        callback_on_step_end: PreviewCallback | None = None,
+        callback_on_step_end: StepCallback | None = None,
         output_type: str = "pil",
         **settings: Any,
     ) -> ImagePipelineOutput:
@@ -58,7 +55,7 @@ class ClassToImagePipeline(HiergenPipeline):
             class_labels: One label or several.
             num_images_per_label: Images for each label, next to each other in the result.
             generator: Source of all random draws, for the batch or for each sample (`SampleRng`); None seeds from the operating system.
-            callback_on_step_end: Called after each step with a preview decoded from the levels that are complete.
+            callback_on_step_end: Called after each step; beside "pyramid" it gets "images", a preview in [-1, 1] decoded from the complete levels.
             output_type: "pil" for PIL images, "pt" for a tensor in [-1, 1].
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `temperature`, `top_p`.
 

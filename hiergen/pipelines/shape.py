@@ -7,10 +7,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from diffusers.utils import BaseOutput
+from PIL import Image
 
+from hiergen.data.images.pixels import on_white_square, to_tensor
 from hiergen.generators.masked.cascade import MaskedCascade
 from hiergen.generators.masked.prefix import Condition
 from hiergen.geometry.field_grid import ExtractionSettings
@@ -24,7 +25,6 @@ from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 if TYPE_CHECKING:
     import trimesh
-    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,12 @@ class ImageToShapePipeline(ShapePipeline):
         if num_shapes_per_image < 1:
             raise ValueError(f"num_shapes_per_image is {num_shapes_per_image}, expected at least 1")
         require_shape_libraries()
-        pixels = [images] if isinstance(images, torch.Tensor) else _pixels(images)
+        if isinstance(images, torch.Tensor):
+            pixels = [images]
+        else:
+            pictures = [images] if isinstance(images, Image.Image) else images
+            # Those of transparency or other sides than a square are put on white.
+            pixels = [to_tensor(on_white_square(picture))[None] for picture in pictures]
         if not sum(len(part) for part in pixels):
             raise ValueError("images is empty, expected at least one image")
         # Pictures of different sizes are encoded one by one.
@@ -159,21 +164,6 @@ class ImageToShapePipeline(ShapePipeline):
         features = [torch.cat(network).to(self.generator.device) for network in zip(*parts, strict=True)]
         condition = [feature.repeat_interleave(num_shapes_per_image, dim=0) for feature in features]
         return self._meshes(condition, generator, callback_on_step_end, extraction, settings)
-
-
-def _pixels(images: Image.Image | Sequence[Image.Image]) -> list[torch.Tensor]:
-    """Return each picture on a white square, `(1, 3, h, h)` in [-1, 1]."""
-    from PIL import Image
-
-    pixels = []
-    for picture in [images] if isinstance(images, Image.Image) else images:
-        rgba = picture.convert("RGBA")
-        side = max(rgba.size)
-        square = Image.new("RGBA", (side, side), (255, 255, 255, 255))
-        square.alpha_composite(rgba, ((side - rgba.width) // 2, (side - rgba.height) // 2))
-        array = torch.from_numpy(np.asarray(square.convert("RGB")).copy())
-        pixels.append(array.permute(2, 0, 1)[None].float().div(127.5).sub(1))
-    return pixels
 
 
 @torch.no_grad()

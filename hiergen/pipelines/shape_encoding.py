@@ -15,7 +15,7 @@ from hiergen.data.codes import CodeSet, write_codes
 from hiergen.data.images.features import FeatureCache
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig, ShapeDataset
-from hiergen.pipelines.encoding import tokenizer_fingerprint
+from hiergen.pipelines.encoding import join, tokenizer_fingerprint
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
@@ -70,8 +70,7 @@ def encode_shapes(
                 parts.append(tokenizer.encode(batch["points"].to(tokenizer.device)).to("cpu"))
                 if read is not None:
                     views.append(read(batch["image"]))
-            levels = tuple(torch.cat([part.levels[k] for part in parts]) for k in range(len(parts[0])))
-            variants.append(TokenPyramid(levels, parts[0].specs))
+            variants.append(join(parts))
             features.append([torch.cat(network) for network in zip(*views, strict=True)])
         joined = [torch.stack(network, dim=1) for network in zip(*features, strict=True)]
         return variants, torch.tensor(shapes.labels[start:stop]), joined

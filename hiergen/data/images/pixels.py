@@ -31,6 +31,14 @@ def center_crop(picture: Image.Image, size: int) -> Image.Image:
     return picture.crop((left, top, left + size, top + size))
 
 
+def on_white_square(picture: Image.Image) -> Image.Image:
+    """Return a picture in the middle of the smallest white square that holds it, in RGB; what was transparent is white."""
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(picture.convert("RGBA"), ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square.convert("RGB")
+
+
 def to_tensor(picture: Image.Image) -> Float[Tensor, "3 h w"]:
     """Return an RGB picture as float32 in [-1, 1]: value k of 255 becomes k / 127.5 - 1."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)

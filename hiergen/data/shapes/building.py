@@ -244,13 +244,8 @@ def _close(
 
 def _procedural_job(number: int, seed: int) -> ShapeJob:
     shape = procedural_shape(number, seed=seed)
-    return ShapeJob(
-        f"{shape.class_name}-{seed}-{number}",
-        shape.class_name,
-        f"procedural shape {number} of seed {seed}",
-        None,
-        number,
-    )
+    name = shape.class_name
+    return ShapeJob(f"{name}-{seed}-{number}", name, f"procedural shape {number} of seed {seed}", number=number)
 
 
 def _file_job(path: Path, base: Path, settings: PrepareShapesSettings) -> ShapeJob:

@@ -98,11 +98,7 @@ class ShapeDataset(Dataset):
             raise ValueError("there are no shape records")
         self._records = records
         self.config = config
-        names = (
-            [record.meta.class_name for record in records]
-            if not isinstance(records, ShapeFolder)
-            else records.class_names
-        )
+        names = records.class_names if isinstance(records, ShapeFolder) else [r.meta.class_name for r in records]
         self.classes = tuple(sorted(set(names)) if classes is None else classes)
         unknown = sorted(set(names) - set(self.classes))
         if unknown:
