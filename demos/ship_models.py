@@ -28,7 +28,7 @@ from hiergen.data.videos.dataset import from_uint8
 from hiergen.demo.library import NOTES_FILE, load_model
 from hiergen.demo.pictures import open_view
 from hiergen.files import atomic_directory, write_json, write_text
-from hiergen.geometry.surface_extraction import ExtractionSettings
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.metrics.classifiers import LabelClassifier
 from hiergen.metrics.clip_classifiers import FrameJudge
 from hiergen.metrics.pixel import psnr

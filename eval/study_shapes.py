@@ -33,7 +33,7 @@ from hiergen.data.shapes.views import ViewSettings
 from hiergen.evaluation.study import StudyResult, run_study
 from hiergen.files import write_text
 from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings
-from hiergen.geometry.surface_extraction import ExtractionSettings
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.metrics.shape_sets import ShapeSetProtocol, compare_shape_sets
 from hiergen.pipelines.shape import decode_meshes

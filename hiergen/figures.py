@@ -28,11 +28,11 @@ def save_image_grid(
     """Write rows of images as one PNG with captions.
 
     Args:
-        path: Where to.
-        rows: One `(n, c, h, w)` batch of images in [-1, 1] a row, all of one size; shorter rows end in white.
+        path: Path of the PNG file.
+        rows: One `(n, c, h, w)` batch of images in [-1, 1] per row, all of one size; shorter rows end in white.
         row_labels: Caption of each row.
         column_labels: Caption of each column.
-        title: Above everything.
+        title: Title above everything.
         scale: Height of an image in inches.
     """
     from matplotlib.figure import Figure
@@ -76,12 +76,12 @@ def save_curves(
     logarithmic: Container[str] = (),
     shows_points: bool = False,
 ) -> None:
-    """Write one panel a key, each with named curves.
+    """Write one panel per key, each with named curves.
 
     Args:
-        path: Where to.
-        panels: Curves by name, by title of their panel.
-        x_label: Below each panel.
+        path: Path of the PNG file.
+        panels: Named curves of each panel, by the panel's title.
+        x_label: Label below each panel.
         logarithmic: Titles of the panels whose y axis is logarithmic, if all their values are above zero.
         shows_points: Mark the points and put the ticks of a logarithmic x axis at them.
     """

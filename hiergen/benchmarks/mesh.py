@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hiergen.geometry.surface_extraction import ExtractionSettings, Field, evaluate_grid, mesh_from_grid
+from hiergen.geometry.field_grid import ExtractionSettings, Field, evaluate_grid
+from hiergen.geometry.surface_extraction import mesh_from_grid
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create, get_preset
 from hiergen.tokenizers.pyramid_vae.field import ShapeField

@@ -133,7 +133,8 @@ def _generate_shapes(
     rng: torch.Generator,
     sampling: dict[str, Any],
 ) -> None:
-    from hiergen.geometry.surface_extraction import ExtractionSettings, save_mesh
+    from hiergen.geometry.field_grid import ExtractionSettings
+    from hiergen.geometry.surface_extraction import save_mesh
     from hiergen.pipelines.shape import ClassToShapePipeline
 
     extraction = ExtractionSettings(depth=settings.depth, max_faces=settings.max_faces)

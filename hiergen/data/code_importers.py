@@ -1,4 +1,4 @@
-"""Caches of token pyramids from the files that ResTok's own program writes: two small .npy files an image."""
+"""Caches of token pyramids from the files that ResTok's own program writes: two small .npy files per image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def import_npy_codes(
         ValueError: If a file is missing or holds something else; it is named.
 
     Source:
-        ResTok's code (arXiv:2601.03955), which draws one of ten crops a visit, as `CodeSet` does.
+        ResTok's code (arXiv:2601.03955), which draws one of ten crops at each visit, as `CodeSet` does.
     """
     root, label_root = Path(codes), Path(labels)
     count = sum(1 for _ in root.glob("*.npy"))

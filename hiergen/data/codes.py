@@ -26,7 +26,7 @@ from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json, specs_to_j
 INDEX = "index.json"
 SHARD_SAMPLES = 4096
 
-#: A pyramid for each variant, the labels and, where images go with the samples, their features.
+#: One pyramid per variant, the labels and, where images go with the samples, their features.
 Encoded = tuple[list[TokenPyramid], Tensor] | tuple[list[TokenPyramid], Tensor, list[Tensor]]
 
 
@@ -35,15 +35,15 @@ class CodeSet(Dataset):
     """A cache of token pyramids in memory; a dataset for training.
 
     Attributes:
-        levels: One tensor a level, `(samples, variants, n)` ids or `(samples, variants, n, d)` tokens; variants are the
-            encodings of several crops of one image, of which training draws one at random. Ids are of the smallest of int16, int32
-            and int64 that holds the vocabulary: ten crops of ImageNet in 128 ids are 3.3 GB, in int64 four times that.
+        levels: One tensor per level, `(samples, variants, n)` ids or `(samples, variants, n, d)` tokens; variants are the
+            encodings of several crops of one image, of which training draws one at random. Ids have the smallest of the types int16,
+            int32 and int64 that holds the vocabulary: ten crops of ImageNet in 128 ids are 3.3 GB, in int64 four times that.
         labels: `(samples,)` int64.
-        specs: Of the levels.
+        specs: Specs of the levels.
         classes: Name of each class.
         source: Fingerprint of tokenizer and data.
-        features: Of the image that goes with each variant, one tensor `(samples, variants, n, c)` a network of the encoder; empty
-            where the cache holds none.
+        features: Features of the image that goes with each variant, one tensor `(samples, variants, n, c)` per network of the
+            encoder; empty where the cache holds none.
     """
 
     levels: tuple[Tensor, ...]
@@ -66,7 +66,7 @@ class CodeSet(Dataset):
         return self.source
 
     def content(self, *, is_whole: bool = False) -> str:
-        """Return digits of all of the codes: they are in memory."""
+        """Return digits of all codes, which are in memory."""
         digest = hashlib.sha256()
         for tensor in (*self.levels, *self.features, self.labels):
             digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
@@ -103,7 +103,7 @@ class CodeSet(Dataset):
         )
 
     def level_statistics(self) -> list[LatentStatistics]:
-        """Return the same for every level by itself.
+        """Return mean and deviation of each channel, separately for every level.
 
         Raises:
             ValueError: If a level is discrete.
@@ -166,10 +166,10 @@ def write_codes(
     """Write a cache, or finish or return the one that is there.
 
     Args:
-        folder: Where to.
-        encode: Called with a range `(start, stop)` of samples; returns one pyramid a variant, the labels and, if there are any, the
-            features, as `CodeSet` holds them.
-        num_samples: Samples in all.
+        folder: Folder of the cache.
+        encode: Called with a range `(start, stop)` of samples; returns one pyramid per variant, the labels and, if there are any,
+            the features, as `CodeSet` holds them.
+        num_samples: Number of samples in all.
         classes: Name of each class.
         source: Fingerprint of tokenizer and data: a cache of another source is refused.
         progress: Called with the number of samples done.

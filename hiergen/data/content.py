@@ -1,4 +1,4 @@
-"""Whether files hold what they held: a digest of bytes at fixed places of each, cheap enough for the start of every run."""
+"""Whether files still hold what they held: a digest of bytes at fixed places of each file, cheap enough for the start of every run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-#: Bytes that are read at a place.
+#: Number of bytes that are read at each place.
 PIECE = 4096
-#: Of a span there are so many places at least, its ends among them; of a long one, one for so many bytes.
-NUM_PLACES, BYTES_A_PLACE = 3, 2**20
-#: Files are read by so many threads, so many files at a time: on a network the time goes into waiting.
-_THREADS, _FILES_A_TASK = 16, 64
+#: Read at least NUM_PLACES places of a span, both ends included, and one per BYTES_PER_PLACE bytes of a long one.
+NUM_PLACES, BYTES_PER_PLACE = 3, 2**20
+#: Number of threads that read files, and of files that each takes at a time: on a network the time goes into waiting.
+_THREADS, _FILES_PER_TASK = 16, 64
 
 
 class Span(NamedTuple):
@@ -28,14 +28,14 @@ class Span(NamedTuple):
 def content_digest(spans: Sequence[Span], *, is_whole: bool = False) -> str:
     """Return 16 hexadecimal digits of the spans' sizes and of what is in them, in their order; names are left out.
 
-    What lies between the places is not seen, unless `is_whole`: a picture put in another's place is, because packed pictures differ all
-    over; a few changed pixels of an unpacked one may not be. What cannot be read counts as such: it may be a broken picture, which
-    training passes over.
+    What lies between the places is seen only with `is_whole`. Without it, one picture put in another's place is noticed, because packed
+    pictures differ everywhere; a few changed pixels of an unpacked picture may not be. A file that cannot be read changes the digest, but
+    is no error: it may be a broken picture, which training skips.
     """
     digest = hashlib.sha256()
     files = list(_by_file(spans))
     with ThreadPoolExecutor(_THREADS) as pool:
-        tasks = (files[start : start + _FILES_A_TASK] for start in range(0, len(files), _FILES_A_TASK))
+        tasks = (files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK))
         for found in pool.map(lambda task: [_digest(path, parts, is_whole) for path, parts in task], tasks):
             digest.update(b"".join(found))
     return digest.hexdigest()[:16]
@@ -74,8 +74,8 @@ def _digest(path: Path, parts: list[tuple[int, int | None]], is_whole: bool) -> 
 
 def _places(length: int, is_whole: bool) -> Iterable[tuple[int, int]]:
     """Yield (offset, bytes) of what is read of a span."""
-    number = max(NUM_PLACES, length // BYTES_A_PLACE)
+    number = max(NUM_PLACES, length // BYTES_PER_PLACE)
     if is_whole or length <= number * PIECE:
-        yield from ((start, min(BYTES_A_PLACE, length - start)) for start in range(0, length, BYTES_A_PLACE))
+        yield from ((start, min(BYTES_PER_PLACE, length - start)) for start in range(0, length, BYTES_PER_PLACE))
         return
     yield from ((k * (length - PIECE) // (number - 1), PIECE) for k in range(number))

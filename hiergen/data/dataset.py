@@ -1,4 +1,4 @@
-"""What the training loop reads: samples by index, each a pure function of (seed, epoch, index)."""
+"""The interface of datasets: samples by index, each a pure function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-#: (index, epoch): which sample, and for the how-manieth time it is visited.
+#: (index, epoch): the number of a sample, and how often it was visited before.
 Sample = tuple[int, int]
 
 
 class Dataset(abc.ABC):
     """What the training loop reads: samples by index, the same whatever was read before.
 
-    `fingerprint` changes when the data change; caches and checkpoints are tied to it.
+    The `fingerprint` changes when the data change; caches and checkpoints are tied to it.
     """
 
     @abc.abstractmethod
@@ -31,9 +31,9 @@ class Dataset(abc.ABC):
         """Digits that change when the data change."""
 
     def content(self, *, is_whole: bool = False) -> str | None:
-        """Return digits that change when what the fingerprint does not look into changes; None if it covers all.
+        """Return digits that change when data change that the fingerprint does not cover; None if it covers all.
 
         Args:
-            is_whole: Read all of it; otherwise as `hiergen.data.content` does.
+            is_whole: Read all data; otherwise only the places that `hiergen.data.content` chooses.
         """
         return None

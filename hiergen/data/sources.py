@@ -1,4 +1,4 @@
-"""Which images a run reads, as a config."""
+"""The images of a run as a config, and the dataset that it opens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiergen.data.images.on_disk import FolderPictures, PictureSet, PictureSourc
 from hiergen.data.videos.dataset import load_clips
 from hiergen.data.videos.moving_digits import moving_digits
 
-#: Of the source "moving-digits": every fourth frame of so many clips.
+#: Number of clips of the source "moving-digits", of which every fourth frame is an image.
 NUM_DIGIT_CLIPS = 512
 #: Sources with a split of their own, and clips, whose frames would fall on both sides.
 _HAVE_SPLITS = ("digits", "moving-digits", "clips", "hf", "idx")
@@ -29,9 +29,10 @@ class DataConfig:
             the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
             shards); "hf:FOLDER" (a Hugging Face dataset on disk); "npz:FILE" (an archive of encoded images); or "idx:FOLDER" (the
             files of MNIST, or of another set in its form, such as Fashion-MNIST).
-        split: Of the embedded set, a Hugging Face dataset or MNIST's files; anything else is taken whole unless `hold_out` divides it.
-        hold_out: For pictures without a split of their own (folders, shards, archives): every so-manieth one is "test", the others
-            are "train". 0 takes them whole.
+        split: Split of the embedded set, of a Hugging Face dataset or of MNIST's files; any other source is taken whole unless
+            `hold_out` divides it.
+        hold_out: For pictures without a split of their own (folders, shards, archives): pictures 0, `hold_out`, 2 `hold_out`, ...
+            are "test", the others are "train". 0 takes them whole.
         size: Height and width in pixels.
         in_memory: Decode everything once, at the start. False reads from disk when a batch asks, and is needed for what follows.
         crop: "center", or "random" for ADM's random crop.

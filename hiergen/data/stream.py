@@ -72,7 +72,7 @@ def stream_batches(stream: SampleStream, steps: Iterable[int], *, num_workers: i
 
 
 def until_the_signal(loader: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Yield the batches of a loader. Where a worker dies while it hands one over, wait for PyTorch's word of it."""
+    """Yield the batches of a loader; where a worker dies while it hands one over, wait for PyTorch's signal of that."""
     batches = iter(loader)
     while True:
         try:

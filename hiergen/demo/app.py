@@ -18,11 +18,11 @@ from hiergen.environment import require
 if TYPE_CHECKING:
     import gradio as gr
 
-#: Seconds between two looks for old files, and after which a file is old: uploads and results do not stay.
+#: Seconds between two searches for old files, and age in seconds at which a file is old: uploads and results do not stay.
 KEEP_FILES = (600, 1800)
-#: Visitors whose state is kept.
+#: Number of visitors whose state is kept.
 MAX_SESSIONS = 200
-#: Of `mallopt`, from glibc's malloc.h.
+#: Parameter of `mallopt`, from glibc's malloc.h.
 _M_ARENA_MAX = -8
 
 INTRODUCTION = """
@@ -96,7 +96,7 @@ def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
 def _limit_arenas() -> None:
     """Let threads share two heaps of the C library, where it is glibc's.
 
-    By default each thread fills one of its own with pieces of passing requests: the server's memory then grows by some 50 MiB a minute
+    By default each thread fills one of its own with pieces of passing requests: the server's memory then grows by some 50 MiB per minute
     under load, though nothing is kept.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -27,7 +27,7 @@ def comparison_table(results: Mapping[str, Reconstruction]) -> str:
 
 
 def draw_comparison(results: Mapping[str, Reconstruction]) -> Image.Image:
-    """Return curves of PSNR over the number of tokens read, one a model."""
+    """Return curves of PSNR over the number of tokens read, one per model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 2.8), layout="constrained")

@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 
 from hiergen.data.images.pixels import to_pictures
+from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import montage
 from hiergen.demo.reconstruct import information
+from hiergen.demo.requests import GUIDANCE, MAX_SEED, SEED, check_label, check_ranges
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.pyramid import TokenPyramid
 
 MAX_IMAGES = 8
-MAX_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +28,10 @@ class GenerateRequest:
 
     Attributes:
         label: Class, from 0.
-        count: Pictures.
-        guidance_scale: 1 is no guidance.
-        temperature: Of the draws; not read by generators that have none.
-        seed: Of everything random.
+        count: Number of pictures.
+        guidance_scale: Guidance scale; 1 is no guidance.
+        temperature: Temperature of the draws; generators that have none do not read it.
+        seed: Seed of all random draws.
     """
 
     label: int
@@ -40,16 +41,7 @@ class GenerateRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("count", 1, MAX_IMAGES),
-            ("guidance_scale", 0, 20),
-            ("temperature", 0, 4),
-            ("seed", 0, MAX_SEED),
-        ):
-            value = getattr(self, name)
-            # Written so that NaN is refused too.
-            if not least <= value <= most:
-                raise ValueError(f"{name} is {value}, expected {least} to {most}")
+        check_ranges(self, count=(1, MAX_IMAGES), guidance_scale=GUIDANCE, temperature=(0, 4), seed=SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +49,8 @@ class Progress:
     """How far a generation is.
 
     Attributes:
-        step: Steps done.
-        levels: The complete levels so far, coarse to fine: a sheet of all pictures each, with a caption.
+        step: Number of steps done.
+        levels: The complete levels so far, coarse to fine; for each a sheet of all pictures, with a caption.
         is_done: Whether this is the result.
     """
 
@@ -79,8 +71,7 @@ def generate(entry: DemoModel, request: GenerateRequest, *, seconds: float) -> I
         ValueError: If the class is unknown or a setting out of range.
         StoppedError: If it took longer than `seconds`.
     """
-    if not 0 <= request.label < entry.num_classes:
-        raise ValueError(f"label is {request.label}, expected 0 to {entry.num_classes - 1}")
+    check_label(entry, request.label)
     chosen = {**entry.notes.sampling, "guidance_scale": request.guidance_scale}
     if has_setting(entry, "temperature"):
         chosen["temperature"] = request.temperature
@@ -112,7 +103,7 @@ def _sheet(images: torch.Tensor) -> Image.Image:
 
 
 def _caption(pyramid: TokenPyramid) -> str:
-    return f"{pyramid.num_tokens} token{'s' * (pyramid.num_tokens > 1)}, {information(pyramid.specs)} a picture"
+    return f"{pyramid.num_tokens} token{'s' * (pyramid.num_tokens > 1)}, {information(pyramid.specs)} per picture"
 
 
 def add_tab(page: Page, library: Library) -> None:
@@ -124,69 +115,59 @@ def add_tab(page: Page, library: Library) -> None:
     def run(
         title: str, label: int, count: float, guidance_scale: float, temperature: float, seed: float
     ) -> Iterator[tuple[Any, ...]]:
-        request = GenerateRequest(
-            label=int(label),
-            count=int(count),
-            guidance_scale=float(guidance_scale),
-            temperature=float(temperature),
-            seed=int(seed),
-        )
-        sent, levels = 0, []
-        steps = generate(library.get(title), request, seconds=page.settings.max_seconds)
-        with picture_files() as png:
-            for now in thinned(steps, lambda now: (len(now.levels), now.is_done)):
-                # Steps that complete no level change nothing but the line below.
-                if now.is_done or len(now.levels) > sent:
-                    sent = len(now.levels)
-                    levels = [(png(picture), caption) for picture, caption in now.levels]
-                    yield levels[-1][0], levels, _status(now)
-                else:
-                    yield gr.skip(), gr.skip(), _status(now)
+        request = GenerateRequest(int(label), int(count), float(guidance_scale), float(temperature), int(seed))
+        yield from _updates(generate(library.get(title), request, seconds=page.settings.max_seconds))
 
     def change(title: str) -> tuple[Any, ...]:
         entry = library.get(title)
-        usual = entry.notes.sampling.get("guidance_scale", 1.5)
         return (
             gr.Dropdown(choices=entry.choices(), value=min(3, entry.num_classes - 1)),
-            gr.Slider(value=usual),
+            gr.Slider(value=entry.usual_guidance(1.5)),
             gr.Slider(interactive=has_setting(entry, "temperature")),
             entry.notes.about,
         )
 
     first = library.get(titles[0])
+    is_warm, usual_class = has_setting(first, "temperature"), min(3, first.num_classes - 1)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             model = gr.Dropdown(titles, value=titles[0], label="Model")
             about = gr.Markdown(first.notes.about, elem_classes="about")
-            label = gr.Dropdown(
-                first.choices(), value=min(3, first.num_classes - 1), label="Class", elem_id="generate-class"
-            )
+            label = gr.Dropdown(first.choices(), value=usual_class, label="Class", elem_id="generate-class")
             count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Pictures")
-            guidance = gr.Slider(
-                0, 8, value=first.notes.sampling.get("guidance_scale", 1.5), step=0.25, label="Guidance (1: none)"
-            )
-            temperature = gr.Slider(
-                0, 2, value=1, step=0.05, label="Temperature", interactive=has_setting(first, "temperature")
-            )
+            guidance = add_guidance(first.usual_guidance(1.5))
+            temperature = gr.Slider(0, 2, value=1, step=0.05, label="Temperature", interactive=is_warm)
             with gr.Row():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100)
+                seed = add_seed()
                 again = gr.Button("Another seed", min_width=100, elem_id="generate-again")
-            with gr.Row():
-                start = gr.Button("Generate", variant="primary", elem_id="generate-start", min_width=100)
-                stop = gr.Button("Stop", elem_id="generate-stop", min_width=100)
+            start, stop = add_buttons("generate")
         with gr.Column(scale=2, min_width=300):
             shown = page.picture("Generated", name="generate-shown", height=360)
             status = gr.Markdown(elem_id="generate-status", elem_classes="status")
             strip = page.row("Level by level, as they were made", name="generate-levels")
     model.input(change, model, [label, guidance, temperature, about], queue=False, api_visibility="private")
     inputs, outputs = [model, label, count, guidance, temperature, seed], [shown, strip, status]
-    run_now = explained(run)
     # One at a time: a second press while the first runs does nothing.
     event = {**page.event, "trigger_mode": "once", "show_progress_on": status}
-    started = start.click(run_now, inputs, outputs, api_name="generate", **event)
+    started = start.click(explained(run), inputs, outputs, api_name="generate", **event)
     reseeded = again.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED})", queue=False)
-    restarted = reseeded.then(run_now, inputs, outputs, api_visibility="private", **event)
+    restarted = reseeded.then(explained(run), inputs, outputs, api_visibility="private", **event)
     page.stops(stop, status, [started, restarted])
+
+
+def _updates(steps: Iterator[Progress]) -> Iterator[tuple[Any, ...]]:
+    """Yield the picture, the strip of levels and the status; steps that complete no level change the status alone."""
+    import gradio as gr
+
+    sent = 0
+    with picture_files() as png:
+        for now in thinned(steps, lambda now: (len(now.levels), now.is_done)):
+            if now.is_done or len(now.levels) > sent:
+                sent = len(now.levels)
+                levels = [(png(picture), caption) for picture, caption in now.levels]
+                yield levels[-1][0], levels, _status(now)
+            else:
+                yield gr.skip(), gr.skip(), _status(now)
 
 
 def _status(now: Progress) -> str:

@@ -1,4 +1,4 @@
-"""The parts of a tab that choose a picture: an example or an upload, and the model that sees it."""
+"""The parts of a tab that choose: a model, a picture (an example or an upload), guidance, a seed, and when to start."""
 
 # Without postponed annotations: gradio reads those of the functions that it calls, as classes.
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hiergen.demo.page import Page, explained
 from hiergen.demo.pictures import digit_examples, open_upload, open_view, shape_views
+from hiergen.demo.requests import MAX_SEED
 from hiergen.tokenizers.base import Tokenizer
 
 #: What may be uploaded as a picture.
@@ -106,6 +107,29 @@ def add_picture(
     )
     number = gr.Number(example, label="example", precision=0, visible=False)
     return PictureInputs(source, upload, number, gallery)
+
+
+def add_guidance(usual: float) -> Any:
+    """Add a slider of the guidance scale to the page that is being built."""
+    import gradio as gr
+
+    return gr.Slider(0, 8, value=usual, step=0.25, label="Guidance (1: none)")
+
+
+def add_seed() -> Any:
+    """Add a field for the seed to the page that is being built."""
+    import gradio as gr
+
+    return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100)
+
+
+def add_buttons(name: str) -> tuple[Any, Any]:
+    """Add the buttons that start and stop a generation to the page that is being built."""
+    import gradio as gr
+
+    with gr.Row():
+        start = gr.Button("Generate", variant="primary", elem_id=f"{name}-start", min_width=100)
+        return start, gr.Button("Stop", elem_id=f"{name}-stop", min_width=100)
 
 
 def picked(inputs: PictureInputs) -> Any:

@@ -29,9 +29,9 @@ class ModelNotes:
 
     Attributes:
         title: Name in the menus; the folder's name where it is empty.
-        about: One sentence: trained on what, how good.
+        about: One sentence about the model: what it was trained on, and how good it is.
         classes: Names of the classes.
-        sampling: Settings of the generator, by field.
+        sampling: Settings of the generator, by the names of their fields.
     """
 
     title: str = ""
@@ -46,7 +46,7 @@ class DemoModel:
 
     Attributes:
         model: A pipeline, or a tokenizer alone; in eval mode.
-        notes: What is said about it.
+        notes: Notes about the model.
     """
 
     model: Any
@@ -81,6 +81,10 @@ class DemoModel:
 
     def class_name(self, label: int) -> str:
         return self.notes.classes[label] if label < len(self.notes.classes) else f"class {label}"
+
+    def usual_guidance(self, otherwise: float) -> float:
+        """Return the guidance scale that the notes give, or another where they give none."""
+        return float(self.notes.sampling.get("guidance_scale", otherwise))
 
     def choices(self) -> list[tuple[str, int]]:
         """Return the classes as a menu has them: name and label."""

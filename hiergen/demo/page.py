@@ -29,8 +29,8 @@ class Page:
     """The page that is being built.
 
     Attributes:
-        blocks: Of gradio.
-        settings: Limits.
+        blocks: The page as gradio's blocks.
+        settings: Limits of the demo.
     """
 
     blocks: gr.Blocks
@@ -61,7 +61,7 @@ class Page:
         )
 
     def row(self, label: str, *, name: str, columns: int = 5) -> gr.Gallery:
-        """Add a row of pictures, one a level."""
+        """Add a row of pictures, one per level."""
         import gradio as gr
 
         return gr.Gallery(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.files import read_image
-from hiergen.data.images.pixels import center_crop, to_pictures, to_tensor
+from hiergen.data.images.pixels import center_crop, on_white_square, to_pictures, to_tensor
 from hiergen.data.shapes.dataset import TEST_OFFSET
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.geometry.renders import render_mesh
@@ -22,7 +22,7 @@ from hiergen.pyramid import LevelSpec
 
 #: Side of the square that stands for a token, in pixels.
 CELL = 12
-#: Tokens of a level without a grid, in a row.
+#: Number of tokens per row, for a level without a grid.
 ROW = 16
 #: Larger pictures of objects are made smaller: no image encoder reads more.
 VIEW_SIZE = 512
@@ -61,17 +61,14 @@ def digit_examples(size: int) -> tuple[Tensor, list[Image.Image]]:
 
 
 def open_view(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Return an uploaded picture of an object on a white square, of at most `VIEW_SIZE` pixels a side.
+    """Return an uploaded picture of an object on a white square, of at most `VIEW_SIZE` pixels per side.
 
     Raises:
         ValueError: As `open_upload`.
     """
     picture = _read_upload(data, max_pixels, "RGBA")
     picture.thumbnail((VIEW_SIZE, VIEW_SIZE))
-    side = max(picture.size)
-    square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square.convert("RGB")
+    return on_white_square(picture)
 
 
 @functools.lru_cache(maxsize=1)
@@ -87,14 +84,14 @@ def shape_views(size: int = 128) -> list[Image.Image]:
 
 
 def draw_tokens(tokens: Tensor, spec: LevelSpec) -> Image.Image:
-    """Return a picture of one level's tokens, a square each, in the order of its grid or in rows.
+    """Return a picture of one level's tokens, one square per token, in the order of its grid or in rows.
 
     The color of an id is its own (equal ids, equal colors). That of a vector is its three main directions among the tokens of
     this level, each over its range: colors of one picture compare with each other, not with those of another.
 
     Args:
         tokens: `(n,)` ids or `(n, d)` vectors.
-        spec: Of the level.
+        spec: Spec of the level.
     """
     if spec.is_discrete:
         colors = np.array([colorsys.hls_to_rgb(int(i) * _TURN % 1, 0.35 + int(i) * 7 % 4 / 10, 0.65) for i in tokens])

@@ -26,12 +26,12 @@ class Step:
     """A picture from the first levels, or scales, of its tokens.
 
     Attributes:
-        count: How many of them.
-        tokens: How many tokens.
-        size: Of what is read: bits of ids, or how many real numbers.
-        psnr_db: Against the input.
+        count: Number of levels, or scales.
+        tokens: Number of tokens that they hold.
+        size: Size of what is read, in words: bits of ids, or real numbers.
+        psnr_db: PSNR against the input, in dB.
         picture: The reconstruction.
-        added: What the last of them added, mid grey for nothing; the first step's is the reconstruction.
+        added: What the last level or scale added, mid grey for nothing; the first step's is the reconstruction.
     """
 
     count: int
@@ -132,7 +132,7 @@ def add_tab(page: Page, library: Library) -> None:
             numbers = gr.Markdown(elem_id="reconstruct-numbers")
     steps = page.row("From more and more levels", name="reconstruct-steps", columns=6)
     added = page.row("What each of them added (grey: nothing)", name="reconstruct-added", columns=6)
-    codes = page.row("The tokens, a square each (equal ids, equal colors)", name="reconstruct-codes", columns=6)
+    codes = page.row("The tokens, one square each (equal ids, equal colors)", name="reconstruct-codes", columns=6)
     # Moving the slider shows what the browser already has.
     level.input(
         fn=None, inputs=[level, steps], outputs=[shown], js="(k, items) => items?.[k - 1]?.image ?? null", queue=False

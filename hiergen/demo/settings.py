@@ -17,17 +17,17 @@ class DemoSettings:
     Attributes:
         models: Folders or Hub ids of pipelines and tokenizers, beside the small ones that come with the package.
         packaged: Offer the models that come with the package.
-        host: Address to listen at. Any but this machine's own needs `auth_file`.
+        host: Address to listen at. Any address but this machine's own needs `auth_file`.
         port: Port to listen at; 0 takes a free one from 7860 on.
-        auth_file: File with a line `name:password` for each person who may enter.
+        auth_file: File of lines `name:password`, one per person who may enter.
         share: Ask gradio for a public link; needs `auth_file`.
         root_path: Path under which a proxy serves the demo, e.g. "/hiergen".
-        device: Where the models run.
+        device: Device on which the models run.
         max_upload_mb: Largest file that is taken, in MiB.
         max_pixels: Largest picture that is decoded.
-        max_queue: Requests that may wait; further ones are told that the queue is full.
-        concurrency: Requests that are worked on at the same time.
-        max_seconds: A request that takes longer is stopped.
+        max_queue: Number of requests that may wait; further ones are told that the queue is full.
+        concurrency: Number of requests that are worked on at the same time.
+        max_seconds: Seconds after which a request is stopped.
         open_browser: Open the page in this machine's browser.
 
     Raises:

@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hiergen.demo.generate import MAX_SEED
-from hiergen.demo.inputs import add_model, add_picture, choose_view, picked
+from hiergen.demo.inputs import (
+    PictureInputs,
+    add_buttons,
+    add_guidance,
+    add_model,
+    add_picture,
+    add_seed,
+    choose_view,
+    picked,
+)
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import shape_views
+from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges
 from hiergen.demo.steps import stream_steps, thinned
-from hiergen.geometry.surface_extraction import ExtractionSettings, save_mesh
+from hiergen.geometry.field_grid import ExtractionSettings
+from hiergen.geometry.surface_extraction import save_mesh
 from hiergen.pipelines.shape import decode_meshes
 from hiergen.pyramid import TokenPyramid
 
@@ -24,7 +34,7 @@ if TYPE_CHECKING:
     import trimesh
     from PIL import Image
 
-#: Depths of the grid that a visitor may ask for: 33 to 129 nodes an axis.
+#: Depths of the grid that a visitor may ask for: 33 to 129 nodes along each axis.
 DEPTHS = (5, 6, 7)
 #: Color of the meshes, RGBA of 255.
 CLAY = (86, 122, 184, 255)
@@ -36,10 +46,10 @@ class ShapeRequest:
 
     Attributes:
         label: Class, from 0; read by a model of classes.
-        picture: Of an object, square, on white; read by a model of pictures.
-        guidance_scale: 1 is no guidance.
-        seed: Of everything random.
-        depth: The meshes come from a grid of `2 ** depth + 1` nodes an axis.
+        picture: Picture of an object, square, on white; read by a model of pictures.
+        guidance_scale: Guidance scale; 1 is no guidance.
+        seed: Seed of all random draws.
+        depth: The meshes come from a grid of `2 ** depth + 1` nodes along each axis.
     """
 
     label: int = 0
@@ -49,14 +59,7 @@ class ShapeRequest:
     depth: int = 6
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("guidance_scale", 0, 20),
-            ("seed", 0, MAX_SEED),
-            ("depth", DEPTHS[0], DEPTHS[-1]),
-        ):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ValueError(f"{name} is {value}, expected {least} to {most}")
+        check_ranges(self, guidance_scale=GUIDANCE, seed=SEED, depth=(DEPTHS[0], DEPTHS[-1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +67,9 @@ class ShapeProgress:
     """How far a generation is.
 
     Attributes:
-        step: Steps done.
-        meshes: From one level, two, ..., as far as they are complete; without faces where there is no surface.
-        tokens: Number of tokens of each.
+        step: Number of steps done.
+        meshes: Meshes from one level, two levels, ..., as far as they are complete; without faces where there is no surface.
+        tokens: Number of tokens of each mesh.
         is_done: Whether this is the result.
     """
 
@@ -86,8 +89,8 @@ def generate_shape(entry: DemoModel, request: ShapeRequest, *, seconds: float) -
     condition = request.picture if entry.is_by_picture else request.label
     if condition is None:
         raise ValueError("picture is None, expected a picture: this model makes shapes of what it sees")
-    if not entry.is_by_picture and not 0 <= request.label < entry.num_classes:
-        raise ValueError(f"label is {request.label}, expected 0 to {entry.num_classes - 1}")
+    if not entry.is_by_picture:
+        check_label(entry, request.label)
     extraction = ExtractionSettings(depth=request.depth)
     meshes: list[trimesh.Trimesh] = []
     tokens: list[int] = []
@@ -136,47 +139,107 @@ def describe_mesh(mesh: trimesh.Trimesh, num_tokens: int) -> str:
     return f"{num_tokens} tokens: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} triangles, {closed}"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """Gradio's components of the left column."""
+
+    model: Any
+    about: Any
+    label: Any
+    pictures: Any
+    inputs: PictureInputs
+    guidance: Any
+    depth: Any
+    seed: Any
+    start: Any
+    stop: Any
+    status: Any
+
+    @property
+    def chosen(self) -> list[Any]:
+        """What chooses a picture: an upload, or the number of an example."""
+        return [self.inputs.upload, self.inputs.example]
+
+
 def add_tab(page: Page, library: Library) -> None:
     """Add the tab to the page that is being built."""
     import gradio as gr
 
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            form = _add_form(library)
+        with gr.Column(scale=2, min_width=300):
+            viewers = _add_viewers()
+    _connect_model(page, library, form)
+    _connect_start(page, library, form, viewers)
+
+
+def _add_form(library: Library) -> _Form:
+    import gradio as gr
+
     titles = library.shape_generators()
+    first = library.get(titles[0])
+    choices = first.choices()
+    model = add_model(titles, name="shapes-model")
+    about = gr.Markdown(first.notes.about, elem_classes="about")
+    label = gr.Dropdown(
+        choices, value=0 if choices else None, label="Class", elem_id="shapes-class", visible=bool(choices)
+    )
+    with gr.Column(visible=first.is_by_picture) as pictures:
+        views = shape_views() if _takes_pictures(library) else ()
+        inputs = add_picture(views, name="shapes", label="A view of a held-out shape", example=3, columns=4)
+    guidance = add_guidance(first.usual_guidance(2.0))
+    depth = gr.Radio([(f"{2**d + 1}", d) for d in DEPTHS], value=6, label="Points of the mesh's grid along each axis")
+    seed = add_seed()
+    start, stop = add_buttons("shapes")
+    status = gr.Markdown(elem_id="shapes-status", elem_classes="status")
+    return _Form(model, about, label, pictures, inputs, guidance, depth, seed, start, stop, status)
 
-    def see(upload: bytes | None, example: float) -> Image.Image:
-        return choose_view(upload, int(example), max_pixels=page.settings.max_pixels)
 
-    def ask(
-        title: str,
-        label: int | None,
-        upload: bytes | None,
-        example: float,
-        guidance_scale: float,
-        depth: int,
-        seed: float,
-    ) -> Iterator[ShapeProgress]:
+def _add_viewers() -> list[Any]:
+    """Add both viewers with a line below each; return the viewers, then the lines."""
+    import gradio as gr
+
+    with gr.Row():
+        with gr.Column(min_width=260):
+            coarse, coarse_line = _viewer("Coarse level", "shapes-coarse"), gr.Markdown()
+        with gr.Column(min_width=260):
+            fine, fine_line = _viewer("All levels", "shapes-fine"), gr.Markdown()
+    gr.Markdown("Drag to turn, scroll to zoom. The arrow in the corner of a view downloads its GLB file.")
+    return [coarse, fine, coarse_line, fine_line]
+
+
+def _connect_model(page: Page, library: Library, form: _Form) -> None:
+    """Let the form follow the model, and show the picture that is chosen."""
+    import gradio as gr
+
+    def change(title: str) -> tuple[Any, ...]:
         entry = library.get(title)
-        request = ShapeRequest(
-            label=int(label or 0),
-            picture=see(upload, example) if entry.is_by_picture else None,
-            guidance_scale=float(guidance_scale),
-            seed=int(seed),
-            depth=int(depth),
+        choices = entry.choices()
+        return (
+            gr.Dropdown(choices=choices, value=0 if choices else None, visible=bool(choices)),
+            gr.Column(visible=entry.is_by_picture),
+            gr.Slider(value=entry.usual_guidance(2.0)),
+            entry.notes.about,
         )
-        return generate_shape(entry, request, seconds=page.settings.max_seconds)
 
-    def run(*values: Any) -> Iterator[tuple[Any, ...]]:
-        unchanged, sent = (gr.skip(), gr.skip(), gr.skip(), gr.skip()), 0
-        # gradio copies each file when it is yielded, so these need live no longer than the request.
-        with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
-            for now in thinned(ask(*values), lambda now: (len(now.meshes), now.is_done)):
-                status = "Done." if now.is_done else f"Step {now.step}."
-                shown = _shown(now, Path(folder)) if len(now.meshes) > sent else unchanged
-                sent = len(now.meshes)
-                yield (*shown, status)
-            # A generator's last values are sent twice; a viewer that gets its mesh again while it loads it stays empty.
-            yield (*unchanged, status)
+    def show(upload: bytes | None, example: float) -> Iterator[str]:
+        with picture_files() as png:
+            yield png(choose_view(upload, int(example), max_pixels=page.settings.max_pixels))
 
-    # Its parameters are named in the interface for programs.
+    quick: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+    form.model.input(change, form.model, [form.label, form.pictures, form.guidance, form.about], **quick)
+    picked(form.inputs).success(explained(show), form.chosen, form.inputs.source, **quick)
+    form.inputs.upload.upload(explained(show), form.chosen, form.inputs.source, **quick)
+    if _takes_pictures(library):
+        page.blocks.load(explained(show), form.chosen, form.inputs.source, **quick)
+
+
+def _connect_start(page: Page, library: Library, form: _Form, viewers: list[Any]) -> None:
+    """Let the buttons start and stop a generation, and offer the same to programs."""
+    import gradio as gr
+
+    # The parameters are named in the interface for programs.
     def answer(
         title: str,
         label: int | None,
@@ -186,77 +249,54 @@ def add_tab(page: Page, library: Library) -> None:
         depth: int,
         seed: float,
     ) -> Iterator[tuple[Any, ...]]:
+        steps = _ask(page, library, title, label, upload, example, guidance_scale, depth, seed)
         with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
-            steps = ask(title, label, upload, example, guidance_scale, depth, seed)
             for now in thinned(steps, lambda now: len(now.meshes), every=float("inf")):
                 if now.meshes:
                     yield _shown(now, Path(folder))
 
-    def show(upload: bytes | None, example: float) -> Iterator[str]:
-        with picture_files() as png:
-            yield png(see(upload, example))
+    def run(*values: Any) -> Iterator[tuple[Any, ...]]:
+        yield from _updates(_ask(page, library, *values))
 
-    def change(title: str) -> tuple[Any, ...]:
-        entry = library.get(title)
-        choices = entry.choices()
-        return (
-            gr.Dropdown(choices=choices, value=0 if choices else None, visible=bool(choices)),
-            gr.Column(visible=entry.is_by_picture),
-            gr.Slider(value=_usual_guidance(entry)),
-            entry.notes.about,
-        )
-
-    first = library.get(titles[0])
-    is_by_picture = any(library.get(title).is_by_picture for title in titles)
-    with gr.Row():
-        with gr.Column(scale=1, min_width=280):
-            model = add_model(titles, name="shapes-model")
-            about = gr.Markdown(first.notes.about, elem_classes="about")
-            choices = first.choices()
-            label = gr.Dropdown(
-                choices, value=0 if choices else None, label="Class", elem_id="shapes-class", visible=bool(choices)
-            )
-            with gr.Column(visible=first.is_by_picture) as pictures:
-                views = shape_views() if is_by_picture else ()
-                inputs = add_picture(views, name="shapes", label="A view of a held-out shape", example=3, columns=4)
-            guidance = gr.Slider(0, 8, value=_usual_guidance(first), step=0.25, label="Guidance (1: none)")
-            depth = gr.Radio(
-                [(f"{2**d + 1}", d) for d in DEPTHS], value=6, label="Points of the mesh's grid along each axis"
-            )
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
-            with gr.Row():
-                start = gr.Button("Generate", variant="primary", elem_id="shapes-start", min_width=100)
-                stop = gr.Button("Stop", elem_id="shapes-stop", min_width=100)
-            status = gr.Markdown(elem_id="shapes-status", elem_classes="status")
-        with gr.Column(scale=2, min_width=300):
-            with gr.Row():
-                with gr.Column(min_width=260):
-                    coarse = _viewer("Coarse level", "shapes-coarse")
-                    coarse_line = gr.Markdown()
-                with gr.Column(min_width=260):
-                    fine = _viewer("All levels", "shapes-fine")
-                    fine_line = gr.Markdown()
-            gr.Markdown("Drag to turn, scroll to zoom. The arrow in the corner of a view downloads its GLB file.")
-
-    model.input(change, model, [label, pictures, guidance, about], queue=False, api_visibility="private")
-    chosen = [inputs.upload, inputs.example]
-    picked(inputs).success(explained(show), chosen, inputs.source, queue=False, api_visibility="private")
-    inputs.upload.upload(explained(show), chosen, inputs.source, queue=False, api_visibility="private")
-    if is_by_picture:
-        page.blocks.load(explained(show), chosen, inputs.source, queue=False, api_visibility="private")
-    values = [model, label, *chosen, guidance, depth, seed]
-    event = {**page.event, "trigger_mode": "once", "show_progress_on": status}
-    started = start.click(
-        explained(run), values, [coarse, fine, coarse_line, fine_line, status], api_visibility="private", **event
-    )
+    values = [form.model, form.label, *form.chosen, form.guidance, form.depth, form.seed]
+    event = {**page.event, "trigger_mode": "once", "show_progress_on": form.status}
+    started = form.start.click(explained(run), values, [*viewers, form.status], api_visibility="private", **event)
     # For programs: files, the coarse mesh first.
     files = [gr.File(visible=False), gr.File(visible=False), gr.Markdown(visible=False), gr.Markdown(visible=False)]
     gr.Button(visible=False).click(explained(answer), values, files, api_name="shapes", **page.event)
-    page.stops(stop, status, [started])
+    page.stops(form.stop, form.status, [started])
 
 
-def _usual_guidance(entry: DemoModel) -> float:
-    return float(entry.notes.sampling.get("guidance_scale", 2.0))
+def _ask(
+    page: Page, library: Library, title: str, label: int | None, upload: bytes | None, example: float, *numbers: float
+) -> Iterator[ShapeProgress]:
+    """Return the steps of what the form asks for; the numbers are guidance scale, depth and seed, as the form has them."""
+    guidance_scale, depth, seed = numbers
+    entry, picture = library.get(title), None
+    if entry.is_by_picture:
+        picture = choose_view(upload, int(example), max_pixels=page.settings.max_pixels)
+    request = ShapeRequest(int(label or 0), picture, float(guidance_scale), int(seed), int(depth))
+    return generate_shape(entry, request, seconds=page.settings.max_seconds)
+
+
+def _updates(steps: Iterator[ShapeProgress]) -> Iterator[tuple[Any, ...]]:
+    """Yield what the viewers, their lines and the status show."""
+    import gradio as gr
+
+    unchanged, sent, status = (gr.skip(), gr.skip(), gr.skip(), gr.skip()), 0, ""
+    # gradio copies each file when it is yielded, so these need live no longer than the request.
+    with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
+        for now in thinned(steps, lambda now: (len(now.meshes), now.is_done)):
+            status = "Done." if now.is_done else f"Step {now.step}."
+            shown = _shown(now, Path(folder)) if len(now.meshes) > sent else unchanged
+            sent = len(now.meshes)
+            yield (*shown, status)
+        # A generator's last values are sent twice; a viewer that gets its mesh again while it loads it stays empty.
+        yield (*unchanged, status)
+
+
+def _takes_pictures(library: Library) -> bool:
+    return any(library.get(title).is_by_picture for title in library.shape_generators())
 
 
 def _viewer(label: str, name: str) -> Any:

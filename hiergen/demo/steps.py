@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-#: Seconds between two reports that say only that it goes on: each costs the server about as much as a step of a small model.
+#: Seconds between two reports of mere progress: each costs the server about as much as a step of a small model.
 EVERY = 0.25
 
 
@@ -20,7 +20,7 @@ class StoppedError(RuntimeError):
 
 
 def thinned(values: Iterable[T], news: Callable[[T], object], *, every: float = EVERY) -> Iterator[T]:
-    """Yield those values of which `news` differs from that of the last one, and of the others one in `every` seconds."""
+    """Yield the values whose `news` differs from that of the last one, and otherwise at most one value in `every` seconds."""
     before: object = None
     last = float("-inf")
     for value in values:

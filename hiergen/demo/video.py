@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hiergen.benchmarks.psa import config_of_density
 from hiergen.data.videos.files import write_gif
-from hiergen.demo.generate import MAX_SEED
+from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
+from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan
@@ -39,8 +40,8 @@ class VideoRequest:
     Attributes:
         label: Class, from 0.
         density: Share of the dense products that the sparse attention computes.
-        guidance_scale: 1 is no guidance.
-        seed: Of everything random; both clips start from the same noise.
+        guidance_scale: Guidance scale; 1 is no guidance.
+        seed: Seed of all random draws; both clips start from the same noise.
     """
 
     label: int
@@ -49,10 +50,7 @@ class VideoRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least, most in (("density", 0.05, 0.9), ("guidance_scale", 0, 20), ("seed", 0, MAX_SEED)):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ValueError(f"{name} is {value}, expected {least} to {most}")
+        check_ranges(self, density=(0.05, 0.9), guidance_scale=GUIDANCE, seed=SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +60,8 @@ class Clip:
     Attributes:
         video: `(3, t, h, w)` in [-1, 1].
         density: Mean share of the dense products that was computed; 1 for dense attention.
-        seconds: Of the clock, decoding included.
-        plan: Of the last step and the last layer; None for dense attention.
+        seconds: Elapsed seconds, decoding included.
+        plan: Plan of the last step and the last layer; None for dense attention.
     """
 
     video: Tensor
@@ -81,8 +79,7 @@ def generate_clips(
         ValueError: If the class is unknown or a setting out of range.
         StoppedError: If it took longer than `seconds`.
     """
-    if not 0 <= request.label < entry.num_classes:
-        raise ValueError(f"label is {request.label}, expected 0 to {entry.num_classes - 1}")
+    check_label(entry, request.label)
     sparse = config_of_density(request.density, *BLOCKS, "pyramid")
     clips: list[Clip] = []
 
@@ -147,7 +144,7 @@ def describe_clips(clips: tuple[Clip, ...]) -> str:
     lines = ["| attention | products computed | seconds here | PSNR against dense (dB) |", "|---|---|---|---|"]
     for name, clip in zip(("dense", "pyramid sparse"), clips, strict=False):
         same = clip is clips[0]
-        # Of the whole clip: a frame that is the same in both would make a mean over frames infinite.
+        # Over the whole clip: a frame that is the same in both would make a mean over frames infinite.
         (error,) = psnr(*(c.video.flatten(1, 2)[None] for c in (clip, clips[0])))
         ratio = "" if same else f"{float(error):.1f}" if error.isfinite() else "equal"
         lines.append(f"| {name} | {clip.density:.0%} | {clip.seconds:.1f} | {ratio} |")
@@ -181,12 +178,9 @@ def add_tab(page: Page, library: Library) -> None:
             gr.Markdown(first.notes.about, elem_classes="about")
             label = gr.Dropdown(first.choices(), value=min(3, first.num_classes - 1), label="Class")
             density = gr.Slider(0.05, 0.9, value=0.25, step=0.05, label="Density: share of the dense products")
-            usual = first.notes.sampling.get("guidance_scale", 2.0)
-            guidance = gr.Slider(0, 8, value=usual, step=0.25, label="Guidance (1: none)")
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
-            with gr.Row():
-                start = gr.Button("Generate", variant="primary", elem_id="video-start", min_width=100)
-                stop = gr.Button("Stop", elem_id="video-stop", min_width=100)
+            guidance = add_guidance(first.usual_guidance(2.0))
+            seed = add_seed()
+            start, stop = add_buttons("video")
             status = gr.Markdown(elem_id="video-status", elem_classes="status")
         with gr.Column(scale=2, min_width=300):
             with gr.Row():

@@ -33,9 +33,9 @@ class ConvexPart:
     """A convex polyhedron, added to the solid so far or cut out of it.
 
     Attributes:
-        vertices: Its corners.
+        vertices: Corners of the polyhedron.
         planes: Outward unit normals and offsets: a point x is inside iff `planes[:, :3] @ x + planes[:, 3] <= 0` everywhere.
-        is_cut: Whether it is taken away.
+        is_cut: Whether the part is taken away.
     """
 
     vertices: Float[np.ndarray, "v 3"]

@@ -12,7 +12,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 
 from hiergen.geometry.ray_crossings import contains
 from hiergen.geometry.surface_sampling import sample_surface
@@ -41,7 +41,9 @@ def unite_parts(mesh: trimesh.Trimesh) -> trimesh.Trimesh | None:
     for part in parts:
         if not (part.is_watertight and part.is_winding_consistent):
             return None
-        volume = signed_volume(part.triangles)
+        # trimesh computes the center of mass too, and a sheet has none.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            volume = part.volume
         if abs(volume) < SHEET_VOLUME * part.area**1.5:
             return None
         if volume < 0:
@@ -65,19 +67,13 @@ def unite_parts(mesh: trimesh.Trimesh) -> trimesh.Trimesh | None:
 
 
 def split_parts(mesh: trimesh.Trimesh) -> list[trimesh.Trimesh]:
-    """Return the parts of a mesh that share no edge, in the order of their first face."""
-    import trimesh
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """Return the parts of a mesh that share no edge, in the order of their first face; each keeps the order of its faces."""
+    from trimesh.graph import connected_component_labels
 
-    pairs = mesh.face_adjacency
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(mesh.faces),) * 2)
-    count, label = connected_components(graph, directed=False)
-    parts = []
-    for part in range(count):
-        used, faces = np.unique(mesh.faces[label == part], return_inverse=True)
-        parts.append(trimesh.Trimesh(mesh.vertices[used], faces.reshape(-1, 3), process=False))
-    return parts
+    # `Trimesh.split` returns the faces of a part in an order that depends on the machine's sort.
+    labels = connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
+    masks = [labels == part for part in range(labels.max() + 1)]
+    return mesh.submesh(masks, repair=False)  # type: ignore[return-value]  # a list unless they are appended
 
 
 def cap_flat_holes(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, int]:
@@ -120,12 +116,6 @@ def hole_rims(mesh: trimesh.Trimesh) -> list[Int64[np.ndarray, " n"]]:
         if vertex == first and len(loop) >= 3:
             rims.append(np.array(loop, np.int64))
     return rims
-
-
-def signed_volume(triangles: Float[np.ndarray, "f 3 3"]) -> float:
-    """Return the volume that a closed surface encloses, negative if it is inside out."""
-    a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
-    return float(np.einsum("fi,fi->", a, np.cross(b, c))) / 6
 
 
 def surface_consistency(mesh: trimesh.Trimesh, *, rng: np.random.Generator) -> float:

@@ -59,12 +59,12 @@ class MeshError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class MeshLimits:
-    """What is too much to read.
+    """Sizes above which a file is not read.
 
     Attributes:
-        max_bytes: Size of the file. Text formats take about 0.2 s of CPU a megabyte.
-        max_faces: Triangles.
-        max_vertices: Vertices.
+        max_bytes: Largest size of a file. Text formats take about 0.2 s of CPU per megabyte.
+        max_faces: Largest number of triangles.
+        max_vertices: Largest number of vertices.
     """
 
     max_bytes: int = 256 * 2**20
@@ -88,7 +88,7 @@ def load_mesh(path: str | os.PathLike[str], limits: MeshLimits | None = None) ->
 
     Args:
         path: A .glb, .obj, .off, .ply or .stl file.
-        limits: What is too much; None takes the defaults.
+        limits: Sizes that are too large to read; None takes the defaults.
 
     Raises:
         MeshError: If the file is missing, not of its kind, too large, damaged, or holds no surface. This is the only error that

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-#: Pairs of (triangle, point) tested at once; bounds the memory at about 200 bytes a pair.
+#: Pairs of (triangle, point) tested at once; bounds the memory at about 200 bytes per pair.
 MAX_PAIRS = 1_000_000
 #: Points for each cell of the grid that finds candidates.
 POINTS_PER_CELL = 4
@@ -88,7 +88,7 @@ def occupancy_grid(
 ) -> Bool[np.ndarray, "r r r"]:
     """Return which cell centers of a regular grid over [-extent, extent]^3 lie inside a closed surface.
 
-    Index order is x, y, z. One line a column, so the cost is that of `resolution ** 2` points.
+    Index order is x, y, z. There is one line per column of cells, so the cost is that of `resolution ** 2` points.
     """
     if resolution < 1:
         raise ValueError(f"resolution is {resolution}, expected at least 1")

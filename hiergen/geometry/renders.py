@@ -35,12 +35,12 @@ class RenderSettings:
 
     Attributes:
         shading: "clay" with two lights, or "normals": (n + 1) / 2 in the camera's frame.
-        color: Of the clay, RGB in [0, 1].
-        background: RGB in [0, 1]; white is what image conditions expect.
-        field_of_view: Vertical, in radians; 0 is orthographic.
+        color: Color of the clay, RGB in [0, 1].
+        background: Color of the background, RGB in [0, 1]; white is what image conditions expect.
+        field_of_view: Vertical field of view in radians; 0 is orthographic.
         is_fitted: Center the object and scale it to fill the picture; else the camera is fixed and shows [-extent, extent].
         extent: Half the visible height at the origin, in the units of the mesh, when not fitted.
-        samples: Rays a pixel and axis.
+        samples: Number of rays per pixel along each axis.
     """
 
     shading: Literal["clay", "normals"] = "clay"
@@ -72,9 +72,9 @@ def render_mesh(
     Args:
         mesh: Any triangles; closed or not.
         size: Height and width in pixels.
-        azimuth: Of the camera, in radians: 0 looks from +z, a quarter turn from +x.
-        elevation: Of the camera, in radians, above the horizon.
-        settings: How; None takes the defaults.
+        azimuth: Azimuth of the camera in radians: 0 looks from +z, a quarter turn from +x.
+        elevation: Elevation of the camera above the horizon, in radians.
+        settings: Settings of the rendering; None takes the defaults.
 
     Raises:
         ValueError: If `size` is not positive, the mesh has no faces, or a fixed camera stands inside it.
@@ -93,7 +93,7 @@ def render_mesh(
     axis = (np.arange(count) + 0.5) * (2 / count) - 1
     rays = np.stack(np.meshgrid(axis, -axis, indexing="xy"), axis=-1).reshape(-1, 2)
     hits = vertical_crossings(corners, rays)
-    # Of all crossings of a ray the nearest counts: the greatest inverse depth; the lower face breaks a tie.
+    # The nearest crossing of a ray counts: the greatest inverse depth; the lower face breaks a tie.
     order = np.lexsort((-hits.face, hits.height, hits.point))
     last = np.flatnonzero(np.diff(hits.point[order], append=-1))
     nearest = order[last]
@@ -118,7 +118,7 @@ def render_points(
         size: Height and width in pixels.
         azimuth: As in `render_mesh`.
         elevation: As in `render_mesh`.
-        settings: How; None takes the defaults.
+        settings: Settings of the rendering; None takes the defaults.
 
     Raises:
         ValueError: If `size` is not positive, there are no points, or a fixed camera stands among them.

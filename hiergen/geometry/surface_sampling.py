@@ -29,15 +29,15 @@ class SamplingSettings:
     """How many points of each kind a record holds.
 
     Attributes:
-        num_surface: Points on the surface, uniform by area but for `sharp_fraction` of them.
+        num_surface: Number of points on the surface, uniform by area but for `sharp_fraction` of them.
         sharp_fraction: Share of surface points that lie on sharp edges, where detail is.
         sharp_angle: Angle between the normals of two faces, in radians, from which their edge counts as sharp.
-        num_volume: Queries uniform in the cube of half side `box`.
-        num_near: Queries near the surface, for each of `near_sigmas`.
+        num_volume: Number of queries uniform in the cube of half side `box`.
+        num_near: Number of queries near the surface for each of `near_sigmas`.
         near_sigmas: Standard deviations of the noise of near queries.
-        num_farthest: Surface points put in farthest-point order; at most `num_surface`.
+        num_farthest: Number of surface points put in farthest-point order; at most `num_surface`.
         box: Half the side of the cube of volume queries.
-        query_dtype: Storage of queries. They are rounded before they are labelled, so float16 costs no label its truth.
+        query_dtype: Type in which queries are stored. They are rounded before they are labelled, so float16 costs no label its truth.
 
     Source:
         3DShape2VecSet (arXiv:2301.11445) and CraftsMan (arXiv:2405.14979) store such pools; sharp edges as in Dora
@@ -74,8 +74,8 @@ def sample_shape(
     Args:
         mesh: A closed surface in [-box, box]^3.
         inside: Tells which of the points `(p, 3)`, float64, are inside.
-        settings: How many points.
-        rng: Draws them.
+        settings: Number and kinds of points.
+        rng: Generator of all random draws.
     """
     num_sharp = round(settings.num_surface * settings.sharp_fraction)
     sharp = sample_sharp_edges(mesh, num_sharp, angle=settings.sharp_angle, rng=rng)

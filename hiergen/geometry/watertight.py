@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
-from hiergen.geometry.mesh_union import cap_flat_holes, signed_volume, surface_consistency, unite_parts
+from hiergen.geometry.mesh_union import cap_flat_holes, surface_consistency, unite_parts
 from hiergen.geometry.poses import HALF_SIZE
 from hiergen.geometry.ray_crossings import index_ranges
 
@@ -38,7 +38,7 @@ class WatertightSettings:
 
     Attributes:
         method: "auto" tries the exact way first, "voxels" always remeshes.
-        resolutions: Grids to try, finest first; the coarsest tells what a leak is.
+        resolutions: Resolutions of the grids to try, finest first; the coarsest tells what a leak is.
         thickness: Half the thickness of the shell, in voxels; holes up to twice this are closed.
         cap_holes: Close flat holes of any size first. Right for assets without the faces that nobody sees; it also fills an
             open vessel modeled as a single sheet.
@@ -68,9 +68,9 @@ class Watertight:
     """A closed surface and how it came about.
 
     Attributes:
-        mesh: Watertight, oriented outward.
-        method: "exact" or "voxels".
-        notes: Capped holes, share of consistent surface; for voxels the resolution and those that leaked.
+        mesh: Watertight mesh, oriented outward.
+        method: How it was closed, "exact" or "voxels".
+        notes: Number of capped holes, share of consistent surface; for voxels the resolution and those that leaked.
     """
 
     mesh: trimesh.Trimesh
@@ -202,7 +202,7 @@ class _Shell:
         offset = np.where(is_sheet, _SHEET_OFFSET, _SOLID_OFFSET) * self.voxel
         moved = target + np.minimum(offset, distance)[:, None] * outward
         mesh = trimesh.Trimesh(moved, faces, process=False)
-        if signed_volume(mesh.triangles) < 0:
+        if mesh.volume < 0:
             mesh.invert()
         return mesh
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,15 @@ def encode_images(
     """Write the token pyramids of a set of images to `folder`, or return the cache that is there.
 
     Args:
-        tokenizer: In eval mode.
-        images: What to encode, in memory or on disk.
-        folder: Where to; a cache of another tokenizer or other data is refused.
+        tokenizer: The tokenizer, in eval mode.
+        images: The images, in memory or on disk.
+        folder: Folder of the cache; a cache of another tokenizer or other data is refused.
         flips: The same as `views="flips"`.
         views: "center", "flips" (the mirror image as a second variant of each sample) or "ten_crop" (ten variants; pictures on
             disk only); see `hiergen.data.images.on_disk.picture_views`. Broken pictures on disk are replaced by the next ones.
-        sample_seed: Draw continuous tokens from their posterior, one draw a variant, as LightningDiT's latents are; None takes the
+        sample_seed: Draw continuous tokens from their posterior, one draw per variant, as LightningDiT's latents are; None takes the
             mode. The draws depend on this, on the shard and on `batch_size`.
-        batch_size: Images a pass.
+        batch_size: Number of images per pass.
         progress: Called with the number of images done.
 
     Raises:
@@ -104,7 +104,7 @@ def _encode_pictures(
     batch_size: int,
     rng: torch.Generator | None,
 ) -> tuple[list[TokenPyramid], Tensor]:
-    """Return one pyramid a variant, and the labels, never holding more images than one pass."""
+    """Return one pyramid per variant, and the labels, never holding more images than one pass."""
     parts: list[list[TokenPyramid]] = []
     labels: list[int] = []
     count = max(1, batch_size // {"center": 1, "flips": 2, "ten_crop": 10}[kind])
@@ -114,11 +114,7 @@ def _encode_pictures(
         views = torch.stack([picture_views(picture, pictures.size, kind) for picture, _ in read])
         pyramid = encode_batches(tokenizer, views.flatten(0, 1), batch_size=batch_size, rng=rng)
         parts.append([pyramid[variant :: views.shape[1]] for variant in range(views.shape[1])])
-    joined = []
-    for variant in zip(*parts, strict=True):
-        levels = tuple(torch.cat([part.levels[k] for part in variant]) for k in range(len(variant[0])))
-        joined.append(TokenPyramid(levels, variant[0].specs))
-    return joined, torch.tensor(labels)
+    return [join(variant) for variant in zip(*parts, strict=True)], torch.tensor(labels)
 
 
 @torch.no_grad()
@@ -134,6 +130,11 @@ def encode_batches(
     if not (low >= -1.001 and high <= 1.001):
         raise ValueError(f"images span {low:.4g} to {high:.4g}, expected values in [-1, 1]: scale with x / 127.5 - 1")
     parts = [tokenizer.encode(part.to(tokenizer.device), rng=rng).to("cpu") for part in images.split(batch_size)]
+    return join(parts)
+
+
+def join(parts: Sequence[TokenPyramid]) -> TokenPyramid:
+    """Return the samples of several pyramids of the same specs as one."""
     levels = tuple(torch.cat([part.levels[k] for part in parts]) for k in range(len(parts[0])))
     return TokenPyramid(levels, parts[0].specs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
-from hiergen.generators.base import Generator
-from hiergen.pipelines.base import HiergenPipeline
+from hiergen.pipelines.base import HiergenPipeline, StepCallback
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
-from hiergen.tokenizers.base import Tokenizer
-
-#: Called after each generation step with the pipeline, the step's index and {"images": preview in [-1, 1] or None}.
-PreviewCallback = Callable[["ClassToImagePipeline", int, dict[str, Any]], None]
 
 
 @dataclasses.dataclass
@@ -43,14 +38,6 @@ class ClassToImagePipeline(HiergenPipeline):
         >>> images = pipe([3, 7], num_images_per_label=2, generator=torch.Generator().manual_seed(0)).images
     """
 
-    tokenizer: Tokenizer
-    generator: Generator
-
-    def __init__(self, tokenizer: Tokenizer, generator: Generator) -> None:
-        super().__init__()
-        generator.check_tokenizer(tokenizer.specs)
-        self.register_modules(tokenizer=tokenizer, generator=generator)
-
     @torch.no_grad()
     def __call__(
         self,
@@ -58,7 +45,7 @@ class ClassToImagePipeline(HiergenPipeline):
         *,
         num_images_per_label: int = 1,
         generator: Rng | None = None,
-        callback_on_step_end: PreviewCallback | None = None,
+        callback_on_step_end: StepCallback | None = None,
         output_type: str = "pil",
         **settings: Any,
     ) -> ImagePipelineOutput:
@@ -68,7 +55,7 @@ class ClassToImagePipeline(HiergenPipeline):
             class_labels: One label or several.
             num_images_per_label: Images for each label, next to each other in the result.
             generator: Source of all random draws, for the batch or for each sample (`SampleRng`); None seeds from the operating system.
-            callback_on_step_end: Called after each step with a preview decoded from the levels that are complete.
+            callback_on_step_end: Called after each step; beside "pyramid" it gets "images", a preview in [-1, 1] decoded from the complete levels.
             output_type: "pil" for PIL images, "pt" for a tensor in [-1, 1].
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `temperature`, `top_p`.
 
@@ -76,27 +63,14 @@ class ClassToImagePipeline(HiergenPipeline):
             ValueError: If a label is out of range, a number is below 1 or `output_type` is unknown.
             TypeError: If a setting is unknown to the generator.
         """
-        if num_images_per_label < 1:
-            raise ValueError(f"num_images_per_label is {num_images_per_label}, expected at least 1")
+        labels = self._labels(class_labels, num_images_per_label=num_images_per_label)
         if output_type not in ("pil", "pt"):
             raise ValueError(f"output_type is {output_type!r}, expected 'pil' or 'pt'")
-        listed = [class_labels] if isinstance(class_labels, int) else list(class_labels)
-        if not listed:
-            raise ValueError("class_labels is empty, expected at least one label")
-        device = self.generator.device
-        labels = torch.tensor(listed, dtype=torch.int64, device=device).repeat_interleave(num_images_per_label)
         chosen = self.generator.make_settings(**settings)
-        callback = self._preview(callback_on_step_end)
-        pyramid = self.generator.generate(labels, chosen, rng=generator, callback=callback)
+        pyramid = self.generator.generate(labels, chosen, rng=generator, callback=self._report(callback_on_step_end))
         images = self.tokenizer.decode(pyramid).clamp(-1, 1)
         return ImagePipelineOutput(to_pictures(images) if output_type == "pil" else images, pyramid)
 
-    def _preview(self, callback: PreviewCallback | None) -> Callable[[int, TokenPyramid | None], None] | None:
-        if callback is None:
-            return None
-
-        def show(step: int, pyramid: TokenPyramid | None) -> None:
-            images = None if pyramid is None else self.tokenizer.decode(pyramid).clamp(-1, 1)
-            callback(self, step, {"images": images, "pyramid": pyramid})
-
-        return show
+    def _shown(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
+        images = None if pyramid is None else self.tokenizer.decode(pyramid).clamp(-1, 1)
+        return {"images": images, "pyramid": pyramid}

@@ -25,12 +25,12 @@ class Prefix:
     """A first part of what the decoder reads.
 
     Attributes:
-        unit: What is counted: "levels" of tokens; "scales" of the decoder, which a tokenizer of one level derives from it; or
+        unit: Unit that is counted: "levels" of tokens; "scales" of the decoder, which a tokenizer of one level derives from it; or
             principal "components", in whose order the numbers of a token come.
-        count: How many of them.
-        tokens: How many tokens they hold.
-        bits: Bits of their ids; None for continuous tokens.
-        numbers: Real numbers in these tokens; None for discrete ones.
+        count: Number of these units.
+        tokens: Number of tokens that they hold.
+        bits: Number of bits of their ids; None for continuous tokens.
+        numbers: Number of real numbers in these tokens; None for discrete ones.
     """
 
     unit: str
@@ -52,7 +52,7 @@ class Prefix:
 def list_prefixes(tokenizer: Tokenizer) -> list[Prefix]:
     """Return all prefixes, ascending; the last is everything.
 
-    Frame by frame they are those of every frame. Of principal components: 1, 2, 4, ... of them, as each is a prefix.
+    A tokenizer of frames has the prefixes of each frame. One of principal components has the first 1, 2, 4, ... of them.
     """
     if isinstance(tokenizer, FrameTokenizer):
         frames = tokenizer.config["num_frames"]
@@ -108,7 +108,7 @@ class Prefixes:
     """Images rebuilt from more and more of what the decoder reads.
 
     Attributes:
-        unit: What is added from row to row: "levels" of tokens, or "scales" of the decoder, which a tokenizer of one level derives
+        unit: Unit that is added from row to row: "levels" of tokens, or "scales" of the decoder, which a tokenizer of one level derives
             from it.
         counts: Number of units of each row, ascending; the last is all of them.
         tokens: Number of tokens of each row.

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from diffusers.utils import BaseOutput
+from PIL import Image
 
-from hiergen.generators.base import Generator
+from hiergen.data.images.pixels import on_white_square, to_tensor
 from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.cascade import MaskedCascade
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.meshes import require_shape_libraries
-from hiergen.geometry.surface_extraction import EmptySurfaceError, ExtractionSettings, extract_mesh
-from hiergen.pipelines.base import HiergenPipeline
+from hiergen.geometry.surface_extraction import EmptySurfaceError, extract_mesh
+from hiergen.pipelines.base import HiergenPipeline, StepCallback
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
@@ -24,15 +25,11 @@ from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 if TYPE_CHECKING:
     import trimesh
-    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
 #: One picture, several, or a tensor of them.
 Pictures = Any
-
-#: Called after each generation step with the pipeline, the step's index and {"pyramid": the complete levels, or None}.
-ShapeStepCallback = Callable[["ShapePipeline", int, dict[str, Any]], None]
 
 
 @dataclasses.dataclass
@@ -40,7 +37,7 @@ class ShapePipelineOutput(BaseOutput):
     """What the pipeline returns.
 
     Attributes:
-        meshes: One mesh a shape, in the cube [-1.05, 1.05]^3, y up, faces outward; without faces where the field has no surface.
+        meshes: One mesh per shape, in the cube [-1.05, 1.05]^3, y up, faces outward; without faces where the field has no surface.
         pyramid: The tokens they were decoded from.
     """
 
@@ -52,13 +49,12 @@ class ShapePipeline(HiergenPipeline):
     """What the pipelines to shapes share: a condition becomes tokens, tokens become meshes."""
 
     tokenizer: PyramidVAE
-    generator: Generator
 
     def _meshes(
         self,
         condition: Condition,
         rng: Rng | None,
-        callback: ShapeStepCallback | None,
+        callback: StepCallback | None,
         extraction: ExtractionSettings | None,
         settings: dict[str, Any],
     ) -> ShapePipelineOutput:
@@ -67,11 +63,6 @@ class ShapePipeline(HiergenPipeline):
         generate: Any = self.generator.generate
         pyramid = generate(condition, chosen, rng=rng, callback=self._report(callback))
         return ShapePipelineOutput(decode_meshes(self.tokenizer, pyramid, extraction), pyramid)
-
-    def _report(self, callback: ShapeStepCallback | None) -> Callable[[int, TokenPyramid | None], None] | None:
-        if callback is None:
-            return None
-        return lambda step, pyramid: callback(self, step, {"pyramid": pyramid})
 
 
 class ClassToShapePipeline(ShapePipeline):
@@ -82,11 +73,6 @@ class ClassToShapePipeline(ShapePipeline):
         >>> pipe(3, generator=torch.Generator().manual_seed(0)).meshes[0].export("chair.glb")
     """
 
-    def __init__(self, tokenizer: PyramidVAE, generator: Generator) -> None:
-        super().__init__()
-        generator.check_tokenizer(tokenizer.specs)
-        self.register_modules(tokenizer=tokenizer, generator=generator)
-
     @torch.no_grad()
     def __call__(
         self,
@@ -94,7 +80,7 @@ class ClassToShapePipeline(ShapePipeline):
         *,
         num_shapes_per_label: int = 1,
         generator: Rng | None = None,
-        callback_on_step_end: ShapeStepCallback | None = None,
+        callback_on_step_end: StepCallback | None = None,
         extraction: ExtractionSettings | None = None,
         **settings: Any,
     ) -> ShapePipelineOutput:
@@ -105,7 +91,7 @@ class ClassToShapePipeline(ShapePipeline):
             num_shapes_per_label: Shapes for each label, next to each other in the result.
             generator: Source of all random draws, for the batch or for each sample (`SampleRng`); None seeds from the operating system.
             callback_on_step_end: Called after each step with the levels that are complete.
-            extraction: Resolution, box and simplification of the meshes; None takes a grid of 129 nodes an axis.
+            extraction: Resolution, box and simplification of the meshes; None takes a grid of 129 nodes along each axis.
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `num_steps`, `head_sampler`.
 
         Raises:
@@ -113,15 +99,9 @@ class ClassToShapePipeline(ShapePipeline):
             TypeError: If a setting is unknown to the generator.
             ImportError: If a library for meshes is not installed.
         """
-        if num_shapes_per_label < 1:
-            raise ValueError(f"num_shapes_per_label is {num_shapes_per_label}, expected at least 1")
-        listed = [class_labels] if isinstance(class_labels, int) else list(class_labels)
-        if not listed:
-            raise ValueError("class_labels is empty, expected at least one label")
+        condition = self._labels(class_labels, num_shapes_per_label=num_shapes_per_label)
         # Before the work of generating, not after it.
         require_shape_libraries()
-        labels = torch.tensor(listed, dtype=torch.int64, device=self.generator.device)
-        condition = labels.repeat_interleave(num_shapes_per_label)
         return self._meshes(condition, generator, callback_on_step_end, extraction, settings)
 
 
@@ -136,14 +116,13 @@ class ImageToShapePipeline(ShapePipeline):
     image_encoder: ImageEncoder
 
     def __init__(self, tokenizer: PyramidVAE, generator: MaskedCascade, image_encoder: ImageEncoder) -> None:
-        super().__init__()
-        generator.check_tokenizer(tokenizer.specs)
         expected = [list(shape) for shape in generator.config["feature_shapes"] or ()]
         if expected != image_encoder.feature_shapes:
             raise ValueError(
                 f"the image encoder gives features {image_encoder.feature_shapes}, the generator was trained for {expected}"
             )
-        self.register_modules(tokenizer=tokenizer, generator=generator, image_encoder=image_encoder)
+        super().__init__(tokenizer, generator)
+        self.register_modules(image_encoder=image_encoder)
 
     @torch.no_grad()
     def __call__(
@@ -152,7 +131,7 @@ class ImageToShapePipeline(ShapePipeline):
         *,
         num_shapes_per_image: int = 1,
         generator: Rng | None = None,
-        callback_on_step_end: ShapeStepCallback | None = None,
+        callback_on_step_end: StepCallback | None = None,
         extraction: ExtractionSettings | None = None,
         **settings: Any,
     ) -> ShapePipelineOutput:
@@ -172,7 +151,12 @@ class ImageToShapePipeline(ShapePipeline):
         if num_shapes_per_image < 1:
             raise ValueError(f"num_shapes_per_image is {num_shapes_per_image}, expected at least 1")
         require_shape_libraries()
-        pixels = [images] if isinstance(images, torch.Tensor) else _pixels(images)
+        if isinstance(images, torch.Tensor):
+            pixels = [images]
+        else:
+            pictures = [images] if isinstance(images, Image.Image) else images
+            # Those of transparency or other sides than a square are put on white.
+            pixels = [to_tensor(on_white_square(picture))[None] for picture in pictures]
         if not sum(len(part) for part in pixels):
             raise ValueError("images is empty, expected at least one image")
         # Pictures of different sizes are encoded one by one.
@@ -180,21 +164,6 @@ class ImageToShapePipeline(ShapePipeline):
         features = [torch.cat(network).to(self.generator.device) for network in zip(*parts, strict=True)]
         condition = [feature.repeat_interleave(num_shapes_per_image, dim=0) for feature in features]
         return self._meshes(condition, generator, callback_on_step_end, extraction, settings)
-
-
-def _pixels(images: Image.Image | Sequence[Image.Image]) -> list[torch.Tensor]:
-    """Return each picture on a white square, `(1, 3, h, h)` in [-1, 1]."""
-    from PIL import Image
-
-    pixels = []
-    for picture in [images] if isinstance(images, Image.Image) else images:
-        rgba = picture.convert("RGBA")
-        side = max(rgba.size)
-        square = Image.new("RGBA", (side, side), (255, 255, 255, 255))
-        square.alpha_composite(rgba, ((side - rgba.width) // 2, (side - rgba.height) // 2))
-        array = torch.from_numpy(np.asarray(square.convert("RGB")).copy())
-        pixels.append(array.permute(2, 0, 1)[None].float().div(127.5).sub(1))
-    return pixels
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from hiergen.data.codes import CodeSet, write_codes
 from hiergen.data.images.features import FeatureCache
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig, ShapeDataset
-from hiergen.pipelines.encoding import tokenizer_fingerprint
+from hiergen.pipelines.encoding import join, tokenizer_fingerprint
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
@@ -39,13 +39,13 @@ def encode_shapes(
     The tokens are the means of their posteriors; they carry no gradient, so nothing that is trained on them reaches the tokenizer.
 
     Args:
-        tokenizer: In eval mode.
-        shapes: What to encode.
-        folder: Where to; a cache of another tokenizer or other data is refused.
-        num_variants: Draws of each shape: other surface points, and other augmentation where `shapes` has one.
-        seed: Of the draws.
-        batch_size: Shapes a pass.
-        image_encoder: Also write its features of the view that goes with each variant; `shapes.config.image` must be set, so that
+        tokenizer: The tokenizer, in eval mode.
+        shapes: The shapes to encode.
+        folder: Folder of the cache; a cache of another tokenizer or other data is refused.
+        num_variants: Number of draws of each shape: other surface points, and other augmentation where `shapes` has one.
+        seed: Seed of the draws.
+        batch_size: Number of shapes per pass.
+        image_encoder: Encoder whose features are written too, of the view that goes with each variant; `shapes.config.image` must be set, so that
             a variant is a draw of view and pose.
         feature_cache: Folder where features are kept by the content of the view, for further runs with the same encoder; None
             keeps none.
@@ -70,8 +70,7 @@ def encode_shapes(
                 parts.append(tokenizer.encode(batch["points"].to(tokenizer.device)).to("cpu"))
                 if read is not None:
                     views.append(read(batch["image"]))
-            levels = tuple(torch.cat([part.levels[k] for part in parts]) for k in range(len(parts[0])))
-            variants.append(TokenPyramid(levels, parts[0].specs))
+            variants.append(join(parts))
             features.append([torch.cat(network) for network in zip(*views, strict=True)])
         joined = [torch.stack(network, dim=1) for network in zip(*features, strict=True)]
         return variants, torch.tensor(shapes.labels[start:stop]), joined

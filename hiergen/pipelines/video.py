@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
-from hiergen.generators.base import Generator
-from hiergen.pipelines.base import HiergenPipeline
+from hiergen.pipelines.base import HiergenPipeline, StepCallback
 from hiergen.pyramid import TokenPyramid
-from hiergen.tokenizers.base import Tokenizer
-
-#: Called after each generation step with the pipeline, the step's index and {"pyramid": the complete levels, or None}.
-VideoStepCallback = Callable[["ClassToVideoPipeline", int, dict[str, Any]], None]
 
 
 @dataclasses.dataclass
@@ -26,7 +21,7 @@ class VideoPipelineOutput(BaseOutput):
     """What the pipeline returns.
 
     Attributes:
-        frames: One list of PIL images a clip, or a tensor `(b, 3, t, h, w)` in [-1, 1] for `output_type="pt"`.
+        frames: One list of PIL images per clip, or a tensor `(b, 3, t, h, w)` in [-1, 1] for `output_type="pt"`.
         pyramid: The tokens they were decoded from.
     """
 
@@ -43,14 +38,6 @@ class ClassToVideoPipeline(HiergenPipeline):
         >>> frames[0].save("seven.gif", save_all=True, append_images=frames[1:], duration=125, loop=0)
     """
 
-    tokenizer: Tokenizer
-    generator: Generator
-
-    def __init__(self, tokenizer: Tokenizer, generator: Generator) -> None:
-        super().__init__()
-        generator.check_tokenizer(tokenizer.specs)
-        self.register_modules(tokenizer=tokenizer, generator=generator)
-
     @torch.no_grad()
     def __call__(
         self,
@@ -58,7 +45,7 @@ class ClassToVideoPipeline(HiergenPipeline):
         *,
         num_videos_per_label: int = 1,
         generator: torch.Generator | None = None,
-        callback_on_step_end: VideoStepCallback | None = None,
+        callback_on_step_end: StepCallback | None = None,
         output_type: str = "pil",
         **settings: Any,
     ) -> VideoPipelineOutput:
@@ -76,25 +63,11 @@ class ClassToVideoPipeline(HiergenPipeline):
             ValueError: If a label is out of range, a number is below 1 or `output_type` is unknown.
             TypeError: If a setting is unknown to the generator.
         """
-        if num_videos_per_label < 1:
-            raise ValueError(f"num_videos_per_label is {num_videos_per_label}, expected at least 1")
+        labels = self._labels(class_labels, num_videos_per_label=num_videos_per_label)
         if output_type not in ("pil", "pt"):
             raise ValueError(f"output_type is {output_type!r}, expected 'pil' or 'pt'")
-        listed = [class_labels] if isinstance(class_labels, int) else list(class_labels)
-        if not listed:
-            raise ValueError("class_labels is empty, expected at least one label")
-        labels = torch.tensor(listed, dtype=torch.int64, device=self.generator.device)
-        pyramid = self.generator.generate(
-            labels.repeat_interleave(num_videos_per_label),
-            self.generator.make_settings(**settings),
-            rng=generator,
-            callback=self._report(callback_on_step_end),
-        )
+        chosen = self.generator.make_settings(**settings)
+        pyramid = self.generator.generate(labels, chosen, rng=generator, callback=self._report(callback_on_step_end))
         videos = self.tokenizer.decode(pyramid.to(self.tokenizer.device)).clamp(-1, 1)
         frames = videos if output_type == "pt" else [to_pictures(video.transpose(0, 1)) for video in videos]
         return VideoPipelineOutput(frames, pyramid)
-
-    def _report(self, callback: VideoStepCallback | None) -> Callable[[int, TokenPyramid | None], None] | None:
-        if callback is None:
-            return None
-        return lambda step, pyramid: callback(self, step, {"pyramid": pyramid})

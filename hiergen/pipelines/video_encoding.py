@@ -11,7 +11,7 @@ from torch import Tensor
 from hiergen.config import fingerprint
 from hiergen.data.codes import CodeSet, write_codes
 from hiergen.data.videos.dataset import VideoSet, from_uint8
-from hiergen.pipelines.encoding import tokenizer_fingerprint
+from hiergen.pipelines.encoding import join, tokenizer_fingerprint
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
 
@@ -28,10 +28,10 @@ def encode_videos(
     """Write the token pyramids of clips to `folder`, or return the cache that is there.
 
     Args:
-        tokenizer: Of video, in eval mode; its clips have the number of frames and the size of `videos`.
-        videos: What to encode.
-        folder: Where to; a cache of another tokenizer or other data is refused.
-        batch_size: Clips a pass.
+        tokenizer: Tokenizer of video, in eval mode; its clips have the number of frames and the size of `videos`.
+        videos: The clips to encode.
+        folder: Folder of the cache; a cache of another tokenizer or other data is refused.
+        batch_size: Number of clips per pass.
         progress: Called with the number of clips done.
 
     Raises:
@@ -43,8 +43,7 @@ def encode_videos(
             tokenizer.encode(from_uint8(part).to(tokenizer.device)).to("cpu")
             for part in videos.videos[start:stop].split(batch_size)
         ]
-        levels = tuple(torch.cat([part.levels[k] for part in parts]) for k in range(len(parts[0])))
-        return [TokenPyramid(levels, parts[0].specs)], videos.labels[start:stop]
+        return [join(parts)], videos.labels[start:stop]
 
     source = fingerprint({"tokenizer": tokenizer_fingerprint(tokenizer), "data": videos.fingerprint})
     return write_codes(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hiergen.data.codes import write_codes
-from hiergen.data.content import BYTES_A_PLACE, NUM_PLACES, PIECE, Span, content_digest
+from hiergen.data.content import BYTES_PER_PLACE, NUM_PLACES, PIECE, Span, content_digest
 from hiergen.data.images.archives import ShardPictures
 from hiergen.data.images.on_disk import FolderPictures, PictureSet, SplitPictures
 from hiergen.pyramid import LevelSpec, TokenPyramid
@@ -43,7 +43,7 @@ def test_of_a_small_file_every_byte_is_seen(tmp_path, length) -> None:
 
 
 def test_of_a_large_file_the_places_are_seen_and_the_whole_on_request(tmp_path) -> None:
-    path, length = tmp_path / "a", 5 * BYTES_A_PLACE + 123
+    path, length = tmp_path / "a", 5 * BYTES_PER_PLACE + 123
     path.write_bytes(bytes(length))
     sampled, whole = content_digest([Span(path)]), content_digest([Span(path)], is_whole=True)
     # Five places: both ends, and three between.

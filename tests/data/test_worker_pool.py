@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from pickle import PicklingError
 
 import pytest
 
@@ -47,19 +49,32 @@ def test_a_lost_or_hanging_worker_costs_one_job(obey: Callable[[str], str]) -> N
     assert outcomes[4].message == "its process died (signal SIGKILL)"
 
 
+def test_a_job_that_cannot_be_sent_is_an_error(obey: Callable[[str], str]) -> None:
+    with pytest.raises((AttributeError, PicklingError), match="ickle"):
+        list(run_isolated(obey, [lambda: None], num_workers=1, timeout=60.0))  # type: ignore[list-item]
+
+
+def test_leaving_early_ends_the_workers(obey: Callable[[str], str]) -> None:
+    before = set(multiprocessing.active_children())
+    outcomes = run_isolated(obey, ["a", "hang", "hang"], num_workers=2, timeout=600.0)
+    assert next(outcomes).value == "A"
+    outcomes.close()
+    assert set(multiprocessing.active_children()) <= before
+
+
 def test_workers_that_cannot_start_are_an_error(
     obey: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "obedient_jobs.py").write_text("raise ImportError('not here')")
-    with pytest.raises(RuntimeError, match=r"worker processes cannot start \(exit code 1, see above\).*__main__"):
-        list(run_isolated(obey, ["a", "b"], num_workers=1))
+    with pytest.raises(RuntimeError, match=r"worker processes cannot start \(see above\).*__main__"):
+        list(run_isolated(obey, ["a", "b"], num_workers=1, timeout=60.0))
     assert "not here" in capfd.readouterr().err
 
 
 def test_without_workers_jobs_run_here_and_errors_propagate(obey: Callable[[str], str]) -> None:
-    assert [outcome.value for outcome in run_isolated(obey, ["a", "b"], num_workers=0)] == ["A", "B"]
+    assert [outcome.value for outcome in run_isolated(obey, ["a", "b"], num_workers=0, timeout=60.0)] == ["A", "B"]
     with pytest.raises(KeyError, match="lost"):
-        list(run_isolated(obey, ["raise"], num_workers=0))
-    assert list(run_isolated(obey, [], num_workers=2)) == []
+        list(run_isolated(obey, ["raise"], num_workers=0, timeout=60.0))
+    assert list(run_isolated(obey, [], num_workers=2, timeout=60.0)) == []
     with pytest.raises(ValueError, match="num_workers is -1, expected at least 0"):
-        list(run_isolated(obey, ["a"], num_workers=-1))
+        list(run_isolated(obey, ["a"], num_workers=-1, timeout=60.0))

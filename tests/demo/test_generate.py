@@ -23,11 +23,11 @@ def test_levels_come_one_by_one_and_end_in_what_the_pipeline_makes(library) -> N
     ).images
     assert progress[-1].levels[-1][0] == montage(expected)
     assert [caption for _, caption in progress[-1].levels] == [
-        "1 token, 9 bits a picture",
-        "2 tokens, 18 bits a picture",
-        "4 tokens, 36 bits a picture",
-        "8 tokens, 72 bits a picture",
-        "16 tokens, 144 bits a picture",
+        "1 token, 9 bits per picture",
+        "2 tokens, 18 bits per picture",
+        "4 tokens, 36 bits per picture",
+        "8 tokens, 72 bits per picture",
+        "16 tokens, 144 bits per picture",
     ]
 
 

@@ -15,7 +15,7 @@ from hiergen.demo.library import (
     load_model,
     read_notes,
 )
-from hiergen.geometry.surface_extraction import ExtractionSettings
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pretrained.packaged import packaged_models

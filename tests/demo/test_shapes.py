@@ -6,7 +6,7 @@ import trimesh
 
 from hiergen.demo.pictures import shape_views
 from hiergen.demo.shapes import ShapeRequest, describe_mesh, generate_shape
-from hiergen.geometry.surface_extraction import ExtractionSettings
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.pipelines.shape import decode_meshes
 
 

@@ -11,7 +11,6 @@ from trimesh.transformations import translation_matrix
 from hiergen.geometry.mesh_union import (
     cap_flat_holes,
     hole_rims,
-    signed_volume,
     split_parts,
     surface_consistency,
     unite_parts,
@@ -30,7 +29,7 @@ def test_overlapping_parts_unite_to_their_volume() -> None:
     united = unite_parts(both)
     assert united is not None
     assert united.is_watertight
-    assert signed_volume(united.triangles) == pytest.approx(2 - 0.5 * 0.75)
+    assert united.volume == pytest.approx(2 - 0.5 * 0.75)
     assert surface_consistency(united, rng=_rng()) == 1
 
 
@@ -40,11 +39,11 @@ def test_inside_out_parts_are_turned_and_cavities_filled() -> None:
     cavity.invert()
     outward = unite_parts(trimesh.util.concatenate([shell, cavity]))
     assert outward is not None
-    assert signed_volume(outward.triangles) == pytest.approx(1.0)
+    assert outward.volume == pytest.approx(1.0)
     shell.invert()
     alone = unite_parts(shell)
     assert alone is not None
-    assert signed_volume(alone.triangles) == pytest.approx(1.0)
+    assert alone.volume == pytest.approx(1.0)
 
 
 def test_what_is_open_inconsistent_or_a_sheet_is_left() -> None:
@@ -82,7 +81,7 @@ def test_flat_holes_are_capped_with_the_right_orientation() -> None:
         assert count == 1
         assert capped.is_watertight
         assert capped.is_winding_consistent
-        assert signed_volume(capped.triangles) == pytest.approx(6.0)
+        assert capped.volume == pytest.approx(6.0)
     whole, none = cap_flat_holes(box)
     assert none == 0
     assert whole is box
@@ -97,9 +96,17 @@ def test_bent_rims_are_left_open() -> None:
     assert cap_flat_holes(ball)[1] == 0
 
 
-def test_parts_share_no_edge() -> None:
+def test_parts_share_no_edge_and_keep_the_order_of_faces() -> None:
     first = trimesh.creation.box()
-    second = trimesh.creation.icosphere(subdivisions=1)
+    second = trimesh.creation.icosphere(subdivisions=3)
     parts = split_parts(trimesh.util.concatenate([first, second]))
-    assert [len(part.faces) for part in parts] == [12, 80]
+    assert [len(part.faces) for part in parts] == [12, 1280]
     assert all(part.is_watertight for part in parts)
+    # Shuffled, so that the faces of the parts alternate.
+    both = trimesh.util.concatenate([second, second.copy().apply_translation([3, 0, 0])])
+    order = _rng().permutation(len(both.faces))
+    mixed = trimesh.Trimesh(both.vertices, both.faces[order], process=False)
+    for part in split_parts(mixed):
+        is_left = part.vertices[:, 0].mean() < 1
+        expected = mixed.triangles[(mixed.triangles_center[:, 0] < 1.5) == is_left]
+        np.testing.assert_array_equal(part.triangles, expected)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import hiergen
-from hiergen.geometry.surface_extraction import ExtractionSettings
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline, decode_meshes
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import specs_to_json

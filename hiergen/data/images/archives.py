@@ -1,4 +1,4 @@
-"""Pictures inside larger files: WebDataset shards, Hugging Face datasets on disk, and .npz archives of encoded images.
+"""Picture sources inside larger files: WebDataset shards, Hugging Face datasets on disk, and .npz archives of encoded images.
 
 Only image files and integers are ever decoded; nothing of an archive is unpickled or run.
 """
@@ -100,8 +100,8 @@ class HubPictures(PictureSource):
     """A Hugging Face dataset that `save_to_disk` wrote, with a column of images and one of integer labels.
 
     Args:
-        folder: Of one split, or of several.
-        split: Which, where there are several.
+        folder: The folder that `save_to_disk` wrote, of one split or of several.
+        split: Name of the split to take, where there are several.
         image: Name of the column of images.
         label: Name of the column of labels.
 

@@ -19,10 +19,10 @@ Encode = Callable[[Tensor], Sequence[Tensor]]
 
 
 class FeatureCache:
-    """Features of images in `folder`, one file an image; what is not there is computed and kept.
+    """Features of images in `folder`, one file per image; what is not there is computed and kept.
 
     Args:
-        folder: Where to.
+        folder: Folder of the cache.
         encode: The encoder.
         source: Fingerprint of the encoder: features of another one are never returned.
     """

@@ -1,7 +1,4 @@
-"""Images with class labels behind one small interface: a sample is a pure function of (seed, epoch, index).
-
-Letters: `b` batch, `c h w` image.
-"""
+"""Image files: reading one that nobody vouches for, and listing those below a folder. Which pixels it becomes is `pixels`."""
 
 from __future__ import annotations
 
@@ -12,10 +9,12 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
+from hiergen.data.folders import list_files
+
 #: Larger pictures are refused: decoding is a known way to exhaust memory.
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-#: What a picture may be, whatever its suffix. Pillow knows more: some of them run other programs.
+#: Formats that a picture may have, whatever its suffix. Pillow knows more, some of which run other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
@@ -57,10 +56,4 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: If the folder is missing or holds no picture.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"image folder {str(folder)!r} does not exist")
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise ValueError(f"image folder {str(folder)!r} holds no picture ({', '.join(SUFFIXES)})")
-    return found
+    return list_files(folder, SUFFIXES, kind="image", what="picture")

@@ -12,9 +12,9 @@ from PIL import Image
 
 from hiergen.data.images.on_disk import PictureSource
 
-#: File names begin so, by split.
+#: How file names begin, by split.
 _STEMS = {"train": "train", "test": "t10k"}
-#: A header may claim any size; more than this is refused before it is read.
+#: Largest number of bytes that a header may claim; more is refused before it is read.
 _MAX_BYTES = 2**31
 
 

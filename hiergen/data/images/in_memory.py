@@ -1,4 +1,4 @@
-"""Images that fit in memory, with class labels.
+"""Images with class labels that were decoded once and are held in memory: `ImageSet`. Those that stay on disk are in `on_disk`.
 
 Letters: `n` images, `c h w` image.
 """
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hiergen.data.dataset import Dataset, Sample
+from hiergen.data.folders import class_names
 from hiergen.data.images.files import list_images, read_image
 from hiergen.data.images.pixels import center_crop, to_tensor
 
@@ -54,8 +55,7 @@ def load_folder(folder: str | Path, *, size: int) -> ImageSet:
         ValueError: If there is no picture, or one cannot be read (the file is named).
     """
     paths = list_images(folder)
-    root = Path(folder)
-    names = [path.relative_to(root).parts[0] if len(path.relative_to(root).parts) > 1 else "" for path in paths]
+    names = class_names(paths, folder)
     classes = tuple(sorted(set(names)))
     images = torch.stack([to_tensor(center_crop(read_image(path), size)) for path in paths])
     return ImageSet(images, torch.tensor([classes.index(name) for name in names]), classes)

@@ -1,6 +1,7 @@
 """Pictures that stay on disk: any number of them, decoded, cropped and flipped when a batch asks for them.
 
-Where pictures lie is a `PictureSource`; what is made of them is a `PictureSet`. Broken pictures are skipped, counted and named.
+Where pictures lie is a `PictureSource` (folders here; shards, Hugging Face datasets and .npz files in `archives`; MNIST's files in `idx`);
+what is made of them is a `PictureSet`. Broken pictures are skipped, counted and named. Images decoded once are in `in_memory`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from hiergen.data.content import Span, content_digest
 from hiergen.data.dataset import Dataset, Sample
+from hiergen.data.folders import class_names
 from hiergen.data.images.files import list_images, read_image
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import center_crop, to_tensor
@@ -28,7 +30,7 @@ from hiergen.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
 
-#: So many unreadable pictures in a row are no accident.
+#: Number of unreadable pictures in a row that is no accident.
 MAX_BROKEN_IN_A_ROW = 100
 
 Views = Literal["center", "flips", "ten_crop"]
@@ -71,12 +73,11 @@ class FolderPictures(PictureSource):
 
     def __init__(self, folder: str | Path) -> None:
         self._paths = list_images(folder)
-        relative = [path.relative_to(folder) for path in self._paths]
-        names = [path.parts[0] if len(path.parts) > 1 else "" for path in relative]
+        names = class_names(self._paths, folder)
         self.classes = tuple(sorted(set(names)))
         numbers = {name: number for number, name in enumerate(self.classes)}
         self.labels = [numbers[name] for name in names]
-        listing = "".join(f"{name}\0{path.stat().st_size}\0" for name, path in zip(relative, self._paths, strict=True))
+        listing = "".join(f"{path.relative_to(folder)}\0{path.stat().st_size}\0" for path in self._paths)
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
 
     def read(self, index: int) -> Image.Image:

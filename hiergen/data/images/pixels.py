@@ -1,4 +1,4 @@
-"""From pictures to numbers and back: crop, scale, round.
+"""From PIL pictures to tensors in [-1, 1] and back: crop, scale, round.
 
 Letters: `b` batch, `c h w` image.
 """
@@ -29,6 +29,14 @@ def center_crop(picture: Image.Image, size: int) -> Image.Image:
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     return picture.crop((left, top, left + size, top + size))
+
+
+def on_white_square(picture: Image.Image) -> Image.Image:
+    """Return a picture in the middle of the smallest white square that holds it, in RGB; what was transparent is white."""
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(picture.convert("RGBA"), ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square.convert("RGB")
 
 
 def to_tensor(picture: Image.Image) -> Float[Tensor, "3 h w"]:

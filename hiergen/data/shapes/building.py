@@ -1,4 +1,4 @@
-"""One shape from its source to its record: read, normalize, close, sample, render. What preparing means, without the running of it."""
+"""One shape from its source to its record: read, normalize, close, sample, render. Doing so for many is `preparation`."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ class PrepareShapesSettings:
 
     Attributes:
         source: A folder of meshes, a single mesh file, or "procedural" for the embedded set.
-        out: Folder of the records.
+        out: Folder of the records that are written.
         layout: "meshes", or a layout of prepared arrays to import: "sdf" (CraftsMan), "occupancy" (occupancy networks) or
             "vecset" (3DShape2VecSet).
         classes_from: A shape's class is the name of its "folder", its file "name" up to the first digit, underscore or
             dash, or there are none ("none").
         up_axis: Axis of the source that points up; it becomes y.
         count: Number of procedural shapes.
-        offset: The first of them.
-        seed: Of everything random.
-        limits: What is too large to read.
-        watertight: How surfaces are closed.
-        sampling: Which points a record holds.
-        views: Which conditioning views.
-        num_workers: Processes; None takes one a core, 0 works in the calling process, where a crash is not contained.
+        offset: Number of the first procedural shape.
+        seed: Seed of all random draws.
+        limits: Sizes that are too large to read.
+        watertight: Settings of how surfaces are closed.
+        sampling: Number and kinds of the points of a record.
+        views: Number and kinds of the conditioning views of a record.
+        num_workers: Number of processes; None takes one per core, 0 works in the calling process, where a crash is not contained.
         timeout: Seconds after which a shape is given up.
         keep_duplicates: Also list shapes whose file or surface equals an earlier one's (assets that differ in color alone);
             duplicates in the training split of what is in the test split would be a leak.
@@ -120,10 +120,10 @@ class ShapeJob:
 
     Attributes:
         key: Name of its record.
-        class_name: Its class.
+        class_name: Class of the shape.
         source: Path relative to the source folder, or a description.
-        path: The file; None for a procedural shape.
-        number: Which procedural shape.
+        path: Path of the file; None for a procedural shape.
+        number: Number of the procedural shape.
     """
 
     key: str
@@ -167,7 +167,7 @@ def build_record(job: ShapeJob, digest: str, settings: PrepareShapesSettings) ->
     Raises:
         ValueError: If the shape cannot be used (`MeshError` if its file cannot be read).
     """
-    # Of the content alone: neither the name of the file nor the order of work has a say.
+    # Seeded by the content alone: neither the name of the file nor the order of work has a say.
     rng = np.random.default_rng([settings.seed, int(digest[:16], 16)])
     meta = ShapeMeta(
         job.key, job.class_name, job.source, digest, settings.record_fingerprint(), box=settings.sampling.box
@@ -244,13 +244,8 @@ def _close(
 
 def _procedural_job(number: int, seed: int) -> ShapeJob:
     shape = procedural_shape(number, seed=seed)
-    return ShapeJob(
-        f"{shape.class_name}-{seed}-{number}",
-        shape.class_name,
-        f"procedural shape {number} of seed {seed}",
-        None,
-        number,
-    )
+    name = shape.class_name
+    return ShapeJob(f"{name}-{seed}-{number}", name, f"procedural shape {number} of seed {seed}", number=number)
 
 
 def _file_job(path: Path, base: Path, settings: PrepareShapesSettings) -> ShapeJob:

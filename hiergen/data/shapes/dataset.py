@@ -27,7 +27,7 @@ from hiergen.seeding import derive_seed
 
 #: Where the test shapes of the procedural set begin; a multiple of any small number of classes.
 TEST_OFFSET = 840_000
-#: Every so-manieth prepared shape, by a hash of its key, is a test shape.
+#: One prepared shape in this many, chosen by a hash of the key, is a test shape.
 TEST_EVERY = 10
 
 Split = Literal["train", "test", "all"]
@@ -38,10 +38,11 @@ class ShapeBatchConfig:
     """What one sample holds and how it is augmented.
 
     Attributes:
-        num_points: Surface points, a random subset of the stored ones.
-        num_ordered: How many of them, from the front, are in farthest-point order, so that coarser clouds are prefixes. 0 = none.
-        num_queries: Query points; those in the volume come first, those near the surface after them.
-        near_fraction: Share of near queries.
+        num_points: Number of surface points, a random subset of the stored ones.
+        num_ordered: Number of surface points, from the front, that are in farthest-point order, so that coarser clouds are
+            prefixes; 0 orders none.
+        num_queries: Number of query points; those in the volume come first, those near the surface after them.
+        near_fraction: Share of the queries that are near the surface.
         yaw: Turn every sample by a random angle about the y axis and fit it into [-0.95, 0.95]^3 again.
         mirror: Mirror every other sample at the plane x = 0.
         min_scale: Shrink samples by a random factor from this to 1.
@@ -74,7 +75,7 @@ class ShapeBatchConfig:
 
     @property
     def num_near(self) -> int:
-        """Near queries of a sample: the last so many."""
+        """Number of near queries of a sample; they come last."""
         return round(self.num_queries * self.near_fraction)
 
 
@@ -97,11 +98,7 @@ class ShapeDataset(Dataset):
             raise ValueError("there are no shape records")
         self._records = records
         self.config = config
-        names = (
-            [record.meta.class_name for record in records]
-            if not isinstance(records, ShapeFolder)
-            else records.class_names
-        )
+        names = records.class_names if isinstance(records, ShapeFolder) else [r.meta.class_name for r in records]
         self.classes = tuple(sorted(set(names)) if classes is None else classes)
         unknown = sorted(set(names) - set(self.classes))
         if unknown:
@@ -227,12 +224,12 @@ def procedural_records(
 ) -> list[ShapeRecord]:
     """Return records of `count` procedural shapes from shape `offset` on, in memory: those that preparing a folder would write.
 
-    Takes some 50 ms a shape with a few thousand points; for many shapes or views, prepare a folder once, with all cores.
+    Takes some 50 ms per shape with a few thousand points; for many shapes or views, prepare a folder once, with all cores.
 
     Args:
-        count: How many.
-        seed: Of the set.
-        offset: The first shape.
+        count: Number of shapes.
+        seed: Seed of the set.
+        offset: Number of the first shape.
         sampling: Which points; None takes the defaults, which are large.
         views: Which conditioning views; None for none.
     """
@@ -254,12 +251,12 @@ class ShapeDataConfig:
 
     Attributes:
         source: "procedural" (embedded, made in memory) or a folder that `hiergen prepare-shapes` wrote.
-        split: Of a folder, a tenth by a hash of the keys is the test split.
+        split: Split of the shapes: "train", "test" or "all". A tenth of a folder, by a hash of the keys, is the test split.
         count: Number of procedural shapes.
-        seed: Of the procedural shapes.
-        sampling: Points of procedural shapes.
+        seed: Seed of the procedural shapes.
+        sampling: Number and kinds of the points of procedural shapes.
         views: Conditioning views of procedural shapes.
-        batch: What a sample holds.
+        batch: Points, queries and augmentation of a sample.
     """
 
     source: str = "procedural"

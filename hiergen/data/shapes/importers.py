@@ -129,7 +129,7 @@ def estimate_normals(
     Args:
         points: The cloud.
         near: Points near the surface; where none is inside, or none outside, the direction is arbitrary.
-        inside: Which of them are inside.
+        inside: Whether each of `near` is inside.
     """
     from scipy.spatial import cKDTree
 

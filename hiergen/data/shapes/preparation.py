@@ -147,11 +147,8 @@ def _prepare_task(task: tuple[ShapeJob, PrepareShapesSettings]) -> tuple[str, st
         record = build_record(job, digest, settings)
     except Exception as error:
         # Whatever a foreign mesh makes the libraries do, it concerns this shape alone.
-        reason = (
-            getattr(error, "reason", str(error))
-            if isinstance(error, ValueError)
-            else f"{type(error).__name__}: {error}"
-        )
+        is_ours = isinstance(error, ValueError)
+        reason = getattr(error, "reason", str(error)) if is_ours else f"{type(error).__name__}: {error}"
         write_json(note, {**state, "source": job.source, "reason": reason})
         target.unlink(missing_ok=True)
         return "skipped", reason
@@ -195,16 +192,10 @@ def _method(meta: ShapeMeta) -> str:
 
 
 def _with_progress(outcomes: Iterator[Any], total: int, is_shown: bool) -> Iterator[Any]:
+    from rich import progress as bar
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (TextColumn("shapes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not is_shown) as progress:
+    columns = (bar.BarColumn(), bar.MofNCompleteColumn(), bar.TimeElapsedColumn(), bar.TimeRemainingColumn())
+    console = Console(stderr=True)
+    with bar.Progress(bar.TextColumn("shapes"), *columns, console=console, disable=not is_shown) as progress:
         yield from progress.track(outcomes, total=total)

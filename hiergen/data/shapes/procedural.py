@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hiergen.geometry.convex_parts import (
-    ConvexPart,
-    ConvexSolid,
-    box,
-    ellipsoid,
-    frustum,
-    lathe,
-    sweep,
-)
+from hiergen.geometry.convex_parts import ConvexPart, ConvexSolid, box, ellipsoid, frustum, lathe, sweep
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.poses import HALF_SIZE
 

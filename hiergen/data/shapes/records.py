@@ -41,7 +41,7 @@ class ShapeMeta:
         source_digest: SHA-256 of the source file; of its description where there is no file.
         settings: Fingerprint of the settings that made the record.
         center: Center of the source's box, with y up; stored = (source - center) * scale.
-        scale: See `center`.
+        scale: Factor from the source's coordinates to the stored ones; see `center`.
         box: Half the side of the cube that volume queries fill.
         method: How the closed surface was made.
         sdf_sign: Sign convention of signed distances.
@@ -70,14 +70,14 @@ class ShapeRecord:
     Attributes:
         meta: Origin and conventions.
         surface: Points on the surface with unit outward normals, xyz first.
-        volume_points: Uniform in the cube of half side `meta.box`.
-        volume_occupancy: Which of them are inside.
-        near_points: Surface points with noise; may be empty.
-        near_occupancy: Which of them are inside.
+        volume_points: Queries uniform in the cube of half side `meta.box`.
+        volume_occupancy: Whether each of `volume_points` is inside.
+        near_points: Queries near the surface, surface points with noise; may be empty.
+        near_occupancy: Whether each of `near_points` is inside.
         farthest: Indices into `surface` in farthest-point order; every prefix is the farthest-point subset of its size.
         volume_sdf: Signed distances of `volume_points`, positive inside; None where the source gives none.
-        near_sdf: The same of `near_points`.
-        views: PNG files, RGB on white.
+        near_sdf: Signed distances of `near_points`, positive inside; None where the source gives none.
+        views: Conditioning images as PNG files, RGB on white.
         view_transforms: For each view the 4x4 matrix that brings the stored coordinates to the pose that was rendered.
     """
 

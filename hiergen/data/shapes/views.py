@@ -22,15 +22,15 @@ class ViewSettings:
     """Which conditioning views a record holds.
 
     Attributes:
-        num_views: Base views at equal steps of azimuth.
-        num_rotations: Poses that each base view is rendered in; the first is the stored one. The points follow the pose.
-        rotation: Further poses are turned about the y axis ("yaw") or in any way ("any").
+        num_views: Number of base views, at equal steps of azimuth.
+        num_rotations: Number of poses that each base view is rendered in; the first is the stored one. The points follow the pose.
+        rotation: How further poses are turned: "yaw" about the y axis, "any" in any way.
         size: Height and width in pixels.
         elevation: Range of the camera's elevation, in radians.
-        render: How.
+        render: Settings of the rendering.
 
     Source:
-        MAR-3D, arXiv:2503.20519: 8 views x 7 rotations a mesh. How it rotates is not stated.
+        MAR-3D, arXiv:2503.20519: 8 views x 7 rotations per mesh. How it rotates is not stated.
     """
 
     num_views: int = 8

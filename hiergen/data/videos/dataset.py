@@ -1,4 +1,4 @@
-"""Clips with class labels in memory, and a reader of folders of video files.
+"""Clips with class labels, in memory: `VideoSet`, and the reader that makes one of a folder of video files.
 
 Letters: `n` clips, `b` batch, `c` channels, `t h w` a clip.
 """
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from hiergen.data.dataset import Dataset, Sample
+from hiergen.data.folders import class_names
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.videos.files import list_videos, read_frames
 
@@ -80,11 +81,11 @@ def load_clips(
     named in `skipped`. All clips are held in memory: 0.75 MiB each for 16 frames of 128 pixels.
 
     Args:
-        folder: Where to look, at any depth.
-        num_frames: Frames of a clip.
+        folder: Folder of video files, at any depth.
+        num_frames: Number of frames per clip.
         size: Height and width in pixels.
-        stride: Frames of the file from one frame of a clip to the next.
-        clips_per_file: At most so many clips from each file; None for all.
+        stride: Number of frames of the file from one frame of a clip to the next.
+        clips_per_file: Largest number of clips from each file; None takes all.
 
     Raises:
         ValueError: If a number is below 1, the folder is missing or holds no video file, or none of them can be read.
@@ -95,13 +96,12 @@ def load_clips(
             raise ValueError(f"{name} is {value}, expected at least 1")
     if clips_per_file is not None and clips_per_file < 1:
         raise ValueError(f"clips_per_file is {clips_per_file}, expected at least 1, or None for all")
-    root, paths = Path(folder), list_videos(folder)
+    paths = list_videos(folder)
     span = (num_frames - 1) * stride + 1
-    names = [path.relative_to(root).parts[0] if len(path.relative_to(root).parts) > 1 else "" for path in paths]
     clips: list[Tensor] = []
     found: list[str] = []
     skipped: dict[str, str] = {}
-    for path, name in zip(paths, names, strict=True):
+    for path, name in zip(paths, class_names(paths, folder), strict=True):
         limit = None if clips_per_file is None else (clips_per_file - 1) * num_frames * stride + span
         try:
             frames = read_frames(path, size=size, max_frames=limit)

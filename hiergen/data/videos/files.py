@@ -1,4 +1,4 @@
-"""Video files: frames read by PyAV, clips written as MP4 and GIF.
+"""Video files: listing them, reading frames by PyAV, writing clips as MP4 and GIF.
 
 Letters: `c` channels, `t h w` a clip.
 """
@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from hiergen.data.folders import list_files
 from hiergen.data.images.files import MAX_PIXELS
 from hiergen.data.images.pixels import center_crop, to_uint8
 from hiergen.environment import require
@@ -31,13 +32,7 @@ def list_videos(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: If the folder is missing or holds none.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"video folder {str(folder)!r} does not exist")
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise ValueError(f"video folder {str(folder)!r} holds no video file ({', '.join(SUFFIXES)})")
-    return found
+    return list_files(folder, SUFFIXES, kind="video", what="video file")
 
 
 def read_frames(path: str | Path, *, size: int, max_frames: int | None = None) -> UInt8[Tensor, "3 t h w"]:
@@ -45,8 +40,8 @@ def read_frames(path: str | Path, *, size: int, max_frames: int | None = None) -
 
     Args:
         path: The file; its first video stream is read.
-        size: Height and width in pixels; see `hiergen.data.images.files.pixels.center_crop`.
-        max_frames: Stop after so many; None reads all.
+        size: Height and width in pixels; see `hiergen.data.images.pixels.center_crop`.
+        max_frames: Largest number of frames to read; None reads all.
 
     Raises:
         ValueError: If the file is missing, damaged, too large in pixels, or holds no frame of video; the file is named.
@@ -74,10 +69,10 @@ def write_mp4(path: str | Path, video: Float[Tensor, "3 t h w"], *, fps: int = 8
     """Write a clip of [-1, 1] as MP4 (H.264).
 
     Args:
-        path: Where to.
+        path: Path of the file that is written.
         video: The clip; height and width times `enlarge` must be even.
-        fps: Frames a second.
-        enlarge: Repeat every pixel so many times along each side.
+        fps: Frames per second.
+        enlarge: Number of times that every pixel is repeated along each side.
 
     Raises:
         ValueError: If a side is odd.

@@ -21,7 +21,7 @@ from hiergen.data.images.pixels import to_uint8
 from hiergen.data.videos.dataset import VideoSet
 from hiergen.seeding import make_rng
 
-#: Slowest and fastest, in pixels a frame, for frames of 32 pixels.
+#: Slowest and fastest speed, in pixels per frame, for frames of 32 pixels.
 SPEEDS = (0.25, 0.75)
 
 
@@ -52,13 +52,13 @@ def moving_digits(
     edges of the frame.
 
     Args:
-        split: "train" or "test": of the digits; the paths differ too.
-        num_clips: Clips.
-        num_frames: Frames of a clip.
+        split: Split of the digits, "train" or "test"; the paths differ too.
+        num_clips: Number of clips.
+        num_frames: Number of frames per clip.
         size: Height and width in pixels, even, at least 16.
         digit_size: Height and width of a digit in pixels; None for half of the frame.
-        speeds: Slowest and fastest, in pixels a frame, for frames of 32 pixels; larger frames are crossed in the same time.
-        seed: Of all draws.
+        speeds: Slowest and fastest speed, in pixels per frame, for frames of 32 pixels; larger frames are crossed in the same time.
+        seed: Seed of all random draws.
 
     Raises:
         ValueError: If the split is unknown, a number is below 1, `size` is odd or below 16, or a digit does not fit in it.

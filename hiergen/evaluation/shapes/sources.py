@@ -16,8 +16,9 @@ from hiergen.evaluation.images.sampling import LabelRule, SamplingConfig, TokenS
 from hiergen.evaluation.parts import run_parts
 from hiergen.evaluation.protocol import PassConfig, check_seed
 from hiergen.evaluation.shapes.views import RenderedViewsConfig
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.meshes import MESH_SUFFIXES, load_mesh
-from hiergen.geometry.surface_extraction import ExtractionSettings, save_mesh
+from hiergen.geometry.surface_extraction import save_mesh
 from hiergen.metrics.geometry import GeometryProtocol
 from hiergen.metrics.shape_sets import ShapeSetProtocol
 from hiergen.pipelines.shape import decode_meshes

@@ -25,7 +25,8 @@ from hiergen.data.shapes.views import ViewSettings
 from hiergen.figures import log_curves, save_curves
 from hiergen.files import atomic_directory, atomic_path, check_writable, write_json, write_text
 from hiergen.generators.masked.cascade import MaskedCascade
-from hiergen.geometry.surface_extraction import ExtractionSettings, save_mesh
+from hiergen.geometry.field_grid import ExtractionSettings
+from hiergen.geometry.surface_extraction import save_mesh
 from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline, decode_meshes
 from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes

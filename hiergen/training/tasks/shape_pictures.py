@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.renders import RenderSettings, render_mesh, render_points
-from hiergen.geometry.surface_extraction import EmptySurfaceError, ExtractionSettings, extract_mesh
+from hiergen.geometry.surface_extraction import EmptySurfaceError, extract_mesh
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 

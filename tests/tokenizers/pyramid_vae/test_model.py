@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hiergen import registry
-from hiergen.geometry.surface_extraction import ExtractionSettings, evaluate_grid
+from hiergen.geometry.field_grid import ExtractionSettings, evaluate_grid
 from hiergen.nn.blocks.perceiver import fourier_embedding
 from hiergen.nn.farthest_points import farthest_points
 from hiergen.pyramid import LevelSpec, TokenPyramid

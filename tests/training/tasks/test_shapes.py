@@ -11,7 +11,7 @@ from hiergen.data.codes import CodeSet
 from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig, open_shapes
 from hiergen.data.shapes.views import ViewSettings
 from hiergen.generators.masked.cascade import MaskedCascade
-from hiergen.geometry.surface_extraction import ExtractionSettings
+from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.pipelines.shape_encoding import encode_shapes
 from hiergen.pretrained.image_encoder import ImageEncoder

@@ -1,0 +1,34 @@
+"""Checks that the requests of all tabs share; whoever sends one, a program or the page, is told what is out of range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hiergen.demo.library import DemoModel
+
+MAX_SEED = 2**32 - 1
+#: Least and greatest value of what more than one tab asks for.
+GUIDANCE, SEED = (0, 20), (0, MAX_SEED)
+
+
+def check_ranges(request: Any, **ranges: tuple[float | int, float | int]) -> None:
+    """Check that fields of a request lie between their least and greatest values, both included.
+
+    Raises:
+        ValueError: If one does not; it is named.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(request, name)
+        # Written so that NaN is refused too.
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}, expected {least} to {most}")
+
+
+def check_label(entry: DemoModel, label: int) -> None:
+    """Check that a model knows a class.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if not 0 <= label < entry.num_classes:
+        raise ValueError(f"label is {label}, expected 0 to {entry.num_classes - 1}")
