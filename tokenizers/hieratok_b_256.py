@@ -8,7 +8,7 @@ Without alignment (the paper's plain comparison): `--task.vae.foundation.weight 
 from hiergen.data.sources import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, PerceptualConfig
 from hiergen.training.tasks.vae_terms import FoundationConfig, VAEConfig
 

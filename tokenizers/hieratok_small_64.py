@@ -9,7 +9,7 @@ no foundation model, and the discriminator waits for half of the run.
 from hiergen.data.sources import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, PerceptualConfig
 from hiergen.training.tasks.vae_terms import VAEConfig
 

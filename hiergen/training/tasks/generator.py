@@ -1,4 +1,4 @@
-"""The tasks: one for every tokenizer and one for every generator; what differs between families is inside the models."""
+"""Train a generator on a cache of token pyramids: the one task of every generator but the shape cascade."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create, get_preset
 from hiergen.seeding import make_rng
 from hiergen.training.tasks.base import Task, TaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
-
-__all__ = ["GeneratorTask", "GeneratorTaskConfig", "Task", "TaskConfig", "TokenizerTask", "TokenizerTaskConfig"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
-from hiergen.training.tasks.generator import Task, TaskConfig
+from hiergen.training.tasks.base import Task, TaskConfig
 from hiergen.training.tasks.shape_pictures import cloud_pictures, token_pictures
 
 #: Shapes in pictures for the trackers, and how samples for them are made: in few steps, as they are wanted at every checkpoint.
