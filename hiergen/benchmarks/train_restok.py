@@ -27,8 +27,10 @@ from hiergen.training.config import OptimConfig
 from hiergen.training.ema import Average
 from hiergen.training.optim import make_optimizer
 from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.perceptual_term import PerceptualConfig
+from hiergen.training.tasks.teacher_alignment import AlignmentConfig
 from hiergen.training.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
 
 
 @dataclasses.dataclass(frozen=True)

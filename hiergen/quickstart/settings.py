@@ -119,7 +119,7 @@ class QuickstartSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ShapesQuickstartSettings:
-    """Settings of `hiergen quickstart-shapes`.
+    """Settings of `hiergen quickstart shapes`.
 
     Attributes:
         out: Folder for shapes, models, meshes, pictures and the report.
@@ -166,7 +166,7 @@ class ShapesQuickstartSettings:
 
 @dataclasses.dataclass(frozen=True)
 class VideoQuickstartSettings:
-    """Settings of `hiergen quickstart-video`.
+    """Settings of `hiergen quickstart video`.
 
     Attributes:
         out: Folder for models, clips, pictures and the report.

@@ -32,11 +32,11 @@ def program():
         ),
         (
             ShapesQuickstartSettings(num_shapes=1024, num_workers=2),
-            "`hiergen quickstart-shapes --num-shapes 1024`, seed 0, 1 CPU thread (OMP_NUM_THREADS=1)",
+            "`hiergen quickstart shapes --num-shapes 1024`, seed 0, 1 CPU thread (OMP_NUM_THREADS=1)",
         ),
         (
             VideoQuickstartSettings(samples_seen=9_000),
-            "`hiergen quickstart-video --samples-seen 9000`, seed 0, 1 CPU thread (OMP_NUM_THREADS=1)",
+            "`hiergen quickstart video --samples-seen 9000`, seed 0, 1 CPU thread (OMP_NUM_THREADS=1)",
         ),
     ],
 )

@@ -10,7 +10,7 @@ def shape_markdown(report: Mapping[str, Any]) -> str:
     """Return the report of `run_shapes_quickstart` as a page to read."""
     settings, made = report["settings"], report["generation"]
     sections = [
-        "# hiergen quickstart-shapes",
+        "# hiergen quickstart shapes",
         f"{report['what'].capitalize()}. Seed {settings['seed']}; {settings['num_shapes']} training shapes; "
         f"{settings['tokenizer_samples']:,} training samples for the tokenizer, {settings['generator_samples']:,} for the "
         f"generator; {report['seconds']['total']} s in all on {report['threads']} threads.",

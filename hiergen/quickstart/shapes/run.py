@@ -75,7 +75,7 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
     console = Console(stderr=True)
     times = StageTimes(out / "times.json")
     console.print(
-        f"[bold]hiergen quickstart-shapes[/] -> {out}: {settings.num_shapes} shapes of {NUM_SHAPE_CLASSES} classes"
+        f"[bold]hiergen quickstart shapes[/] -> {out}: {settings.num_shapes} shapes of {NUM_SHAPE_CLASSES} classes"
     )
     with times.stage("prepare shapes"):
         _prepare(settings)

@@ -11,7 +11,7 @@ def video_markdown(report: Mapping[str, Any]) -> str:
     settings, extractor, tokenizer = report["settings"], report["extractor"], report["tokenizer"]
     before, after = tokenizer["numbers_per_clip"]
     sections = [
-        "# hiergen quickstart-video",
+        "# hiergen quickstart video",
         f"{report['what'].capitalize()}. Seed {settings['seed']}; {settings['num_clips']:,} training clips, "
         f"{report['samples_seen']:,} training samples for the generator; {report['seconds']['total']} s in all on "
         f"{report['threads']} threads.",

@@ -57,7 +57,7 @@ def run_video_quickstart(settings: VideoQuickstartSettings) -> dict[str, Any]:
     with times.stage("make clips"):
         train, test = _clips(settings, "train"), _clips(settings, "test")
     size = " x ".join(map(str, train.videos.shape[2:]))
-    console.print(f"[bold]hiergen quickstart-video[/] -> {out}: {len(train):,} clips of {size}, {len(test)} held out")
+    console.print(f"[bold]hiergen quickstart video[/] -> {out}: {len(train):,} clips of {size}, {len(test)} held out")
     with times.stage("fit tokenizer"):
         tokenizer = _tokenizer(settings, train)
     with times.stage("encode"):

@@ -37,7 +37,7 @@ class RunLog:
 
     Args:
         config: The run.
-        accelerator: Holds the trackers.
+        accelerator: Accelerate's object, which holds the trackers.
 
     Raises:
         ImportError: If the package of a tracker is not installed.
@@ -50,7 +50,7 @@ class RunLog:
         self.lines: list[dict[str, float]] = []
 
     def open(self, samples_seen: int, settings: dict[str, Any]) -> None:
-        """Keep the lines up to a position (what came after it will be trained again) and start the trackers."""
+        """Keep the lines up to a position (later ones will be written again) and start the trackers."""
         if self._path.is_file():
             lines = [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("}")]
             self.lines = [line for line in lines if line["samples"] <= samples_seen]

@@ -106,12 +106,12 @@ def _standardization(preset: str, codes: CodeSet) -> dict[str, Any]:
     return {"latent_mean": list(statistics.mean), "latent_std": list(statistics.std)}
 
 
-#: Root mean square of standardized tokens that a generator is trained on; it is 1 for the tokenizer that the statistics are of.
+#: Range of the root mean square of standardized tokens; it is 1 if the statistics are those of the tokenizer that made the tokens.
 _RMS_RANGE = (0.25, 4.0)
 
 
 def _check_scale(generator: Any, codes: CodeSet) -> None:
-    """Check that a generator's statistics are those of the tokenizer that made a cache, by what they make of its tokens.
+    """Check that a generator's statistics are those of the tokenizer that made a cache, by standardizing the cache's tokens.
 
     Raises:
         ValueError: If they clearly are not. A flow or diffusion model learns nothing on tokens far from unit size.

@@ -41,7 +41,7 @@ class ShapeTokenizerTaskConfig(TaskConfig):
             those of `data`. None for none.
         near_weight: Weight of the queries near the surface beside those in the volume.
         levels: "all" trains every level on every sample; "in_turn" trains sample i of a batch at level i modulo their number only:
-            about half of the work for two levels. The paper draws one level a step; in turn, each gets its share of every step.
+            about half of the work for two levels. The paper draws one level per step; in turn, each level gets its share of every step.
     """
 
     preset: str = "pyramid-vae-tiny"
@@ -115,7 +115,7 @@ class ShapeTokenizerTask(Task):
         )
 
     def images(self) -> dict[str, Tensor]:
-        """Return the first held-out shapes, or of the training without any, and what each level alone rebuilds of them."""
+        """Return the first held-out shapes (training shapes if none are held out), and what each level alone rebuilds of them."""
         shapes = self.validation or self.dataset
         batch = shapes.batch([(index, 0) for index in range(min(NUM_SHOWN, len(shapes)))], seed=0)
         points = batch["points"].to(self.tokenizer.device)
@@ -146,8 +146,9 @@ class ShapeGeneratorTaskConfig(TaskConfig):
         codes: Folder that `encode_shapes` wrote.
         validation_codes: Folder of held-out codes, whose losses are logged as "val/..." at every checkpoint interval; None for none.
         standardize: Give the generator mean and deviation of every channel of each level.
-        condition: "class", or "image": the cache's features, which `encode_shapes` writes with an image encoder.
-        stages: Train both stages together, or one alone; the other keeps its weights.
+        condition: What the generator is conditioned on: "class", or "image", the cache's features that `encode_shapes` writes with an image
+            encoder.
+        stages: Which stages to train: "both" together, "low" (coarse) or "high" (fine) alone, while the other keeps its weights.
         tokenizer: Folder of the tokenizer that made the codes: samples are then drawn at every checkpoint and handed to the trackers.
         start: Folder of a cascade whose coarse stage is trained: it is taken from there, and the fine stage is initialized from it.
     """
@@ -185,8 +186,7 @@ class ShapeGeneratorTaskConfig(TaskConfig):
 
 
 class ShapeGeneratorTask(Task):
-    """The cascade's own loss on cached tokens with labels or features. Tokenizer and image encoder take no part: only what they made is
-    read.
+    """The cascade's own loss on cached tokens with labels or features. Tokenizer and image encoder take no part; their output is read.
 
     Raises:
         ValueError: If the preset is no `MaskedCascade`, the cache does not hold two levels, or no features for the condition
