@@ -27,15 +27,15 @@ from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(TimingSettings):
     """Time the sampling of HAR.
 
     Attributes:
         preset: A generator preset with `layout="level"`; its weights are random.
-        depth: Transformer blocks, if fewer or more than the preset's are wanted.
-        guidance_scale: Of the published step schedule; 1 samples without guidance.
-        dtype: Of the weights.
+        depth: Number of transformer blocks; None is the preset's.
+        guidance_scale: Guidance scale of the published step schedule; 1 samples without guidance.
+        dtype: Number format of the weights.
     """
 
     preset: str = "har-b"
@@ -49,7 +49,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         JSON values: the settings, the machine, and under "rows" for each batch size and sampler the median, fastest and slowest
-        time of a batch in seconds, images a second, how many times faster than each plain sampler it is (medians), and the share
+        time of a batch in seconds, images per second, how many times faster than each plain sampler it is (medians), and the share
         of ids that equal those of the cached sampler with the same seed (1, but for rounding near the edge of a draw).
     """
     device = choose_device(settings.device)

@@ -1,4 +1,4 @@
-"""`hiergen bench hieratok`: scale-causal attention with a dense mask against one call a scale, and what the extra scales cost."""
+"""`hiergen bench hieratok`: scale-causal attention with a dense mask against one call per scale, and what the extra scales cost."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.hieratok.model import HieraTok
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(TimingSettings):
     """Time HieraTok's decoder, forward alone and with the backward pass.
 
     Attributes:
         preset: A HieraTok preset; its weights are random.
-        depth: Decoder blocks, if fewer or more than the preset's are wanted.
-        dtype: Of weights and latents.
+        depth: Number of decoder blocks; None is the preset's.
+        dtype: Number format of weights and latents.
     """
 
     preset: str = "hieratok-b"
@@ -44,7 +44,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         JSON values: the settings, the machine, and under "rows" for each batch size, pass and form the median, fastest and
-        slowest time in seconds, images a second, how many times faster than the dense mask it is (medians), and the largest
+        slowest time in seconds, images per second, how many times faster than the dense mask it is (medians), and the largest
         difference of its images from those of the dense mask (None for the single-scale baseline, another model).
     """
     device = choose_device(settings.device)
@@ -117,7 +117,7 @@ def _measure(
 def _print_table(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     print_times(
         f"{settings.preset} decoder, {settings.dtype}, {machine['device']}, median of {settings.repeats}",
-        "masked: one call with a dense mask; grouped: one call a scale, keys cut; single scale: the baseline without pyramid",
+        "masked: one call with a dense mask; grouped: one call per scale, keys cut; single scale: the baseline without pyramid",
         rows,
         names=("pass", "form"),
         extra={"x masked": ("times_faster_than_masked", ".2f"), "difference": ("difference", ".1e")},

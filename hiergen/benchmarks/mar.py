@@ -28,17 +28,17 @@ from hiergen.generators.masked.model import MaskedAR, MaskedARSettings
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(TimingSettings):
     """Time the sampling of MAR.
 
     Attributes:
         preset: A generator preset of class-conditional MAR; its weights are random.
-        num_steps: Unmasking steps.
-        head_steps: Diffusion steps a token.
-        guidance_scale: 1 samples without guidance.
+        num_steps: Number of unmasking steps.
+        head_steps: Number of diffusion steps per token.
+        guidance_scale: Guidance scale; 1 samples without guidance.
         compile: Time the compiled sampler too; what compiling takes is not counted.
-        compile_mode: Of `torch.compile`; "reduce-overhead" records CUDA graphs.
+        compile_mode: Mode of `torch.compile`; "reduce-overhead" records CUDA graphs.
     """
 
     preset: str = "mar-b"
@@ -54,7 +54,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         JSON values: the settings, the machine, and under "rows" for each batch size and sampler the median, fastest and slowest
-        time of a batch in seconds, images a second, how many times faster than the plain sampler it is (medians), and the largest
+        time of a batch in seconds, images per second, how many times faster than the plain sampler it is (medians), and the largest
         relative difference of a sampler's tokens from the plain one's when both are given the same noise.
     """
     device = choose_device(settings.device)

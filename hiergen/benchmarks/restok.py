@@ -1,4 +1,4 @@
-"""`hiergen bench restok`: images a second through encoder and decoder, beside a plain transcription on the same weights."""
+"""`hiergen bench restok`: images per second through encoder and decoder, beside a plain transcription on the same weights."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from hiergen.environment import choose_device
 from hiergen.tokenizers.restok.model import ResTok
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(TimingSettings):
     """Time ResTok.
 
     Attributes:
         preset: A ResTok preset; its weights are random.
-        dtype: Autocast, where not float32.
+        dtype: Number format of autocast; float32 is none.
     """
 
     preset: str = "restok-ss-128"

@@ -5,7 +5,6 @@ Every stage leaves its result in the output folder and is passed over when it is
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from rich.console import Console
 
-from hiergen import __version__
 from hiergen.config import to_json
 from hiergen.data.codes import CodeSet
 from hiergen.data.shapes.building import PROCEDURAL, PrepareShapesSettings
@@ -23,13 +21,14 @@ from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shapes.records import ShapeFolder, encode_png
 from hiergen.data.shapes.views import ViewSettings
 from hiergen.figures import log_curves, save_curves
-from hiergen.files import atomic_directory, atomic_path, check_writable, write_json, write_text
+from hiergen.files import atomic_directory, atomic_path, check_writable
 from hiergen.generators.masked.cascade import MaskedCascade
 from hiergen.geometry.surface_extraction import ExtractionSettings, save_mesh
 from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline, decode_meshes
 from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes
 from hiergen.pretrained.image_encoder import ImageEncoder
+from hiergen.quickstart.report import publish, versions
 from hiergen.quickstart.settings import NUM_SHAPE_CLASSES, ShapesQuickstartSettings
 from hiergen.quickstart.shapes.report import shape_markdown
 from hiergen.quickstart.shapes.scores import (
@@ -109,12 +108,7 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
         image_pipeline.save_pretrained(temporary)
     parts = {**pipeline.components, "generator by image": image_pipeline.generator}
     parts["image encoder"] = image_pipeline.image_encoder
-    report["parameters"] = {name: _count(model) for name, model in parts.items()}
-    report["seconds"] = {**times.seconds, "total": times.total}
-    write_json(out / "report.json", report)
-    write_text(out / "report.md", shape_markdown(report))
-    console.print(f"report in {out / 'report.md'}, meshes and pictures in {out}")
-    return report
+    return publish(out, report, shape_markdown, models=parts, times=times, console=console)
 
 
 def measure_pipeline(pipeline: ClassToShapePipeline, settings: ShapesQuickstartSettings) -> dict[str, Any]:
@@ -280,7 +274,7 @@ def _report(
         "what": f"quickstart on procedural shapes of {NUM_SHAPE_CLASSES} classes, trained from random weights",
         "settings": to_json(settings),
         "sampling": SAMPLING,
-        "versions": {"hiergen": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         "classes": list(PROCEDURAL_CLASSES),
         "reconstruction": {
@@ -338,7 +332,3 @@ def _draw(
 
 def _references(settings: ShapesQuickstartSettings, offset: int, count: int) -> list[trimesh.Trimesh]:
     return [procedural_shape(offset + number, seed=settings.seed).to_mesh() for number in range(count)]
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

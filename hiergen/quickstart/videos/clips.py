@@ -17,9 +17,9 @@ def quickstart_clips(split: str, num_clips: int, video_size: Sequence[int], *, s
 
     Args:
         split: "train" or "test".
-        num_clips: Clips.
+        num_clips: Number of clips.
         video_size: Frames, rows and columns, as many as rows.
-        seed: Of all draws.
+        seed: Seed of all draws.
     """
     frames, size, _ = video_size
     return moving_digits(split, num_clips, num_frames=frames, size=size, digit_size=digit_size(size), seed=seed)
