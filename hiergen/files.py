@@ -67,7 +67,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _raising_os_errors(path: Path) -> Iterator[None]:
-    """Around a write: what safetensors says of a disk that fails in a class of its own becomes an OSError, as from all others."""
+    """Turn safetensors' own error for a disk that fails into an OSError, as all other writers raise."""
     try:
         yield
     except SafetensorError as error:
@@ -106,7 +106,7 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 def check_writable(folder: str | os.PathLike[str], *, option: str = "--out") -> Path:
-    """Create `folder` if needed and return it as a `Path`; `option` is what a user sets it with.
+    """Create `folder` if needed and return it as a `Path`; `option` is the option that a user sets it with.
 
     Raises:
         ValueError: If the folder cannot be created or written to, with the reason of the operating system.
@@ -127,10 +127,10 @@ def check_writable(folder: str | os.PathLike[str], *, option: str = "--out") -> 
 def sole_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Inside, no other process that asks for it may write to `folder`; a process that is killed holds nothing.
 
-    Where the file system has no locks nothing is held.
+    A file system without locks lets all of them write.
 
     Raises:
-        ValueError: If another process is at it.
+        ValueError: If another process is writing.
     """
     # Not on all systems, and nothing else here needs it.
     import fcntl

@@ -27,7 +27,7 @@ def make_rng(*parts: int | str, device: torch.device | str = "cpu") -> torch.Gen
 
 
 class SampleRng:
-    """One source of random numbers a sample of a batch: what a sample draws does not depend on what else is in the batch.
+    """A source of random numbers for each sample of a batch: what a sample draws does not depend on what else is in the batch.
 
     Where a `torch.Generator` is accepted as `rng` for sampling, this is too. A draw for the whole batch is made of one draw of each
     sample's own generator, so the same sample gets the same numbers in a batch of 1 or 64, on one process or on many.
@@ -49,7 +49,7 @@ class SampleRng:
 
     @classmethod
     def of(cls, indices: Iterable[int], *parts: int | str) -> SampleRng:
-        """Return the generators `make_rng(*parts, index)`, one a sample, on the CPU: the same numbers on every device."""
+        """Return the generator `make_rng(*parts, index)` of each sample, on the CPU: the same numbers on every device."""
         return cls([make_rng(*parts, index) for index in indices])
 
     @property
@@ -62,7 +62,7 @@ class SampleRng:
     def stack(
         self, draw: Callable[[torch.Generator, tuple[int, ...]], Tensor], shape: Sequence[int], dim: int
     ) -> Tensor:
-        """Return a draw of `shape` whose slices along `dim`, one a sample, each come from that sample's generator.
+        """Return a draw of `shape` whose slices along `dim` each come from the generator of one sample.
 
         Raises:
             ValueError: If the shape holds another number of samples.
@@ -70,13 +70,13 @@ class SampleRng:
         sizes = tuple(shape)
         if not sizes or sizes[dim] != len(self._rngs):
             raise ValueError(
-                f"a draw of shape {sizes} has not {len(self._rngs)} samples, one a generator, along dim {dim}"
+                f"a draw of shape {sizes} has not {len(self._rngs)} samples, one per generator, along dim {dim}"
             )
         one = sizes[:dim] + sizes[dim + 1 :]
         return torch.stack([draw(rng, one) for rng in self._rngs], dim=dim)
 
 
-#: What draws: one generator for the whole batch, or one for each sample of it.
+#: A source of random numbers: one generator for the whole batch, or one for each sample.
 Rng = torch.Generator | SampleRng
 
 
@@ -84,10 +84,10 @@ def draw_uniform(shape: Sequence[int], *, rng: Rng | None, device: torch.device,
     """Return float32 numbers in [0, 1) on `device`, drawn where `rng` lives (on `device` without one).
 
     Args:
-        shape: Of the result.
-        rng: A `SampleRng` draws for each sample along `batch_dim` by itself.
-        device: Where the numbers are wanted.
-        batch_dim: Which dimension of `shape` counts samples.
+        shape: Shape of the result.
+        rng: Source of the numbers; a `SampleRng` draws for each sample along `batch_dim` by itself.
+        device: Device of the result.
+        batch_dim: Dimension of `shape` that counts samples.
     """
 
     def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:

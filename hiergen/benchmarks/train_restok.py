@@ -165,7 +165,7 @@ def _config(settings: Settings) -> TokenizerTaskConfig:
 
 def _print(result: dict[str, Any]) -> None:
     settings, machine, step = result["settings"], result["machine"], result["step_s"]
-    table = Table(title=f"{settings['preset']}, {settings['batch']} images a step, {machine}")
+    table = Table(title=f"{settings['preset']}, {settings['batch']} images per step, {machine}")
     for column in ("part", "ms", "share"):
         table.add_column(column, justify="left" if column == "part" else "right")
     total = sum(result["split_s"].values())

@@ -13,23 +13,23 @@ from hiergen.data.sources import DataConfig, open_images
 
 @dataclasses.dataclass(frozen=True)
 class EncodeSettings:
-    """Encode a dataset.
+    """Write a dataset as a cache of token pyramids.
 
     Attributes:
         tokenizer: Folder or Hub id of the tokenizer.
         out: Folder of the cache. A finished cache of the same tokenizer and data is left as it is.
-        data: The images; `data.size` must be the tokenizer's.
-        shapes: Encode shapes instead: a folder that `hiergen prepare-shapes` wrote (its train split), or "procedural".
-        image_encoder: Folder of an `ImageEncoder`: its features of the shapes' views are written too, and kept in
+        data: The images; `data.size` must be the image size of the tokenizer.
+        shapes: Folder of shapes to encode instead, which `hiergen prepare-shapes` wrote (its train split is read), or "procedural".
+        image_encoder: Folder of an `ImageEncoder`, whose features of the shapes' views are written too, and kept in
             `<out>-features` by the content of the view.
-        variants: Encodings of each shape, from other surface points (and other views with an image encoder).
-        videos: Encode clips instead: a folder of video files. A tokenizer of images takes them frame by frame.
-        num_frames: Frames of a clip, where the tokenizer is one of images.
-        stride: Frames of a file from one frame of a clip to the next.
+        variants: Number of encodings of each shape, from other surface points (and other views with an image encoder).
+        videos: Folder of video files to encode instead. A tokenizer of images takes them frame by frame.
+        num_frames: Number of frames of a clip, where the tokenizer is one of images.
+        stride: Number of frames of a file from one frame of a clip to the next.
         views: What is encoded of each image: "center"; "flips", with its mirror image; or "ten_crop", the published ten crops.
-        sample_seed: Draw an image's continuous tokens from their posterior, with this seed; by default they are its mode.
-        batch_size: Images a pass.
-        device: Where to run.
+        sample_seed: Seed with which the continuous tokens of images are drawn from their posterior; by default its mode is taken.
+        batch_size: Images per pass.
+        device: Device to run on.
     """
 
     tokenizer: str = "runs/restok_tiny/model"

@@ -21,27 +21,27 @@ SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_
 
 @dataclasses.dataclass(frozen=True)
 class GenerateSettings:
-    """Generate images, or clips or meshes where the pipeline makes those.
+    """Generate images, clips or meshes, whichever the pipeline makes.
 
     Attributes:
         pipeline: Folder or Hub id of a pipeline.
-        labels: Class labels; none given takes the first ten there are.
-        image: Picture files to make shapes of, in place of labels: one object each, on white or transparent.
-        count: Images, clips or meshes for each label or picture.
+        labels: Class labels; by default the first ten that there are.
+        image: Picture files to make shapes of, in place of labels; each shows one object, on white or transparent.
+        count: Number of images, clips or meshes for each label or picture.
         out: Folder for the PNG files and `grid.png`, the MP4 files and `grid.gif`, or the files of meshes.
-        depth: Meshes are extracted on a grid of 2**depth cells an axis.
-        max_faces: Meshes are simplified to about as many triangles.
-        mesh_format: Of the files of meshes; all have normals.
-        seed: Of all random draws.
-        guidance_scale: 1 is no guidance.
-        guidance_schedule: How guidance changes over the steps. This and what follows is the generator's own default where it is
-            not given, and an error where the generator knows no such setting.
-        temperature: Of the draws.
-        top_k: Draw among so many ids; 0 for all.
-        top_p: Draw among the ids that make up this probability; 1 for all.
-        num_steps: Steps of a masked or flow generator.
-        num_levels: Stop after so many levels and decode those; of a generator of levels.
-        device: Where to run.
+        depth: Depth of the grid that meshes are extracted on, of 2**depth cells per axis.
+        max_faces: Number of triangles that meshes are simplified to, about; by default they are not simplified.
+        mesh_format: Format of the files of meshes, all of which have normals.
+        seed: Seed of all random draws.
+        guidance_scale: Strength of guidance; 1 is none.
+        guidance_schedule: How guidance changes over the steps. By default the generator's own; so are the settings that follow. A
+            setting that the generator does not know is an error.
+        temperature: Temperature of the draws.
+        top_k: Number of likeliest ids to draw from; 0 for all.
+        top_p: Probability that the likeliest ids to draw from make up; 1 for all.
+        num_steps: Number of steps of a masked or flow generator.
+        num_levels: Number of levels after which a generator of levels stops; those are decoded.
+        device: Device to run on.
     """
 
     pipeline: str = "quickstart/pipeline"

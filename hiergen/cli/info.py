@@ -19,12 +19,12 @@ class InfoSettings:
     """List presets, or describe one.
 
     Attributes:
-        name: A preset, a shell pattern such as "restok*", or the folder of a saved model. Everything by default.
-        plan: A preset or a shell pattern: say what memory training takes on each GPU, and how long it lasts.
-        gpus: With `plan`: how many there are.
-        samples: With `plan`: samples to see.
-        peak_tflops: With `plan`: 10^12 operations a second of one GPU at its best; 989 is an H100's dense bfloat16.
-        mfu: With `plan`: the share of that which training is assumed to reach.
+        name: Name of a preset, a shell pattern such as "restok*", or the folder of a saved model. By default all presets are listed.
+        plan: Preset or shell pattern to plan the training of: memory on each GPU, and hours.
+        gpus: Number of GPUs of the plan.
+        samples: Number of training samples of the plan.
+        peak_tflops: Peak of one GPU of the plan in 10^12 operations per second; 989 is an H100's dense bfloat16.
+        mfu: Share of the peak that training is assumed to reach in the plan.
     """
 
     name: tyro.conf.Positional[str] = "*"
@@ -69,13 +69,13 @@ def _describe_plan(console: Console, settings: InfoSettings, preset: str) -> Non
     for name in ("weight", "gradient", "moment", "average", "fixed"):
         label = "all that does not grow with the batch" if name == "fixed" else f"{name}s"
         table.add_row(label, f"{getattr(plan, f'{name}_bytes') / 2**30:.2f}")
-    table.add_row("activations of a sample, float32", f"{plan.step.activation_bytes / 2**30:.3f}")
+    table.add_row("activations per sample, float32", f"{plan.step.activation_bytes / 2**30:.3f}")
     console.print(table)
     hours = training_hours(
         plan.step.flops, settings.samples, num_gpus=settings.gpus, peak_tflops=settings.peak_tflops, mfu=settings.mfu
     )
     console.print(
-        f"{plan.step.flops:,} FLOPs a sample, forward and backward; {settings.samples:,} samples take {hours:.1f} hours on "
+        f"{plan.step.flops:,} FLOPs per sample, forward and backward; {settings.samples:,} samples take {hours:.1f} hours on "
         f"{settings.gpus} GPUs of {settings.peak_tflops:g} TFLOP/s if {settings.mfu:.0%} of that is reached (assumed, not measured)"
     )
 
@@ -84,7 +84,14 @@ def _compare_plans(console: Console, settings: InfoSettings, names: list[str]) -
     from hiergen.training.plan import plan_training, training_hours
 
     table = Table(
-        *("preset", "parameters (M)", "fixed, a GPU (GiB)", "activations, a sample (GiB)", "GFLOPs a sample", "hours"),
+        *(
+            "preset",
+            "parameters (M)",
+            "fixed per GPU (GiB)",
+            "activations per sample (GiB)",
+            "GFLOPs per sample",
+            "hours",
+        ),
         box=rich.box.MARKDOWN,
     )
     for name in names:

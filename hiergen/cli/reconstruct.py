@@ -10,14 +10,14 @@ from hiergen.config import parse
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructSettings:
-    """Encode and decode images.
+    """Encode and decode images, level by level.
 
     Attributes:
         tokenizer: Folder or Hub id of the tokenizer.
-        images: "digits", or a picture, or a folder of pictures.
-        out: PNG with the inputs and a reconstruction from each prefix of levels.
-        count: Images to show, at most.
-        device: Where to run.
+        images: Images to reconstruct: "digits", a picture, or a folder of pictures.
+        out: PNG file for the inputs and their reconstructions from each prefix of levels.
+        count: Largest number of images to show.
+        device: Device to run on.
     """
 
     tokenizer: str = "quickstart/pipeline/tokenizer"

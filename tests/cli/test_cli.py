@@ -125,7 +125,7 @@ def test_info_lists_describes_and_suggests(capsys, tokenizer_dir) -> None:
     assert "ResTok" in capsys.readouterr().out
     assert main(["info", "--plan", "flow-tiny", "--gpus", "8"]) == 0
     printed = capsys.readouterr().out
-    assert "FLOPs a sample" in printed
+    assert "FLOPs per sample" in printed
     assert "assumed, not measured" in printed
     assert main(["info", "--plan", "h*-tiny"]) == 0
     rows = capsys.readouterr().out
