@@ -85,7 +85,6 @@ def parse(default: C, args: Sequence[str] | None, *, prog: str, description: str
         prog=prog,
         description=description,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        compact_help=True,
     )
 
 

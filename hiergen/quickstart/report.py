@@ -40,7 +40,7 @@ def publish(
     report["seconds"] = {**times.seconds, "total": times.total}
     write_json(out / "report.json", report)
     write_text(out / "report.md", page(report))
-    console.print(f"report in {out / 'report.md'}, what it shows in {out}")
+    console.print(f"report in {out / 'report.md'}, everything else beside it")
     return report
 
 

@@ -16,7 +16,7 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        task: What is trained, on what, with which losses.
+        task: Settings of what is trained, on which data, with which losses.
         out: Folder of the run, for checkpoints, log, and at the end `model/` by `save_pretrained`.
         samples: Number of training samples to see.
         batch_size: Samples per optimizer step, over all processes and accumulation steps.

@@ -32,9 +32,7 @@ def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> F
     see, and returns None; it reads neither data nor weights.
     """
     dry = "--dry-run" in overrides
-    config = parse(
-        config, [word for word in overrides if word != "--dry-run"], prog=name, description=TrainConfig.__doc__
-    )
+    config = parse(config, [word for word in overrides if word != "--dry-run"], prog=name)
     if dry:
         _describe(config)
         return None
