@@ -14,13 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from hiergen.benchmarks.timing import (
-    RepeatedSettings,
-    describe_machine,
-    describe_times,
-    print_times,
-    take_turns,
-)
+from hiergen.benchmarks.timing import RepeatedSettings, describe_times, publish, take_turns
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig
 from hiergen.environment import choose_device
@@ -95,16 +89,15 @@ def run(settings: Settings) -> dict[str, Any]:
             "around the pass": lambda: evaluate(root / "finished"),
         }
         seconds = take_turns(calls, repeats=settings.repeats, device=device)
-    rows = _rows(seconds, settings.num_images)
-    machine = describe_machine(device)
-    print_times(
-        f"{settings.kind}, {settings.preset}, extractor {settings.extractor.name}, {machine['device']}, median of {settings.repeats}",
-        "models: tokenizer and extractor; every part alone, reading without threads",
-        rows,
+    return publish(
+        settings,
+        device,
+        _rows(seconds, settings.num_images),
+        title=f"{settings.kind}, {settings.preset}, extractor {settings.extractor.name}",
+        caption="models: tokenizer and extractor; every part alone, reading without threads",
         names=("part",),
         extra={"share": ("share_of_evaluation", ".1%")},
     )
-    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
 
 
 def _write_pictures(folder: Path, count: int, size: int) -> None:

@@ -12,14 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.benchmarks.plain.har import PlainSampler
-from hiergen.benchmarks.timing import (
-    TimingSettings,
-    describe_machine,
-    describe_times,
-    print_times,
-    random_model,
-    take_turns,
-)
+from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 
@@ -57,9 +50,22 @@ def run(settings: Settings) -> dict[str, Any]:
     nn.Module.to(model, device=device, dtype=getattr(torch, settings.dtype))
     samplers = _samplers(model, settings)
     rows = [row for batch in settings.batches for row in _measure_batch(samplers, batch, model, settings)]
-    machine = describe_machine(device)
-    _print_table(settings, machine, rows)
-    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+    return publish(
+        settings,
+        device,
+        rows,
+        title=f"{settings.preset}, {settings.dtype}",
+        caption=(
+            "plain: a padded cache under a mask; rebuilding: the same with mask and rotary table built anew in every layer; "
+            "x: times faster than"
+        ),
+        names=("sampler",),
+        extra={
+            "x plain": ("times_faster_than_plain", ".2f"),
+            "x rebuilding": ("times_faster_than_rebuilding", ".2f"),
+            "same ids": ("equal_ids", ".1%"),
+        },
+    )
 
 
 def _random_model(settings: Settings) -> LevelAR:
@@ -107,18 +113,3 @@ def _measure_batch(
         }
         for name in samplers
     ]
-
-
-def _print_table(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    print_times(
-        f"{settings.preset}, {settings.dtype}, {machine['device']}, median of {settings.repeats}",
-        "plain: a padded cache under a mask; rebuilding: the same with mask and rotary table built anew in every layer; "
-        "x: times faster than",
-        rows,
-        names=("sampler",),
-        extra={
-            "x plain": ("times_faster_than_plain", ".2f"),
-            "x rebuilding": ("times_faster_than_rebuilding", ".2f"),
-            "same ids": ("equal_ids", ".1%"),
-        },
-    )

@@ -11,14 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hiergen.benchmarks.timing import (
-    TimingSettings,
-    describe_machine,
-    describe_times,
-    print_times,
-    random_model,
-    take_turns,
-)
+from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.hieratok.model import HieraTok
@@ -57,9 +50,15 @@ def run(settings: Settings) -> dict[str, Any]:
         codes = codes.to(device, getattr(torch, settings.dtype))
         for name, decode in (("forward", _forward), ("forward and backward", _forward_and_backward)):
             rows += _measure(models, codes, name, decode, settings.repeats)
-    machine = describe_machine(device)
-    _print_table(settings, machine, rows)
-    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+    return publish(
+        settings,
+        device,
+        rows,
+        title=f"{settings.preset} decoder, {settings.dtype}",
+        caption="masked: one call with a dense mask; grouped: one call per scale, keys cut; single scale: the baseline without pyramid",
+        names=("pass", "form"),
+        extra={"x masked": ("times_faster_than_masked", ".2f"), "difference": ("difference", ".1e")},
+    )
 
 
 def _random_models(settings: Settings) -> dict[str, HieraTok]:
@@ -112,13 +111,3 @@ def _measure(
         }
         for form in models
     ]
-
-
-def _print_table(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    print_times(
-        f"{settings.preset} decoder, {settings.dtype}, {machine['device']}, median of {settings.repeats}",
-        "masked: one call with a dense mask; grouped: one call per scale, keys cut; single scale: the baseline without pyramid",
-        rows,
-        names=("pass", "form"),
-        extra={"x masked": ("times_faster_than_masked", ".2f"), "difference": ("difference", ".1e")},
-    )

@@ -13,14 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.benchmarks.plain.mar import PlainSampler
-from hiergen.benchmarks.timing import (
-    TimingSettings,
-    describe_machine,
-    describe_times,
-    print_times,
-    random_model,
-    take_turns,
-)
+from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.generators.masked.model import MaskedAR, MaskedARSettings
 
@@ -61,9 +54,15 @@ def run(settings: Settings) -> dict[str, Any]:
     model = _random_model(settings)
     nn.Module.to(model, device)
     rows = [row for batch in settings.batches for row in _measure_batch(model, batch, settings)]
-    machine = describe_machine(device)
-    _print_table(settings, machine, rows)
-    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+    return publish(
+        settings,
+        device,
+        rows,
+        title=f"{settings.preset}, {settings.num_steps} steps, {settings.head_steps} head steps",
+        caption="x plain: how many times faster than a plain transcription of the official loop on the same weights",
+        names=("sampler",),
+        extra={"x plain": ("times_faster_than_plain", ".2f"), "difference": ("relative_difference", ".1e")},
+    )
 
 
 def _random_model(settings: Settings) -> MaskedAR:
@@ -118,14 +117,3 @@ def _draw(sampler: Sampler, labels: Tensor, seed: int) -> Tensor:
 
 def _rng(labels: Tensor, seed: int) -> torch.Generator:
     return torch.Generator(labels.device).manual_seed(seed)
-
-
-def _print_table(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    print_times(
-        f"{settings.preset}, {settings.num_steps} steps, {settings.head_steps} head steps, {machine['device']}, "
-        f"median of {settings.repeats}",
-        "x plain: how many times faster than a plain transcription of the official loop on the same weights",
-        rows,
-        names=("sampler",),
-        extra={"x plain": ("times_faster_than_plain", ".2f"), "difference": ("relative_difference", ".1e")},
-    )

@@ -6,7 +6,7 @@ import dataclasses
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -112,24 +112,30 @@ def describe_times(seconds: Sequence[float], batch: int) -> dict[str, float]:
     return {"median_s": median, "min_s": min(seconds), "max_s": max(seconds), "images_per_s": batch / median}
 
 
-def print_times(
+def publish(
+    settings: RepeatedSettings,
+    device: torch.device,
+    rows: Sequence[Mapping[str, Any]],
+    *,
     title: str,
     caption: str,
-    rows: Iterable[Mapping[str, Any]],
-    *,
     names: Sequence[str],
     extra: Mapping[str, tuple[str, str]],
-) -> None:
-    """Print rows that hold `describe_times`.
+) -> dict[str, Any]:
+    """Print rows that hold `describe_times`, and return settings, machine and rows as JSON values.
 
     Args:
-        title: Text above the table.
-        caption: Text below the table.
+        settings: Settings of the benchmark.
+        device: Device that was measured.
         rows: Rows of the table; each has "batch", the names, the times, and what `extra` formats.
+        title: Beginning of the text above the table; device, threads and repetitions follow.
+        caption: Text below the table.
         names: Keys of the text columns, e.g. ("direction", "program").
         extra: Key and format of each further column by its heading, e.g. {"x plain": ("times_faster_than_plain", ".2f")}; a dash
             stands where the value is None.
     """
+    machine = describe_machine(device)
+    title = f"{title}, {machine['device']}, {machine['threads']} threads, median of {settings.repeats}"
     table = Table(title=title, caption=caption)
     for column in ("batch", *names, "ms", "fastest - slowest", "images/s", *extra):
         table.add_column(column, justify="left" if column in names else "right")
@@ -143,6 +149,7 @@ def print_times(
             *("-" if row[key] is None else format(row[key], form) for key, form in extra.values()),
         )
     Console().print(table)
+    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

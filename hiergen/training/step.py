@@ -6,8 +6,7 @@ Nothing here waits for the device, except `Stepper.check_skipped`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -140,15 +139,39 @@ class Stepper:
             yield
 
     def _update(self, active: tuple[str, ...], terms: dict[str, Tensor], samples_seen: int) -> dict[str, Tensor]:
-        """Update the active players, count what was skipped, and return the norms of their gradients as terms."""
-        updates = [
-            Update(name, self.losses[name], self.optimizers[name], self._optim[name].clip_norm) for name in active
-        ]
-        losses = [terms[name] for name in terms if name == "loss" or name.endswith("/loss")]
-        norms, is_skipped = take_steps(updates, losses, self._accelerator)
+        """Take the step of each active player whose gradient is finite, count what is skipped, and return the norms before clipping."""
+        scaler = self._accelerator.scaler
+        norms = {}
+        for name in active:
+            # All players' before any step, which may change the scale: Accelerate's own clipping would divide the second one's twice.
+            if scaler is not None:
+                scaler.unscale_(self.optimizers[name])
+            parameters = [p for p in self.losses[name].parameters() if p.grad is not None]
+            limit = self._optim[name].clip_norm
+            norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+            label = f"{name}/grad_norm" if len(self.losses) > 1 else "grad_norm"
+            norms[label] = whole(torch.as_tensor(norm, device=self._device).detach())
+        bad = ~torch.isfinite(torch.stack(list(norms.values())))
+        for name, is_bad in zip(active, bad, strict=True):
+            optimizer = self.optimizers[name]
+            if scaler is None:
+                # A fused optimizer leaves weights and moments alone where this is 1.
+                optimizer.found_inf, optimizer.grad_scale = is_bad.float(), None  # type: ignore[attr-defined]
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        is_skipped = bad.any()
+        if scaler is not None:
+            # That a scaler finds its scale by steps that it skips is no fault, so long as losses are finite and the scale can be lowered.
+            losses = [terms[name] for name in terms if name == "loss" or name.endswith("/loss")]
+            is_lost = (~torch.isfinite(torch.stack(losses))).any().float()
+            is_least = scaler.scale(torch.ones((), device=self._device)) <= 1
+            is_skipped &= is_least | (cast(Tensor, self._accelerator.reduce(is_lost, reduction="max")) > 0)
+            scaler.update()
         self.skipped += is_skipped
         self._last_bad = torch.where(is_skipped, samples_seen, self._last_bad)
-        return {f"{name}/grad_norm" if len(self.losses) > 1 else "grad_norm": norm for name, norm in norms.items()}
+        return norms
 
     def check_skipped(self, line: Mapping[str, float]) -> None:
         """Stop a run of which too many steps were skipped.
@@ -172,66 +195,6 @@ class Stepper:
             f"not finite at {int(line['samples'])} samples: {', '.join(bad) or 'nothing but gradients'}; "
             f"the last such batch began at sample {began}: samples {shown} of the dataset, epoch {pairs[0][1]}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """A player that is to be updated.
-
-    Attributes:
-        name: Name of the player.
-        module: The module that holds its gradients.
-        optimizer: A fused optimizer, which leaves weights and moments alone where its `found_inf` is 1.
-        clip_norm: Largest norm of the gradient; None for any.
-    """
-
-    name: str
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    clip_norm: float | None
-
-
-def take_steps(
-    updates: Sequence[Update], losses: Sequence[Tensor], accelerator: Accelerator
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Clip the players' gradients and update the players, except from gradients that are not finite.
-
-    Args:
-        updates: The players, in their order.
-        losses: The losses of the step, scalars.
-        accelerator: Accelerate's object, which holds the scaler in float16.
-
-    Returns:
-        The norms of the gradients by player, before clipping, and whether a player's step was skipped, all scalars on the device.
-        Overflows that only lower the fp16 loss scale do not count as skipped.
-    """
-    scaler, device = accelerator.scaler, accelerator.device
-    norms = {}
-    for update in updates:
-        # All players' before any step, which may change the scale: Accelerate's own clipping would divide the second one's twice.
-        if scaler is not None:
-            scaler.unscale_(update.optimizer)
-        parameters = [p for p in update.module.parameters() if p.grad is not None]
-        limit = float("inf") if update.clip_norm is None else update.clip_norm
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        norms[update.name] = whole(torch.as_tensor(norm, device=device).detach())
-    bad = ~torch.isfinite(torch.stack(list(norms.values())))
-    for update, is_bad in zip(updates, bad, strict=True):
-        optimizer = update.optimizer
-        if scaler is None:
-            optimizer.found_inf, optimizer.grad_scale = is_bad.float(), None  # type: ignore[attr-defined]
-            optimizer.step()
-        else:
-            scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-    is_skipped = bad.any()
-    if scaler is not None:
-        # That a scaler finds its scale by steps that it skips is no fault, so long as losses are finite and the scale can be lowered.
-        is_lost = (~torch.isfinite(torch.stack(list(losses)))).any().float()
-        is_least = scaler.scale(torch.ones((), device=device)) <= 1
-        is_skipped &= is_least | (cast(Tensor, accelerator.reduce(is_lost, reduction="max")) > 0)
-        scaler.update()
-    return norms, is_skipped
 
 
 @contextlib.contextmanager

@@ -99,9 +99,9 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
         report |= _image_report(settings, image_pipeline.image_encoder, generated, shown)
     with times.stage("draw"):
         _draw(settings, tokenizer, rebuilt, generated, shown)
-        panels = (("tokenizer: IoU in the volume", tokenizer_run, ["iou_logits_0", "iou_logits_1"]),)
-        more = (("generator: noise error", generator_run, ["low_mse", "high_mse"]),)
-        save_curves(out / "curves.png", {title: log_curves(run.log, names) for title, run, names in panels + more})
+        overlap = log_curves(tokenizer_run.log, ["iou_logits_0", "iou_logits_1"])
+        noise = log_curves(generator_run.log, ["low_mse", "high_mse"])
+        save_curves(out / "curves.png", {"tokenizer: IoU in the volume": overlap, "generator: noise error": noise})
     with atomic_directory(out / "pipeline") as temporary:
         pipeline.save_pretrained(temporary)
     with atomic_directory(out / "image_pipeline") as temporary:

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -93,8 +92,6 @@ class RunKeeper:
         self._out = Path(config.out)
         #: The data check in use and the digests it gave; set by `restore`.
         self._content: dict[str, str] | None = None
-        #: Seconds spent in `save`.
-        self.seconds = 0.0
         self._writer = ThreadPoolExecutor(1) if config.background_checkpoints else None
         #: The checkpoint that is being written in the background: its position, and what it comes to.
         self._pending: tuple[int, Future[Path]] | None = None
@@ -106,18 +103,23 @@ class RunKeeper:
         Raises:
             ValueError: If another run does.
         """
-        problem: list[str | None] = [None]
+        problem = None
         with contextlib.ExitStack() as stack:
             if self._accelerator.is_main_process:
                 try:
                     stack.enter_context(sole_writer(self._out))
                 except ValueError as error:
-                    problem = [str(error)]
-            if self._accelerator.num_processes > 1:
-                broadcast_object_list(problem)
-            if problem[0] is not None:
-                raise ValueError(problem[0])
+                    problem = str(error)
+            self._tell(problem, ValueError)
             yield
+
+    def _tell(self, problem: str | None, kind: type[Exception]) -> None:
+        """Raise what the main process found, on every process: the others would wait for it for ever."""
+        said = [problem]
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(said)
+        if said[0] is not None:
+            raise kind(said[0])
 
     def save(self, state: RunState, *, is_best: bool = False) -> None:
         """Write a checkpoint from the main process, and first the model if it is the best; every process returns or raises together.
@@ -153,8 +155,7 @@ class RunKeeper:
 
     def _together(self, write: Callable[[], None], samples_seen: int, what: str = "checkpoint") -> None:
         """Finish what is pending and then `write`, on the main process, and let all processes know of a failure."""
-        started = time.perf_counter()
-        problem: list[str | None] = [None]
+        problem = None
         if self._accelerator.is_main_process:
             place = f"{what} at {samples_seen}"
             try:
@@ -165,13 +166,8 @@ class RunKeeper:
                 place = f"{what} at {samples_seen}"
                 write()
             except OSError as error:
-                problem = [f"the {place} samples was not written: {type(error).__name__}: {error}"]
-        # Every process must learn of a failure, or the others wait for this one for ever.
-        if self._accelerator.num_processes > 1:
-            broadcast_object_list(problem)
-        self.seconds += time.perf_counter() - started
-        if problem[0] is not None:
-            raise OSError(problem[0])
+                problem = f"the {place} samples was not written: {type(error).__name__}: {error}"
+        self._tell(problem, OSError)
 
     def restore(self, state: RunState) -> None:
         """Fill `state` from the newest valid checkpoint, if there is one.

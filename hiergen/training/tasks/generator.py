@@ -44,12 +44,16 @@ class GeneratorTaskConfig(TaskConfig):
 
     def sketch(self) -> dict[str, nn.Module]:
         """Return the generator, for the cache's levels if it is there, otherwise for the preset's."""
-        derived = {}
-        if (Path(self.codes) / INDEX).is_file():
-            index = json.loads((Path(self.codes) / INDEX).read_text())
-            derived = {"level_specs": index["specs"], "num_classes": len(index["classes"])}
         with torch.device("meta"):
-            return {"generator": create(self.preset, **{**derived, **self.overrides})}
+            return {"generator": create(self.preset, **{**read_sizes(self.codes), **self.overrides})}
+
+
+def read_sizes(codes: str) -> dict[str, Any]:
+    """Return the config entries of a generator that a cache of codes tells, none if it is not there."""
+    if not (Path(codes) / INDEX).is_file():
+        return {}
+    index = json.loads((Path(codes) / INDEX).read_text())
+    return {"level_specs": index["specs"], "num_classes": len(index["classes"])}
 
 
 class GeneratorTask(Task):

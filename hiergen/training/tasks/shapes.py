@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from hiergen.data.codes import INDEX, CodeSet
+from hiergen.data.codes import CodeSet
 from hiergen.data.shapes.dataset import ShapeDataConfig, open_shapes
 from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings, StageChoice
 from hiergen.generators.masked.prefix import Condition
@@ -21,6 +20,7 @@ from hiergen.registry import create
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 from hiergen.training.tasks.base import Task, TaskConfig
+from hiergen.training.tasks.generator import read_sizes
 from hiergen.training.tasks.shape_pictures import cloud_pictures, token_pictures
 
 #: Shapes in pictures for the trackers, and how samples for them are made: in few steps, as they are wanted at every checkpoint.
@@ -168,17 +168,10 @@ class ShapeGeneratorTaskConfig(TaskConfig):
 
     def sketch(self) -> dict[str, nn.Module]:
         """Return the stages that are trained, for the cache's levels if it is there, otherwise for the preset's."""
-        derived = {}
-        if (Path(self.codes) / INDEX).is_file():
-            index = json.loads((Path(self.codes) / INDEX).read_text())
-            derived = {"level_specs": index["specs"]}
-            if self.condition == "class":
-                derived["num_classes"] = len(index["classes"])
-        elif (
-            self.condition == "class"
-            and "feature_shapes" in self.overrides
-            and self.overrides["feature_shapes"] is None
-        ):
+        derived = read_sizes(self.codes)
+        if self.condition == "image":
+            derived.pop("num_classes", None)
+        elif not derived and self.overrides.get("feature_shapes", ()) is None:
             derived = {"num_classes": 1}
         with torch.device("meta"):
             model = create(self.preset, **{**derived, **self.overrides})
@@ -257,18 +250,8 @@ def _start_from(model: MaskedCascade, folder: str) -> None:
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"start is {folder!r}, which holds no model; train the coarse stage first")
     trained = MaskedCascade.from_pretrained(folder)
-    names = (
-        "dim",
-        "depth",
-        "num_heads",
-        "latent_mean",
-        "latent_std",
-        "latent_multiplier",
-        "num_classes",
-        "feature_shapes",
-        "level_specs",
-    )
-    for name in names:
+    sizes = ("dim", "depth", "num_heads", "num_classes", "feature_shapes", "level_specs")
+    for name in (*sizes, "latent_mean", "latent_std", "latent_multiplier"):
         if trained.config[name] != model.config[name]:
             raise ValueError(f"start has {name} {trained.config[name]}, this cascade {model.config[name]}")
     model.low.load_state_dict(trained.low.state_dict())
