@@ -6,6 +6,7 @@ samples whatever the batch size and the number of processes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
@@ -89,11 +90,7 @@ def draw_uniform(shape: Sequence[int], *, rng: Rng | None, device: torch.device,
         device: Device of the result.
         batch_dim: Dimension of `shape` that counts samples.
     """
-
-    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
-        return torch.rand(size, generator=source, device=device if source is None else source.device)
-
-    return _draw(draw, shape, rng, batch_dim).to(device)
+    return _draw(torch.rand, shape, rng, device, batch_dim)
 
 
 def draw_normal(
@@ -105,23 +102,23 @@ def draw_normal(
     batch_dim: int = 0,
 ) -> Tensor:
     """Return unit normal numbers on `device`; see `draw_uniform`."""
-
-    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
-        return torch.randn(size, generator=source, device=device if source is None else source.device, dtype=dtype)
-
-    return _draw(draw, shape, rng, batch_dim).to(device)
+    return _draw(functools.partial(torch.randn, dtype=dtype), shape, rng, device, batch_dim)
 
 
 def draw_exponential(shape: Sequence[int], *, rng: Rng | None, device: torch.device) -> Tensor:
     """Return float32 numbers of the exponential distribution of mean 1 on `device`; see `draw_uniform`."""
+    return _draw(_exponential, shape, rng, device, 0)
 
-    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
-        return torch.empty(size, device=device if source is None else source.device).exponential_(generator=source)
 
-    return _draw(draw, shape, rng, 0).to(device)
+def _exponential(size: Sequence[int], *, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    return torch.empty(size, device=device).exponential_(generator=generator)
 
 
 def _draw(
-    draw: Callable[[torch.Generator | None, tuple[int, ...]], Tensor], shape: Sequence[int], rng: Rng | None, dim: int
+    make: Callable[..., Tensor], shape: Sequence[int], rng: Rng | None, device: torch.device, batch_dim: int
 ) -> Tensor:
-    return rng.stack(draw, shape, dim) if isinstance(rng, SampleRng) else draw(rng, tuple(shape))
+    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
+        return make(size, generator=source, device=device if source is None else source.device)
+
+    drawn = rng.stack(draw, shape, batch_dim) if isinstance(rng, SampleRng) else draw(rng, tuple(shape))
+    return drawn.to(device)

@@ -41,7 +41,9 @@ def run(settings: Settings) -> dict[str, Any]:
         difference of its images from those of the dense mask (None for the single-scale baseline, another model).
     """
     device = choose_device(settings.device)
-    models = {name: _place(model, device, settings) for name, model in _random_models(settings).items()}
+    models = _random_models(settings)
+    for model in models.values():
+        nn.Module.to(model, device=device, dtype=getattr(torch, settings.dtype))
     rows = []
     for batch in settings.batches:
         rng = torch.Generator().manual_seed(settings.seed)
@@ -70,11 +72,6 @@ def _random_models(settings: Settings) -> dict[str, HieraTok]:
     grouped.load_state_dict(masked.state_dict())
     finest = masked.specs[-1].grid or (1,)
     return {"masked": masked, "grouped": grouped, "single scale": make(scales=[finest[0]])}
-
-
-def _place(model: HieraTok, device: torch.device, settings: Settings) -> HieraTok:
-    nn.Module.to(model, device=device, dtype=getattr(torch, settings.dtype))
-    return model.eval()
 
 
 @torch.no_grad()

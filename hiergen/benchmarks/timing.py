@@ -7,15 +7,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from hiergen.registry import create, get_preset
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,7 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], *, repeats: int, device: 
     return seconds
 
 
-def timed(call: Callable[[], T], device: torch.device) -> tuple[float, T]:
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     """Return the seconds that a call takes until the device is done with it, and its result."""
     started = clock(device)
     result = call()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hiergen.config import parse
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet, Views
 from hiergen.data.sources import DataConfig, open_images
+
+if TYPE_CHECKING:
+    from hiergen.data.codes import CodeSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,21 +52,22 @@ class EncodeSettings:
 
 def main(args: list[str]) -> None:
     settings = parse(EncodeSettings(), args, prog="hiergen encode")
-    from rich.progress import Progress
-
     from hiergen.files import check_writable
-    from hiergen.pipelines.encoding import encode_images
     from hiergen.pipelines.loading import from_pretrained
 
     check_writable(settings.out)
-    if settings.shapes:
-        _encode_shapes(settings)
-        return
-    if settings.videos:
-        _encode_videos(settings)
-        return
+    encode = _encode_shapes if settings.shapes else _encode_videos if settings.videos else _encode_images
+    codes, what, more = encode(settings, from_pretrained(settings.tokenizer).eval().to(settings.device))
+    tokens = sum(spec.num_tokens for spec in codes.specs)
+    print(f"{len(codes):,} {what} of {tokens} tokens in {settings.out}{more}")
+
+
+def _encode_images(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
+    from rich.progress import Progress
+
+    from hiergen.pipelines.encoding import encode_images
+
     images = cast("ImageSet | PictureSet", open_images(settings.data))
-    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     with Progress() as progress:
         bar = progress.add_task("encode", total=len(images))
         codes = encode_images(
@@ -75,41 +79,37 @@ def main(args: list[str]) -> None:
             batch_size=settings.batch_size,
             progress=lambda done: progress.update(bar, completed=done),
         )
-    print(f"{len(codes):,} pyramids of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}")
+    return codes, "pyramids", ""
 
 
-def _encode_shapes(settings: EncodeSettings) -> None:
+def _encode_shapes(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
     from hiergen.data.shapes.dataset import open_shapes
     from hiergen.pipelines.loading import from_pretrained
     from hiergen.pipelines.shape_encoding import cloud_config, encode_shapes
     from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
-    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     if not isinstance(tokenizer, PyramidVAE):
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no shapes")
     encoder = from_pretrained(settings.image_encoder).eval().to(settings.device) if settings.image_encoder else None
-    shapes = open_shapes(cloud_config(tokenizer, settings.shapes, image=encoder is not None))
     codes = encode_shapes(
         tokenizer,
-        shapes,
+        open_shapes(cloud_config(tokenizer, settings.shapes, image=encoder is not None)),
         settings.out,
         num_variants=settings.variants,
         batch_size=settings.batch_size,
         image_encoder=encoder,
         feature_cache=f"{settings.out}-features" if encoder is not None else None,
     )
-    print(f"{len(codes):,} shapes of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}")
+    return codes, "shapes", ""
 
 
-def _encode_videos(settings: EncodeSettings) -> None:
+def _encode_videos(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
     from hiergen.data.videos.dataset import load_clips
-    from hiergen.pipelines.loading import from_pretrained
     from hiergen.pipelines.video_encoding import encode_videos
     from hiergen.tokenizers.hieratok.model import HieraTok
     from hiergen.tokenizers.videos.frames import FrameTokenizer
     from hiergen.tokenizers.videos.patch_components import PatchComponents
 
-    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     if isinstance(tokenizer, HieraTok):
         tokenizer = FrameTokenizer.of(tokenizer, settings.num_frames)
     if isinstance(tokenizer, FrameTokenizer):
@@ -120,7 +120,4 @@ def _encode_videos(settings: EncodeSettings) -> None:
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no videos")
     videos = load_clips(settings.videos, num_frames=frames, size=size, stride=settings.stride)
     codes = encode_videos(tokenizer, videos, settings.out, batch_size=max(settings.batch_size // frames, 1))
-    print(
-        f"{len(codes):,} clips of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}; "
-        f"{len(videos.skipped)} files skipped"
-    )
+    return codes, "clips", f"; {len(videos.skipped)} files skipped"

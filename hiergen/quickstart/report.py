@@ -24,16 +24,7 @@ def publish(
     times: StageTimes,
     console: Console,
 ) -> dict[str, Any]:
-    """Add parameters and seconds to a report, write it as `report.json` and `report.md`, and return it.
-
-    Args:
-        out: Folder of the run.
-        report: JSON values.
-        page: Function that makes the page to read.
-        models: Models by the name that the report gives them.
-        times: Seconds of the stages.
-        console: Where the end is announced.
-    """
+    """Add the parameters of `models` and the seconds to a report, write it as `report.json` and `report.md`, and return it."""
     report["parameters"] = {
         name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()
     }

@@ -117,12 +117,9 @@ class _Run:
 
     def _train(self, steps: range) -> None:
         config, accelerator = self.config, self.accelerator
+        rank, world = accelerator.process_index, accelerator.num_processes
         stream = SampleStream(
-            self.task.dataset,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
+            self.task.dataset, batch_size=config.batch_size, seed=config.seed, rank=rank, world_size=world
         )
         with (
             contextlib.closing(self.log),

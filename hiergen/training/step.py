@@ -94,14 +94,9 @@ class Stepper:
         config, task = self._config, self._task
         task.begin_step(samples_seen)
         active = self.active(samples_seen)
+        sizes = {"batch_size": config.batch_size, "samples": config.samples}
         for name in active:
-            rate = learning_rate(
-                self._optim[name],
-                samples_seen,
-                batch_size=config.batch_size,
-                samples=config.samples,
-                start=task.start(name),
-            )
+            rate = learning_rate(self._optim[name], samples_seen, start=task.start(name), **sizes)
             for group in self.optimizers[name].param_groups:
                 group["lr"] = rate
         terms: dict[str, Tensor] = {}

@@ -25,10 +25,10 @@ from hiergen.quickstart.images.trainings import generator_config, tokenizer_conf
 from hiergen.quickstart.report import publish
 from hiergen.quickstart.settings import QuickstartSettings, family, sampling
 from hiergen.quickstart.stages import StageTimes
-from hiergen.registry import Kind, get_preset, model_class
+from hiergen.registry import get_preset, model_class
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
-from hiergen.training.loop import FitResult, fit
+from hiergen.training.loop import fit
 
 
 def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
@@ -58,7 +58,13 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
         report = score(settings, tokenizer, generated, train, test, codes)
     with times.stage("draw"):
         _draw(out, tokenizer, generated, test)
-        _draw_curves(settings, {"tokenizer": tokenizer_run, "generator": generator_run})
+        families = family("tokenizer", settings.tokenizer), family("generator", settings.generator)
+        panels = {
+            f"{chosen.kind}: {title}": log_curves(run.log, entries)
+            for chosen, run in zip(families, (tokenizer_run, generator_run), strict=True)
+            for title, entries in chosen.curves.items()
+        }
+        save_curves(out / "curves.png", panels)
     with atomic_directory(out / "pipeline") as temporary:
         pipeline.save_pretrained(temporary)
     return publish(out, report, markdown_report, models=pipeline.components, times=times, console=console)
@@ -99,13 +105,3 @@ def _draw(out: Path, tokenizer: Tokenizer, generated: ImageSet, test: ImageSet) 
         column_labels=[str(label) for label in range(10)],
         title="Generated, by the class asked for (not selected)",
     )
-
-
-def _draw_curves(settings: QuickstartSettings, runs: dict[Kind, FitResult]) -> None:
-    names: dict[Kind, str] = {"tokenizer": settings.tokenizer, "generator": settings.generator}
-    panels = {
-        f"{kind}: {title}": log_curves(run.log, entries)
-        for kind, run in runs.items()
-        for title, entries in family(kind, names[kind]).curves.items()
-    }
-    save_curves(Path(settings.out) / "curves.png", panels)

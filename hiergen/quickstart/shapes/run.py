@@ -102,12 +102,11 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
         overlap = log_curves(tokenizer_run.log, ["iou_logits_0", "iou_logits_1"])
         noise = log_curves(generator_run.log, ["low_mse", "high_mse"])
         save_curves(out / "curves.png", {"tokenizer: IoU in the volume": overlap, "generator: noise error": noise})
-    with atomic_directory(out / "pipeline") as temporary:
-        pipeline.save_pretrained(temporary)
-    with atomic_directory(out / "image_pipeline") as temporary:
-        image_pipeline.save_pretrained(temporary)
-    parts = {**pipeline.components, "generator by image": image_pipeline.generator}
-    parts["image encoder"] = image_pipeline.image_encoder
+    for name, made in (("pipeline", pipeline), ("image_pipeline", image_pipeline)):
+        with atomic_directory(out / name) as temporary:
+            made.save_pretrained(temporary)
+    by_image = {"generator by image": image_pipeline.generator, "image encoder": image_pipeline.image_encoder}
+    parts = {**pipeline.components, **by_image}
     return publish(out, report, shape_markdown, models=parts, times=times, console=console)
 
 
@@ -238,8 +237,8 @@ def _rebuild(tokenizer: PyramidVAE, settings: ShapesQuickstartSettings) -> list[
     """Return the meshes of the held-out shapes from each level, and write them."""
     data = _data(settings, "test")
     pyramid = encode_clouds(tokenizer, open_shapes(data), _by_number(data.source))
-    extraction = _extraction(settings)
-    levels = [decode_meshes(tokenizer, pyramid.prefix(k), extraction) for k in range(1, len(pyramid) + 1)]
+    prefixes = (pyramid.prefix(k) for k in range(1, len(pyramid) + 1))
+    levels = [decode_meshes(tokenizer, prefix, _extraction(settings)) for prefix in prefixes]
     for spec, meshes in zip(pyramid.specs, levels, strict=True):
         _save(meshes, Path(settings.out) / "reconstructions", f"{spec.num_tokens}-tokens")
     return levels
@@ -249,8 +248,7 @@ def _generate(pipeline: ClassToShapePipeline, settings: ShapesQuickstartSettings
     """Return generated meshes, class by class in turn as the held-out shapes are, and write them."""
     pipeline.set_progress_bar_config(disable=True)
     labels = [number % NUM_SHAPE_CLASSES for number in range(settings.num_generated)]
-    rng = make_rng(settings.seed, "sample")
-    extraction = _extraction(settings)
+    rng, extraction = make_rng(settings.seed, "sample"), _extraction(settings)
     meshes = pipeline(labels, generator=rng, extraction=extraction, **SAMPLING).meshes
     _save(meshes, Path(settings.out) / "samples", "sample")
     return meshes

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hiergen.config import to_json
 from hiergen.data.images.pixels import to_uint8
@@ -79,11 +78,13 @@ def video_scores(
 
 
 def _against_dense(drawn: Mapping[str, Drawn]) -> list[dict[str, Any]]:
-    (_, dense), *others = drawn.items()
-    rows = [_row("dense", dense, None)]
-    return rows + [_row(name, made, dense.videos) for name, made in others]
-
-
-def _row(name: str, made: Drawn, reference: Tensor | None) -> dict[str, Any]:
-    cost = {"name": name, "density": made.density, "cpu_seconds_per_clip": made.cpu_seconds / len(made.labels)}
-    return cost if reference is None else {**cost, **compare_videos(made.videos, reference)}
+    dense, *_ = drawn.values()
+    return [
+        {
+            "name": name,
+            "density": made.density,
+            "cpu_seconds_per_clip": made.cpu_seconds / len(made.labels),
+            **({} if made is dense else compare_videos(made.videos, dense.videos)),
+        }
+        for name, made in drawn.items()
+    ]

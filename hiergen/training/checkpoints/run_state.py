@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import hiergen
 from hiergen.config import fingerprint, to_json, with_defaults
-from hiergen.files import atomic_directory, flush_file, sole_writer, write_json
+from hiergen.files import atomic_directory, flush, sole_writer, write_json
 from hiergen.training.checkpoints.best import Best
 from hiergen.training.checkpoints.checkpoint import (
     find_checkpoint,
@@ -136,7 +136,7 @@ class RunKeeper:
             log = self._out / "log.jsonl"
             if log.is_file():
                 # In a power cut a checkpoint must not outlive the lines that led to it.
-                flush_file(log)
+                flush(log)
             commit = self._capture(state, tensors)
             if self._writer is None:
                 commit()

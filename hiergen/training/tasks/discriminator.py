@@ -68,11 +68,12 @@ class AdversarialTurns:
         tokenizer: The first player's model.
 
     Attributes:
+        adversary: The second player.
         is_on: Whether the discriminator takes part yet; set by `begin_step`.
     """
 
     def __init__(self, config: AdversarialConfig, adversary: Adversary, tokenizer: Any) -> None:
-        self._config, self._adversary, self._tokenizer = config, adversary, tokenizer
+        self._config, self.adversary, self._tokenizer = config, adversary, tokenizer
         self.is_on = False
         self._fake: Tensor | None = None
 
@@ -83,13 +84,10 @@ class AdversarialTurns:
         """Keep the tokenizer's reconstruction for the discriminator's turn."""
         self._fake = reconstruction.detach()
 
-    def logits(self, reconstruction: Tensor, rng: torch.Generator) -> Tensor:
-        return self._adversary.logits(reconstruction, rng=rng)
-
     def term(self, reconstruction: Tensor, others: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the tokenizer's adversarial term and its weight, which may adapt to the gradient of the `others`."""
         config = self._config
-        term = self._adversary.generator_loss(reconstruction, rng=rng)
+        term = self.adversary.generator_loss(reconstruction, rng=rng)
         scale = torch.full((), config.weight, device=reconstruction.device)
         if config.is_adaptive:
             scale = scale * adaptive_weight(others, term, self._tokenizer.get_parameter(config.adaptive_at))
@@ -98,5 +96,5 @@ class AdversarialTurns:
     def losses(self, image: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return the discriminator's losses on a batch and the reconstruction of it that was kept."""
         assert self._fake is not None
-        found: dict[str, Tensor] = self._adversary(image, self._fake, rng=rng)
+        found: dict[str, Tensor] = self.adversary(image, self._fake, rng=rng)
         return found

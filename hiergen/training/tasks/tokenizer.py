@@ -107,7 +107,12 @@ class TokenizerTask(Task):
         self._beside = player if isinstance(player, TokenizerPlayer) else None
         self.tokenizer: Any = self._beside.tokenizer if self._beside else player
         self._perceptual = PerceptualTerm(config.perceptual) if config.perceptual else None
-        self._vae = self._make_vae(config.vae) if config.vae else None
+        self._vae: VAETerms | None = None
+        if config.vae:
+            perceptual, adversarial = (x.weight if x else 0.0 for x in (config.perceptual, config.adversarial))
+            self._vae = VAETerms(
+                config.vae, self.tokenizer, perceptual_weight=perceptual, adversarial_weight=adversarial
+            )
         specs = cast(tuple[LevelSpec, ...], self.tokenizer.specs)
         self._counter = CodebookCounter(specs) if config.codebook else None
         if self._beside and self._beside.revival:
@@ -193,7 +198,7 @@ class TokenizerTask(Task):
         if turns:
             turns.keep(reconstruction)
         if self._vae:
-            logits = turns.logits(reconstruction, rng) if turns else None
+            logits = turns.adversary.logits(reconstruction, rng=rng) if turns else None
             terms |= self._vae(image, output, perceptual=distances, fake_logits=logits)
             return terms.pop("loss")
         total = self._config.pixel_weight * terms["pixel"]
@@ -210,15 +215,6 @@ class TokenizerTask(Task):
         # Halved, because the published weights of the terms are for images in [0, 1].
         difference = (reconstruction - image) / 2
         return difference.square().mean() if self._config.pixel_loss == "mse" else difference.abs().mean()
-
-    def _make_vae(self, vae: VAEConfig) -> VAETerms:
-        perceptual, adversarial = self._config.perceptual, self._config.adversarial
-        return VAETerms(
-            vae,
-            self.tokenizer,
-            perceptual_weight=perceptual.weight if perceptual else 0.0,
-            adversarial_weight=adversarial.weight if adversarial else 0.0,
-        )
 
     def _align(self, image: Tensor, output: TokenizerOutput, terms: dict[str, Tensor]) -> Tensor | float:
         config = self._config.alignment

@@ -76,7 +76,9 @@ class VAETerms:
         self._tokenizer = tokenizer
         foundation = config.foundation if config.foundation and config.foundation.weight else None
         self._teacher: Frozen | None = None
+        margins = {}
         if foundation is not None:
+            margins = {"cosine_margin": foundation.cosine_margin, "distance_margin": foundation.distance_margin}
             teacher = PatchTeacher(
                 foundation.model, foundation.weights, image_size=foundation.image_size, **foundation.options
             )
@@ -87,9 +89,6 @@ class VAETerms:
                     f"set overrides={{'alignment_dim': {teacher.dim}}}"
                 )
             self._teacher = Frozen(teacher)
-        margins = {}
-        if foundation is not None:
-            margins = {"cosine_margin": foundation.cosine_margin, "distance_margin": foundation.distance_margin}
         self._objective = VAEObjective(
             perceptual_weight=perceptual_weight,
             kl_weight=config.kl_weight,
