@@ -32,7 +32,7 @@ class EncodeSettings:
         views: What is encoded of each image: "center"; "flips", with its mirror image; or "ten_crop", the published ten crops.
         sample_seed: Seed with which the continuous tokens of images are drawn from their posterior; by default its mode is taken.
         batch_size: Images per pass.
-        device: Device to run on.
+        device: Device to run on; "auto" is a GPU where there is one.
     """
 
     tokenizer: str = "runs/restok_tiny/model"
@@ -47,17 +47,19 @@ class EncodeSettings:
     views: Views = "center"
     sample_seed: int | None = None
     batch_size: int = 64
-    device: str = "cpu"
+    device: str = "auto"
 
 
 def main(args: list[str]) -> None:
     settings = parse(EncodeSettings(), args, prog="hiergen encode")
+    from hiergen.environment import choose_device
     from hiergen.files import check_writable
     from hiergen.pipelines.loading import from_pretrained
 
     check_writable(settings.out)
     encode = _encode_shapes if settings.shapes else _encode_videos if settings.videos else _encode_images
-    codes, what, more = encode(settings, from_pretrained(settings.tokenizer).eval().to(settings.device))
+    device = choose_device(settings.device)
+    codes, what, more = encode(settings, from_pretrained(settings.tokenizer).eval().to(device))
     tokens = sum(spec.num_tokens for spec in codes.specs)
     print(f"{len(codes):,} {what} of {tokens} tokens in {settings.out}{more}")
 
@@ -90,7 +92,7 @@ def _encode_shapes(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, s
 
     if not isinstance(tokenizer, PyramidVAE):
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no shapes")
-    encoder = from_pretrained(settings.image_encoder).eval().to(settings.device) if settings.image_encoder else None
+    encoder = from_pretrained(settings.image_encoder).eval().to(tokenizer.device) if settings.image_encoder else None
     codes = encode_shapes(
         tokenizer,
         open_shapes(cloud_config(tokenizer, settings.shapes, image=encoder is not None)),

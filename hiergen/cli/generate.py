@@ -41,7 +41,7 @@ class GenerateSettings:
         top_p: Probability that the likeliest ids to draw from make up; 1 for all.
         num_steps: Number of steps of a masked or flow generator.
         num_levels: Number of levels after which a generator of levels stops; those are decoded.
-        device: Device to run on.
+        device: Device to run on; "auto" is a GPU where there is one.
     """
 
     pipeline: str = "quickstart/pipeline"
@@ -60,7 +60,7 @@ class GenerateSettings:
     top_p: float | None = None
     num_steps: int | None = None
     num_levels: int | None = None
-    device: str = "cpu"
+    device: str = "auto"
 
 
 def main(args: list[str]) -> None:
@@ -68,6 +68,7 @@ def main(args: list[str]) -> None:
     import torch
 
     from hiergen.data.images.pixels import to_pictures
+    from hiergen.environment import choose_device
     from hiergen.figures import as_rows, save_image_grid
     from hiergen.files import atomic_path, check_writable
     from hiergen.pipelines.loading import from_pretrained
@@ -75,14 +76,18 @@ def main(args: list[str]) -> None:
     from hiergen.pipelines.video import ClassToVideoPipeline
 
     out = check_writable(settings.out)
-    pipeline = from_pretrained(settings.pipeline).to(settings.device)
+    device = choose_device(settings.device)
+    pipeline = from_pretrained(settings.pipeline)
+    if "generator" not in getattr(pipeline, "components", {}):
+        raise ValueError(f"{settings.pipeline!r} holds a {type(pipeline).__name__}, expected a pipeline")
+    pipeline.to(device)
     if isinstance(pipeline, ImageToShapePipeline) != bool(settings.image):
         takes = "images, give --image FILE" if isinstance(pipeline, ImageToShapePipeline) else "labels, not --image"
         raise ValueError(f"{settings.pipeline!r} is of class {type(pipeline).__name__}, which takes {takes}")
     if not settings.labels and not settings.image:
         count = min(10, pipeline.generator.config["num_classes"] or 0)
         settings = dataclasses.replace(settings, labels=tuple(range(count)))
-    rng = torch.Generator(settings.device).manual_seed(settings.seed)
+    rng = torch.Generator(device).manual_seed(settings.seed)
     sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
     if isinstance(pipeline, (ClassToShapePipeline, ImageToShapePipeline)):
         _generate_shapes(pipeline, settings, out, rng, sampling)

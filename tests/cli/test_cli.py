@@ -150,6 +150,21 @@ def test_encode_and_reconstruct(tmp_path, tokenizer_dir, capsys) -> None:
     assert "PSNR" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generate --pipeline @ --device cpu", "'@' holds a ResTok, expected a pipeline"),
+        ("generate --pipeline @ --device warp", "device is 'warp', expected 'auto', 'cpu', or a GPU that is there"),
+        ("encode --tokenizer @ --device warp", "device is 'warp', expected 'auto', 'cpu', or a GPU that is there"),
+        ("reconstruct --tokenizer @ --device warp", "device is 'warp', expected 'auto', 'cpu', or a GPU that is there"),
+    ],
+)
+def test_a_wrong_model_or_device_is_refused(words, said, tokenizer_dir, tmp_path, capsys) -> None:
+    arguments = words.replace("@", str(tokenizer_dir)).split()
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert said.replace("@", str(tokenizer_dir)) in capsys.readouterr().err
+
+
 def test_convert_writes_a_model_that_loads(tmp_path, capsys) -> None:
     from hiergen.convert.level_ar import to_official
 

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from hiergen.__main__ import FAULT, explain, main
-from hiergen.config import from_json
 from hiergen.environment import require
 from hiergen.training.config import TrainConfig
+from hiergen.training.ema import Average
 from hiergen.training.loop import RunInterruptedError
 from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
@@ -80,7 +81,7 @@ FAULTS = {
     "an interpreter's value": lambda: int("x"),
     "an interpreter's type": lambda: len(3),
     "a wrong call of hiergen": lambda: TrainConfig(sample=3),
-    "an unpacking inside hiergen": lambda: from_json(dict[int], {"a": 1}),
+    "a value inside hiergen": lambda: Average([torch.nn.Parameter(torch.ones(1))], decay=0.5).step([]),
     "a key": lambda: {}["x"],
     "an attribute": lambda: (3).x,
     "a module of hiergen": lambda: __import__("hiergen.no_such_module"),
