@@ -169,10 +169,7 @@ class Stepper:
         return norms
 
     def check_skipped(self, line: Mapping[str, float]) -> None:
-        """Stop a run of which too many steps were skipped.
-
-        Args:
-            line: The last line of the log.
+        """Stop a run of which too many steps were skipped, after the last `line` of its log.
 
         Raises:
             FloatingPointError: Names what is not finite in the line, and the samples of the last batch that was skipped.

@@ -68,13 +68,7 @@ class RunLog:
             self._accelerator.init_trackers(self._path.parent.resolve().name, config=flat)
 
     def compose(self, meter: Meter, task: Task, *, samples_seen: int, skipped: float) -> dict[str, float]:
-        """Return the line of this moment. Every process must ask, and gets the same means.
-
-        Args:
-            meter: The measurements of the steps since the last line.
-            task: The task, whose summary joins the line.
-            samples_seen: Position in the run.
-            skipped: Number of steps of the whole run that were skipped.
+        """Return the line of this moment: the task's summary joins what was measured. Every process must ask, and gets the same means.
 
         Raises:
             ValueError: If this is the first line and lacks the entry by which the best model is kept.
