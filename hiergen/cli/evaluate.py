@@ -1,4 +1,4 @@
-"""`hiergen evaluate KIND`: figures that say how they were made."""
+"""`hiergen evaluate KIND`: scores with a report that says how they were made."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CompareSettings:
     """Compare two reports.
 
     Attributes:
-        first: A report.json, or its folder.
-        second: Another; differences are second minus first.
-        resamples: Bootstrap draws.
-        seed: Of the draws.
-        out: JSON file for the result; none by default.
+        first: The first report.json, or its folder.
+        second: The second report.json, or its folder; differences are second minus first.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap draws.
+        out: JSON file that the result is written to; by default it is only printed.
     """
 
     first: tyro.conf.Positional[str]

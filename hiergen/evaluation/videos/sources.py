@@ -37,7 +37,7 @@ class ClipConfig:
         size: Height and width in pixels; frames are center-cropped.
         stride: Frames of the file from one frame of a clip to the next.
         clips_per_file: At most so many clips from each file; clips are compared in pairs where it is 1.
-        digit_size: Height and width of the digits of the embedded clips; 0 is half of the frame, `hiergen quickstart-video` has two thirds.
+        digit_size: Height and width of the digits of the embedded clips; 0 is half of the frame, `hiergen quickstart video` has two thirds.
     """
 
     num_frames: int = 32
