@@ -30,7 +30,7 @@ from hiergen.data.shapes.dataset import (
 from hiergen.data.shapes.preparation import prepare_shapes
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shapes.views import ViewSettings
-from hiergen.evaluation.study import Study, StudyResult
+from hiergen.evaluation.study import Study, StudyResult, StudySettings
 from hiergen.files import write_text
 from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings
 from hiergen.geometry.surface_extraction import ExtractionSettings
@@ -80,14 +80,12 @@ POINTS = SamplingSettings(num_surface=4096, num_volume=8192, num_near=4096, near
 NUM_POINTS = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(StudySettings):
     """Budget and data of the study.
 
     Attributes:
-        out: Folder of all runs and results.
         part: Part of the study: "reconstruction" (all tokenizers) or "generation" (after it, on the tokens of the first one).
-        seeds: Seeds of every variant.
         chosen: Names of the tokenizers to compare in the part "reconstruction", of `TOKENIZERS`; the first is the baseline.
         num_tokens: Numbers of tokens of the coarse and of the fine level.
         num_shapes: Number of training shapes.
@@ -99,7 +97,6 @@ class Settings:
 
     out: str = "runs/study_shapes"
     part: Literal["reconstruction", "generation"] = "reconstruction"
-    seeds: tuple[int, ...] = (0, 1, 2)
     chosen: tuple[str, ...] = tuple(TOKENIZERS)
     num_tokens: tuple[int, int] = (8, 32)
     num_shapes: int = 512

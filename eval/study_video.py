@@ -25,7 +25,7 @@ from hiergen.config import parse, to_json
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.videos.dataset import from_uint8
 from hiergen.data.videos.moving_digits import MovingDigits
-from hiergen.evaluation.study import Study, StudyResult
+from hiergen.evaluation.study import Study, StudyResult, StudySettings
 from hiergen.figures import save_curves
 from hiergen.files import atomic_directory, write_json, write_text
 from hiergen.generators.flow.model import FlowTransformer
@@ -59,12 +59,11 @@ BLOCKS = (32, 16)
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(StudySettings):
     """Budget and data of the study.
 
     Attributes:
-        out: Folder of all runs and results.
         part: Part of the study: "training" or "training-free".
         seeds: Seeds of every variant that is trained.
         samples: Number of training samples of each variant.
@@ -78,7 +77,6 @@ class Settings:
 
     out: str = "runs/study_video"
     part: Literal["training", "training-free"] = "training"
-    seeds: tuple[int, ...] = (0, 1, 2)
     samples: int = 1_500
     density: float = 0.2
     dense_samples: int = 8_000

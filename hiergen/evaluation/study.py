@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from rich.console import Console
 
@@ -167,14 +167,17 @@ def _run_or_read(
     return saved
 
 
-class StudySettings(Protocol):
-    """What the settings of a study, a dataclass, must hold: the folder of all runs and results, and the seeds of every variant."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What every study is told.
 
-    @property
-    def out(self) -> str: ...
+    Attributes:
+        out: Folder of all runs and results.
+        seeds: Seeds of every variant.
+    """
 
-    @property
-    def seeds(self) -> tuple[int, ...]: ...
+    out: str = "runs/study"
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 S = TypeVar("S", bound=StudySettings)
@@ -199,7 +202,7 @@ class Study(Generic[S]):
 
     def common(self) -> dict[str, Any]:
         """Return JSON values that all runs have in common: the settings, unless a study says more."""
-        settings = dataclasses.asdict(self.settings)  # type: ignore[call-overload]
+        settings = dataclasses.asdict(self.settings)
         return {key: value for key, value in settings.items() if key not in self.FREE}
 
     def run(

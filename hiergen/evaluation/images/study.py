@@ -14,7 +14,7 @@ from hiergen.data.images.on_disk import PictureSet
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.evaluation.features.extractors import trained_extractor
-from hiergen.evaluation.study import Study
+from hiergen.evaluation.study import Study, StudySettings
 from hiergen.metrics.classifiers import FeatureNetwork
 from hiergen.metrics.fidelity import compare_image_sets
 from hiergen.pretrained.perceptual import LPIPS
@@ -25,16 +25,14 @@ EXTRACTOR_SAMPLES = 80_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageStudySettings:
+class ImageStudySettings(StudySettings):
     """Budget and data that such studies share.
 
     Attributes:
         data: Source of the images, as `DataConfig.source`.
         hold_out: Held-out share of a source without a test split, as `DataConfig.hold_out`.
         lpips: Folder of LPIPS' AlexNet weights.
-        out: Folder of all runs and results.
         part: Part of the study: "reconstruction" (all tokenizers) or "generation" (after it, on two of them).
-        seeds: Seeds of every variant.
         extractor: Name of the network behind the Fréchet distance in the tables.
         tokenizer_samples: Number of training samples of a tokenizer.
         generator_samples: Number of training samples of a generator.
@@ -45,9 +43,7 @@ class ImageStudySettings:
     data: str = "idx:DATA/fashion-mnist"
     hold_out: int = 0
     lpips: str = "DATA/lpips"
-    out: str = "runs/study"
     part: Literal["reconstruction", "generation"] = "reconstruction"
-    seeds: tuple[int, ...] = (0, 1, 2)
     extractor: str = "fashion-cnn-32"
     tokenizer_samples: int = 24_000
     generator_samples: int = 25_000
