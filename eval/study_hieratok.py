@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hiergen.config import parse
+from hiergen.evaluation.images.study import ImageStudy, ImageStudySettings
 from hiergen.evaluation.study import StudyResult
 from hiergen.figures import save_curves
 from hiergen.files import write_text

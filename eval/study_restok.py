@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hiergen.benchmarks.timing import take_turns
 from hiergen.config import parse
+from hiergen.evaluation.images.study import ImageStudy, ImageStudySettings
 from hiergen.evaluation.study import StudyResult
 from hiergen.figures import save_image_grid
 from hiergen.files import write_text
