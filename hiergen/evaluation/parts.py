@@ -101,9 +101,8 @@ def run_parts(
             for batch, (_, value) in zip(batches(items, batch_size), loaded, strict=False):
                 results += [compute(group, part) for group, part in _groups(batch, value, passes.at_once)]
                 progress.advance(task, len(batch))
-            tensors = {name: value.cpu().contiguous() for name, value in gather(results).items()}
             with atomic_path(path) as temporary:
-                save_file(tensors, temporary)
+                save_file({name: value.cpu().contiguous() for name, value in gather(results).items()}, temporary)
     state.wait_for_everyone()
     return Parts(tuple(paths)) if state.is_main_process else None
 
