@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,11 @@ def run(model, inputs):
         return model(**inputs).sample
 
 
+def processors(model):
+    """Return the attention processors of a model by module; Mochi has no `attn_processors`."""
+    return {name: module.processor for name, module in model.named_modules() if hasattr(module, "processor")}
+
+
 def at(case, timestep, **options):
     return case.inputs(timestep=timestep, **options)
 
@@ -29,7 +35,8 @@ def at(case, timestep, **options):
 def test_a_full_plan_equals_the_untouched_model(case, full, order):
     """Equal to 2e-6 in float32, as the same sums in another order; on ragged and whole grids, one after the other."""
     model = case.model()
-    for grid in [(3, 5, 4), (2, 4, 4), (1, 1, 19), (3, 5, 4)]:
+    one = (2, 1, 19) if case.fixed_frames else (1, 1, 19)
+    for grid in [(3, 5, 4), (2, 4, 4), one, (3, 5, 4)]:
         inputs = case.inputs(grid, batch=2)
         expected = run(model, inputs)
         with apply_pyramid_attention(model, dataclasses.replace(full, order=order)):
@@ -47,36 +54,80 @@ def test_sparse_attention_equals_the_operation_put_into_every_call(case, sparse,
     path, layout = case.dispatch
     owner, name = path.rsplit(".", 1)
     dispatch = getattr(importlib.import_module(owner), name)
-    config = dataclasses.replace(sparse, text_tokens=case.text_tokens, text_at=case.text_at)
-    text = {"text_before" if case.text_at == "start" else "text_after": case.text_tokens}
-    order, axis, num_calls = token_order("gilbert", grid, **text), layout.index("s"), 0
+    frames, rows, columns = grid
+    before, axis, num_videos = case.fixed_frames * rows * columns, layout.index("s"), 0
 
     def attention(q, k, v, attn_mask=None, **options):
-        nonlocal num_calls
-        if q.shape[axis] != len(order.index) or k.shape[axis] != len(order.index):
+        nonlocal num_videos
+        num_tokens = q.shape[axis]
+        if num_tokens < 60 or k.shape[axis] != num_tokens:
             return dispatch(q, k, v, attn_mask=attn_mask, **options)
-        num_calls += 1
+        num_videos += q.shape[0]
+        num_text = num_tokens - 60
+        text = {"text_before": before + num_text} if case.text_at == "start" else {"text_after": num_text}
+        order = token_order("gilbert", (frames - case.fixed_frames, rows, columns), **text)
         q, k, v = (order.apply(x, dim=axis) for x in (q, k, v))
         key_mask = None if attn_mask is None else order.apply(attn_mask[:, 0, 0])
+        config = dataclasses.replace(sparse, text_tokens=num_text, text_at=case.text_at)
         out = pyramid_sparse_attention(q, k, v, config=config, layout=layout, key_mask=key_mask)
         return order.undo(out, dim=axis)
 
     monkeypatch.setattr(path, attention)
     torch.testing.assert_close(run(model, inputs), once, rtol=0, atol=2e-6)
-    assert num_calls == 2
+    # Mochi calls once per video. An attention over video that was not replaced would be counted, too.
+    assert num_videos == 2 * case.num_replaced
+    assert once.isfinite().all()
     assert not torch.allclose(once, dense, atol=1e-3)
+
+
+def test_self_attention_over_video_is_replaced_and_nothing_else(case, sparse):
+    model = case.model()
+    before = processors(model)
+    with apply_pyramid_attention(model, sparse):
+        replaced = {name for name, processor in processors(model).items() if processor is not before[name]}
+    assert replaced == {name for name in before if re.fullmatch(case.replaced, name)}
+    assert len(replaced) == case.num_replaced
+    assert len(before) > len(replaced) or case.dispatch[1] == "bhsd"  # the models without cross-attention
+
+
+def test_guidance_in_one_batch_equals_guidance_in_two_passes(case, sparse):
+    """Videos of a batch have plans of their own, and their texts paddings of their own."""
+    model, inputs = case.model(), case.inputs(batch=2)
+    with apply_pyramid_attention(model, sparse):
+        both = run(model, inputs)
+        for i in range(2):
+            one = {name: x[i : i + 1] if torch.is_tensor(x) and x.shape[0] == 2 else x for name, x in inputs.items()}
+            torch.testing.assert_close(run(model, one), both[i : i + 1], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "hunyuan1.5", "ltx2", "ltx2.3", "mochi"])
+def test_padding_of_the_text_is_not_read(cases, full, sparse, name):
+    """Whatever stands there; nor does a text have to have a word, as the empty one of guidance has none in Mochi."""
+    model, inputs = cases[name].model(), cases[name].inputs(batch=2)
+    texts = ["encoder_hidden_states", "encoder_hidden_states_2", "audio_encoder_hidden_states"]
+    changed = {
+        text: torch.where(inputs[text.replace("hidden_states", "attention_mask")][..., None] > 0, inputs[text], 9.0)
+        for text in texts if text in inputs
+    }  # fmt: skip
+    with apply_pyramid_attention(model, sparse):
+        torch.testing.assert_close(run(model, inputs | changed), run(model, inputs), rtol=0, atol=2e-6)
+    if name == "mochi":
+        inputs["encoder_attention_mask"][1] = False
+        expected = run(model, inputs)
+        with apply_pyramid_attention(model, full):
+            torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
 
 
 def test_removing_it_leaves_no_trace(case, sparse):
     model, inputs = case.model(), case.inputs()
-    expected, processors = run(model, inputs), model.attn_processors
+    expected, before = run(model, inputs), processors(model)
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     attributes = set(vars(model))
     handle = apply_pyramid_attention(model, sparse)
     assert not torch.equal(run(model, inputs), expected)
     handle.remove()
     assert torch.equal(run(model, inputs), expected)
-    assert all(model.attn_processors[name] is processor for name, processor in processors.items())
+    assert all(before[name] is processor for name, processor in processors(model).items())
     assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     assert set(vars(model)) == attributes
 
@@ -149,10 +200,10 @@ def test_dense_layers_keep_their_processors(wan, sparse):
         torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx"])
+@pytest.mark.parametrize("name", ["wan", "ltx", "ltx2", "ltx2.3"])
 @pytest.mark.parametrize("order", ["gilbert", "raster"])
 def test_every_token_may_have_its_own_timestep(cases, full, name, order):
-    """Wan 2.2 5B and LTX image-to-video give such timesteps: the modulation of each token has to move with it."""
+    """Wan 2.2 5B and image-to-video with LTX and LTX-2 give such timesteps: the modulation of each token has to move with it."""
     case = cases[name]
     model, inputs = case.model(), case.inputs(by_token=True, batch=2)
     expected = run(model, inputs)
@@ -195,11 +246,12 @@ def test_arguments_may_be_given_by_position(cases, sparse):
         assert torch.equal(model(*given, return_dict=False)[0], expected)
 
 
-def test_ltx_without_one_grid_runs_in_raster_order_alone(cases, full):
-    case = cases["ltx"]
+@pytest.mark.parametrize("name", ["ltx", "ltx2"])
+def test_ltx_without_one_grid_runs_in_raster_order_alone(cases, full, name):
+    case = cases[name]
     model, inputs = case.model(), case.inputs()
-    for name in ("num_frames", "height", "width"):
-        del inputs[name]
+    for size in ("num_frames", "height", "width"):
+        del inputs[size]
     inputs["video_coords"] = torch.rand(1, 3, 60) * 20
     expected = run(model, inputs)
     with apply_pyramid_attention(model, dataclasses.replace(full, order="raster")):
@@ -393,7 +445,7 @@ def test_a_refused_call_changes_nothing(wan, sparse):
         remove_pyramid_attention(model)
 
 
-@pytest.mark.parametrize("name", ["cogvideox1.5", "hunyuan"])
+@pytest.mark.parametrize("name", ["cogvideox1.5", "hunyuan", "mochi"])
 def test_text_reads_everything_in_full(cases, sparse, name):
     """With every block of video skipped, what text queries get must still be dense attention."""
     model, inputs = cases[name].model(), cases[name].inputs()
