@@ -259,6 +259,9 @@ class HunyuanVideoProcessor(PyramidProcessor):
         key_mask = _key_mask(mask, num_video + num_text)
         out, density = self.attend(q, k, v, text_tokens=num_text, text_at="end", key_mask=key_mask)
         hidden_states, text = out[:, :num_video], out[:, num_video:]
+        if mask is not None and mask.dim() == 2:
+            # In version 1.5 and Mochi padding reads nothing.
+            text = text * mask.bool()[..., None]
         if getattr(attn, "to_out", None) is not None:
             hidden_states = _project_out(attn, hidden_states)
         if getattr(attn, "to_add_out", None) is not None:

@@ -42,6 +42,7 @@ class Case:
         inputs: Makes the arguments of a forward pass; `grid` counts tokens.
         dispatch: Module and name of the attention function that its processors call, and the layout of its heads.
         text_at: Where text tokens stand among the keys.
+        text_tokens: How many text tokens there are among the keys.
         fixed_frames: How many of the first frames stay in raster order.
     """
 
@@ -50,6 +51,7 @@ class Case:
     dispatch: tuple[str, str]
     replaced: str
     text_at: str = "start"
+    text_tokens: int = 0
     num_replaced: int = 2
     fixed_frames: int = 0
 
@@ -318,20 +320,20 @@ CASES = {
     "wan_vace": Case(tiny_wan_vace, wan_vace_inputs, dispatched("wan"), r"(vace_)?blocks\.\d+\.attn1", num_replaced=3),
     "wan_animate": Case(tiny_wan_animate, wan_animate_inputs, dispatched("wan_animate"), BLOCKS1, fixed_frames=1),
     "skyreels_v2": Case(tiny_skyreels, wan_inputs, dispatched("skyreels_v2"), BLOCKS1),
-    "cogvideox": Case(tiny_cogvideox, cogvideox_inputs, SDPA, TRANSFORMER_BLOCKS1, "start"),
+    "cogvideox": Case(tiny_cogvideox, cogvideox_inputs, SDPA, TRANSFORMER_BLOCKS1, "start", 7),
     "cogvideox1.5": Case(
-        tiny_cogvideox15, functools.partial(cogvideox_inputs, version=1.5), SDPA, TRANSFORMER_BLOCKS1, "start"
+        tiny_cogvideox15, functools.partial(cogvideox_inputs, version=1.5), SDPA, TRANSFORMER_BLOCKS1, "start", 7
     ),
     "hunyuan": Case(
-        tiny_hunyuan, hunyuan_inputs, dispatched("hunyuan_video"), r"(single_)?transformer_blocks\.\d+\.attn", "end"
+        tiny_hunyuan, hunyuan_inputs, dispatched("hunyuan_video"), r"(single_)?transformer_blocks\.\d+\.attn", "end", 7
     ),
     "hunyuan1.5": Case(
-        tiny_hunyuan15, hunyuan15_inputs, dispatched("hunyuan_video15"), r"transformer_blocks\.\d+\.attn", "end"
+        tiny_hunyuan15, hunyuan15_inputs, dispatched("hunyuan_video15"), r"transformer_blocks\.\d+\.attn", "end", 12
     ),
     "ltx": Case(tiny_ltx, ltx_inputs, dispatched("ltx"), TRANSFORMER_BLOCKS1),
     "ltx2": Case(tiny_ltx2, ltx2_inputs, dispatched("ltx2"), TRANSFORMER_BLOCKS1),
     "ltx2.3": Case(tiny_ltx23, ltx2_inputs, dispatched("ltx2"), TRANSFORMER_BLOCKS1),
-    "mochi": Case(tiny_mochi, mochi_inputs, SDPA, TRANSFORMER_BLOCKS1, "end"),
+    "mochi": Case(tiny_mochi, mochi_inputs, SDPA, TRANSFORMER_BLOCKS1, "end", 7),
 }
 
 
