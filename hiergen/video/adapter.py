@@ -67,7 +67,7 @@ class TransformerAdapter:
         self.entrance = None
         if counter.reads_timesteps:
             counter.observe(inputs["timestep"])
-        # Dense layers may follow masks that sparse ones refuse, but only over tokens in their own order.
+        # Where no layer is sparse, a mask over the video is followed, not refused; it asks for raster order.
         if counter.is_dense or config.order == "raster" or not self._replaced:
             return None
         architecture, sample = self.architecture, inputs["hidden_states"]

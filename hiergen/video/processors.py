@@ -202,8 +202,8 @@ class LTX2Processor(PyramidProcessor):
         **perturbation: Any,
     ) -> tuple[Tensor, Tensor | float | None]:
         _refuse_mask(mask)
-        keep, all_perturbed = perturbation.get("perturbation_mask"), perturbation.get("all_perturbed")
-        if all_perturbed or (all_perturbed is None and keep is not None and bool((keep == 0).all())):
+        keep = perturbation.get("perturbation_mask")
+        if perturbation.get("all_perturbed"):
             # No token reads another: there is no attention to make sparse.
             return self.original(attn, hidden_states, text, mask, tables, key_tables, **perturbation), 1.0
         q, k, v = _project(attn, hidden_states)
