@@ -7,12 +7,12 @@ import inspect
 from collections.abc import Collection
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hiergen.video.architectures import Architecture, Inputs
+from hiergen.video.architectures import Architecture
 from hiergen.video.processors import AttentionSettings, Processor
-from hiergen.video.reordering import Entrance, order_tokens, reorder_flat_tables
+from hiergen.video.reordering import Entrance, order_tokens
 
 #: Attribute of a transformer that holds its adapter.
 ATTRIBUTE = "_hiergen_pyramid_attention"
@@ -37,7 +37,7 @@ class TransformerAdapter:
         for layer, attention in enumerate(architecture.attentions(model)):
             if layer not in dense_layers:
                 self._replaced.append((attention, attention.processor))
-                attention.set_processor(architecture.processor(attention.processor, layer, settings))
+                _set_processor(attention, architecture.processor(attention.processor, layer, settings))
         self._handles = self._hook(model)
         setattr(model, ATTRIBUTE, self)
 
@@ -47,13 +47,16 @@ class TransformerAdapter:
             handle.remove()
         for attention, original in self._replaced:
             if isinstance(attention.processor, self.architecture.processor):
-                attention.set_processor(original)
+                _set_processor(attention, original)
         delattr(model, ATTRIBUTE)
 
     def _hook(self, model: nn.Module) -> list[RemovableHandle]:
         handles = [model.register_forward_pre_hook(self._before_model, with_kwargs=True)]
         for name, reorder in self.architecture.enters.items():
             handles.append(model.get_submodule(name).register_forward_hook(functools.partial(self._enter, reorder)))
+        for module in self.architecture.raster_modules(model):
+            handles.append(module.register_forward_pre_hook(self._to_raster))
+            handles.append(module.register_forward_hook(self._from_raster))
         handles.append(model.get_submodule(self.architecture.leaves_at).register_forward_pre_hook(self._leave))
         return handles
 
@@ -64,25 +67,38 @@ class TransformerAdapter:
         self.entrance = None
         if counter.reads_timesteps:
             counter.observe(inputs["timestep"])
-        if counter.is_dense or config.order == "raster":
+        # Where no layer is sparse, a mask over the video is followed, not refused; it asks for raster order.
+        if counter.is_dense or config.order == "raster" or not self._replaced:
             return None
-        sample = inputs["hidden_states"]
-        grid, fixed = self.architecture.grid(model, inputs), self.architecture.fixed_frames(model)
-        order = order_tokens(config.order, grid, sample, fixed_frames=fixed)
+        architecture, sample = self.architecture, inputs["hidden_states"]
+        order = order_tokens(
+            config.order,
+            architecture.grid(model, inputs),
+            sample,
+            fixed_frames=architecture.fixed_frames(model),
+            by_frame=architecture.by_frame(inputs),
+        )
         self.entrance = Entrance(order, sample.shape[0])
-        return self._with_rotary_tables(inputs)
-
-    def _with_rotary_tables(self, inputs: Inputs) -> Any:
-        name = self.architecture.rotary_argument
-        if name is None or inputs.get(name) is None or self.entrance is None:
+        given = {name: reorder for name, reorder in architecture.arguments.items() if inputs.get(name) is not None}
+        if not given:
             return None
-        return (), {**inputs, name: reorder_flat_tables(self.entrance, inputs[name])}
+        return (), {**inputs, **{name: reorder(self.entrance, inputs[name]) for name, reorder in given.items()}}
 
     def _enter(self, reorder: Any, module: nn.Module, args: Any, output: Any) -> Any:
         return output if self.entrance is None else reorder(self.entrance, output)
 
+    def _to_raster(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return None if self.entrance is None else (self.entrance.order.undo(args[0]), *args[1:])
+
+    def _from_raster(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output if self.entrance is None else self.entrance.order.apply(output)
+
     def _leave(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if self.entrance is None:
-            return None
-        order, self.entrance = self.entrance.order, None
-        return order.undo(args[0]), *args[1:]
+        args = self._to_raster(module, args)
+        self.entrance = None
+        return args
+
+
+def _set_processor(attention: Any, processor: Processor) -> None:
+    # Mochi's attention has no method for it.
+    getattr(attention, "set_processor", functools.partial(setattr, attention, "processor"))(processor)

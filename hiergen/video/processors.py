@@ -57,14 +57,21 @@ class PyramidProcessor(abc.ABC):
         attention_mask: Tensor | None = None,
         image_rotary_emb: Tables | None = None,
     ) -> Any:
-        """Return what the replaced processor returns, by dense attention in dense steps and sparse in the others."""
+        """Return what the replaced processor returns, by dense attention in dense steps and sparse in the others.
+
+        Subclasses repeat this with the names that their model uses: diffusers drops arguments that are not named here.
+        """
+        return self.run(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+
+    def run(self, attn: nn.Module, hidden_states: Tensor, *given: Any, **options: Any) -> Any:
+        """Call the replaced processor or `sparse`, and record the call where statistics are kept."""
         settings = self.settings
         mark = None if settings.recorder is None else settings.recorder.start(hidden_states.device)
         density: Tensor | float | None = 1.0
         if settings.counter.is_dense:
-            out = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            out = self.original(attn, hidden_states, *given, **options)
         else:
-            out, density = self.sparse(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            out, density = self.sparse(attn, hidden_states, *given, **options)
         if settings.recorder is not None:
             assert density is not None
             settings.recorder.stop(
@@ -75,8 +82,8 @@ class PyramidProcessor(abc.ABC):
     @abc.abstractmethod
     def sparse(
         self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
-    ) -> tuple[Any, Tensor | None]:
-        """Return the layer's output, and the density of its plan (a scalar tensor) where calls are recorded."""
+    ) -> tuple[Any, Tensor | float | None]:
+        """Return the layer's output, and the density of its plan (a scalar) where calls are recorded."""
 
     def attend(
         self,
@@ -126,7 +133,7 @@ class PyramidProcessor(abc.ABC):
 
 
 class WanProcessor(PyramidProcessor):
-    """Self-attention of Wan 2.1 and 2.2: video tokens alone."""
+    """Self-attention of Wan 2.1 and 2.2 and of what was made from them: video tokens alone."""
 
     def __call__(
         self,
@@ -137,7 +144,7 @@ class WanProcessor(PyramidProcessor):
         rotary_emb: Tables | None = None,
     ) -> Tensor:
         """Do what the base class does; Wan calls the rotary tables `rotary_emb`."""
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        return self.run(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
 
     def sparse(
         self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
@@ -162,6 +169,56 @@ class LTXProcessor(PyramidProcessor):
         return _project_out(attn, out), density
 
 
+class LTX2Processor(PyramidProcessor):
+    """Video self-attention of LTX-2: gates per head, two kinds of rotary tables, and layers that guidance perturbs."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        query_rotary_emb: Tables | None = None,
+        key_rotary_emb: Tables | None = None,
+        perturbation_mask: Tensor | None = None,
+        all_perturbed: Tensor | bool | None = None,
+    ) -> Tensor:
+        """Do what the base class does, with the names of LTX-2; only models with perturbation give the last two."""
+        options: dict[str, Any] = {}
+        if all_perturbed is not None or perturbation_mask is not None:
+            options = {"perturbation_mask": perturbation_mask, "all_perturbed": all_perturbed}
+        return self.run(
+            attn, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb, **options
+        )
+
+    def sparse(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        text: Tensor | None,
+        mask: Tensor | None,
+        tables: Tables | None,
+        key_tables: Tables | None = None,
+        **perturbation: Any,
+    ) -> tuple[Tensor, Tensor | float | None]:
+        _refuse_mask(mask)
+        keep = perturbation.get("perturbation_mask")
+        if perturbation.get("all_perturbed"):
+            # No token reads another: there is no attention to make sparse.
+            return self.original(attn, hidden_states, text, mask, tables, key_tables, **perturbation), 1.0
+        q, k, v = _project(attn, hidden_states)
+        rotate = _rotate_halves if attn.rope_type == "split" else _rotate
+        q = rotate(attn.norm_q(q), tables)
+        k = rotate(attn.norm_k(k), tables if key_tables is None else key_tables)
+        out, density = self.attend(*(_split_heads(attn, x) for x in (q, k, v)))
+        if keep is not None:
+            out = torch.lerp(v, out, keep)
+        if attn.to_gate_logits is not None:
+            gates = 2 * attn.to_gate_logits(hidden_states).sigmoid()
+            out = (_split_heads(attn, out) * gates[..., None]).flatten(2)
+        return _project_out(attn, out), density
+
+
 class CogVideoXProcessor(PyramidProcessor):
     """Attention of CogVideoX: text before video in one sequence."""
 
@@ -181,7 +238,7 @@ class CogVideoXProcessor(PyramidProcessor):
 
 
 class HunyuanVideoProcessor(PyramidProcessor):
-    """Attention of HunyuanVideo: video before text, in two streams or in one, with a mask over the text's padding."""
+    """Attention of HunyuanVideo and its version 1.5: video before text in two streams or in one; text padding is masked."""
 
     def sparse(
         self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
@@ -199,13 +256,33 @@ class HunyuanVideoProcessor(PyramidProcessor):
             video = [_rotate(_normalize(attn.norm_q, video[0]), tables), _rotate(_normalize(attn.norm_k, video[1]), tables), video[2]]  # fmt: skip
             words = [_normalize(attn.norm_added_q, words[0]), _normalize(attn.norm_added_k, words[1]), words[2]]
             q, k, v = (torch.cat(pair, dim=1) for pair in zip(video, words, strict=True))
-        out, density = self.attend(q, k, v, text_tokens=num_text, text_at="end", key_mask=_key_mask(mask))
+        key_mask = _key_mask(mask, num_video + num_text)
+        out, density = self.attend(q, k, v, text_tokens=num_text, text_at="end", key_mask=key_mask)
         hidden_states, text = out[:, :num_video], out[:, num_video:]
+        if mask is not None and mask.dim() == 2:
+            # In version 1.5 and Mochi padding reads nothing.
+            text = text * mask.bool()[..., None]
         if getattr(attn, "to_out", None) is not None:
             hidden_states = _project_out(attn, hidden_states)
         if getattr(attn, "to_add_out", None) is not None:
             text = attn.to_add_out(text)
         return (hidden_states, text), density
+
+
+class MochiProcessor(HunyuanVideoProcessor):
+    """Attention of Mochi: the two streams of HunyuanVideo, with rotary tables per head, one value per pair of channels."""
+
+    def sparse(
+        self, attn: Any, hidden_states: Tensor, text: Tensor | None, mask: Tensor | None, tables: Tables | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        assert text is not None
+        assert mask is not None
+        assert tables is not None
+        # Mochi's own processor moves padding behind the words, and leaves it there.
+        words_first = mask.long().argsort(dim=1, descending=True, stable=True)
+        text, mask = text.take_along_dim(words_first[..., None], dim=1), mask.take_along_dim(words_first, dim=1)
+        tables = (tables[0].repeat_interleave(2, dim=-1), tables[1].repeat_interleave(2, dim=-1))
+        return super().sparse(attn, hidden_states, text, mask, tables)
 
 
 def _project(attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,8 +306,11 @@ def _normalize(norm: nn.Module | None, x: Tensor) -> Tensor:
 
 
 def _for_heads(tables: Tables | None) -> Tables | None:
-    """Return tables (n, k) with the axes of heads and videos."""
-    return None if tables is None else (tables[0][None, :, None], tables[1][None, :, None])
+    """Return tables (n, k) or (n, h, k) with the axes of heads and videos."""
+    if tables is None:
+        return None
+    cos, sin = (table if table.dim() == 3 else table[:, None] for table in tables)
+    return cos[None], sin[None]
 
 
 def _rotate(x: Tensor, tables: Tables | None) -> Tensor:
@@ -242,10 +322,21 @@ def _rotate(x: Tensor, tables: Tables | None) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
-def _key_mask(mask: Tensor | None) -> Bool[Tensor, "b n"] | None:
-    """Return a mask over keys from one of shape (b, 1, 1, n); others are refused."""
+def _rotate_halves(x: Float[Tensor, "b n d"], tables: Tables | None) -> Float[Tensor, "b n d"]:
+    """Return the rotary embedding of `x`: channels i and k/2 + i of a head turn by one angle; tables are (b, h, n, k/2)."""
+    if tables is None:
+        return x
+    cos, sin = (table.transpose(1, 2).to(x.device) for table in tables)
+    first, second = x.float().unflatten(2, (cos.shape[2], 2, -1)).unbind(3)
+    return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=3).flatten(2).to(x.dtype)
+
+
+def _key_mask(mask: Tensor | None, num_keys: int) -> Bool[Tensor, "b n"] | None:
+    """Return a mask over keys from one of shape (b, 1, 1, n), or (b, text) with text last; others are refused."""
     if mask is None:
         return None
+    if mask.dim() == 2:
+        return nn.functional.pad(mask.bool(), (num_keys - mask.shape[1], 0), value=True)
     if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1:3] != (1, 1):
         _refuse_mask(mask)
     return mask[:, 0, 0]

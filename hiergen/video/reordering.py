@@ -32,13 +32,21 @@ class Entrance:
         return self.order.index.shape[0]
 
 
-def order_tokens(name: OrderName, grid: Grid, like: Tensor, *, fixed_frames: int = 0) -> TokenOrder:
+def order_tokens(
+    name: OrderName, grid: Grid, like: Tensor, *, fixed_frames: int = 0, by_frame: bool = False
+) -> TokenOrder:
     """Return the order of a grid's tokens on the device of `like`, computed once per grid; it is one node of a compiled graph.
 
     Args:
         fixed_frames: First frames whose tokens stay where they are.
+        by_frame: Whether every token stays inside its frame.
     """
-    both = token_order_op(like, *grid, name, fixed_frames)
+    if by_frame:
+        frames, rows, columns = grid
+        one = token_order_op(like, 1, rows, columns, name, 0)
+        both = (one[:, None] + torch.arange(frames, device=one.device)[:, None] * (rows * columns)).flatten(1)
+    else:
+        both = token_order_op(like, *grid, name, fixed_frames)
     return TokenOrder(both[0], both[1])
 
 
@@ -73,6 +81,21 @@ def reorder_volume(entrance: Entrance, features: Tensor) -> Tensor:
     return entrance.order.apply(features.flatten(2), dim=2).unflatten(2, features.shape[2:])
 
 
+def reorder_control(entrance: Entrance, features: Tensor) -> Tensor:
+    """Do the same with a control video that may have fewer cells than the video; its end is padded with zeros."""
+    cells = features.flatten(2)
+    padding = cells.new_zeros(*cells.shape[:2], entrance.num_tokens - cells.shape[2])
+    return entrance.order.apply(torch.cat([cells, padding], dim=2), dim=2)[..., None, None]
+
+
+def reorder_later_frames(entrance: Entrance, features: Tensor) -> Tensor:
+    """Do the same with the last frames of the video, where the order leaves the frames before them in place."""
+    cells, order = features.flatten(2), entrance.order
+    before = entrance.num_tokens - cells.shape[2]
+    later = TokenOrder(order.index[before:] - before, order.inverse[before:] - before)
+    return later.apply(cells, dim=2).unflatten(2, features.shape[2:])
+
+
 def reorder_tokens(entrance: Entrance, tokens: Tensor) -> Tensor:
     """Return (b, n, d) in the new order; tokens before the video's (text) stay."""
     text = tokens.shape[1] - entrance.num_tokens
@@ -80,14 +103,25 @@ def reorder_tokens(entrance: Entrance, tokens: Tensor) -> Tensor:
     return torch.cat([tokens[:, :text], video], dim=1) if text else video
 
 
+def reorder_frames(entrance: Entrance, tokens: Tensor) -> Tensor:
+    """Return (b·frames, rows·columns, d) with its tokens moved so that joining the frames gives the new order."""
+    video = tokens.unflatten(0, (entrance.batch, -1)).flatten(1, 2)
+    return entrance.order.apply(video).unflatten(1, (-1, tokens.shape[1])).flatten(0, 1)
+
+
 def reorder_flat_tables(entrance: Entrance, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return rotary tables (n, k) in the new order."""
+    """Return rotary tables (n, ...) in the new order."""
     return tuple(entrance.order.apply(table, dim=0) for table in tables)
 
 
 def reorder_batched_tables(entrance: Entrance, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return rotary tables (b or 1, n, ...) in the new order."""
     return tuple(entrance.order.apply(table) for table in tables)
+
+
+def reorder_ltx2_tables(entrance: Entrance, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return rotary tables (b, n, k) or (b, h, n, k) in the new order."""
+    return tuple(entrance.order.apply(table, dim=-2) for table in tables)
 
 
 def reorder_wan_modulation(entrance: Entrance, outputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -11,9 +11,15 @@ import pytest
 import torch
 from diffusers import (
     CogVideoXTransformer3DModel,
+    HunyuanVideo15Transformer3DModel,
     HunyuanVideoTransformer3DModel,
+    LTX2VideoTransformer3DModel,
     LTXVideoTransformer3DModel,
+    MochiTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
+    WanAnimateTransformer3DModel,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 
 from hiergen.kernels import OfficialRules, PSAConfig
@@ -31,17 +37,23 @@ class Case:
 
     Attributes:
         model: Makes a model of two layers, always the same.
+        replaced: Pattern of the names of its self-attention modules over video; all others stay dense.
+        num_replaced: How many such modules there are.
         inputs: Makes the arguments of a forward pass; `grid` counts tokens.
         dispatch: Module and name of the attention function that its processors call, and the layout of its heads.
         text_at: Where text tokens stand among the keys.
         text_tokens: How many text tokens there are among the keys.
+        fixed_frames: How many of the first frames stay in raster order.
     """
 
     model: Callable[..., Any]
     inputs: Callable[..., dict[str, Any]]
     dispatch: tuple[str, str]
+    replaced: str
     text_at: str = "start"
     text_tokens: int = 0
+    num_replaced: int = 2
+    fixed_frames: int = 0
 
 
 def noise(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -55,23 +67,60 @@ def steps(timestep: float, batch: int, tokens: int | None) -> torch.Tensor:
     return torch.full((batch, tokens), timestep) * (torch.arange(tokens) >= tokens // 3)
 
 
-def tiny_wan(**changes: Any) -> WanTransformer3DModel:
+#: Sizes of Wan and of what was made from it.
+WAN: dict[str, Any] = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
+    "text_dim": 8, "freq_dim": 8, "ffn_dim": 16, "num_layers": 2, "rope_max_seq_len": 32,
+}  # fmt: skip
+
+
+def tiny_wan(kind: Any = WanTransformer3DModel, **changes: Any) -> Any:
     torch.manual_seed(0)
-    settings = {
-        "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
-        "text_dim": 8, "freq_dim": 8, "ffn_dim": 16, "num_layers": 2, "rope_max_seq_len": 32,
-    } | changes  # fmt: skip
-    return WanTransformer3DModel(**settings).eval()
+    return kind(**WAN | changes).eval()
+
+
+def tiny_wan_vace(**changes: Any) -> WanVACETransformer3DModel:
+    """Return a model with a control layer before the first of its two layers, on a video of six channels."""
+    return tiny_wan(WanVACETransformer3DModel, **{"vace_layers": [0], "vace_in_channels": 6} | changes)
+
+
+def tiny_wan_animate(**changes: Any) -> WanAnimateTransformer3DModel:
+    """Return a model that reads a face of 16 x 16 pixels after each of its layers."""
+    face = {
+        "in_channels": 12, "latent_channels": 4, "image_dim": None, "motion_encoder_size": 16, "motion_style_dim": 8,
+        "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8}, "motion_dim": 3, "motion_encoder_dim": 8,
+        "face_encoder_hidden_dim": 8, "face_encoder_num_heads": 2, "inject_face_latents_blocks": 1,
+    }  # fmt: skip
+    return tiny_wan(WanAnimateTransformer3DModel, **face | changes)
+
+
+def tiny_skyreels(**changes: Any) -> SkyReelsV2Transformer3DModel:
+    return tiny_wan(SkyReelsV2Transformer3DModel, **changes)
 
 
 def wan_inputs(
-    grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0, by_token: bool = False
+    grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0, by_token: bool = False, channels: int = 4
 ) -> dict[str, Any]:
     frames, rows, columns = grid
     return {
-        "hidden_states": noise(batch, 4, frames, 2 * rows, 2 * columns),
+        "hidden_states": noise(batch, channels, frames, 2 * rows, 2 * columns),
         "timestep": steps(timestep, batch, frames * rows * columns if by_token else None),
         "encoder_hidden_states": noise(batch, 7, 8, seed=2),
+    }
+
+
+def wan_vace_inputs(grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0) -> dict[str, Any]:
+    frames, rows, columns = grid
+    control = noise(batch, 6, frames, 2 * rows, 2 * columns, seed=5)
+    return wan_inputs(grid, batch=batch, timestep=timestep) | {"control_hidden_states": control}
+
+
+def wan_animate_inputs(grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0) -> dict[str, Any]:
+    """Return inputs whose first frame is the character; four pictures of the face belong to each later frame."""
+    frames, rows, columns = grid
+    return wan_inputs(grid, batch=batch, timestep=timestep, channels=12) | {
+        "pose_hidden_states": noise(batch, 4, frames - 1, 2 * rows, 2 * columns, seed=5),
+        "face_pixel_values": noise(batch, 3, 4 * (frames - 1), 16, 16, seed=6),
     }
 
 
@@ -130,6 +179,51 @@ def hunyuan_inputs(grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 
     }
 
 
+def tiny_hunyuan15(**changes: Any) -> HunyuanVideo15Transformer3DModel:
+    torch.manual_seed(0)
+    settings = {
+        "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 10, "num_layers": 2,
+        "num_refiner_layers": 1, "text_embed_dim": 8, "text_embed_2_dim": 6, "image_embed_dim": 5, "rope_axes_dim": (2, 4, 4),
+    } | changes  # fmt: skip
+    return HunyuanVideo15Transformer3DModel(**settings).eval()
+
+
+def hunyuan15_inputs(grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0) -> dict[str, Any]:
+    """Return inputs of text to video: the picture's two tokens are zero and masked; each text has 1 + its number of padding."""
+    return {
+        "hidden_states": noise(batch, 4, *grid),
+        "timestep": steps(timestep, batch, None),
+        "encoder_hidden_states": noise(batch, 7, 8, seed=2),
+        "encoder_attention_mask": (torch.arange(7) < 6 - torch.arange(batch)[:, None]).long(),
+        "encoder_hidden_states_2": noise(batch, 3, 6, seed=3),
+        "encoder_attention_mask_2": (torch.arange(3) < 2 - torch.arange(batch)[:, None]).long(),
+        "image_embeds": torch.zeros(batch, 2, 5),
+    }
+
+
+def tiny_mochi(**changes: Any) -> MochiTransformer3DModel:
+    """Return a model whose rotary frequencies, which start at zero, are random."""
+    torch.manual_seed(0)
+    settings = {
+        "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "pooled_projection_dim": 12, "in_channels": 4,
+        "text_embed_dim": 8, "time_embed_dim": 8,
+    } | changes  # fmt: skip
+    model = MochiTransformer3DModel(**settings).eval()
+    torch.nn.init.normal_(model.pos_frequencies)
+    return model
+
+
+def mochi_inputs(grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0) -> dict[str, Any]:
+    """Return inputs in which the texts of a batch have 5, 4, ... real tokens of 7; the rest is padding."""
+    frames, rows, columns = grid
+    return {
+        "hidden_states": noise(batch, 4, frames, 2 * rows, 2 * columns),
+        "timestep": steps(timestep, batch, None),
+        "encoder_hidden_states": noise(batch, 7, 8, seed=2),
+        "encoder_attention_mask": torch.arange(7) < 5 - torch.arange(batch)[:, None],
+    }
+
+
 def tiny_ltx(**changes: Any) -> LTXVideoTransformer3DModel:
     torch.manual_seed(0)
     settings = {
@@ -150,6 +244,38 @@ def ltx_inputs(
         "encoder_hidden_states": noise(batch, 7, 8, seed=2),
         "encoder_attention_mask": torch.ones(batch, 7),
         "num_frames": frames, "height": rows, "width": columns,
+    }  # fmt: skip
+
+
+def tiny_ltx2(**changes: Any) -> LTX2VideoTransformer3DModel:
+    torch.manual_seed(0)
+    settings = {
+        "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16,
+        "audio_in_channels": 3, "audio_out_channels": 3, "audio_num_attention_heads": 2, "audio_attention_head_dim": 4,
+        "audio_cross_attention_dim": 8, "num_layers": 2, "caption_channels": 8,
+    } | changes  # fmt: skip
+    return LTX2VideoTransformer3DModel(**settings).eval()
+
+
+def tiny_ltx23(**changes: Any) -> LTX2VideoTransformer3DModel:
+    """Return a model of version 2.3: split rotary tables, gates per head, modulated text, layers that can be perturbed."""
+    later = {
+        "rope_type": "split", "gated_attn": True, "audio_gated_attn": True, "cross_attn_mod": True,
+        "audio_cross_attn_mod": True, "perturbed_attn": True,
+    }  # fmt: skip
+    return tiny_ltx2(**later | changes)
+
+
+def ltx2_inputs(
+    grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0, by_token: bool = False
+) -> dict[str, Any]:
+    """Return inputs with 9 tokens of sound; the texts of a batch have 5, 4, ... real tokens of 7."""
+    mask = (torch.arange(7) < 5 - torch.arange(batch)[:, None]).long()
+    return ltx_inputs(grid, batch=batch, timestep=timestep, by_token=by_token) | {
+        "audio_hidden_states": noise(batch, 9, 3, seed=5), "audio_num_frames": 9,
+        "audio_encoder_hidden_states": noise(batch, 7, 8, seed=6),
+        "encoder_attention_mask": mask, "audio_encoder_attention_mask": mask,
+        "audio_timestep": steps(timestep, batch, None), "sigma": steps(timestep, batch, None),
     }  # fmt: skip
 
 
@@ -182,15 +308,33 @@ def qwen() -> Any:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-MODELS = "diffusers.models.transformers"
+def dispatched(file: str) -> tuple[str, str]:
+    return f"diffusers.models.transformers.transformer_{file}.dispatch_attention_fn", "bshd"
+
+
 SDPA = ("torch.nn.functional.scaled_dot_product_attention", "bhsd")
+BLOCKS1 = r"blocks\.\d+\.attn1"
+TRANSFORMER_BLOCKS1 = r"transformer_blocks\.\d+\.attn1"
 CASES = {
-    "wan": Case(tiny_wan, wan_inputs, (f"{MODELS}.transformer_wan.dispatch_attention_fn", "bshd")),
-    "cogvideox": Case(tiny_cogvideox, cogvideox_inputs, SDPA, "start", 7),
-    "cogvideox1.5": Case(tiny_cogvideox15, functools.partial(cogvideox_inputs, version=1.5), SDPA, "start", 7),
-    "hunyuan": Case(tiny_hunyuan, hunyuan_inputs, (f"{MODELS}.transformer_hunyuan_video.dispatch_attention_fn", "bshd"), "end", 7),
-    "ltx": Case(tiny_ltx, ltx_inputs, (f"{MODELS}.transformer_ltx.dispatch_attention_fn", "bshd")),
-}  # fmt: skip
+    "wan": Case(tiny_wan, wan_inputs, dispatched("wan"), BLOCKS1),
+    "wan_vace": Case(tiny_wan_vace, wan_vace_inputs, dispatched("wan"), r"(vace_)?blocks\.\d+\.attn1", num_replaced=3),
+    "wan_animate": Case(tiny_wan_animate, wan_animate_inputs, dispatched("wan_animate"), BLOCKS1, fixed_frames=1),
+    "skyreels_v2": Case(tiny_skyreels, wan_inputs, dispatched("skyreels_v2"), BLOCKS1),
+    "cogvideox": Case(tiny_cogvideox, cogvideox_inputs, SDPA, TRANSFORMER_BLOCKS1, "start", 7),
+    "cogvideox1.5": Case(
+        tiny_cogvideox15, functools.partial(cogvideox_inputs, version=1.5), SDPA, TRANSFORMER_BLOCKS1, "start", 7
+    ),
+    "hunyuan": Case(
+        tiny_hunyuan, hunyuan_inputs, dispatched("hunyuan_video"), r"(single_)?transformer_blocks\.\d+\.attn", "end", 7
+    ),
+    "hunyuan1.5": Case(
+        tiny_hunyuan15, hunyuan15_inputs, dispatched("hunyuan_video15"), r"transformer_blocks\.\d+\.attn", "end", 12
+    ),
+    "ltx": Case(tiny_ltx, ltx_inputs, dispatched("ltx"), TRANSFORMER_BLOCKS1),
+    "ltx2": Case(tiny_ltx2, ltx2_inputs, dispatched("ltx2"), TRANSFORMER_BLOCKS1),
+    "ltx2.3": Case(tiny_ltx23, ltx2_inputs, dispatched("ltx2"), TRANSFORMER_BLOCKS1),
+    "mochi": Case(tiny_mochi, mochi_inputs, SDPA, TRANSFORMER_BLOCKS1, "end", 7),
+}
 
 
 @pytest.fixture(params=CASES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from diffusers import (
@@ -10,6 +12,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     LTXPipeline,
+    MochiPipeline,
+    SkyReelsV2DiffusionForcingPipeline,
+    SkyReelsV2Pipeline,
+    UniPCMultistepScheduler,
     WanPipeline,
 )
 
@@ -39,8 +45,8 @@ def wan_pipeline(case, **parts):
     return quiet(WanPipeline(None, None, None, scheduler, transformer=case.model(), **parts))
 
 
-def sample_wan(pipe, guidance):
-    return sample(pipe, guidance_scale=guidance, height=64, width=48, num_frames=9)
+def sample_wan(pipe, guidance, **options):
+    return sample(pipe, guidance_scale=guidance, height=64, width=48, num_frames=9, **options)
 
 
 def cogvideox_pipeline(case):
@@ -79,21 +85,46 @@ def sample_ltx(pipe, guidance):
     )  # fmt: skip
 
 
-#: By pipeline: how to make it, how to sample from it, and its forward passes per step with guidance.
+def skyreels_pipeline(case, kind=SkyReelsV2Pipeline):
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return quiet(kind(None, None, case.model(), None, scheduler))
+
+
+def skyreels_forcing_pipeline(case):
+    return skyreels_pipeline(case, SkyReelsV2DiffusionForcingPipeline)
+
+
+def mochi_pipeline(case):
+    return quiet(MochiPipeline(FlowMatchEulerDiscreteScheduler(invert_sigmas=True), None, None, None, case.model()))
+
+
+def sample_mochi(pipe, guidance):
+    """Sample with a negative prompt that has no word."""
+    return sample(
+        pipe, guidance_scale=guidance, height=80, width=64, num_frames=13, prompt_attention_mask=torch.ones(1, 7).bool(),
+        negative_prompt_attention_mask=torch.zeros(1, 7).bool(),
+    )  # fmt: skip
+
+
+#: By pipeline: the case, how to make it, how to sample from it, and its forward passes per step with guidance.
 PIPELINES = {
-    "wan": (wan_pipeline, sample_wan, 2),
-    "cogvideox1.5": (cogvideox_pipeline, sample_cogvideox, 1),
-    "hunyuan": (hunyuan_pipeline, sample_hunyuan, 2),
-    "ltx": (ltx_pipeline, sample_ltx, 1),
+    "wan": ("wan", wan_pipeline, sample_wan, 2),
+    "skyreels_v2": ("skyreels_v2", skyreels_pipeline, sample_wan, 2),
+    "skyreels_v2_forcing": ("skyreels_v2", skyreels_forcing_pipeline, functools.partial(sample_wan, prompt=None), 2),
+    "cogvideox1.5": ("cogvideox1.5", cogvideox_pipeline, sample_cogvideox, 1),
+    "hunyuan": ("hunyuan", hunyuan_pipeline, sample_hunyuan, 2),
+    "ltx": ("ltx", ltx_pipeline, sample_ltx, 1),
+    "mochi": ("mochi", mochi_pipeline, sample_mochi, 1),
 }
 
 
+@pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi asks for an autocast to float32
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_pipeline_samples_with_guidance_and_without(cases, full, sparse, name, guidance):
-    make, run, passes = PIPELINES[name]
+    case, make, run, passes = PIPELINES[name]
     passes = passes if guidance > 1 else 1
-    pipe = make(cases[name])
+    pipe = make(cases[case])
     dense = run(pipe, guidance)
     with apply_pyramid_attention(pipe, full):
         # Rounding of one step passes through the others.

@@ -41,6 +41,12 @@ def test_every_kind_of_tensor_moves_alike(entrance):
     assert torch.equal(reordering.reorder_tokens(entrance, tokens)[1, :, 2], index)
     volume = numbers.view(1, 1, *GRID).expand(2, 3, *GRID)
     assert torch.equal(reordering.reorder_volume(entrance, volume).flatten(2)[1, 2], index)
+    control = reordering.reorder_control(entrance, volume[:, :, :1])
+    assert torch.equal(control.flatten(2)[1, 2], torch.where(index < 12, index, 0.0))
+    frames = reordering.reorder_frames(entrance, tokens.reshape(4, 12, 3))
+    assert torch.equal(frames.view(2, 24, 3)[1, :, 2], index)
+    for moved in reordering.reorder_ltx2_tables(entrance, (numbers[None, :, None], numbers[None, None, :, None])):
+        assert torch.equal(moved.flatten(), index)
     for moved in reordering.reorder_flat_tables(entrance, (numbers[:, None], numbers[:, None])):
         assert torch.equal(moved[:, 0], index)
     for moved in reordering.reorder_batched_tables(entrance, (numbers[None, :, None, None],) * 2):
@@ -71,3 +77,19 @@ def test_fixed_frames_stay(entrance):
     assert torch.equal(order.index[12:] - 12, entrance.order.index)
     alone = order_tokens("gilbert", (1, 3, 4), torch.zeros(1), fixed_frames=1)
     assert torch.equal(alone.index, torch.arange(12))
+
+
+def test_later_frames_move_as_in_the_whole_video():
+    order = order_tokens("gilbert", (3, 3, 4), torch.zeros(1), fixed_frames=1)
+    volume = torch.arange(12.0, 36.0).view(1, 1, 2, 3, 4)
+    moved = reordering.reorder_later_frames(Entrance(order, batch=1), volume)
+    assert torch.equal(moved.flatten(), order.index[12:].float())
+
+
+@pytest.mark.parametrize("name", ["gilbert", "tiles"])
+def test_tokens_stay_in_their_frames_on_request(name):
+    order, one = order_tokens(name, (3, 3, 4), torch.zeros(1), by_frame=True), token_order(name, (1, 3, 4))
+    for frame in range(3):
+        part = slice(12 * frame, 12 * frame + 12)
+        assert torch.equal(order.index[part], one.index + 12 * frame)
+        assert torch.equal(order.inverse[part], one.inverse + 12 * frame)
