@@ -1,13 +1,27 @@
-"""What there is to run on: optional packages by the extra that brings them, and devices by name."""
+"""What there is to run on: optional packages by the extra that brings them, devices by name, threads in forked processes."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def require(module: str, extra: str, what: str) -> Any:
@@ -36,6 +50,8 @@ def choose_device(name: str) -> torch.device:
     """
     import torch
 
+    # Whatever takes a device begins here.
+    settle_threads()
     if name == "auto":
         # A launcher of several processes on one machine numbers them; each takes the GPU of its number.
         gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -46,3 +62,29 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"device is {name!r}, expected 'auto', 'cpu', or a GPU that is there: {why}") from error
+
+
+def settle_threads() -> None:
+    """Make PyTorch's operations safe in a forked process, with one thread each; elsewhere, do nothing.
+
+    Call it before the first operation and before another thread is started. A fork takes over thread pools without their threads: GNU's
+    OpenMP waits for them for ever, if the parent used them, unless it needs one thread alone. PyTorch's other pool is replaced at its
+    first use, without a lock: of two threads that are the first together, one finds none ("Invalid thread pool!").
+    """
+    if _is_forked:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, an operation takes one thread: how it is cut for several decides the last bits of matrix products and sums."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

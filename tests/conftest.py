@@ -1,4 +1,4 @@
-"""Settings that every test runs under: fixed threads, no network, kernels through the Triton interpreter where there is no GPU."""
+"""Settings that every test runs under: one thread unless OMP_NUM_THREADS says more, no network, kernels through the Triton interpreter where there is no GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Make every test independent of the order in which tests run."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
 
 

@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("tokenizers", "generators", "eval", "demos")
 MAX_LINES = 400
+#: Of one folder, folders inside it included; the package itself has more, as the design says.
+MOST_ENTRIES = 14
 
 #: Packages and modules of the library from the lowest to the highest; imports point down or stay inside one name.
 RANKS: tuple[tuple[str, ...], ...] = (
@@ -115,7 +117,29 @@ def long_files(root: Path) -> list[str]:
     return [f"{path}: {lines} lines" for path, lines in counted if lines > MAX_LINES]
 
 
+#: "One a level" for "one per level": which words stand before and behind.
+COUNTED = r"one|each|steps?|tokens|samples|images?|files?|values?|rows?|points|clips|bits|numbers?|times?|tests?|keys?|subclass|copy|pass|draws?|epochs?"
+PLACES = (
+    r"sample|level|step|token|class|batch|row|head|picture|shape|clip|image|item|part|process|device|mesh|group|block|query|layer|run"
+    r"|epoch|model|task|pixel|channel|minute|second"
+)
+IDIOM = re.compile(rf"\b({COUNTED}) an? ({PLACES})\b")
+#: A description that cannot be understood alone: its subject stands elsewhere.
+SUBJECTLESS = re.compile(r"^\s+\w+: (Of|Its|Theirs|Likewise)\b")
+
+
+def strange_idioms(root: Path) -> list[str]:
+    """A description is read alone, in a tooltip or a line of help: "per level", and never without its subject."""
+    return [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for path in sources(root / "hiergen")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if IDIOM.search(line) or SUBJECTLESS.search(line)
+    ]
+
+
 CHECKS = {
+    strange_idioms: ("hiergen/nn/thing.py", '"""Blocks.\n\nArgs:\n    seed: Of all draws.\n"""\n'),
     stray_packages: ("tokenizers/__init__.py", ""),
     misplaced_tests: ("generators/test_it.py", ""),
     shadowing_names: ("demos/json.py", ""),
@@ -153,6 +177,17 @@ def test_the_real_tokenizers_package_is_imported_from_the_root() -> None:
     code = "import tokenizers; print(tokenizers.Tokenizer.__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "Tokenizer", done.stderr
+
+
+def test_a_folder_holds_one_subject() -> None:
+    """At most `MOST_ENTRIES` files and folders; the package itself holds the packages that the design lists."""
+    counts: dict[Path, set[str]] = {}
+    for path in sources(ROOT / "hiergen"):
+        inside = path.relative_to(ROOT / "hiergen").parts
+        for depth in range(1, len(inside)):
+            counts.setdefault(Path(*inside[:depth]), set()).add(inside[depth])
+    full = {str(folder): len(names - {"__init__.py"}) for folder, names in counts.items()}
+    assert {folder: count for folder, count in full.items() if count > MOST_ENTRIES} == {}
 
 
 def test_import_is_light() -> None:

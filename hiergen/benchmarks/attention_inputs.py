@@ -1,6 +1,9 @@
 """Synthetic queries, keys and values with the structure that sparse attention lives on: neighbors in a video are alike.
 
-Not a model's: a stand-in whose kinds of heads are known. Measurements on it say how methods compare, not how a model fares.
+They come from no model but stand in for one, with kinds of heads that are known. Measurements on them say how methods compare,
+not what a model gains or loses.
+
+Letters: `h` heads, `n` tokens, `k` channels per head.
 """
 
 from __future__ import annotations
@@ -30,9 +33,13 @@ def structured_heads(
     smooth random field) and mixed.
 
     Args:
-        grid: Frames, rows, columns.
-        noise: Of keys and queries, relative to the structure.
+        grid: Frames, rows and columns, in tokens.
+        heads: Number of heads.
+        dim: Channels per head.
+        rng: Draws the fields and the noise.
+        noise: Standard deviation of the noise in keys and queries, relative to the structure.
         sharpness: Standard deviation of the scores, in nats.
+        order: Order of the tokens.
     """
     place = torch.stack(torch.meshgrid(*(torch.linspace(0, 1, n) for n in grid), indexing="ij"), -1).reshape(-1, 3)
     queries, keys, values = [], [], []
@@ -61,7 +68,7 @@ def _smooth_field(place: Tensor, dim: int, waves: float, rng: torch.Generator) -
 
 
 def _score_spread(q: Tensor, k: Tensor, rng: torch.Generator) -> Tensor:
-    """Return the standard deviation of q·k of every head, from sampled pairs."""
+    """Return the standard deviation of q·k per head, from sampled pairs."""
     index = torch.randint(q.shape[2], (2, min(4096, 8 * q.shape[2])), generator=rng)
     return (q[:, :, index[0]] * k[:, :, index[1]]).sum(-1).std(dim=-1)
 

@@ -1,7 +1,8 @@
 """`hiergen bench psa`: how fast pyramid sparse attention runs beside dense attention and a binary block mask, and how far it is from exact.
 
-In one run and on the same inputs: every dense backend of PyTorch, a binary block mask of equal compute, and pyramid attention,
-alone and with its preparation split out. Times are medians. A CPU runs plain PyTorch that gathers the keys each query block reads.
+In one run and on the same inputs it times every dense backend of PyTorch, a binary block mask of equal compute, and pyramid
+attention, alone and with its preparation split out. Times are medians. On a CPU pyramid attention is plain PyTorch that gathers the
+keys each query block reads.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from hiergen.benchmarks.attention_inputs import structured_heads
 from hiergen.benchmarks.timing import describe_machine, take_turns
 from hiergen.environment import choose_device
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention
-from hiergen.kernels.pyramid_attention.assignment import assign_pools
-from hiergen.kernels.pyramid_attention.config import ImportanceName
-from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
+from hiergen.kernels.pyramid_attention.config import ImportanceName, OfficialRules
+from hiergen.kernels.pyramid_attention.planning.assignment import assign_pools
+from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
+from hiergen.kernels.pyramid_attention.planning.lists import with_lists
 from hiergen.kernels.pyramid_attention.pooling import build_pyramid
-from hiergen.kernels.pyramid_attention.prepare import key_pyramid, runs_triton
+from hiergen.kernels.pyramid_attention.triton.availability import runs_triton
+from hiergen.kernels.pyramid_attention.triton.operators import key_pyramid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,17 +37,17 @@ class Settings:
     """What to measure.
 
     Attributes:
-        tokens: Of the sequence; the nearest box of a video's proportions that holds no more is used.
-        heads: Attention heads.
-        dim: Channels of a head.
+        tokens: Most tokens of the sequence; the largest grid of a video's proportions within this number is used.
+        heads: Number of attention heads.
+        dim: Channels per head.
         density: Share of the dense product to compute, in (0, 1].
-        dtype: Of queries, keys and values.
-        device: "auto" is CUDA where there is one.
-        query_block: Queries of a block.
-        key_block: Keys of a block.
-        importance: Estimator of the plan.
+        dtype: Type of queries, keys and values.
+        device: Where to run; "auto" is CUDA if there is one.
+        query_block: Queries per block.
+        key_block: Keys per block.
+        importance: Estimator that the plan is made from.
         repeats: Timed calls; the median counts.
-        seed: Of the inputs.
+        seed: Seed of the inputs.
         output: Folder for `psa.json`, `psa.png` and `plan.png`, the plan of the first head; None writes nothing.
     """
 
@@ -69,7 +72,7 @@ class Settings:
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Measure, print a table, return (and write, if asked) the numbers: times in ms, rates in TFLOP/s, errors relative to exact."""
+    """Measure, print a table and return the numbers, written too if asked: times in ms, rates in TFLOP/s, errors relative to exact."""
     dtype, device = getattr(torch, settings.dtype), choose_device(settings.device)
     rng = torch.Generator().manual_seed(settings.seed)
     grid = video_grid(settings.tokens)
@@ -148,12 +151,12 @@ def config_of_density(density: float, query_block: int, key_block: int, importan
         query_block=query_block,
         key_block=key_block,
         importance=importance,
-        rounding_tile=max(key_block // 8, 1),
+        rules=OfficialRules(rounding_tile=max(key_block // 8, 1)),
     )
 
 
 def binary_config(config: PSAConfig, plan: PyramidPlan) -> PSAConfig:
-    """Return a plain block mask that computes what `plan` really does, after whole blocks were counted, or up to one block a row more."""
+    """Return a plain block mask that computes as much as `plan` does after whole blocks were counted, or up to one block per row more."""
     columns = plan.pools.shape[3]
     blocks = math.ceil(float(plan.density) * columns - 1e-4)
     return dataclasses.replace(config, mode="quota", bounds=((1, min((blocks + 0.5) / columns, 1.0)),))
@@ -227,9 +230,10 @@ def _sparse_call(q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan) -> Callable
 
 
 def _kernel_alone(q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan) -> Callable[[], Tensor]:
-    from hiergen.kernels.pyramid_attention.op import prepare, pyramid_attention_op
+    from hiergen.kernels.pyramid_attention.backends.triton import kernel_inputs
+    from hiergen.kernels.pyramid_attention.triton.operators import pyramid_attention_op
 
-    ready = prepare(q, k, v, plan)
+    ready = kernel_inputs(q, k, v, plan)
     numbers = (plan.query_block, plan.key_block, False, 0, plan.pooled_limit, 1 / math.sqrt(q.shape[-1]))
     return lambda: pyramid_attention_op(q, k, v, *ready, *numbers)[0]
 
@@ -241,7 +245,7 @@ def _preparation(q: Tensor, k: Tensor, v: Tensor, config: PSAConfig, repeats: in
     calls: dict[str, Callable[[], Any]] = {
         "importance": lambda: estimate_importance(config.importance, q, k, request),
         "assignment": lambda: assign_pools(scores, config),
-        "lists": plan.with_lists,
+        "lists": lambda: with_lists(plan),
         "pyramid": (lambda: key_pyramid(k, v, config.key_block, tail="exact"))
         if runs_triton(q.device)
         else (lambda: [build_pyramid(x, config.key_block) for x in (k, v)]),

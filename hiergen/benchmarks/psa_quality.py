@@ -18,15 +18,16 @@ from torch import Tensor
 from hiergen.benchmarks.attention_inputs import structured_heads
 from hiergen.benchmarks.psa import binary_config, config_of_density, video_grid
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, plan_from_scores
+from hiergen.kernels.pyramid_attention.backends.gather import gather_attention
 from hiergen.kernels.pyramid_attention.config import ImportanceName
-from hiergen.kernels.pyramid_attention.gather import gather_attention
-from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
+from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
 from hiergen.pretrained.weights import read_weights
 
 ESTIMATORS: tuple[ImportanceName, ...] = ("sampled", "sampled_softmax", "pyramid", "block_mean", "antidiagonal")
 
 
-#: A plan of given mean density: pools or a plain block mask, the same number of blocks in every row or as many as a row's scores ask for.
+#: Kinds of plans of one mean density: pools or a plain block mask, each with the same number of blocks in every row ("quota") or
+#: with as many as the row's scores ask for ("threshold").
 KINDS = ("pyramid", "binary", "pyramid_threshold", "binary_threshold")
 
 
@@ -35,16 +36,16 @@ class Settings:
     """What to compare.
 
     Attributes:
-        inputs: A safetensors file with q, k, v of (1, heads, tokens, channels), tokens already in the order to cut blocks in; None
-            makes synthetic heads.
-        tokens: Of the synthetic sequence, about.
-        heads: Synthetic heads; local, content and mixed ones take turns.
-        dim: Channels of a synthetic head.
-        densities: Shares of the dense product.
-        query_block: Queries of a block.
-        key_block: Keys of a block.
+        inputs: A safetensors file with q, k, v of (1, heads, tokens, channels), tokens already in the order that blocks are cut
+            from; None makes synthetic heads.
+        tokens: Approximate length of the synthetic sequence, in tokens.
+        heads: Number of synthetic heads; local, content and mixed ones take turns.
+        dim: Channels per synthetic head.
+        densities: Shares of the dense product to compute.
+        query_block: Queries per block.
+        key_block: Keys per block.
         sharpness: Standard deviation of the synthetic scores, in nats.
-        seed: Of inputs and samples.
+        seed: Seed of the inputs and of the estimators' samples.
     """
 
     inputs: Path | None = None
@@ -87,19 +88,20 @@ def run(settings: Settings) -> dict[str, Any]:
 def plans_of_density(
     scores: Tensor, k: Tensor, num_queries: int, density: float, settings: Settings
 ) -> dict[str, PyramidPlan]:
-    """Return one plan of each of `KINDS`, all of the density that the first one has after whole blocks were counted."""
+    """Return a plan of each of `KINDS`; all have the density that the first one has after whole blocks were counted."""
     quota = config_of_density(density, settings.query_block, settings.key_block, "pyramid")
+    unforced = dataclasses.replace(quota, mode="threshold", rules=dataclasses.replace(quota.rules, min_full=0.0))
 
     def plan(config: PSAConfig) -> PyramidPlan:
         return plan_from_scores(scores, num_queries, k, config)
 
     def threshold(shares: tuple[tuple[int, float], ...]) -> PyramidPlan:
-        """Bisect the shares, scaled together, until the mean density is the one wanted."""
+        """Scale the shares together, by bisection, until the mean density is the one of the first plan."""
         low, high = 0.0, 2.0
         for _ in range(14):
             middle = (low + high) / 2
             bounds = tuple((pool, min(share * middle, 1.0)) for pool, share in shares)
-            tried = plan(dataclasses.replace(quota, mode="threshold", bounds=bounds, min_full=0.0))
+            tried = plan(dataclasses.replace(unforced, bounds=bounds))
             low, high = (middle, high) if float(tried.density) < computed else (low, middle)
         return tried
 

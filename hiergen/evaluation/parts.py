@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.config import fingerprint
+from hiergen.environment import one_thread
 from hiergen.evaluation.protocol import PassConfig, process_state
 from hiergen.files import atomic_path, check_writable, write_json
 
@@ -95,7 +97,11 @@ def run_parts(
     loaded = prefetched(load or (lambda _: None), keys, workers=passes.workers if load else 0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not state.is_main_process or not console.is_terminal) as progress:
+    is_hidden = not state.is_main_process or not console.is_terminal
+    with (
+        one_thread() if passes.exact else contextlib.nullcontext(),
+        Progress(*columns, console=console, disable=is_hidden) as progress,
+    ):
         done = num_items - sum(len(items) for _, items in incomplete)
         task = progress.add_task(what, total=done + sum(len(items) for _, items in missing), completed=done)
         for path, items in missing:

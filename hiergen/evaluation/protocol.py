@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hiergen import __version__
 from hiergen.data.images.pixels import to_uint8
+from hiergen.environment import settle_threads
 
 RESIZE_RULE = "ADM: halved with a box filter while the short side is at least twice the size, then bicubic to the size, then the central crop"
 #: How long processes wait for each other: as long as the work of one may take. A launcher ends the others if one fails.
@@ -58,8 +59,8 @@ class PassConfig:
         workers: Threads that read and decode images while the models work, a batch each; 0 reads between batches.
         device: "auto" is CUDA where there is one.
         exact: The models take always so many images at once, item k with its neighbors of the same multiple, whatever `batch_size` is:
-            then files are the same bytes for any batch size, part size and number of processes, at the speed of such a batch; 1 is
-            each image by itself. 0 takes `batch_size`.
+            then files are the same bytes for any batch size, part size and number of processes, at the speed of such a batch on one
+            thread of the CPU per process; 1 is each image by itself. 0 takes `batch_size`.
     """
 
     batch_size: int = 64
@@ -83,7 +84,8 @@ class PassConfig:
         """What a report says of it."""
         if self.exact:
             return (
-                f"models take {self.exact} at once, always: no other batch, part or number of processes changes a bit"
+                f"models take {self.exact} at once, always, on one thread of the CPU: no other batch, part or number of processes "
+                "changes a bit"
             )
         return f"models take {self.batch_size} at once; another batch size moves the last bits"
 
@@ -96,7 +98,10 @@ def process_state() -> PartialState:
     """Return what Accelerate knows of this process and the others that a launcher started, on GPUs or on CPUs."""
     # Unless it is told, Accelerate lets every process that a launcher started on CPUs believe that it is alone.
     on_cpus = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpus, timeout=PATIENCE)
+    state = PartialState(cpu=on_cpus, timeout=PATIENCE)
+    # Afterwards, because Accelerate may choose a number of threads.
+    settle_threads()
+    return state
 
 
 def check_seed(seed: int) -> None:

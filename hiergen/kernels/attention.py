@@ -1,6 +1,6 @@
 """Dense and level-masked attention behind one call; PSA is beside it in `pyramid_attention`.
 
-Letters: `b` batch, `h` heads, `q` queries, `n` keys, `k` channels of a head.
+Letters: `b` batch, `h` heads, `q` queries, `n` keys, `k` channels per head.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def grouped_attention(
     spans: Iterable[tuple[int, int]],
     key_spans: Iterable[tuple[int, int]] | None = None,
 ) -> Float[Tensor, "b h n k"]:
-    """Return block-causal attention without a mask: one call a group, its keys cut at the group's end. Exact.
+    """Return block-causal attention without a mask: one call per group, with the keys up to the group's end. Exact.
 
     Args:
         spans: `(start, end)` of each group in order (`BlockCausalMask.spans`): queries start:end see keys :end.
-        key_spans: The keys that each group sees, where they are others: `(start, end)`.
+        key_spans: `(start, end)` of the keys that each group sees; by default all keys up to the group's end.
     """
     call: Callable[..., Tensor] = F.scaled_dot_product_attention
     spans = list(spans)

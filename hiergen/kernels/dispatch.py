@@ -9,11 +9,20 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 logger = logging.getLogger(__name__)
+
+
+class AttentionRequest(NamedTuple):
+    """What the backends of an attention operation look at."""
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    needs_grad: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,30 +31,30 @@ class Backend:
 
     Attributes:
         name: What a caller asks for.
-        needs: What it runs on, for people.
-        refuse: Takes a request (of the operation's own type) and whether the backend was asked for by name; returns why
-            it cannot run, or None.
+        needs: What the backend runs on, for people.
         run: The operation.
+        refuse: Takes a request (the operation's own type) and whether the backend was asked for by name; returns why it
+            cannot run, or None. The default is for a backend that runs everywhere.
     """
 
     name: str
     needs: str
-    refuse: Callable[[Any, bool], str | None]
     run: Callable[..., Any]
+    refuse: Callable[[Any, bool], str | None] = lambda request, is_named: None
 
 
 def choose(operation: str, backends: Sequence[Backend], request: Any, name: str = "auto") -> Backend:
     """Return the backend to run.
 
     Args:
-        operation: Its name, for messages.
-        backends: In order of preference.
+        operation: Name of the operation, for messages.
+        backends: Backends in order of preference.
         request: What the backends' `refuse` looks at.
         name: A backend's name or "auto".
 
     Raises:
         ValueError: If no backend has this name.
-        RuntimeError: If the named one cannot run, or none can.
+        RuntimeError: If the named backend cannot run, or none can.
     """
     if name != "auto":
         for backend in backends:
@@ -68,11 +77,6 @@ def choose(operation: str, backends: Sequence[Backend], request: Any, name: str 
             return backend
         reasons.append(f"not {backend.name}: {reason}")
     raise RuntimeError(f"no backend of {operation} can run: {'; '.join(reasons)}")
-
-
-def describe(backends: Sequence[Backend], request: Any) -> dict[str, str]:
-    """Return for every backend "can run" or why not (when asked for by name)."""
-    return {backend.name: backend.refuse(request, True) or "can run" for backend in backends}
 
 
 @functools.lru_cache(maxsize=256)

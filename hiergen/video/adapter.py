@@ -21,9 +21,9 @@ ATTRIBUTE = "_hiergen_pyramid_attention"
 class TransformerAdapter:
     """Attaches to a transformer and detaches from it.
 
-    Tokens, rotary tables and per-token modulation are put in the order of the configuration where they are made, and the
-    tokens are put back before the last norm: nothing is moved inside the layers. Dense steps move nothing at all. Hooks
-    are PyTorch's own, which stand outside of the forward passes that offloading and caching libraries wrap.
+    Tokens, rotary tables and per-token modulation are put in the order of the settings where they are made, and the tokens
+    are put back before the last norm: nothing is moved inside the layers. Dense steps move nothing at all. Hooks are PyTorch's
+    own, which stand outside of the forward passes that offloading and caching libraries wrap.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TransformerAdapter:
         setattr(model, ATTRIBUTE, self)
 
     def detach(self, model: nn.Module) -> None:
-        """Restore the processors that were replaced, where nobody else has put another in their place since."""
+        """Restore the processors that were replaced, except where other code has set another processor since."""
         for handle in self._handles:
             handle.remove()
         for attention, original in self._replaced:
@@ -58,7 +58,7 @@ class TransformerAdapter:
         return handles
 
     def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Decide whether this pass is dense, and in which order its tokens go."""
+        """Decide whether this pass is dense, and in which order its tokens are processed."""
         inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
         counter, config = self.settings.counter, self.settings.config
         self.entrance = None

@@ -1,4 +1,4 @@
-"""Pyramid sparse attention in diffusers' video transformers, by one call, and out again by another."""
+"""Put pyramid sparse attention into diffusers' video transformers by one call, and take it out by another."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PyramidAttentionHandle:
     """Pyramid attention that was applied to one or more transformers; a context manager that removes it at the end.
 
     Attributes:
-        config: Its settings.
-        warmup_steps: First sampling steps that are dense.
+        config: Settings of the attention.
+        warmup_steps: How many of the first sampling steps are dense.
     """
 
     def __init__(self, transformers: Sequence[nn.Module], settings: AttentionSettings) -> None:
@@ -32,26 +32,24 @@ class PyramidAttentionHandle:
 
     @property
     def statistics(self) -> list[CallStatistics]:
-        """Every call so far of every layer that is not kept dense; waits for the device.
+        """All calls so far of the layers that are not kept dense, in order; waits for the device.
 
         Raises:
             ValueError: If statistics were not asked for.
         """
-        return self._recorder().read()
-
-    def clear_statistics(self) -> None:
-        """Forget the calls so far."""
-        self._recorder().clear()
+        if self._settings.recorder is None:
+            raise ValueError("no statistics were collected; call apply_pyramid_attention with collect_statistics=True")
+        return self._settings.recorder.read()
 
     def set_step(self, step: int) -> None:
-        """Say which sampling step comes, from 0; from then on it is not read from the timesteps.
+        """Say which sampling step comes next, from 0; from then on it is not read from the timesteps.
 
         For transformers compiled whole into one graph, which cannot look at the value of a timestep.
         """
         self._settings.counter.set_step(step)
 
     def reset(self) -> None:
-        """Say that a new video begins; needed only after videos of one step (see `StepCounter`)."""
+        """Say that a new video begins; needed only between one-step videos (see `StepCounter`)."""
         self._settings.counter.reset()
 
     def remove(self) -> None:
@@ -63,11 +61,6 @@ class PyramidAttentionHandle:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
-
-    def _recorder(self) -> Recorder:
-        if self._settings.recorder is None:
-            raise ValueError("no statistics were collected; call apply_pyramid_attention with collect_statistics=True")
-        return self._settings.recorder
 
 
 def apply_pyramid_attention(
@@ -83,25 +76,25 @@ def apply_pyramid_attention(
     """Put pyramid sparse attention in the place of a video transformer's self-attention; everything else stays.
 
     Cross-attention (text, and image keys of image-to-video models) stays dense. Text that shares the sequence with the
-    video is read in full by all and reads all in full. The first sampling steps are dense, told by the timesteps that the
-    transformer is given, so guidance in two passes, in one batch or none makes no difference.
+    video is read in full by all tokens and reads all tokens in full. The first sampling steps are dense; steps are told by the
+    timesteps that the transformer is given, so guidance in two passes, guidance in one batch and no guidance count alike.
 
     Args:
-        model: A transformer of diffusers (`ARCHITECTURES` lists the classes), several of them, or a pipeline, of which all
-            transformers are taken. Several count their steps together.
+        model: A transformer of diffusers (`ARCHITECTURES` lists the classes), several of them, or a pipeline, whose
+            transformers are all taken. Several transformers count their steps together.
         preset: Settings or a preset's name.
-        num_inference_steps: Sampling steps; scales the settings' `warmup_steps` from the number that they were chosen for.
-            None takes `warmup_steps` as it is.
+        num_inference_steps: Sampling steps of the run. The settings' `warmup_steps` is scaled to it from the number of steps
+            that it was chosen for; None takes `warmup_steps` as it is.
         warmup_steps: Dense steps, instead of the settings' number. 0 for training.
-        dense_layers: Numbers of layers that stay dense, from 0; negative from the end.
-        collect_statistics: Whether to record density and time of every call. Slower, and splits compiled graphs.
-        backend: Of the operation; see `pyramid_sparse_attention`.
+        dense_layers: Numbers of layers that stay dense, from 0; negative numbers count from the end.
+        collect_statistics: Whether to record density and time of every call. It is slower, and splits compiled graphs.
+        backend: How the operation runs; see `pyramid_sparse_attention`.
 
     Returns:
-        A handle: `remove()` or `with` undoes all, `statistics` holds what was recorded.
+        A handle: `remove()` or the end of a `with` block undoes everything; `statistics` holds what was recorded.
 
     Raises:
-        TypeError: If a model's class is not one that is known.
+        TypeError: If the class of a model is unknown.
         ValueError: If a model has pyramid attention already, runs under context parallelism, or an argument is out of range.
     """
     config = psa_preset(preset) if isinstance(preset, str) else preset
@@ -120,7 +113,7 @@ def remove_pyramid_attention(model: Any) -> None:
     """Put transformers back as they were before `apply_pyramid_attention`: their own processors, no hooks.
 
     Args:
-        model: As for `apply_pyramid_attention`.
+        model: What `apply_pyramid_attention` was given, or its transformers.
 
     Raises:
         ValueError: If none of the transformers has pyramid attention.

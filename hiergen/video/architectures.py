@@ -1,4 +1,4 @@
-"""Where each of diffusers' video transformers is entered and left: the one table that the adapter works from."""
+"""Where each of diffusers' video transformers is entered and left: the table that the adapter works from."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Architecture:
 
     Attributes:
         attentions: The self-attention modules over video tokens, in order of depth.
-        processor: What replaces their processors.
-        grid: Frames, rows and columns of tokens.
-        enters: Modules whose outputs are by token, and what to do with them.
-        leaves_at: The module whose first input is put back in raster order.
-        rotary_argument: The argument that holds rotary tables, where the model does not make them.
-        fixed_frames: First frames whose tokens must stay in place, because the model treats them by their position.
+        processor: Class that replaces the processors of these modules.
+        grid: Frames, rows and columns of tokens in a forward pass.
+        enters: By name the modules whose outputs hold a value per token, and the function that reorders these outputs.
+        leaves_at: Name of the module whose first input is put back in raster order.
+        rotary_argument: Argument that holds rotary tables; None where the model makes them itself.
+        fixed_frames: How many of the first frames keep their tokens in place, because the model treats them by position.
     """
 
     attentions: Callable[[Any], list[Any]]
@@ -64,7 +64,7 @@ def _hunyuan_grid(model: Any, inputs: Inputs) -> Grid:
 
 
 def _ltx_grid(model: Any, inputs: Inputs) -> Grid:
-    """Return the grid that the caller gave; LTX takes its tokens already in a row."""
+    """Return the grid that the caller gave: LTX takes its tokens as one sequence."""
     num_tokens = inputs["hidden_states"].shape[1]
     frames, rows, columns = (inputs.get(name) for name in ("num_frames", "height", "width"))
     if frames is None or rows is None or columns is None or frames * rows * columns != num_tokens:
@@ -122,10 +122,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """Return the entry of a model's class or of the nearest class that it derives from.
+    """Return the entry of a model's class, or of the nearest class that it derives from.
 
     Raises:
-        TypeError: If there is none.
+        TypeError: If there is no such entry.
     """
     for kind in type(model).__mro__:
         if kind.__name__ in ARCHITECTURES:

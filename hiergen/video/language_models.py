@@ -4,6 +4,8 @@ Any model that looks its attention up there can use it: `attn_implementation="hi
 one piece or in chunks, with a cached prefix, with grouped-query heads, with padding on either side. Everything else that a
 model asks for runs through PyTorch's dense attention: decoding token by token, attention that is not causal (vision towers,
 cross-attention), sliding windows, packed sequences and static caches.
+
+Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels per head.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ def register_pyramid_attention(
     settings of every model that uses it.
 
     Args:
-        preset: Settings or a preset's name. `warmup_steps` and `order` mean nothing here.
-        name: What `attn_implementation` is then given, and `model.set_attn_implementation`.
-        backend: Of the operation; see `pyramid_sparse_attention`.
+        preset: Settings or a preset's name. `warmup_steps` and `order` are not used here.
+        name: What to pass as `attn_implementation` or to `model.set_attn_implementation`.
+        backend: How the operation runs; see `pyramid_sparse_attention`.
 
     Raises:
         ValueError: If the preset or backend does not exist, or the name is one of transformers' own.
@@ -74,7 +76,7 @@ def attention_forward(
         attention_mask: None (causal, the queries are the last of the keys), (b, n) True for real keys, or what dense
             attention takes.
         config: How plans are made.
-        backend: Of the operation.
+        backend: How the operation runs.
 
     Raises:
         ValueError: If dropout or a change of the scores is asked for in a prefill.
@@ -92,7 +94,7 @@ def attention_forward(
         raise ValueError(
             f"{type(module).__name__} asks for {what}, which pyramid attention cannot do; use attn_implementation='sdpa' or 'eager'"
         )
-    # Without gradient of the choice, hence deterministic under checkpointing too.
+    # The plan is made without gradient and without draws, so recomputation under checkpointing makes the same one.
     out = pyramid_sparse_attention(
         query, key, value, config=config, is_causal=True, key_offset=key.shape[2] - query.shape[2],
         key_mask=attention_mask, scale=scaling, backend=backend,
@@ -111,10 +113,10 @@ def attention_mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """Return the mask that `attention_forward` takes: none or (b, n) for a causal prefill, dense attention's own elsewhere."""
+    """Return the mask that `attention_forward` takes: None or (b, n) for a causal prefill, dense attention's own elsewhere."""
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-    # A static cache holds places for keys to come (and counts on the device): queries are not the last of its keys.
+    # A static cache also holds places for later keys (and counts on the device): queries are not the last of its keys.
     is_static = isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length
     is_plain = mask_function is None or mask_function is causal_mask_function
     if q_length == 1 or is_static or not is_plain:

@@ -1,7 +1,9 @@
 """Attention processors that put pyramid sparse attention in the place of a video transformer's self-attention.
 
-One class an architecture of diffusers: what differs is how queries, keys and values are made. Each keeps the processor that
-it replaces and calls it while attention is dense, so that dense steps are the untouched model's, bit for bit.
+There is one class per architecture of diffusers: they differ in how queries, keys and values are made. Each keeps the processor
+that it replaces and calls it while attention is dense, so that dense steps are the untouched model's, bit for bit.
+
+Letters: `b` batch, `n` tokens, `h` heads, `k` channels per head, `d` channels of all heads.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ class AttentionSettings:
     """What all processors of a model share.
 
     Attributes:
-        config: How plans are made. Text tokens are counted from the inputs, not taken from it.
+        config: How plans are made, except for its text tokens: those are counted from the inputs.
         counter: Says which steps are dense.
-        backend: See `pyramid_sparse_attention`.
-        recorder: Where calls are recorded, if they are.
+        backend: How the operation runs; see `pyramid_sparse_attention`.
+        recorder: Takes the statistics of calls; None if they were not asked for.
     """
 
     config: PSAConfig
@@ -40,7 +42,7 @@ class AttentionSettings:
 
 
 class PyramidProcessor(abc.ABC):
-    """Base of the processors: dense calls, the sparse call, and what diffusers sets on processors."""
+    """What all processors share: dense calls, the sparse call, and the attributes that diffusers sets on processors."""
 
     def __init__(self, original: Processor, layer: int, settings: AttentionSettings) -> None:
         self.original = original
@@ -93,7 +95,7 @@ class PyramidProcessor(abc.ABC):
         source: dict[str, Any] = {"config": config}
         density = None
         if self.settings.recorder is not None:
-            # A plan of its own, to look at; otherwise planning and attention share their reading of the keys.
+            # A separate plan can be looked at; without it planning and attention share one reading of the keys.
             source = {"plan": make_plan(q, k, config, key_mask=key_mask)}
             density = source["plan"].density
         out = pyramid_sparse_attention(q, k, v, key_mask=key_mask, backend=self.settings.backend, **source)
@@ -102,7 +104,7 @@ class PyramidProcessor(abc.ABC):
 
     @property
     def _attention_backend(self) -> Any:
-        # Of dense steps; `set_attention_backend` of a model looks for this name.
+        # The backend of dense steps; `set_attention_backend` of a model looks for this name.
         return self.original._attention_backend
 
     @_attention_backend.setter
@@ -111,7 +113,7 @@ class PyramidProcessor(abc.ABC):
 
     @property
     def _parallel_config(self) -> None:
-        # `enable_parallelism` of a model sets it where it exists.
+        # `enable_parallelism` of a model sets this attribute on processors that have it.
         return None
 
     @_parallel_config.setter
@@ -134,7 +136,7 @@ class WanProcessor(PyramidProcessor):
         attention_mask: Tensor | None = None,
         rotary_emb: Tables | None = None,
     ) -> Tensor:
-        """As the base, under the name that Wan gives the tables."""
+        """Do what the base class does; Wan calls the rotary tables `rotary_emb`."""
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
 
     def sparse(
@@ -214,7 +216,7 @@ def _project(attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _project_out(attn: Any, x: Tensor) -> Tensor:
-    # The second is dropout.
+    # The second module is dropout.
     return attn.to_out[1](attn.to_out[0](x))
 
 

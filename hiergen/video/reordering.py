@@ -1,4 +1,4 @@
-"""Putting a video's tokens in an order of compact blocks at a transformer's entrance, and back at its exit."""
+"""Put a video's tokens in an order of compact blocks at a transformer's entrance, and back at its exit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Entrance:
     """What one forward pass does with its tokens.
 
     Attributes:
-        order: Of the video tokens.
-        batch: Videos in the pass.
+        order: New order of the video tokens.
+        batch: Number of videos in the pass.
     """
 
     order: TokenOrder
@@ -33,7 +33,7 @@ class Entrance:
 
 
 def order_tokens(name: OrderName, grid: Grid, like: Tensor, *, fixed_frames: int = 0) -> TokenOrder:
-    """Return the order of a grid's tokens on the device of `like`, computed once per grid; one node of a compiled graph.
+    """Return the order of a grid's tokens on the device of `like`, computed once per grid; it is one node of a compiled graph.
 
     Args:
         fixed_frames: First frames whose tokens stay where they are.
@@ -49,7 +49,7 @@ def order_tokens(name: OrderName, grid: Grid, like: Tensor, *, fixed_frames: int
 )
 def token_order_op(like: Tensor, frames: int, rows: int, columns: int, name: str, fixed_frames: int) -> Tensor:
     """Return index and inverse of a `TokenOrder`, (2, n)."""
-    # A copy: an operator's result is its caller's own, who may write into it.
+    # A copy: the caller of an operator may write into its result.
     return _stored_order(name, (frames, rows, columns), fixed_frames, like.device).clone()
 
 
@@ -91,16 +91,16 @@ def reorder_batched_tables(entrance: Entrance, tables: tuple[Tensor, ...]) -> tu
 
 
 def reorder_wan_modulation(entrance: Entrance, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return Wan's conditions with the modulation of the blocks in the new order, where every token has its own timestep.
+    """Return Wan's conditions; where every token has its own timestep, the modulation of the blocks is in the new order.
 
-    The first output, for the last layer, stays: it meets the tokens after they were put back.
+    The first output, for the last layer, stays as it is: it meets the tokens after they were put back.
     """
     embedded, modulation, *rest = outputs
     return embedded, entrance.order.apply(modulation) if modulation.dim() == 3 else modulation, *rest
 
 
 def reorder_ltx_modulation(entrance: Entrance, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return LTX's (b or b·n, d) modulation of the blocks in the new order; its last layer's stays."""
+    """Return LTX's (b or b·n, d) modulation of the blocks in the new order; that of its last layer stays as it is."""
     modulation, embedded = outputs
     by_token = modulation.unflatten(0, (entrance.batch, -1))
     if by_token.shape[1] == entrance.num_tokens:

@@ -1,4 +1,4 @@
-"""What attention did in each call: density and time, kept only on request, because both cost time."""
+"""Density and time of each call of attention, kept only on request, because measuring costs time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class CallStatistics:
 
     Attributes:
         step: Sampling step, from 0.
-        layer: Number of the layer among those with pyramid attention or dense, from 0.
-        density: Share of the dense product computed, mean over batch and heads; 1 where the call was dense.
-        seconds: Time of the whole attention layer, projections and plan included; of the first call also compiling.
+        layer: Number of the self-attention layer in the model, from 0.
+        density: Share of the dense product that was computed, mean over batch and heads; 1 if the call was dense.
+        seconds: Time of the whole attention layer, projections and plan included; the first call may include compiling.
     """
 
     step: int
@@ -44,15 +44,11 @@ class Recorder:
         self._calls.append((step, layer, density, mark, _mark(device)))
 
     def read(self) -> list[CallStatistics]:
-        """Return the calls since the last `clear`, in order; waits for the device."""
+        """Return the calls so far, in order; waits for the device."""
         return [
             CallStatistics(step, layer, float(density), _seconds_between(start, end))
             for step, layer, density, start, end in self._calls
         ]
-
-    def clear(self) -> None:
-        """Forget the calls."""
-        self._calls.clear()
 
 
 def _mark(device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""Which sampling step a transformer is in, read from the timesteps that it is given, so that no call has to be counted."""
+"""Read from its timesteps which sampling step a transformer is in, so that no call has to be counted."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ class StepCounter:
     """Counts sampling steps: a new timestep is the next step, the same one again is another pass of the same step.
 
     So guidance in two passes, guidance in one batch and no guidance count alike. Samplers go one way through time: a
-    timestep against the way of the steps before starts a new video. Only after a video of a single step can the first
-    timestep of the next not be told from a second step, unless it is the same; `reset` says so by hand. Steps whose timesteps a
-    scheduler rounds to the same number count as one.
+    timestep against that way starts a new video. After a one-step video, the next video's first timestep looks like a second
+    step unless it is the same number; call `reset` between them. Steps whose timesteps a scheduler rounds to the same number
+    count as one.
 
     Attributes:
-        warmup_steps: Steps with dense attention.
+        warmup_steps: First steps with dense attention.
         step: Current step, from 0; -1 before the first.
-        is_dense: Whether the current step is one of the dense ones. What compiled code looks at.
+        is_dense: Whether the current step is a dense one. Compiled code looks at this alone.
         is_manual: Whether steps come from `set_step` alone.
     """
 
@@ -26,7 +26,7 @@ class StepCounter:
 
         Args:
             warmup_steps: See the class.
-            is_needed: Whether to count also where no step is dense (for statistics).
+            is_needed: Whether to count steps even if none is dense (for statistics).
         """
         self.warmup_steps = warmup_steps
         self.is_manual = False
@@ -45,7 +45,7 @@ class StepCounter:
         self._move_to(-1)
 
     def set_step(self, step: int) -> None:
-        """Say which step comes, from 0; from then on timesteps are not read.
+        """Say which step comes next, from 0; from then on timesteps are not read.
 
         Raises:
             ValueError: If `step` is negative.
@@ -57,7 +57,7 @@ class StepCounter:
 
     @torch.compiler.disable
     def observe(self, timestep: Tensor | float | int) -> None:
-        """Take the timestep of one pass; of several, as where tokens have their own, the largest counts."""
+        """Take the timestep of one pass; where tokens have timesteps of their own, the largest counts."""
         now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
         if self._last is None:
             self._move_to(0)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import trimesh
 import yaml
 from PIL import Image
@@ -150,4 +149,3 @@ def test_every_link_of_a_guide_leads_somewhere(guide) -> None:
 def test_every_guide_is_named_in_the_readme() -> None:
     shown = set(re.findall(r"docs/guides/(\w+)\.md", (ROOT / "README.md").read_text()))
     assert shown == {guide.stem for guide in GUIDES}
-    assert torch.get_num_threads() == 1

@@ -16,14 +16,19 @@ from hiergen.geometry.surface_extraction import EmptySurfaceError, extract_mesh,
 Field = Callable[[Tensor], Tensor]
 
 
+def norms(points: Tensor) -> Tensor:
+    """The norms of points, one number at a time: matrix products and sums round otherwise where they come in other chunks."""
+    return sum(axis.square() for axis in points.unbind(dim=-1)).sqrt()
+
+
 def sphere(radius: float, center: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Field:
-    return lambda points: radius - (points - torch.tensor(center)).norm(dim=-1)
+    return lambda points: radius - norms(points - torch.tensor(center))
 
 
 def box(sides: tuple[float, ...], center: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Field:
     def field(points: Tensor) -> Tensor:
         away = (points - torch.tensor(center)).abs() - torch.tensor(sides) / 2
-        return -(away.clamp(min=0).norm(dim=-1) + away.amax(dim=-1).clamp(max=0))
+        return -(norms(away.clamp(min=0)) + away.amax(dim=-1).clamp(max=0))
 
     return field
 
@@ -32,7 +37,7 @@ def rod(radius: float, length: float) -> Field:
     """A rod along x between the coarse nodes, known only as inside or outside, without any distance to go by."""
 
     def field(points: Tensor) -> Tensor:
-        away = (points[:, 1:] - 0.033).norm(dim=-1)
+        away = norms(points[:, 1:] - 0.033)
         return torch.where((away < radius) & (points[:, 0] > 0) & (points[:, 0] < length), 1.0, -1.0)
 
     return field
@@ -41,7 +46,12 @@ def rod(radius: float, length: float) -> Field:
 def sheet(thickness: float, normal: tuple[float, ...], offset: float) -> Field:
     """A flat disc of radius 0.8 of any direction."""
     unit = torch.nn.functional.normalize(torch.tensor(normal), dim=0)
-    return lambda points: torch.minimum(thickness / 2 - (points @ unit - offset).abs(), sphere(0.8)(points))
+
+    def field(points: Tensor) -> Tensor:
+        along = sum((points * unit).unbind(dim=-1))
+        return torch.minimum(thickness / 2 - (along - offset).abs(), sphere(0.8)(points))
+
+    return field
 
 
 def union(*fields: Field) -> Field:

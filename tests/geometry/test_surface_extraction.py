@@ -23,14 +23,19 @@ from hiergen.geometry.surface_extraction import (
 Field = Callable[[Tensor], Tensor]
 
 
+def norms(points: Tensor) -> Tensor:
+    """The norms of points, one number at a time: matrix products and sums round otherwise where they come in other chunks."""
+    return sum(axis.square() for axis in points.unbind(dim=-1)).sqrt()
+
+
 def sphere(radius: float, center: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Field:
-    return lambda points: radius - (points - torch.tensor(center)).norm(dim=-1)
+    return lambda points: radius - norms(points - torch.tensor(center))
 
 
 def box(sides: tuple[float, ...], center: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Field:
     def field(points: Tensor) -> Tensor:
         away = (points - torch.tensor(center)).abs() - torch.tensor(sides) / 2
-        return -(away.clamp(min=0).norm(dim=-1) + away.amax(dim=-1).clamp(max=0))
+        return -(norms(away.clamp(min=0)) + away.amax(dim=-1).clamp(max=0))
 
     return field
 

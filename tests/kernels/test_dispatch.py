@@ -7,14 +7,14 @@ import logging
 import pytest
 
 from hiergen.kernels import dispatch
-from hiergen.kernels.dispatch import Backend, choose, describe
+from hiergen.kernels.dispatch import Backend, choose
 
 
 def _backend(name: str, reason: str | None, *, only_named: bool = False) -> Backend:
     def refuse(request: object, is_named: bool) -> str | None:
         return "it is slow" if only_named and not is_named else reason
 
-    return Backend(name, f"what {name} needs", refuse, lambda: name)
+    return Backend(name, f"what {name} needs", lambda: name, refuse)
 
 
 def test_auto_takes_the_first_that_can():
@@ -26,7 +26,7 @@ def test_auto_takes_the_first_that_can():
     )
     assert choose("fold", backends, None).run() == "c"
     assert choose("fold", backends, None, "b").run() == "b"
-    assert describe(backends, None) == {"a": "there is no GPU", "b": "can run", "c": "can run", "d": "can run"}
+    assert choose("fold", (backends[0], Backend("e", "nothing", lambda: "e")), None).run() == "e"
 
 
 def test_a_named_backend_runs_or_raises():

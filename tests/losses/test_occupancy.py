@@ -101,13 +101,16 @@ def test_a_tiny_tokenizer_learns_one_batch() -> None:
     points = torch.rand(4, 128, 3, generator=rng) * 2 - 1
     labels = points.norm(dim=-1) < radii
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=80)
     history = []
-    for _ in range(60):
+    for _ in range(80):
         output = model(surface, points=points, rng=rng, is_ordered=True)
         terms = shape_tokenizer_losses(output.features, labels, output.losses)
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
+        schedule.step()
         history.append(terms)
+    # Other seeds come to 0.07 and 0.95.
     assert history[-1]["loss"] < 0.2 * history[0]["loss"]
     assert min(history[-1][f"iou_logits_{level}"] for level in (0, 1)) > 0.85

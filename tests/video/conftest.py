@@ -16,10 +16,10 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from hiergen.kernels import PSAConfig
+from hiergen.kernels import OfficialRules, PSAConfig
 
 Grid = tuple[int, int, int]
-BLOCKS: dict[str, Any] = {"query_block": 16, "key_block": 16, "rounding_tile": 16}
+BLOCKS: dict[str, Any] = {"query_block": 16, "key_block": 16, "rules": OfficialRules(rounding_tile=16)}
 #: Everything at pool 1: dense attention by another way.
 FULL = PSAConfig(bounds=((1, 1.0),), **BLOCKS)
 SPARSE = PSAConfig(bounds=((1, 0.2), (2, 0.3), (4, 0.4), (8, 0.6)), **BLOCKS)
@@ -34,7 +34,7 @@ class Case:
         inputs: Makes the arguments of a forward pass; `grid` counts tokens.
         dispatch: Module and name of the attention function that its processors call, and the layout of its heads.
         text_at: Where text tokens stand among the keys.
-        text_tokens: How many.
+        text_tokens: How many text tokens there are among the keys.
     """
 
     model: Callable[..., Any]
@@ -49,7 +49,7 @@ def noise(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def steps(timestep: float, batch: int, tokens: int | None) -> torch.Tensor:
-    """Return a timestep for every video, or for every token: the first ones' is 0, as of given frames."""
+    """Return a timestep per video, or one per token, where the first third have 0 as tokens of given frames do."""
     if tokens is None:
         return torch.full((batch,), timestep)
     return torch.full((batch, tokens), timestep) * (torch.arange(tokens) >= tokens // 3)
@@ -76,7 +76,7 @@ def wan_inputs(
 
 
 def tiny_cogvideox(**changes: Any) -> CogVideoXTransformer3DModel:
-    """Version 1: positions in the embedding, no rotary tables."""
+    """Return a model of version 1: positions in the embedding, no rotary tables."""
     torch.manual_seed(0)
     settings = {
         "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8,
@@ -87,7 +87,7 @@ def tiny_cogvideox(**changes: Any) -> CogVideoXTransformer3DModel:
 
 
 def tiny_cogvideox15(**changes: Any) -> CogVideoXTransformer3DModel:
-    """Version 1.5: rotary tables, patches over two frames."""
+    """Return a model of version 1.5: rotary tables, patches over two frames."""
     return tiny_cogvideox(**{"patch_size_t": 2, "use_rotary_positional_embeddings": True} | changes)
 
 
@@ -107,7 +107,7 @@ def cogvideox_inputs(
 
 
 def tiny_hunyuan(**changes: Any) -> HunyuanVideoTransformer3DModel:
-    """One layer of two streams and one of a single stream."""
+    """Return a model with one layer of two streams and one layer of a single stream."""
     torch.manual_seed(0)
     settings = {
         "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 10, "num_layers": 1,
@@ -118,7 +118,7 @@ def tiny_hunyuan(**changes: Any) -> HunyuanVideoTransformer3DModel:
 
 
 def hunyuan_inputs(grid: Grid = (3, 5, 4), *, batch: int = 1, timestep: float = 900.0) -> dict[str, Any]:
-    """The texts of a batch have 5, 4, ... tokens of 7, the others are padding."""
+    """Return inputs in which the texts of a batch have 5, 4, ... real tokens of 7; the rest is padding."""
     frames, rows, columns = grid
     return {
         "hidden_states": noise(batch, 4, frames, 2 * rows, 2 * columns),
@@ -153,7 +153,7 @@ def ltx_inputs(
     }  # fmt: skip
 
 
-#: Of language models.
+#: Sizes of the language models.
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -168,7 +168,7 @@ def llama() -> Any:
 
 
 def qwen() -> Any:
-    """Language part of 8-channel heads, three rotary sections; a vision tower of one layer."""
+    """Return a model with heads of 8 channels and three rotary sections, and a vision tower of one layer."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)

@@ -108,7 +108,7 @@ def test_generation_equals_dense_attention(make):
 
 
 def test_generation_in_chunks_and_with_a_static_cache(llama):
-    """A static cache holds places for tokens to come; it runs dense, so even sparse settings give the dense tokens."""
+    """A static cache also holds places for later tokens; it runs dense, so even sparse settings give the dense tokens."""
     model, tokens = llama(), ids(37)
     outputs = []
     for name, options in (
@@ -123,7 +123,7 @@ def test_generation_in_chunks_and_with_a_static_cache(llama):
 
 
 def test_a_video_and_a_question_go_through_both_parts_of_the_model(qwen):
-    """The vision tower's attention is not causal: dense, also under this name."""
+    """The vision tower's attention is not causal, so it stays dense under this name too."""
     model = qwen()
     tokens = torch.cat([ids(8, 1), torch.tensor([[62] + [61] * 8 + [63]]), ids(20, 1)], dim=1)
     video = {

@@ -79,7 +79,7 @@ def sample_ltx(pipe, guidance):
     )  # fmt: skip
 
 
-#: Of each: how to make it, how to sample from it, and forward passes a step with guidance.
+#: By pipeline: how to make it, how to sample from it, and its forward passes per step with guidance.
 PIPELINES = {
     "wan": (wan_pipeline, sample_wan, 2),
     "cogvideox1.5": (cogvideox_pipeline, sample_cogvideox, 1),
@@ -117,7 +117,7 @@ def test_a_pipeline_of_two_transformers_hands_over_in_mid_video(cases, sparse):
 
 
 def test_steps_can_be_given_from_the_callback(cases, sparse):
-    """As the README says to do for a model that is one graph."""
+    """The README says to do so for a model that is one graph."""
     pipe = wan_pipeline(cases["wan"])
 
     def tell(pipe, step, timestep, kwargs):

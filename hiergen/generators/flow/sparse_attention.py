@@ -11,7 +11,6 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from hiergen.config import from_json
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, make_plan, pyramid_sparse_attention, token_order
 
 #: Told of every plan before it is used, e.g. to note its density.
@@ -35,7 +34,7 @@ class SparseAttention:
     def __init__(
         self, config: PSAConfig | Mapping[str, Any], grid: tuple[int, ...], *, on_plan: PlanListener | None = None
     ) -> None:
-        self.config = config if isinstance(config, PSAConfig) else from_json(PSAConfig, config, where="attention")
+        self.config = config if isinstance(config, PSAConfig) else PSAConfig.from_json(config, where="attention")
         if self.config.text_tokens:
             raise ValueError(
                 f"attention has text_tokens {self.config.text_tokens}, expected 0: the sequence holds no text"

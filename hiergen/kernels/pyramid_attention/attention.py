@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hiergen.kernels.dispatch import Backend, choose
+from hiergen.kernels.dispatch import AttentionRequest, choose
+from hiergen.kernels.pyramid_attention.backends import flex, gather, reference, triton
 from hiergen.kernels.pyramid_attention.config import PSAConfig, psa_preset
-from hiergen.kernels.pyramid_attention.flex import flex_attention
-from hiergen.kernels.pyramid_attention.gather import gather_attention
-from hiergen.kernels.pyramid_attention.op import triton_attention
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
-from hiergen.kernels.pyramid_attention.planning import make_plan
-from hiergen.kernels.pyramid_attention.prepare import key_pyramid, triton_problem
-from hiergen.kernels.pyramid_attention.reference import reference_attention
+from hiergen.kernels.pyramid_attention.planning.make_plan import make_plan
+from hiergen.kernels.pyramid_attention.triton.operators import key_pyramid
 
 Layout = Literal["bhsd", "bshd"]
 
-
-class PyramidRequest(NamedTuple):
-    """What the backends of pyramid attention look at."""
-
-    device: torch.device
-    dtype: torch.dtype
-    head_dim: int
-    needs_grad: bool
+#: In order of preference.
+BACKENDS = (triton.BACKEND, flex.BACKEND, gather.BACKEND, reference.BACKEND)
 
 
 def pyramid_sparse_attention(
@@ -51,15 +42,15 @@ def pyramid_sparse_attention(
     Args:
         q: (b, h, queries, k), or (b, queries, h, k) with layout "bshd". Any strides; channels next to each other.
         k: (b, g, keys, k) or (b, keys, g, k); `g` divides `h`.
-        v: As `k`.
-        plan: What to read at which pool, from `make_plan`. Causality and offset are the plan's own.
+        v: Same shape as `k`.
+        plan: What to read at which pool, from `make_plan`. It has its own causality and offset.
         config: How to make the plan, or a preset's name; "default" if neither is given.
-        layout: Of the inputs and the output.
-        is_causal: For the plan made from `config`; see `PyramidPlan`.
-        key_offset: Likewise.
+        layout: Order of the axes of the inputs and the output.
+        is_causal: Causality of the plan made from `config`; see `PyramidPlan`.
+        key_offset: Offset of the plan made from `config`; see `PyramidPlan`.
         key_mask: True for real keys.
-        scale: Of the products, k^-1/2 by default.
-        rng: For the plan's "sampled" estimators.
+        scale: Factor of the products q · k, k^-1/2 by default.
+        rng: Draws the samples of the "sampled" estimators.
         backend: "auto", "triton", "flex", "gather" or "reference".
         return_lse: Whether to return also the natural log-sum-exp of the scores, (b, h, queries).
 
@@ -72,33 +63,28 @@ def pyramid_sparse_attention(
     """
     if layout not in ("bhsd", "bshd"):
         raise ValueError(f"layout is {layout!r}, expected 'bhsd' or 'bshd'")
-    if layout == "bshd":
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    _check_shapes(q, k, v, key_mask)
-    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    request = PyramidRequest(q.device, q.dtype, q.shape[-1], needs_grad)
-    chosen = choose("pyramid_attention", BACKENDS, request, backend)
-    options: dict[str, Any] = {}
-    if plan is None:
-        settings = psa_preset(config or "default") if config is None or isinstance(config, str) else config
-        if chosen.name == "triton" and key_mask is None and settings.tail == "exact":
-            # Planning and attention read the same pyramid.
-            with_cosines = settings.similarity is not None
-            options["pyramid"] = key_pyramid(k, v, settings.key_block, tail="exact", with_cosines=with_cosines)
-        plan = make_plan(
-            q, k, settings, is_causal=is_causal, key_offset=key_offset, key_mask=key_mask, rng=rng, **options
-        )
-    elif config is not None or is_causal or key_offset:
+    if plan is not None and (config is not None or is_causal or key_offset):
         raise ValueError(
             "plan was given together with config, is_causal or key_offset, which are the plan's own; give one"
         )
-    _check_plan(q, k, plan)
-    if key_mask is not None and plan.tail == "replicate":
-        raise ValueError(
-            "key_mask was given with a plan whose tail is 'replicate', which counts repeated keys; use 'exact'"
+    q, k, v = (_heads_first(x, layout) for x in (q, k, v))
+    _check_shapes(q, k, v, key_mask)
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    request = AttentionRequest(q.device, q.dtype, q.shape[-1], needs_grad)
+    chosen = choose("pyramid_attention", BACKENDS, request, backend)
+    shared: dict[str, Any] = {}
+    if plan is None:
+        settings = config if isinstance(config, PSAConfig) else psa_preset(config or "default")
+        if chosen is triton.BACKEND and key_mask is None and settings.rules.tail == "exact":
+            # Planning and attention read the same pyramid.
+            with_cosines = settings.similarity is not None
+            shared["pyramid"] = key_pyramid(k, v, settings.key_block, tail="exact", with_cosines=with_cosines)
+        plan = make_plan(
+            q, k, settings, is_causal=is_causal, key_offset=key_offset, key_mask=key_mask, rng=rng, **shared
         )
-    out, lse = chosen.run(q, k, v, plan, scale=scale, key_mask=key_mask, **options)
-    out = out.transpose(1, 2) if layout == "bshd" else out
+    _check_plan(q, k, plan, key_mask)
+    out, lse = chosen.run(q, k, v, plan, scale=scale, key_mask=key_mask, **shared)
+    out = _heads_first(out, layout)
     return (out, lse) if return_lse else out
 
 
@@ -107,7 +93,7 @@ class PyramidSparseAttention(nn.Module):
 
     Args:
         config: Settings or a preset's name.
-        layout: Of the inputs and the output.
+        layout: Order of the axes of the inputs and the output.
         backend: See `pyramid_sparse_attention`.
     """
 
@@ -131,7 +117,7 @@ class PyramidSparseAttention(nn.Module):
         """Return attention; dense while the sampling step is one of the first `config.warmup_steps`.
 
         Args:
-            plan: Instead of one made from the settings.
+            plan: Replaces the plan that the settings would make.
             step: Sampling step, counted from 0; None for no warm-up.
         """
         if step is not None and step < self.config.warmup_steps:
@@ -147,61 +133,16 @@ class PyramidSparseAttention(nn.Module):
         return f"{self.config}, layout={self.layout!r}, backend={self.backend!r}"
 
     def _dense(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-        if self.layout == "bshd":
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        q, k, v = (_heads_first(x, self.layout) for x in (q, k, v))
         mask = None if key_mask is None else key_mask[:, None, None]
         enable_gqa = q.shape[1] != k.shape[1]
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=enable_gqa)
-        return out.transpose(1, 2) if self.layout == "bshd" else out
+        return _heads_first(out, self.layout)
 
 
-def _refuse_triton(request: PyramidRequest, is_named: bool) -> str | None:
-    if request.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"the inputs are {request.dtype}"
-    if request.head_dim > 128:
-        return f"the head size is {request.head_dim}, above 128"
-    index = request.device.index
-    problem = triton_problem(request.device.type, -1 if index is None else index)
-    if problem is not None or request.device.type == "cuda":
-        return problem
-    if not is_named:
-        return "Triton's interpreter is for tests and runs only when the backend is named"
-    if request.dtype == torch.bfloat16:
-        return "Triton's interpreter computes bfloat16 wrongly"
-    return None
-
-
-def _refuse_flex(request: PyramidRequest, is_named: bool) -> str | None:
-    if request.device.type not in ("cpu", "cuda", "xpu"):
-        return f"the inputs are on {request.device.type}"
-    if request.device.type == "cpu" and not is_named:
-        return "FlexAttention does not skip blocks on a CPU unless compiled"
-    if request.device.type == "cpu" and request.needs_grad:
-        return "FlexAttention has no gradient on a CPU"
-    if request.device.type == "cuda" and request.head_dim & (request.head_dim - 1):
-        return f"the head size is {request.head_dim}, no power of two"
-    return None
-
-
-def _refuse_gather(request: PyramidRequest, is_named: bool) -> str | None:
-    if torch.compiler.is_compiling() and not is_named:
-        return "its sizes depend on the plan's values, which splits a compiled graph"
-    return None
-
-
-def _refuse_nothing(request: PyramidRequest, is_named: bool) -> str | None:
-    return None
-
-
-#: In order of preference.
-BACKENDS: tuple[Backend, ...] = (
-    Backend(
-        "triton", "an NVIDIA GPU of compute capability 8.0, or TRITON_INTERPRET=1", _refuse_triton, triton_attention
-    ),
-    Backend("flex", "a GPU that PyTorch compiles for, or a CPU without gradients", _refuse_flex, flex_attention),
-    Backend("gather", "memory for the keys that every query block reads", _refuse_gather, gather_attention),
-    Backend("reference", "memory for the dense product", _refuse_nothing, reference_attention),
-)
+def _heads_first(x: Tensor, layout: Layout) -> Tensor:
+    """Return (b, h, n, k) of a tensor in `layout`, or the other way round: the swap is its own inverse."""
+    return x.transpose(1, 2) if layout == "bshd" else x
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, key_mask: Any) -> None:
@@ -221,7 +162,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, key_mask: Any) -> None:
         )
 
 
-def _check_plan(q: Tensor, k: Tensor, plan: PyramidPlan) -> None:
+def _check_plan(q: Tensor, k: Tensor, plan: PyramidPlan, key_mask: Any) -> None:
     if (plan.num_queries, plan.num_keys) != (q.shape[2], k.shape[2]):
         raise ValueError(
             f"the plan is for {plan.num_queries} queries and {plan.num_keys} keys, the inputs hold {q.shape[2]} and {k.shape[2]}"
@@ -232,4 +173,8 @@ def _check_plan(q: Tensor, k: Tensor, plan: PyramidPlan) -> None:
     if batch not in (1, q.shape[0]) or heads not in (1, q.shape[1]):
         raise ValueError(
             f"the plan is for batch {batch} and {heads} heads, the queries have {q.shape[0]} and {q.shape[1]}"
+        )
+    if key_mask is not None and plan.tail == "replicate":
+        raise ValueError(
+            "key_mask was given with a plan whose tail is 'replicate', which counts repeated keys; use 'exact'"
         )

@@ -1,4 +1,4 @@
-"""A picture of a plan: one color a pool."""
+"""A picture of a plan: one color per pool."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule, padded_length
-from hiergen.kernels.pyramid_attention.prepare import plan_lists_op, runs_triton
 
 Span = tuple[int, int]
 
@@ -23,9 +22,9 @@ class PlanLists:
     """The plan as the kernels walk it.
 
     Attributes:
-        ids: Per row the key blocks read at pool 1, then 2, 4, 8, then the skipped ones; ascending inside each pool.
-        counts: Per row eight numbers: blocks at each pool, then how many of those need no mask (no ragged end, wholly
-            before the diagonal). Blocks that need one are the last of their pool, because ids ascend.
+        ids: Key blocks per row: those read at pool 1, then 2, 4, 8, then the skipped ones; ascending inside each pool.
+        counts: Eight numbers per row: blocks at each pool, then how many of those need no mask (no ragged end, wholly
+            before the diagonal). Blocks that need a mask are the last of their pool, because ids ascend.
         order: Rows of each head, longest first, so that no long row starts last.
     """
 
@@ -39,15 +38,15 @@ class PyramidPlan:
     """Pools of all (query block, key block) pairs, with the lengths they were made for.
 
     Attributes:
-        pools: 0 (skipped), 1, 2, 4 or 8 keys averaged into one.
-        num_queries: Queries, in tokens.
-        num_keys: Keys, in tokens.
-        query_block: Queries of a block, a power of two, at least 16.
-        key_block: Keys of a block, a power of two, at least 16.
+        pools: Keys averaged into one per pair of blocks: 1, 2, 4 or 8, or 0 where the key block is skipped.
+        num_queries: Length of the queries, in tokens.
+        num_keys: Length of the keys, in tokens.
+        query_block: Queries per block, a power of two, at least 16.
+        key_block: Keys per block, a power of two, at least 16.
         is_causal: A query sees keys up to its own position; a pooled key is seen once its last member is.
         key_offset: Keys before the first query (cached prefix, earlier chunks): query t stands at `key_offset + t`.
         tail: How pooled keys at a ragged end are made; see `build_pyramid`.
-        lists: What the kernels walk; `with_lists` fills it.
+        lists: The plan as the kernels walk it; `planning.lists.with_lists` fills it.
     """
 
     pools: UInt8[Tensor, "b h i j"]
@@ -94,7 +93,7 @@ class PyramidPlan:
     def density(self) -> Tensor:
         """Share of the dense product that the plan computes: mean of 1/pool over the cells it may read, a scalar tensor.
 
-        Of a causal plan only the cells on and below the diagonal count.
+        A causal plan may read the cells on and below the diagonal.
         """
         weight = torch.where(self.pools > 0, 1.0 / self.pools.clamp(min=1).float(), 0.0)
         seen = self.visible_blocks()
@@ -139,7 +138,7 @@ class PyramidPlan:
         return dataclasses.replace(self, pools=pools, lists=None)
 
     def validate(self) -> PyramidPlan:
-        """Return the plan after reading every value of `pools`; waits for the device, so not for inner loops.
+        """Return the plan after a check of every value of `pools`; it waits for the device, so keep it out of inner loops.
 
         Raises:
             ValueError: If a value is no pool.
@@ -148,12 +147,6 @@ class PyramidPlan:
         if wrong.any():
             raise ValueError(f"pools holds {int(self.pools[wrong][0])}, expected 0 (skip), 1, 2, 4 or 8")
         return self
-
-    def with_lists(self) -> PyramidPlan:
-        """Return the plan with `lists` filled."""
-        if self.lists is not None:
-            return self
-        return dataclasses.replace(self, lists=build_lists(self))
 
 
 def full_plan(
@@ -170,7 +163,8 @@ def full_plan(
     """Return a plan that reads everything at one pool, for any batch; pool 1 is dense attention.
 
     Args:
-        heads: 1 serves any number of heads.
+        pool: Pool of every block.
+        heads: Heads of the plan; 1 serves any number.
     """
     shape = (1, heads, -(-num_queries // query_block), -(-num_keys // key_block))
     pools = torch.full(shape, pool, dtype=torch.uint8, device=device)
@@ -190,29 +184,8 @@ def visible_blocks(plan: PyramidPlan, *, device: torch.device | None = None) -> 
     return (last // plan.key_block + 1).clamp(max=num_columns)
 
 
-def build_lists(plan: PyramidPlan) -> PlanLists:
-    """Return the lists of a plan: by one kernel on a GPU that runs Triton, by stable sorting elsewhere."""
-    device = plan.pools.device
-    if runs_triton(device):
-        numbers = (plan.num_keys, plan.query_block, plan.key_block, plan.is_causal, plan.key_offset)
-        ids, counts = plan_lists_op(plan.pools, *numbers)
-    else:
-        ids, counts = sorted_lists(plan)
-    work = (counts[..., :4] * (plan.key_block // torch.tensor(POOLS, device=device))).sum(-1)
-    return PlanLists(ids, counts, work.argsort(dim=-1, descending=True, stable=True).to(torch.int32))
-
-
-def sorted_lists(plan: PyramidPlan) -> tuple[Int[Tensor, "b h i j"], Int[Tensor, "b h i 8"]]:
-    """Return ids and counts of `PlanLists`, in plain PyTorch."""
-    ids, counts = sort_by_pool(plan.pools)
-    columns = torch.arange(plan.pools.shape[3], device=plan.pools.device)
-    whole = columns < plan.unmasked_blocks()[:, None]
-    unmasked = torch.stack([((plan.pools == pool) & whole).sum(-1, dtype=torch.int32) for pool in POOLS], dim=-1)
-    return ids, torch.cat([counts, unmasked], dim=-1).contiguous()
-
-
 def sort_by_pool(pools: UInt8[Tensor, "b h i j"]) -> tuple[Int[Tensor, "b h i j"], Int[Tensor, "b h i 4"]]:
-    """Return per row the column ids, pool 1 first and skipped last, ascending inside a pool; and the counts of the pools."""
+    """Return the column ids of each row, pool 1 first and skipped last, ascending inside a pool; and the counts of the pools."""
     # 0 - 1 wraps to 255 in uint8, so that skipped cells sort last.
     ids = (pools - 1).sort(dim=-1, stable=True).indices.to(torch.int32)
     counts = torch.stack([(pools == pool).sum(-1, dtype=torch.int32) for pool in POOLS], dim=-1)

@@ -4,12 +4,12 @@ Rows of a packed pyramid, for `padded` = keys rounded up to whole key blocks:
 pool 2 at 0, pool 4 at padded/2, pool 8 at 3·padded/4. Key block j at pool p is the contiguous run
 `[j·key_block/p, (j+1)·key_block/p)` of its pool. Pool 1 is the input itself and is not copied.
 
-Letters: `b` batch, `g` key heads, `n` keys, `k` channels of a head, `r` packed rows.
+Letters: `b` batch, `g` key heads, `n` keys, `k` channels per head, `r` packed rows.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,8 +45,8 @@ def build_pyramid(
     """Return pools 2, 4 and 8 of `x`, packed along the rows; differentiable.
 
     Args:
-        key_block: Keys of a block, a multiple of 8.
-        key_mask: True for real keys; the others enter no mean. With "exact" only.
+        key_block: Keys per block, a multiple of 8.
+        key_mask: True for real keys; the others enter no mean. Only with tail "exact".
         tail: "exact" averages the real keys of a group; "replicate" repeats the last key up to a whole block and
             averages those too, as the official code does.
 
@@ -118,11 +118,11 @@ def unpack(packed: Float[Tensor, "b g r k"], pool: int) -> Float[Tensor, "b g m 
 def similarity_cap(k: Float[Tensor, "b g n k"], key_block: int, thresholds: tuple[float, float, float]) -> Tensor:
     """Return the largest pool that each key block bears, uint8 of shape (b, g, key blocks).
 
-    A block bears pool p if the cosine of the first and last key of a group of p, averaged over its groups, exceeds the
-    pool's threshold. Not monotone: 8 may be borne where 2 is not. The tail is replicated, as in the official code.
+    A block bears pool p if the cosine of the first and last key of a group of p, averaged over the block's groups, exceeds
+    the pool's threshold. This is not monotone: a block may bear 8 and not 2. The tail is replicated, as in the official code.
 
     Args:
-        thresholds: Of pools 2, 4 and 8, cosines in [-1, 1]; -1 lets nearly everything pass, 1 nothing.
+        thresholds: Cosines in [-1, 1] that pools 2, 4 and 8 must exceed; -1 lets nearly everything pass, 1 nothing.
     """
     length = k.shape[2]
     padded = padded_length(length, key_block)
@@ -136,3 +136,35 @@ def similarity_cap(k: Float[Tensor, "b g n k"], key_block: int, thresholds: tupl
         mean = cosine.unflatten(2, (-1, key_block // pool)).mean(-1)
         cap = torch.where(mean > threshold, pool, cap)
     return cap.to(torch.uint8)
+
+
+class KeyPyramid(NamedTuple):
+    """What one pass over keys and values leaves, for the plan and for the attention.
+
+    Attributes:
+        pooled: Packed pyramids of keys and values, (2, b, g, r, k).
+        cosines: For pools 2, 4, 8 the sum of `similarity_cap`'s cosines in each group of 8 keys, (b, g, 3, m); None if not asked for.
+    """
+
+    pooled: Tensor
+    cosines: Tensor | None
+
+    @property
+    def keys_by_eight(self) -> Tensor:
+        """Means of 8 keys up to whole key blocks, (b, g, m, k), a view without gradient."""
+        return unpack(self.pooled[0].detach(), 8)
+
+    def similarity_cap(self, key_block: int, thresholds: tuple[float, float, float]) -> Tensor:
+        """Return what the function `similarity_cap` does.
+
+        Raises:
+            ValueError: If the cosines were not asked for.
+        """
+        if self.cosines is None:
+            raise ValueError("the pyramid was built without cosines, which a plan with a similarity cap needs")
+        per_block = key_block // 8
+        means = self.cosines.unflatten(-1, (-1, per_block)).sum(-1) / per_block
+        cap = torch.ones_like(means[:, :, 0], dtype=torch.uint8)
+        for index, (pool, threshold) in enumerate(zip(POOLS[1:], thresholds, strict=True)):
+            cap = torch.where(means[:, :, index] * pool / 8 > threshold, pool, cap)
+        return cap.to(torch.uint8)

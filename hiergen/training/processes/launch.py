@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator, DistributedType
 
+from hiergen.environment import settle_threads
 from hiergen.training.config import TrainConfig
 from hiergen.training.processes.sharding import launcher_shards, without_launchers_sharding
 
@@ -35,6 +36,8 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool 
             log_with=list(trackers) or None,
             project_dir=config.out,
         )
+    # Afterwards, because Accelerate may choose a number of threads.
+    settle_threads()
     check_distributed(accelerator.distributed_type)
     if accelerator.num_processes != started and started > 1:
         raise ValueError(

@@ -55,11 +55,12 @@ def test_rendered_views_of_two_sets_are_compared(tmp_path: Path) -> None:
     quick = {"sets": ShapeSetProtocol(num_points=50), "pairs": GeometryProtocol(num_points=50, resolution=8)}
     same = evaluate_shapes(ShapesSettings(first, first, str(tmp_path / "same"), views=views, **quick))
     other = evaluate_shapes(ShapesSettings(first, second, str(tmp_path / "other"), views=views, **quick))
-    assert same["metrics"]["views FD-mean-color"] == pytest.approx(0, abs=1e-6)
+    # The root of a covariance of four views per shape is known to half of the digits.
+    assert abs(same["metrics"]["views FD-mean-color"]) < 1e-3 * other["metrics"]["views FD-mean-color"]
     sets = [[load_mesh(path) for path in sorted(Path(folder).iterdir())] for folder in (first, second)]
     by_hand = compare_rendered_sets(*sets, build_extractor(views.extractor), num_views=4, size=16)
-    assert other["metrics"]["views FD-mean-color"] == pytest.approx(by_hand["frechet_distance"], rel=1e-6)
-    assert other["metrics"]["views KD-mean-color"] == pytest.approx(by_hand["kernel_distance"], rel=1e-6)
+    assert other["metrics"]["views FD-mean-color"] == pytest.approx(by_hand["frechet_distance"], rel=1e-4)
+    assert other["metrics"]["views KD-mean-color"] == pytest.approx(by_hand["kernel_distance"], rel=1e-4)
     assert other["extractor"]["name"] == "mean-color"
     assert other["counts"]["views of the shapes"] == 12
     assert "4 clay renders of each shape, 16 x 16 pixels" in (tmp_path / "other" / "report.md").read_text()

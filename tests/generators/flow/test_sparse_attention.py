@@ -9,12 +9,14 @@ from hiergen.config import to_json
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.generators.flow.sparse_attention import SparseAttention
-from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, reference_attention
+from hiergen.kernels.pyramid_attention import OfficialRules, PSAConfig, PyramidPlan, reference_attention
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 
 CLIP = (LevelSpec(96, (6, 4, 4), 5),)
 #: One of eight key blocks in full, one at every pool, the rest skipped.
-SPARSE = PSAConfig(bounds=((1, 0.3), (2, 0.5), (4, 0.7), (8, 0.9)), query_block=16, key_block=16, rounding_tile=2)
+SPARSE = PSAConfig(
+    bounds=((1, 0.3), (2, 0.5), (4, 0.7), (8, 0.9)), query_block=16, key_block=16, rules=OfficialRules(rounding_tile=2)
+)
 ALL = dataclasses.replace(SPARSE, bounds=((1, 1.0),))
 
 
@@ -94,7 +96,19 @@ def test_the_first_steps_can_be_dense(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     loaded = FlowTransformer.from_pretrained(tmp_path)
     x, time, label = inputs()
+    torch.testing.assert_close(loaded.velocity(x, time, label), model.velocity(x, time, label), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_saved_before_the_rules_had_a_class_loads(tmp_path) -> None:
+    """Its config holds the rules of the official program beside the other settings."""
+    flat = to_json(SPARSE)
+    flat |= flat.pop("rules") | {"kind": "PSAConfig"}
+    assert flat["rounding_tile"] == 2
+    make(attention=flat).save_pretrained(tmp_path)
+    loaded, model = FlowTransformer.from_pretrained(tmp_path), make(attention=to_json(SPARSE))
+    x, time, label = inputs()
     assert torch.equal(loaded.velocity(x, time, label), model.velocity(x, time, label))
+    assert not torch.equal(make().velocity(x, time, label), model.velocity(x, time, label))
 
 
 def test_refusals() -> None:

@@ -159,7 +159,8 @@ def test_saved_and_loaded_is_equal(tmp_path: Path) -> None:
     state = loaded.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     made = [m.generate(LABELS, FAST, rng=_rng()) for m in (model, loaded)]
-    assert all(torch.equal(*levels) for levels in zip(*(pyramid.levels for pyramid in made), strict=True))
+    for levels in zip(*(pyramid.levels for pyramid in made), strict=True):
+        torch.testing.assert_close(*levels, rtol=1e-4, atol=1e-5)
     half = MaskedCascade.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert half.high.head.input.weight.dtype == torch.float32
     assert half.generate(LABELS, FAST, rng=_rng()).levels[1].isfinite().all()

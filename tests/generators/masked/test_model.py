@@ -268,7 +268,8 @@ def test_saved_and_loaded_is_equal(tmp_path: Path) -> None:
     loaded = MaskedAR.from_pretrained(tmp_path)
     state = loaded.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert torch.equal(*(m.generate(LABELS, FAST, rng=_rng()).levels[0] for m in (model, loaded)))
+    made = [m.generate(LABELS, FAST, rng=_rng()).levels[0] for m in (model, loaded)]
+    torch.testing.assert_close(*made, rtol=1e-4, atol=1e-5)
     half = MaskedAR.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert half.transformer.token_proj.weight.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in half.head.parameters()} == {torch.float32}
@@ -304,17 +305,19 @@ def test_one_batch_can_be_learned() -> None:
     model = _model(std=None, encoder_dim=32, decoder_dim=32, head_dim=48, diffusion_batch_mul=8)
     pyramid = TokenPyramid((torch.randn(2, 9, 3, generator=_rng(1)).sign(),), FLAT)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=300)
     model.train()
     rng = _rng()
-    for _ in range(100):
+    for _ in range(300):
         optimizer.zero_grad()
         model.loss(pyramid[torch.arange(4) % 2], LABELS[torch.arange(4) % 2], rng=rng)["loss"].backward()
         optimizer.step()
+        schedule.step()
     settings = MaskedARSettings(num_steps=5, head_steps=20, head_spacing="leading", guidance_scale=1.0)
-    made = model.generate(LABELS, settings, rng=rng).levels[0]
-    agreement = (made.sign() == pyramid.levels[0]).double().mean()
-    # Guessing agrees by half, give or take 0.07.
-    assert float(agreement) > 0.8
+    made = model.generate(LABELS.repeat(16), settings, rng=rng).levels[0]
+    agreement = (made.sign() == pyramid.levels[0].repeat(16, 1, 1)).double().mean()
+    # Guessing agrees by half, what the two images have in common by three quarters; other seeds and processors come to 0.91 and more.
+    assert float(agreement) > 0.85
 
 
 def _call(model: MaskedAR, pyramid: TokenPyramid, condition: Tensor) -> None:

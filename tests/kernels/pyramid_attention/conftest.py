@@ -72,7 +72,7 @@ def loop_attention(case: Case) -> tuple[Tensor, Tensor]:
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan, key_mask: Tensor | None) -> Tensor:
     """Return attention as plain PyTorch computes it in the dtype of the inputs, softmax in float32; differentiable."""
-    from hiergen.kernels.pyramid_attention.reference import pool_bias, pooled
+    from hiergen.kernels.pyramid_attention.backends.reference import pool_bias, pooled
 
     group = q.shape[1] // k.shape[1]
     scores, values = [], []

@@ -1,4 +1,4 @@
-"""Plans: lists, shares, forced blocks, rules of causal plans, the picture."""
+"""Plans: lists, shares, forced blocks, the picture."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from hiergen.kernels.pyramid_attention import PSAConfig, draw_plan, full_plan, make_plan, plan_from_scores
+from hiergen.kernels.pyramid_attention import draw_plan, full_plan
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
+from hiergen.kernels.pyramid_attention.planning.lists import with_lists
 
 
 def test_lists_by_hand():
     pools = torch.tensor([[8, 1, 0, 2, 1], [0, 0, 0, 0, 0], [2, 2, 4, 4, 1]], dtype=torch.uint8)[None, None]
     plan = PyramidPlan(pools, 40, 70, 16, 16)
-    lists = plan.with_lists().lists
+    lists = with_lists(plan).lists
     assert lists.ids[0, 0].tolist() == [[1, 4, 3, 0, 2], [0, 1, 2, 3, 4], [4, 0, 1, 2, 3]]
     # 70 keys: the last block is ragged and needs a mask.
     assert lists.counts[0, 0].tolist() == [[2, 1, 0, 1, 1, 1, 0, 1], [0] * 8, [1, 2, 2, 0, 0, 2, 2, 0]]
@@ -29,7 +30,7 @@ def test_blocks_before_the_diagonal_need_no_mask():
     # Query blocks begin at positions 20, 36, 52 and see keys up to 35, 51, 59.
     assert plan.visible_blocks().tolist() == [3, 4, 4]
     assert plan.unmasked_blocks().tolist() == [1, 2, 3]
-    assert plan.with_lists().lists.counts[0, 0, :, 4].tolist() == [1, 2, 3]
+    assert with_lists(plan).lists.counts[0, 0, :, 4].tolist() == [1, 2, 3]
 
 
 def test_density_and_coverage_by_hand():
@@ -48,40 +49,6 @@ def test_forced_blocks():
     assert plan.pools[0, 0].tolist() == [[8, 1], [8, 1], [8, 1], [1, 1]]
     with pytest.raises(ValueError, match=r"keys holds the span \(60, 70\)"):
         plan.force_full(keys=[(60, 70)])
-
-
-def test_rules_override_the_assignment():
-    config = PSAConfig(
-        bounds=((8, 1.0),), query_block=16, key_block=16, rounding_tile=16, sink_blocks=1, text_tokens=20, text_at="end"
-    )
-    # Rounding to whole tiles leaves some blocks out; what matters here are the overridden ones.
-    scores = torch.rand(1, 1, 6, 6)
-    k = torch.randn(1, 1, 96, 8)
-    pools = plan_from_scores(scores, 96, k, config, is_causal=True).pools[0, 0]
-    assert (pools.triu(1) == 0).all()
-    assert (pools.diagonal() == 1).all()
-    assert (pools[:, 0] == 1).all()
-    # The last 20 tokens lie in the last two blocks.
-    assert (pools[4:] == torch.ones(2, 6).tril(4)).all()
-    assert ((pools[2:4, 1] == 0) | (pools[2:4, 1] == 8)).all()
-
-
-def test_the_similarity_cap_makes_pools_finer_and_revives_nothing():
-    config = PSAConfig(bounds=((8, 0.5),), query_block=16, key_block=16, rounding_tile=2, similarity=(-1.0, -1.0, 1.0))
-    scores = torch.rand(1, 2, 3, 4)
-    k = torch.ones(1, 1, 64, 8)
-    free = plan_from_scores(scores, 48, k, dataclasses.replace(config, similarity=None)).pools
-    capped = plan_from_scores(scores, 48, k, config).pools
-    assert torch.equal(capped, torch.where(free == 8, 4, free))
-
-
-def test_a_plan_costs_no_gradient_and_repeats():
-    q, k = torch.randn(1, 2, 64, 8, requires_grad=True), torch.randn(1, 1, 64, 8)
-    config = PSAConfig(query_block=16, key_block=16, rounding_tile=16)
-    first, second = make_plan(q, k, config), make_plan(q, k, config)
-    assert torch.equal(first.pools, second.pools)
-    assert torch.equal(first.lists.ids, second.lists.ids)
-    assert first.tail == "exact"
 
 
 def test_the_picture_shows_the_pools(tmp_path):
@@ -120,15 +87,3 @@ def test_validate_reads_the_values():
     assert plan.validate() is plan
     with pytest.raises(ValueError, match="pools holds 3"):
         dataclasses.replace(plan, pools=torch.full_like(plan.pools, 3)).validate()
-
-
-def test_a_quota_of_no_whole_block_reads_the_best_one() -> None:
-    scores = torch.tensor([[[[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]]]])
-    keys = torch.zeros(1, 1, 96, 8)
-    config = PSAConfig(bounds=((1, 0.1), (8, 0.3)), query_block=32, key_block=32)
-    assert plan_from_scores(scores, 64, keys, config).pools.tolist() == [[[[0, 1, 0], [1, 0, 0]]]]
-    as_official = dataclasses.replace(config, empty_rows="nothing")
-    assert not plan_from_scores(scores, 64, keys, as_official).pools.any()
-    # A row that reads something is left alone.
-    coarse = PSAConfig(bounds=((1, 0.1), (8, 0.4)), query_block=32, key_block=32, rounding_tile=4)
-    assert plan_from_scores(scores, 64, keys, coarse).pools.tolist() == [[[[0, 8, 0], [8, 0, 0]]]]

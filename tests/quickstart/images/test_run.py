@@ -48,8 +48,12 @@ def test_an_untrained_model_gets_a_bad_report(finished) -> None:
 
 
 def test_running_again_trains_nothing_and_repeats_the_report(finished) -> None:
-    _, settings, report = finished
+    out, settings, report = finished
+    # What the other tests read is the report of the first run.
+    kept = {path: path.read_bytes() for path in out.glob("report.*")}
     again = run_quickstart(settings)
+    for path, data in kept.items():
+        path.write_bytes(data)
     for name in ("reconstruction", "codebook", "generation", "classifier", "nearest_train_image"):
         assert again[name] == report[name], name
 
@@ -101,7 +105,7 @@ def _check_the_saved_pipeline(folder, sampling) -> None:
     again = hiergen.from_pretrained(folder)(
         [1, 2], generator=torch.Generator().manual_seed(0), output_type="pt", **sampling
     )
-    assert torch.equal(images, again.images)
+    torch.testing.assert_close(images, again.images, rtol=1e-4, atol=1e-5)
     assert [picture is None for picture in shown] == [True, True, False]
     torch.testing.assert_close(shown[-1], images)
 

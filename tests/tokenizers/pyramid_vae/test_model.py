@@ -193,8 +193,11 @@ def test_saved_and_loaded_is_equal_bit_for_bit(tmp_path: Any) -> None:
     model.save_pretrained(tmp_path)
     loaded = PyramidVAE.from_pretrained(tmp_path)
     assert loaded.specs == model.specs
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
     data = clouds().float()
-    assert torch.equal(loaded.encode(data).levels[1], model.encode(data).levels[1])
+    # Loaded weights lie at other addresses, which can move the last bits of a product.
+    torch.testing.assert_close(loaded.encode(data).levels[1], model.encode(data).levels[1], rtol=1e-4, atol=1e-5)
     half = PyramidVAE.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     tokens = half.encode(data)
     assert (half.dtype, tokens.levels[1].dtype) == (torch.bfloat16, torch.float32)

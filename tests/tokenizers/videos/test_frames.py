@@ -45,7 +45,9 @@ def test_training_passes_and_saving(images, tmp_path) -> None:
     clips.save_pretrained(tmp_path)
     loaded = hiergen.from_pretrained(tmp_path).eval()
     assert isinstance(loaded, FrameTokenizer)
-    assert torch.equal(loaded.encode(video).levels[0], clips.eval().encode(video).levels[0])
+    torch.testing.assert_close(
+        loaded.encode(video).levels[0], clips.eval().encode(video).levels[0], rtol=1e-4, atol=1e-5
+    )
     assert create("frames-128", num_frames=2, frame=FRAME).frame_size == 8
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hiergen.environment import settle_threads
 from hiergen.training.checkpoints import checkpoint
 from hiergen.training.checkpoints.checkpoint import (
     find_checkpoint,
@@ -118,6 +119,8 @@ def start_saver(folder: Path, start: int) -> tuple[int, int]:
     if pid:
         os.close(reporter)
         return pid, reports
+    # The parent may have computed with several threads.
+    settle_threads()
     tensors = {"model": {"w": torch.arange(400_000.0)}}
     for samples in range(start + 1, start + 10_000):
         save_checkpoint(folder, samples, tensors, {"samples_seen": samples}, 1)

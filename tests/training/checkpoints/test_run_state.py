@@ -82,7 +82,9 @@ def test_two_runs_do_not_write_one_folder_and_a_killed_one_holds_nothing(tmp_pat
             fit(toy.toy_run(str(tmp_path / "run"), num_workers=num_workers))
         finally:
             os._exit(1)
-    assert os.read(reading, 1) == b"x"
+    # With this end open, a child that failed early would be waited for without end.
+    os.close(writing)
+    assert os.read(reading, 1) == b"x", "the forked run ended before its 32nd sample"
     with pytest.raises(ValueError, match=r"another process is writing to '.*run': wait for its end, or choose another"):
         fit(toy.toy_run(str(tmp_path / "run")))
     os.kill(pid, signal.SIGKILL)

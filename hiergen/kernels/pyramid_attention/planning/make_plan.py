@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hiergen.kernels.pyramid_attention.assignment import assign_pools
 from hiergen.kernels.pyramid_attention.config import PSAConfig
-from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, estimate_importance
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan, Span
-from hiergen.kernels.pyramid_attention.pooling import similarity_cap
-from hiergen.kernels.pyramid_attention.prepare import KeyPyramid
+from hiergen.kernels.pyramid_attention.planning.assignment import assign_pools
+from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
+from hiergen.kernels.pyramid_attention.planning.lists import with_lists
+from hiergen.kernels.pyramid_attention.pooling import KeyPyramid, similarity_cap
 
 
 @torch.no_grad()
@@ -31,16 +31,20 @@ def make_plan(
 ) -> PyramidPlan:
     """Return the plan for these queries and keys, lists filled.
 
-    Rules after the assignment, in order: where a quota comes to no whole block, a row reads what `empty_rows` says; text is
-    read in full and reads in full; of a causal plan nothing lies above the diagonal, the blocks on it and the first
-    `sink_blocks` are read in full; then no block is read coarser than `similarity_cap` allows.
+    Rules after the assignment, in order:
+
+    1. A row whose quota comes to no whole block reads what `empty_rows` says.
+    2. Text is read in full and reads in full.
+    3. A causal plan reads nothing above the diagonal, and the blocks on it and the first `sink_blocks` in full.
+    4. No block is read coarser than `similarity_cap` allows.
 
     Args:
         is_causal: See `PyramidPlan`.
         key_offset: See `PyramidPlan`.
         key_mask: True for real keys.
         rng: Draws the samples of the "sampled" estimators.
-        pyramid: Of these keys, with exact tail and without mask, where it has been built already: its means and cosines are used.
+        pyramid: The pyramid of these keys, with exact tail and without mask, if it has been built already: the plan uses its
+            means and cosines.
     """
     request = ImportanceRequest(
         query_block=config.query_block, key_block=config.key_block, is_causal=is_causal, key_offset=key_offset,
@@ -73,11 +77,11 @@ def plan_from_scores(
     num_keys = k.shape[2]
     plan = PyramidPlan(
         torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device),
-        num_queries, num_keys, config.query_block, config.key_block, is_causal, key_offset, config.tail,
+        num_queries, num_keys, config.query_block, config.key_block, is_causal, key_offset, config.rules.tail,
     )  # fmt: skip
     visible = plan.visible_blocks()
     plan = dataclasses.replace(plan, pools=assign_pools(scores, config, visible=visible if is_causal else None))
-    if config.mode == "quota" and config.empty_rows == "best_block" and not is_causal:
+    if config.mode == "quota" and config.rules.empty_rows == "best_block" and not is_causal:
         plan = _read_best_where_empty(plan, scores)
     plan = plan.force_full(keys=_text_span(config, num_keys), queries=_text_span(config, num_queries))
     if is_causal:
@@ -89,11 +93,11 @@ def plan_from_scores(
             cap = pyramid.similarity_cap(config.key_block, config.similarity)
         cap = cap.repeat_interleave(scores.shape[1] // k.shape[1], dim=1)[:, :, None]
         plan = dataclasses.replace(plan, pools=torch.minimum(plan.pools, cap))
-    return plan.with_lists()
+    return with_lists(plan)
 
 
 def _read_best_where_empty(plan: PyramidPlan, scores: Tensor) -> PyramidPlan:
-    """Give rows without a block their best one, the first of equals: their attention would be zero without a word."""
+    """Give each empty row its best block (lowest index on ties); its output would otherwise silently be zero."""
     is_empty = (plan.pools == 0).all(dim=-1, keepdim=True)
     is_best = torch.zeros_like(plan.pools, dtype=torch.bool).scatter_(-1, scores.argmax(dim=-1, keepdim=True), True)
     return dataclasses.replace(plan, pools=plan.pools.masked_fill(is_empty & is_best, 1))

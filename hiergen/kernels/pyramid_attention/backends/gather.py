@@ -1,9 +1,9 @@
 """Pyramid attention in plain PyTorch at a cost that follows the plan: each query block gathers the keys that it reads.
 
-For CPUs, and for anything else without kernels of its own; differentiable. Time and memory are those of the row of the plan that
-reads the most, times the rows: near the plan's density for quotas, more where thresholds make rows uneven.
+For CPUs, and for any device without kernels of its own; differentiable. Every row of the plan costs the time and memory of the
+longest one: near the plan's density for quotas, more where thresholds make rows uneven.
 
-Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels of a head, `i` query blocks, `r` rows of all
+Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels per head, `i` query blocks, `r` rows of all
 pools packed (pool 1 first), `m` keys that a row reads.
 """
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hiergen.kernels.dispatch import AttentionRequest, Backend
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
 from hiergen.kernels.pyramid_attention.pooling import POOLS, build_pyramid, pool_counts
 
@@ -97,3 +98,12 @@ def _is_hidden(plan: PyramidPlan, rows: Tensor) -> Tensor:
     ]
     queries = torch.arange(rows.shape[2] * plan.query_block, device=rows.device).unflatten(0, (rows.shape[2], -1))
     return torch.cat(last)[rows][..., None, :] > (plan.key_offset + queries)[..., None]
+
+
+def _refuse(request: AttentionRequest, is_named: bool) -> str | None:
+    if torch.compiler.is_compiling() and not is_named:
+        return "its sizes depend on the plan's values, which splits a compiled graph"
+    return None
+
+
+BACKEND = Backend("gather", "memory for the keys that every query block reads", gather_attention, _refuse)

@@ -1,9 +1,26 @@
 """Fused planning: importance from queries and keys pooled by 8 without a table of scores, and the pools of a row in one program.
 
-Importance is two kernels. The first pools a tile of queries while it reads them, walks the pooled keys once and leaves, for every pooled
-query and key block, the base-2 log-sum-exp of the scores, and the query's over all blocks. The second turns these into softmax mass and
-averages it over the queries of a block. Assignment sorts a row's scores in one program, where plain PyTorch runs some thirty kernels over
-tables of 64-bit integers.
+    s               = scale₂ · mean(q) · mean(k) + log2 c      c real keys stand in one pooled key, scale₂ = scale · log2 e
+    block_lse[r, j] = log2 Σ 2^s                               over the pooled keys of block j, for pooled query r
+    lse[r]          = log2 Σ_j 2^block_lse[r, j]
+    score[i, j]     = mean of 2^(block_lse[r, j] - lse[r])     over the pooled queries r of block i
+
+`block_lse_kernel` pools a tile of queries while it reads them, walks the pooled keys once and leaves block_lse and lse.
+`mass_kernel` turns these into scores. `assign_kernel` sorts a row's scores in one program, where plain PyTorch runs some thirty
+kernels over tables of 64-bit integers.
+
+Names in the kernels:
+
+    b, h            sample, query head;  head = b · num_heads + h
+    R, D, T         ROWS pooled queries, BLOCK_D channels (padded to a power of two), TILE pooled keys of a step
+    B               TILE / KEYS key blocks of a step;  KEYS: pooled keys per key block
+    row, column     pooled queries of the program (the row of scores in `assign_kernel`), key blocks
+    d, c, key       channels, places in a sorted row, pooled keys (bits to sort by in `assign_kernel`)
+    s, bias         scores in base 2, log2 of the keys that a pooled key stands for
+    top, safe       maximum of the scores of a block, and the same with -inf made 0, which can be subtracted
+    maximum, total  running maximum of block_lse, and sum of weights relative to it;  new: the next maximum
+    limit           key blocks that the row may see;  whole: its summed score;  share: cumulative share of it
+    previous, end   where the run of blocks that a pool gets begins and ends;  RUNS[e]: (pool, bound, unit to round to)
 """
 
 from __future__ import annotations
@@ -34,13 +51,14 @@ def block_lse_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write BLOCK_LSE (b·h, rows, key blocks) and LSE (b·h, rows) of ROWS queries, each the mean of 8; a block has KEYS pooled keys."""
+    """Write BLOCK_LSE (b·h, rows, key blocks) = log2 Σ 2^s and LSE (b·h, rows) over all blocks, for R pooled queries."""
     head = tl.program_id(1).to(tl.int64)
     b = head // num_heads
     h = head % num_heads
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
     d_mask = d < D
+    # (R, D): the mean of the 8 tokens of every pooled query.
     total_q = tl.zeros([ROWS, BLOCK_D], tl.float32)
     for member in tl.static_range(8):
         token = row * 8 + member
@@ -60,6 +78,7 @@ def block_lse_kernel(
     for first in range(0, num_pooled, TILE):
         key = first + tl.arange(0, TILE)
         known = key < num_pooled
+        # Keys have shape (D, T), scores (R, T).
         at_k = keys + key.to(tl.int64)[None, :] * k_strides[2] + d[:, None]
         k = tl.load(at_k, mask=known[None, :] & d_mask[:, None], other=0.0)
         if HAS_MASK:
@@ -70,6 +89,7 @@ def block_lse_kernel(
         s = tl.dot(q, k, input_precision=PRECISION) * scale2 + bias[None, :]
         if CAUSAL:
             s = tl.where((key * 8)[None, :] <= (key_offset + row * 8 + 7)[:, None], s, float("-inf"))
+        # By block (R, B, KEYS); its maxima and sums are (R, B).
         s = tl.reshape(s, [ROWS, blocks, KEYS])
         top = tl.max(s, 2)
         safe = tl.where(top == float("-inf"), 0.0, top)
@@ -90,10 +110,11 @@ def mass_kernel(
     BLOCK_LSE, LSE, SCORES, num_queries, num_rows, num_columns, num_blocks,
     QUERIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write SCORES (b·h, query blocks, key blocks): softmax mass averaged over the QUERIES pooled queries of a block."""
+    """Write SCORES (b·h, query blocks, key blocks) = mean of 2^(block_lse - lse) over the QUERIES pooled queries of a block."""
     head = tl.program_id(2).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    # Log-sum-exps have shape (QUERIES,), those of blocks (QUERIES, BLOCK).
     lse = tl.load(LSE + head * num_rows + row)
     at = BLOCK_LSE + (head * num_rows + row.to(tl.int64)[:, None]) * num_columns + column[None, :]
     block = tl.load(at, mask=(column < num_columns)[None, :], other=float("-inf"))
@@ -111,13 +132,14 @@ def assign_kernel(
     BLOCK: tl.constexpr, MODE: tl.constexpr, RUNS: tl.constexpr, EPSILON: tl.constexpr, MIN_FULL: tl.constexpr,
     INCLUDE: tl.constexpr,
 ):  # fmt: skip
-    """Write the pools of one row; RUNS holds (pool, bound, blocks that a run is rounded to), INCLUDE the crossing or starting rule."""
+    """Write the pools of one row, by the rules of `assignment.assign_by_sorting`; INCLUDE is the crossing or starting rule."""
     row = tl.program_id(0).to(tl.int64)
     limit = tl.load(VISIBLE + row % num_rows).to(tl.int32)
     c = tl.arange(0, BLOCK)
     seen = c < limit
+    # (BLOCK,) from here on: the row's scores, sorted in descending order.
     score = tl.load(SCORES + row * num_columns + c, mask=seen, other=0.0)
-    # The bits of a nonnegative float order as its value does; below them the column, reversed, so that ties go to the lower one.
+    # The bits of a nonnegative float are ordered like its value; the reversed column below them lets ties go to the lower one.
     key = (tl.abs(score).to(tl.int32, bitcast=True).to(tl.int64) << 32) | (BLOCK - 1 - c).to(tl.int64)
     key = tl.sort(tl.where(seen, key, -1), descending=True)
     column = tl.where(seen, BLOCK - 1 - (key & 0xFFFFFFFF).to(tl.int32), c)
@@ -161,7 +183,7 @@ def assign_kernel(
     tl.store(POOLS + row * num_columns + column, tl.where(seen, pools, 0).to(tl.uint8), mask=c < num_columns)
 
 
-def pooled_importance(
+def launch_importance(
     q: Tensor, pooled_keys: Tensor, log_counts: Tensor | None, *,
     num_keys: int, query_block: int, key_block: int, is_causal: bool, key_offset: int, scale: float,
 ) -> Tensor:  # fmt: skip
@@ -170,7 +192,7 @@ def pooled_importance(
     Args:
         q: `(b, h, queries, k)`, any strides whose last is 1.
         pooled_keys: `(b, g, m, k)` means of 8 keys up to whole key blocks, in the dtype of `q`, any strides whose last is 1.
-        log_counts: `(b, m)` base-2 logarithm of how many keys each stands for, or None when all keys are real.
+        log_counts: `(b, m)` base-2 logarithm of how many keys each mean stands for, or None when all keys are real.
     """
     batch, heads, num_queries, dim = q.shape
     num_blocks, num_columns = triton.cdiv(num_queries, query_block), triton.cdiv(num_keys, key_block)
@@ -197,23 +219,17 @@ def pooled_importance(
     return scores
 
 
-def assign(
-    scores: Tensor,
-    visible: Tensor,
-    runs: tuple[tuple[int, float, int], ...],
-    *,
-    mode: str,
-    epsilon: float,
-    min_full: float,
-    include: bool,
-) -> Tensor:
+def launch_assignment(
+    scores: Tensor, visible: Tensor, runs: tuple[tuple[int, float, int], ...], *,
+    mode: str, epsilon: float, min_full: float, include: bool,
+) -> Tensor:  # fmt: skip
     """Return the pools of all rows, uint8 (b h i j), as `assignment.assign_pools` does.
 
     Args:
         scores: (b, h, i, j) in float32, contiguous.
-        visible: (i,) leading key blocks that each row may see.
+        visible: How many leading key blocks each row may see, (i,).
         runs: (pool, bound, blocks that a run is rounded to) in the order of assignment.
-        include: The crossing block belongs to the finer pool ("threshold"); a block counts by where it starts ("energy").
+        include: Whether the crossing block belongs to the finer pool ("threshold"), or a block counts by where it starts ("energy").
     """
     pools = torch.empty(scores.shape, dtype=torch.uint8, device=scores.device)
     num_rows, num_columns = scores.shape[2:]

@@ -1,7 +1,7 @@
 """Orders of the tokens of a grid in which neighbors in the sequence are neighbors in space, so that blocks are compact.
 
 Attention does not depend on the order of its keys, and everything else in a diffusion transformer works token by token:
-apply an order once before the first layer and undo it after the last, not in every layer. Not for causal attention.
+apply an order once before the first layer and undo it after the last, not in every layer. It does not fit causal attention.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def token_order(
     Args:
         name: "gilbert" (a space-filling curve for any box), "tiles" (raster inside tiles, tiles in raster) or "raster".
         grid: Frames, rows, columns, in tokens.
-        tile: Of "tiles", in tokens; at the far edges tiles may be smaller.
+        tile: Frames, rows and columns per tile of "tiles"; at the far edges tiles may be smaller.
         text_before: Tokens before the video, left in place.
-        text_after: Tokens after it, left in place.
+        text_after: Tokens after the video, left in place.
 
     Raises:
         ValueError: If the name is unknown or a size is not positive.
@@ -103,7 +103,7 @@ def gilbert_curve(width: int, height: int, depth: int) -> Iterator[tuple[int, in
         The generalized Hilbert curve of J. Červený, from its description.
     """
     sizes = (width, height, depth)
-    # The longest edge is the main one, the first of equals; the others follow in the order x, y, z.
+    # The longest edge is the main one, the first of equals; the other two follow in the order x, y, z.
     longest_axis = sizes.index(max(sizes))
     axes = (longest_axis, *(axis for axis in range(3) if axis != longest_axis))
     vectors = [_along(axis, sizes[axis]) for axis in axes]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.kernels.pyramid_attention.gather import gather_attention
-from hiergen.kernels.pyramid_attention.reference import reference_attention
+from hiergen.kernels.pyramid_attention.backends.gather import gather_attention
+from hiergen.kernels.pyramid_attention.backends.reference import reference_attention
 
 CASES = [
     {},

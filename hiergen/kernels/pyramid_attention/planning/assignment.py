@@ -11,7 +11,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.config import PSAConfig
-from hiergen.kernels.pyramid_attention.prepare import MAX_COLUMNS, assign_pools_op, runs_triton
+from hiergen.kernels.pyramid_attention.triton.availability import runs_triton
+from hiergen.kernels.pyramid_attention.triton.operators import MAX_COLUMNS, assign_pools_op
 
 
 def assign_pools(
@@ -20,13 +21,14 @@ def assign_pools(
     """Return the pool of every block.
 
     Args:
-        scores: Nonnegative, of any scale; float32.
-        visible: How many leading key blocks each row may see; shares are of these. All by default.
+        scores: Nonnegative float32 numbers; their scale in a row is free.
+        config: Bounds, mode and rules.
+        visible: How many leading key blocks each row may see; shares are counted among these. All by default.
 
     Source:
         Pyramid Sparse Attention, arXiv:2512.04025, section 3, and the rules of its code that the paper does not state: the
-        crossing block, the floor under pool 1, rounding to whole tiles (fields of `PSAConfig`). Scores are summed in float64, so
-        that the order of the sum decides nothing; there in the model's dtype.
+        crossing block, the floor under pool 1, rounding to whole tiles (`OfficialRules`). Scores are summed in float64, so
+        that the order of the sum decides nothing; the official code sums in the model's dtype.
     """
     if visible is None:
         visible = torch.full((scores.shape[2],), scores.shape[-1], device=scores.device)
@@ -36,11 +38,12 @@ def assign_pools(
 
 
 def assign_by_kernel(scores: Tensor, config: PSAConfig, visible: Tensor) -> UInt8[Tensor, "b h i j"]:
-    """Return the pools through one Triton program a row."""
+    """Return the pools through one Triton program per row."""
     pools, bounds, units = zip(*_runs(config), strict=True)
-    include = (config.energy_rule == "start") if config.mode == "energy" else (config.crossing == "include")
+    rules = config.rules
+    include = (rules.energy_rule == "start") if config.mode == "energy" else (rules.crossing == "include")
     return assign_pools_op(
-        scores, visible, list(pools), list(bounds), list(units), config.mode, config.epsilon, config.min_full, include
+        scores, visible, list(pools), list(bounds), list(units), config.mode, rules.epsilon, rules.min_full, include
     )
 
 
@@ -60,7 +63,7 @@ def assign_by_sorting(scores: Tensor, config: PSAConfig, visible: Tensor) -> UIn
 def _runs(config: PSAConfig) -> list[tuple[int, float, int]]:
     """Return (pool, bound, blocks that a run is rounded to) in the order of assignment."""
     bounds = sorted(config.bounds, key=lambda entry: entry[1]) if config.mode == "threshold" else config.bounds
-    tiles = config.key_block // config.rounding_tile
+    tiles = config.key_block // config.rules.rounding_tile
     return [(pool, bound, -(-pool // tiles)) for pool, bound in bounds]
 
 
@@ -72,11 +75,11 @@ def _by_runs(mass: Tensor, config: PSAConfig, visible: Tensor) -> Tensor:
     limit = visible.expand(mass.shape[:-1])
     previous = torch.zeros_like(limit)
     pools = torch.zeros(mass.shape, dtype=torch.uint8, device=mass.device)
-    by_threshold = config.mode == "threshold"
+    by_threshold, rules = config.mode == "threshold", config.rules
     for pool, bound, unit in _runs(config):
         if by_threshold:
-            within = (share <= bound + config.epsilon).sum(dim=-1)
-            end = torch.where(within > 0, within + int(config.crossing == "include"), previous)
+            within = (share <= bound + rules.epsilon).sum(dim=-1)
+            end = torch.where(within > 0, within + int(rules.crossing == "include"), previous)
         else:
             end = (limit.double() * bound).floor().long()
         if unit > 1:
@@ -85,7 +88,7 @@ def _by_runs(mass: Tensor, config: PSAConfig, visible: Tensor) -> Tensor:
             end = torch.where(end == limit, previous + (limit - previous) // unit * unit, end)
         else:
             if pool == 1 and by_threshold:
-                floor = (limit.double() * config.min_full).floor().long() + 1
+                floor = (limit.double() * rules.min_full).floor().long() + 1
                 end = torch.maximum(end, floor)
             end = torch.maximum(torch.minimum(end, limit), previous)
         run = (position >= previous[..., None]) & (position < end[..., None])
@@ -96,13 +99,13 @@ def _by_runs(mass: Tensor, config: PSAConfig, visible: Tensor) -> Tensor:
 
 def _by_interval(mass: Tensor, config: PSAConfig) -> Tensor:
     """Return pools by sorted position, for mode "energy": each block by the interval that its share falls into."""
-    wide = mass.double()
+    wide, by_end = mass.double(), config.rules.energy_rule == "end"
     end = wide.cumsum(dim=-1)
-    share = (end if config.energy_rule == "end" else end - wide) / end[..., -1:]
+    share = (end if by_end else end - wide) / end[..., -1:]
     pools = torch.zeros(mass.shape, dtype=torch.uint8, device=mass.device)
     lower = 0.0
     for pool, bound in config.bounds:
-        if config.energy_rule == "end":
+        if by_end:
             inside = (share > lower) & (share <= bound)
         else:
             inside = (share >= lower) & (share < bound)

@@ -1,13 +1,15 @@
-"""The fused preparation through the interpreter, against the plain one."""
+"""The operators through the interpreter: how PyTorch sees them, and the fused preparation against the plain one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from hiergen.kernels.pyramid_attention.plan import PyramidPlan, sorted_lists
+from hiergen.kernels.pyramid_attention.plan import PyramidPlan
+from hiergen.kernels.pyramid_attention.planning.lists import sorted_lists, with_lists
 from hiergen.kernels.pyramid_attention.pooling import build_pyramid, similarity_cap
-from hiergen.kernels.pyramid_attention.prepare import key_pyramid, plan_lists_op, runs_triton, triton_problem
+from hiergen.kernels.pyramid_attention.triton.availability import runs_triton, triton_problem
+from hiergen.kernels.pyramid_attention.triton.operators import key_pyramid, plan_lists_op, pyramid_attention_op
 
 pytest.importorskip("triton")
 
@@ -63,3 +65,16 @@ def test_why_triton_cannot_run():
     if not torch.cuda.is_available():
         assert triton_problem("cpu", -1) is None
     assert not runs_triton(torch.device("cpu"))
+
+
+def test_operators_are_registered_as_pytorch_wants(random_case):
+    case = random_case(queries=16, keys=20, key_block=16, heads=1, pools=(1, 2))
+    plan = with_lists(case.plan)
+    inputs = [x.float().requires_grad_() for x in (case.q, case.k, case.v)]
+    pooled = torch.stack([build_pyramid(x.detach(), 16) for x in inputs[1:]]).requires_grad_()
+    lists = (plan.pools, plan.lists.ids, plan.lists.counts, plan.lists.order)
+    torch.library.opcheck(
+        pyramid_attention_op,
+        (*inputs, pooled, None, *lists, 16, 16, False, 0, 20, 0.25),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )

@@ -1,9 +1,25 @@
 """The backward kernels, at pooled resolution: their cost follows the density, not the coverage.
 
-`query_kernel` walks the lists of the forward pass and writes the gradient of the queries. `key_kernel` runs once a pool: a
-program owns part of one key block at that pool and walks the query blocks that read it there, so that nothing is added
-atomically and equal inputs give equal bits. Gradients of pooled keys come out pooled; spreading them over the tokens is
-the derivative of the pooling (`pooling.build_pyramid`).
+    p  = 2^(s - lse₂)                       weights, made again from the stored log-sum-exp
+    ds = p · (do · v - delta)               delta = Σ out · do - dlse, per query
+    dq = scale · Σ ds · k                   over the pooled keys that the row reads
+    dk = scale · Σ ds · q,  dv = Σ p · do   over the queries that read the pooled key
+
+`query_kernel` walks the lists of the forward pass and writes dq. `key_kernel` runs once per pool: a program owns part of one key
+block at that pool and walks the query blocks that read it there, so that nothing is added atomically and equal inputs give equal
+bits. Gradients of pooled keys come out pooled; spreading them over the tokens is the derivative of the pooling
+(`pooling.build_pyramid`).
+
+Names are those of `forward`, and:
+
+    do, dlse        gradients of the output and of its log-sum-exp
+    E, P            e of `key_kernel`'s pool, pooled keys of a key block there;  N: BLOCK_N, the part of them a program owns
+    column, inside  key block of the program, its pooled keys counted inside that block
+    line            the program's queries, counted over all heads
+    last            position of the last key that a pooled key stands for: a causal query sees it from there on
+    finer           pools before `E`, whose query blocks stand first in the transposed lists
+    member          query head among those that read the program's key head
+    sub             parts of M queries in a query block
 """
 
 from __future__ import annotations
@@ -16,13 +32,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hiergen.kernels.pyramid_attention.triton_forward import (
+from hiergen.kernels.pyramid_attention.triton.forward import (
     LaunchConfig,
+    key_bases,
+    keys_of_tile,
     log_count,
-    pick,
     pool_base,
     pool_of_tile,
     pool_start,
+    program_queries,
 )
 
 
@@ -36,22 +54,14 @@ def query_kernel(
     LOG_KEY_BLOCK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient DQ of one block of queries, and DELTA = sum(out · gradient) - gradient of the log-sum-exp."""
-    split: tl.constexpr = QUERY_BLOCK // BLOCK_M
-    head = tl.program_id(1).to(tl.int64)
-    b = head // num_heads
-    h = head % num_heads
-    g = h // group
-    plan_row = head * num_rows + tl.load(ORDER + head * num_rows + tl.program_id(0) // split)
-    first_query = (plan_row - head * num_rows).to(tl.int32) * QUERY_BLOCK + tl.program_id(0) % split * BLOCK_M
-
-    m_range = first_query + tl.arange(0, BLOCK_M)
+    """Write DQ = scale · Σ ds · k and DELTA = Σ out · do - dlse of M queries; see the top of this file."""
+    head, b, h, g, plan_row, m_range = program_queries(ORDER, num_heads, group, num_rows, QUERY_BLOCK, BLOCK_M)
     d_range = tl.arange(0, BLOCK_D)
-    r = tl.arange(0, TILE)
     d_mask = d_range < D
     m_mask = m_range < num_queries
     q_mask = m_mask[:, None] & d_mask[None, :]
     q_rows = m_range.to(tl.int64)[:, None]
+    # Queries, outputs and their gradients have shape (M, D).
     q = tl.load(
         Q + b * q_strides[0] + h * q_strides[1] + q_rows * q_strides[2] + d_range[None, :], mask=q_mask, other=0.0
     )
@@ -61,6 +71,7 @@ def query_kernel(
     do = tl.load(
         DO + b * do_strides[0] + h * do_strides[1] + q_rows * do_strides[2] + d_range[None, :], mask=q_mask, other=0.0
     )
+    # The log-sum-exp and delta have shape (M,).
     line = head * num_queries + m_range
     lse = tl.load(LSE + line, mask=m_mask, other=float("inf")) * 1.4426950408889634
     # A query without keys has -inf; +inf makes all its weights zero.
@@ -70,11 +81,9 @@ def query_kernel(
 
     padded = num_columns << LOG_KEY_BLOCK
     packed = (padded >> 3) * 7
-    key_head = b * (num_heads // group) + g
-    k_full = K + b * k_strides[0] + g * k_strides[1]
-    v_full = V + b * v_strides[0] + g * v_strides[1]
-    k_pooled = POOLED + key_head * packed * D
-    v_pooled = k_pooled + (tl.num_programs(1) // group).to(tl.int64) * packed * D
+    k_full, v_full, k_pooled, v_pooled = key_bases(
+        K, V, POOLED, k_strides, v_strides, b, g, num_heads, group, packed, D
+    )
     if HAS_MASK:
         LOG_COUNTS += b * (padded + packed)
 
@@ -89,16 +98,13 @@ def query_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for t in tl.range(0, n0 + n1 + n2 + n3, num_stages=STAGES):
         e, local = pool_of_tile(t, n0, n1, n2)
-        flat = local * TILE + r
-        shift = LOG_KEY_BLOCK - e
-        listed = (flat >> shift) < pick(e, c0, c1, c2, c3)
-        block = tl.load(ids + pick(e, 0, s1, s2, s3) + (flat >> shift), mask=listed, other=0)
-        rows = (block << shift) + (flat & ((1 << shift) - 1))
+        rows, listed = keys_of_tile(e, local, ids, s1, s2, s3, c0, c1, c2, c3, LOG_KEY_BLOCK, TILE, True)
         bias = log_count(rows, e, LOG_COUNTS, num_keys, pooled_limit, padded, listed, HAS_MASK)
         known = (bias > float("-inf"))[None, :] & d_mask[:, None]
         k_base, k_step = pool_base(e, k_full, k_strides[2], k_pooled, D)
         v_base, v_step = pool_base(e, v_full, v_strides[2], v_pooled, D)
         wide = (rows + pool_start(e, padded)).to(tl.int64)
+        # Keys and values have shape (D, T), scores (M, T).
         k = tl.load(k_base + wide[None, :] * k_step + d_range[:, None], mask=known, other=0.0)
         v = tl.load(v_base + wide[None, :] * v_step + d_range[:, None], mask=known, other=0.0)
         s = tl.dot(q, k, input_precision=PRECISION) * scale2 + bias[None, :]
@@ -123,9 +129,10 @@ def key_kernel(
     LOG_KEY_BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients DK, DV of part of one key block at pool 2^E; K, V and both gradients hold that pool alone.
+    """Write DK = scale · Σ ds · q and DV = Σ p · do of N pooled keys at pool 2^E; K, V, DK and DV hold that pool alone.
 
-    IDS and COUNTS are the plan's transpose: per key block the query blocks that read it, sorted by pool.
+    IDS and COUNTS are the plan's transpose: per key block the query blocks that read it, sorted by pool. Scores are transposed
+    here: keys are rows.
     """
     P: tl.constexpr = (1 << LOG_KEY_BLOCK) >> E
     split: tl.constexpr = (P + BLOCK_N - 1) // BLOCK_N
@@ -134,6 +141,7 @@ def key_kernel(
     b = key_head // key_heads
     g = key_head % key_heads
     column = tl.program_id(0) // split
+    # Pooled keys of the program, of shape (N,).
     inside = tl.program_id(0) % split * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = column * P + inside
     padded = num_columns << LOG_KEY_BLOCK
@@ -145,6 +153,7 @@ def key_kernel(
     d_mask = d_range < D
     known = (bias > float("-inf"))[:, None] & d_mask[None, :]
     wide = rows.to(tl.int64)[:, None]
+    # Keys and values have shape (N, D).
     k = tl.load(K + b * k_strides[0] + g * k_strides[1] + wide * k_strides[2] + d_range[None, :], mask=known, other=0.0)
     v = tl.load(V + b * v_strides[0] + g * v_strides[1] + wide * v_strides[2] + d_range[None, :], mask=known, other=0.0)
     last = tl.minimum((rows + 1) << E, num_keys if E == 0 else pooled_limit) - 1
@@ -153,6 +162,7 @@ def key_kernel(
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     sub: tl.constexpr = QUERY_BLOCK // BLOCK_M
 
+    # The query heads that read this key head, and of each the query blocks that read this key block at this pool.
     for member in range(0, group):
         head = b * num_heads + g * group + member
         counts = COUNTS + (head * num_columns + column) * 4
@@ -167,11 +177,13 @@ def key_kernel(
             m_mask = m_range < num_queries
             q_rows = m_range.to(tl.int64)[:, None]
             q_mask = m_mask[:, None] & d_mask[None, :]
+            # Queries and output gradients have shape (M, D), the two below (M,).
             q = tl.load(q_base + q_rows * q_strides[2] + d_range[None, :], mask=q_mask, other=0.0)
             do = tl.load(do_base + q_rows * do_strides[2] + d_range[None, :], mask=q_mask, other=0.0)
             lse = tl.load(LSE + head * num_queries + m_range, mask=m_mask, other=float("inf")) * 1.4426950408889634
             lse = tl.where(lse == float("-inf"), float("inf"), lse)
             delta = tl.load(DELTA + head * num_queries + m_range, mask=m_mask, other=0.0)
+            # Scores, transposed, of shape (N, M).
             s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2 + bias
             if CAUSAL:
                 s = tl.where(last[:, None] <= (key_offset + m_range)[None, :], s, float("-inf"))
@@ -190,18 +202,17 @@ def key_kernel(
 
 
 def backward_launches(query_block: int, head_dim: int, dtype: torch.dtype) -> tuple[LaunchConfig, LaunchConfig]:
-    """Return how to launch the query kernel and the key kernel (`tile` is its part of a key block)."""
+    """Return how to launch the query kernel and the key kernel, whose `tile` is the part of a key block that a program owns."""
     wide = head_dim > 64
     block_m = min(query_block, 64)
     if dtype == torch.float32:
-        return LaunchConfig(16, min(block_m, 32), 8 if wide else 4, 1), LaunchConfig(
-            16, min(block_m, 32), 8 if wide else 4, 1
-        )
+        both = LaunchConfig(16, min(block_m, 32), 8 if wide else 4, 1)
+        return both, both
     # Head sizes above 64 need the smaller tiles: the gradients of keys and values stay in registers.
     return LaunchConfig(64, block_m, 4, 2), LaunchConfig(64, block_m, 8 if wide else 4, 2)
 
 
-def backward(
+def launch_backward(
     q: Tensor, k: Tensor, v: Tensor, pooled: Tensor, log_counts: Tensor | None,
     lists: tuple[Tensor, Tensor, Tensor], transposed: tuple[Tensor, Tensor],
     out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor,
@@ -209,10 +220,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of `q`, of `k` and `v` where they are read at pool 1, and of `pooled`.
 
-    Args as in `triton_forward.forward`, and:
+    Args as in `launch_forward`, and:
         transposed: ids and counts of `sort_by_pool` on the transposed pools, contiguous.
-        grad_out: (b h q k), any strides whose last is 1.
-        grad_lse: (b h q), float32, contiguous.
+        out, lse: What `launch_forward` returned.
+        grad_out: Gradient of `out`, (b h q k), any strides whose last is 1.
+        grad_lse: Gradient of `lse`, (b h q), float32, contiguous.
     """
     batch, num_heads, num_queries, head_dim = q.shape
     key_heads, num_keys = k.shape[1], k.shape[2]
@@ -222,16 +234,8 @@ def backward(
     dq, dk, dv, dpooled = (torch.empty_like(x) for x in (q, k, v, pooled))
     delta = torch.empty_like(lse)
     for_queries, for_keys = backward_launches(query_block, head_dim, q.dtype)
-    sizes = (
-        scale,
-        scale * math.log2(math.e),
-        num_queries,
-        num_keys,
-        pooled_limit,
-        key_offset,
-        num_heads,
-        num_heads // key_heads,
-    )
+    lengths = (num_queries, num_keys, pooled_limit, key_offset)
+    sizes = (scale, scale * math.log2(math.e), *lengths, num_heads, num_heads // key_heads)
     constants = {
         "D": head_dim, "BLOCK_D": max(16, triton.next_power_of_2(head_dim)), "QUERY_BLOCK": query_block,
         "LOG_KEY_BLOCK": key_block.bit_length() - 1, "CAUSAL": is_causal, "HAS_MASK": log_counts is not None,

@@ -1,13 +1,32 @@
-"""The forward kernel. One program computes one block of queries of one head.
+"""The forward kernel. One program computes `BLOCK_M` queries of one head:
+
+    s    = scale₂ · q · mean(k) + log2 c        c real keys stand in one pooled key, scale₂ = scale · log2 e
+    lse₂ = log2 Σ 2^s                           over the pooled keys that the row of the plan reads
+    out  = Σ 2^(s - lse₂) · mean(v)
 
 Keys come in tiles of `TILE` pooled keys of one pool. A tile is filled through the row's id list, so that one tile may hold
 part of a key block or many whole ones: pooled key f of a pool's list is key `f mod P` of block `ids[f div P]`, P = key
-block / pool. This is right at every (key block, pool, tile). Two loops: first the tiles that need no mask, whose bias
-log2(pool) is one integer a tile and is folded into the running maximum; then the last tiles of every pool (ragged end,
-diagonal, rest of the list), masked key by key.
+block / pool. This is right at every (key block, pool, tile). There are two loops. The first takes the tiles that need no mask,
+whose bias log2(pool) is one integer per tile and is folded into the running maximum. The second takes the last tiles of every
+pool (ragged end, diagonal, rest of the list), masked key by key.
 
-The softmax is in base 2. Offsets are 64-bit. `no_type_check` keeps run-time checkers of annotations off the kernels, whose source
-Triton reads.
+Names in the kernels, here and in `backward`:
+
+    b, h, g         sample, query head, key head that it reads;  head = b · num_heads + h
+    M, D, T         BLOCK_M queries, BLOCK_D channels (padded to a power of two), TILE pooled keys: the shapes behind loads
+    e               log2 of a pool: 0, 1, 2, 3 for pools 1, 2, 4, 8; a suffix 0 to 3 of a name is an e
+    c0 … c3         counts: key blocks that the row reads at each pool
+    s1 … s3         where each pool begins in the row's id list (pool 1 at 0)
+    u0 … u3         tiles of each pool without a mask
+    n0 … n3         tiles of each pool with a mask; in `backward`, where all are masked, all tiles
+    t, local        tile of the program, tile of its pool;  flat: pooled key in the pool's list
+    shift           log2 of P, the pooled keys of a key block at this pool
+    block, rows     key blocks of a tile's keys, pooled keys counted from the start of their pool
+    wide            64-bit row to load from, counted from the start of the input or of the packed pyramid
+    s, p, bias      scores in base 2, their weights, log2 of c
+    maximum, total  running maximum of s, and sum of the weights relative to it;  new, alpha: next maximum, rescaling
+
+Offsets are 64-bit. `no_type_check` keeps run-time checkers of annotations off the kernels, whose source Triton reads.
 """
 
 from __future__ import annotations
@@ -25,7 +44,7 @@ from torch import Tensor
 @triton.jit
 @no_type_check
 def pool_of_tile(t, n0, n1, n2):
-    """Return log2 of the pool of tile `t` when the first pools take `n0`, `n1`, `n2` tiles, and its index in that pool."""
+    """Return e of tile `t` when pools 1, 2, 4 take `n0`, `n1`, `n2` tiles, and the tile's index in its pool."""
     e = (t >= n0).to(tl.int32) + (t >= n0 + n1).to(tl.int32) + (t >= n0 + n1 + n2).to(tl.int32)
     start = tl.where(e == 0, 0, tl.where(e == 1, n0, tl.where(e == 2, n0 + n1, n0 + n1 + n2)))
     return e, t - start
@@ -41,7 +60,7 @@ def pick(e, a0, a1, a2, a3):
 @triton.jit
 @no_type_check
 def log_count(rows, e, log_counts, num_keys, pooled_limit, padded, valid, HAS_MASK: tl.constexpr):
-    """Return log2 of how many real keys each pooled key of pool 2^e stands for, -inf for none."""
+    """Return log2 c (T,): how many real keys each pooled key of pool 2^e stands for; -inf for none."""
     if HAS_MASK:
         first = tl.where(e == 0, 0, 2 * padded - (padded >> (e - (e > 0).to(tl.int32))))
         bias = tl.load(log_counts + first + rows, mask=valid, other=float("-inf"))
@@ -63,13 +82,54 @@ def pool_start(e, padded):
 @triton.jit
 @no_type_check
 def pool_base(e, full, stride, pooled, D: tl.constexpr):
-    """Return where the rows of pool 2^e begin and how far apart they are: the input itself for pool 1, else packed."""
+    """Return where the rows of pool 2^e begin and how far apart they are: in the input itself for pool 1, else packed."""
     base = full
     step = stride
     if e > 0:
         base = pooled
         step = tl.full([], D, stride.dtype)
     return base, step
+
+
+@triton.jit
+@no_type_check
+def program_queries(ORDER, num_heads, group, num_rows, QUERY_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Return the program's head, b, h, g, row of the plan and queries (M,): longest rows first, each in parts of M queries."""
+    split: tl.constexpr = QUERY_BLOCK // BLOCK_M
+    head = tl.program_id(1).to(tl.int64)
+    b = head // num_heads
+    h = head % num_heads
+    plan_row = head * num_rows + tl.load(ORDER + head * num_rows + tl.program_id(0) // split)
+    first_query = (plan_row - head * num_rows).to(tl.int32) * QUERY_BLOCK + tl.program_id(0) % split * BLOCK_M
+    return head, b, h, h // group, plan_row, first_query + tl.arange(0, BLOCK_M)
+
+
+@triton.jit
+@no_type_check
+def key_bases(K, V, POOLED, k_strides, v_strides, b, g, num_heads, group, packed, D: tl.constexpr):
+    """Return where the keys and values of a head begin: pool 1 in the inputs, then pools 2, 4 and 8 in the pyramid."""
+    k_pooled = POOLED + (b * (num_heads // group) + g) * packed * D
+    v_pooled = k_pooled + (tl.num_programs(1) // group).to(tl.int64) * packed * D
+    k_full = K + b * k_strides[0] + g * k_strides[1]
+    v_full = V + b * v_strides[0] + g * v_strides[1]
+    return k_full, v_full, k_pooled, v_pooled
+
+
+@triton.jit
+@no_type_check
+def keys_of_tile(
+    e, local, ids, s1, s2, s3, c0, c1, c2, c3, LOG_KEY_BLOCK: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr
+):
+    """Return the pooled keys of a tile (T,), counted from the start of their pool, and whether the list goes on so far."""
+    flat = local * TILE + tl.arange(0, TILE)
+    shift = LOG_KEY_BLOCK - e
+    listed = (flat >> shift) < pick(e, c0, c1, c2, c3)
+    at = ids + pick(e, 0, s1, s2, s3) + (flat >> shift)
+    if MASKED:
+        block = tl.load(at, mask=listed, other=0)
+    else:
+        block = tl.load(at)
+    return (block << shift) + (flat & ((1 << shift) - 1)), listed
 
 
 @triton.jit
@@ -82,39 +142,29 @@ def forward_kernel(
     LOG_KEY_BLOCK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write attention output OUT and natural log-sum-exp LSE of one block of queries.
+    """Write OUT = Σ softmax(s) · mean(v) and the natural log-sum-exp LSE of s, for M queries; see the top of this file.
 
-    POOLED is (2, b, g, rows, D): packed pools of the keys, then of the values. LOG_COUNTS is read with HAS_MASK only.
+    POOLED is (2, b, g, packed rows, D): packed pools of the keys, then of the values. LOG_COUNTS is read with HAS_MASK only.
     """
-    split: tl.constexpr = QUERY_BLOCK // BLOCK_M
-    head = tl.program_id(1).to(tl.int64)
-    b = head // num_heads
-    h = head % num_heads
-    g = h // group
-    plan_row = head * num_rows + tl.load(ORDER + head * num_rows + tl.program_id(0) // split)
-    first_query = (plan_row - head * num_rows).to(tl.int32) * QUERY_BLOCK + tl.program_id(0) % split * BLOCK_M
-
-    m_range = first_query + tl.arange(0, BLOCK_M)
+    head, b, h, g, plan_row, m_range = program_queries(ORDER, num_heads, group, num_rows, QUERY_BLOCK, BLOCK_M)
     d_range = tl.arange(0, BLOCK_D)
-    r = tl.arange(0, TILE)
     d_mask = d_range < D
     q_mask = (m_range < num_queries)[:, None] & d_mask[None, :]
     q_rows = m_range.to(tl.int64)[:, None]
+    # Queries have shape (M, D).
     q = tl.load(
         Q + b * q_strides[0] + h * q_strides[1] + q_rows * q_strides[2] + d_range[None, :], mask=q_mask, other=0.0
     )
 
     padded = num_columns << LOG_KEY_BLOCK
     packed = (padded >> 3) * 7
-    key_head = b * (num_heads // group) + g
-    pooled_values = (tl.num_programs(1) // group).to(tl.int64) * packed * D
-    k_full = K + b * k_strides[0] + g * k_strides[1]
-    v_full = V + b * v_strides[0] + g * v_strides[1]
-    k_pooled = POOLED + key_head * packed * D
-    v_pooled = k_pooled + pooled_values
+    k_full, v_full, k_pooled, v_pooled = key_bases(
+        K, V, POOLED, k_strides, v_strides, b, g, num_heads, group, packed, D
+    )
     if HAS_MASK:
         LOG_COUNTS += b * (padded + packed)
 
+    # What the row reads, and the tiles that takes.
     ids = IDS + plan_row * num_columns
     counts = COUNTS + plan_row * 8
     c0, c1, c2, c3 = tl.load(counts), tl.load(counts + 1), tl.load(counts + 2), tl.load(counts + 3)
@@ -128,19 +178,19 @@ def forward_kernel(
     u2 = (u2 << LOG_KEY_BLOCK >> 2) // TILE
     u3 = (u3 << LOG_KEY_BLOCK >> 3) // TILE
 
+    # Of shape (M, D), (M,) and (M,).
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
 
+    # Tiles without a mask.
     for t in tl.range(0, u0 + u1 + u2 + u3, num_stages=STAGES):
         e, local = pool_of_tile(t, u0, u1, u2)
-        flat = local * TILE + r
-        shift = LOG_KEY_BLOCK - e
-        block = tl.load(ids + pick(e, 0, s1, s2, s3) + (flat >> shift))
-        rows = (block << shift) + (flat & ((1 << shift) - 1))
+        rows, _ = keys_of_tile(e, local, ids, s1, s2, s3, c0, c1, c2, c3, LOG_KEY_BLOCK, TILE, False)
         k_base, k_step = pool_base(e, k_full, k_strides[2], k_pooled, D)
         v_base, v_step = pool_base(e, v_full, v_strides[2], v_pooled, D)
         wide = (rows + pool_start(e, padded)).to(tl.int64)
+        # Keys have shape (D, T), scores (M, T).
         k = tl.load(k_base + wide[None, :] * k_step + d_range[:, None], mask=d_mask[:, None], other=0.0)
         s = tl.dot(q, k, input_precision=PRECISION)
         bias = e.to(tl.float32)
@@ -148,31 +198,32 @@ def forward_kernel(
         p = tl.math.exp2(s * scale2 - (new - bias)[:, None])
         alpha = tl.math.exp2(maximum - new)
         total = total * alpha + tl.sum(p, 1)
+        # Values have shape (T, D).
         v = tl.load(v_base + wide[:, None] * v_step + d_range[None, :], mask=d_mask[None, :], other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
         maximum = new
 
+    # Tiles with a mask: what is left of every pool, begun after its unmasked tiles.
     n0 = tl.cdiv(c0 << LOG_KEY_BLOCK, TILE) - u0
     n1 = tl.cdiv(c1 << LOG_KEY_BLOCK >> 1, TILE) - u1
     n2 = tl.cdiv(c2 << LOG_KEY_BLOCK >> 2, TILE) - u2
     n3 = tl.cdiv(c3 << LOG_KEY_BLOCK >> 3, TILE) - u3
     for t in range(0, n0 + n1 + n2 + n3):
         e, local = pool_of_tile(t, n0, n1, n2)
-        flat = (local + pick(e, u0, u1, u2, u3)) * TILE + r
-        shift = LOG_KEY_BLOCK - e
-        listed = (flat >> shift) < pick(e, c0, c1, c2, c3)
-        block = tl.load(ids + pick(e, 0, s1, s2, s3) + (flat >> shift), mask=listed, other=0)
-        rows = (block << shift) + (flat & ((1 << shift) - 1))
+        local += pick(e, u0, u1, u2, u3)
+        rows, listed = keys_of_tile(e, local, ids, s1, s2, s3, c0, c1, c2, c3, LOG_KEY_BLOCK, TILE, True)
         bias = log_count(rows, e, LOG_COUNTS, num_keys, pooled_limit, padded, listed, HAS_MASK)
         known = bias > float("-inf")
         k_base, k_step = pool_base(e, k_full, k_strides[2], k_pooled, D)
         v_base, v_step = pool_base(e, v_full, v_strides[2], v_pooled, D)
         wide = (rows + pool_start(e, padded)).to(tl.int64)
+        # Keys have shape (D, T), scores (M, T).
         k = tl.load(
             k_base + wide[None, :] * k_step + d_range[:, None], mask=known[None, :] & d_mask[:, None], other=0.0
         )
         s = tl.dot(q, k, input_precision=PRECISION) * scale2 + bias[None, :]
         if CAUSAL:
+            # (T,): position of the last key that each pooled key stands for.
             limit = tl.where(e == 0, num_keys, pooled_limit)
             last = tl.minimum((rows + 1) << e, limit) - 1
             s = tl.where(last[None, :] <= (key_offset + m_range)[:, None], s, float("-inf"))
@@ -182,6 +233,7 @@ def forward_kernel(
         p = tl.math.exp2(s - safe[:, None])
         alpha = tl.math.exp2(maximum - safe)
         total = total * alpha + tl.sum(p, 1)
+        # Values have shape (T, D).
         v = tl.load(
             v_base + wide[:, None] * v_step + d_range[None, :], mask=known[:, None] & d_mask[None, :], other=0.0
         )
@@ -202,9 +254,9 @@ class LaunchConfig:
     """How the kernels are launched.
 
     Attributes:
-        tile: Pooled keys of a tile, a power of two of at least 16.
-        block_m: Queries of a program; it divides the query block.
-        num_warps: Warps of a program.
+        tile: Pooled keys per tile, a power of two of at least 16.
+        block_m: Queries per program; it divides the query block.
+        num_warps: Warps per program.
         num_stages: Tiles in flight.
     """
 
@@ -215,7 +267,7 @@ class LaunchConfig:
 
     @staticmethod
     def choose(query_block: int, head_dim: int, dtype: torch.dtype) -> LaunchConfig:
-        """Return the launch that compiles without spills for these sizes (checked for sm_80 and sm_90, not timed)."""
+        """Return the launch that compiles without spills for these sizes (checked for sm_80 and sm_90; no time was measured)."""
         block_m = min(query_block, 128)
         width = triton.next_power_of_2(head_dim)
         if dtype == torch.float32:
@@ -223,7 +275,7 @@ class LaunchConfig:
         return LaunchConfig(64, block_m, 8 if block_m > 64 else 4, 3)
 
 
-def forward(
+def launch_forward(
     q: Tensor, k: Tensor, v: Tensor, pooled: Tensor, log_counts: Tensor | None, lists: tuple[Tensor, Tensor, Tensor],
     *, query_block: int, key_block: int, is_causal: bool, key_offset: int, pooled_limit: int, scale: float,
     launch: LaunchConfig | None = None,

@@ -10,14 +10,14 @@ import mmap
 import pytest
 import torch
 
-from hiergen.kernels.pyramid_attention.op import triton_attention
+from hiergen.kernels.pyramid_attention.backends.reference import reference_attention
+from hiergen.kernels.pyramid_attention.backends.triton import triton_attention
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan, full_plan
 from hiergen.kernels.pyramid_attention.pooling import build_pyramid
-from hiergen.kernels.pyramid_attention.reference import reference_attention
 
 pytest.importorskip("triton")
 
-# A covering matrix: query block, key block, tile, queries a program, pools, causal, raggedness, masks, head size, heads, dtype.
+# A covering matrix: query block, key block, tile, queries per program, pools, causal, raggedness, masks, head size, heads, dtype.
 MATRIX = [
     {"query_block": 16, "key_block": 16, "tile": 16, "block_m": 16, "queries": 20, "keys": 41, "dim": 16},
     {"query_block": 16, "key_block": 16, "tile": 32, "block_m": 16, "queries": 32, "keys": 64, "dim": 24, "is_causal": True, "key_offset": 32},
@@ -45,11 +45,8 @@ def _within_twice(x: torch.Tensor, eager: torch.Tensor, wanted: torch.Tensor) ->
 @pytest.mark.parametrize("index", range(len(MATRIX)))
 def test_forward_and_gradients(index, random_case, eager_attention, monkeypatch):
     settings = dict(MATRIX[index])
-    tile, block_m, dtype = (
-        settings.pop("tile"),
-        settings.pop("block_m"),
-        getattr(torch, settings.pop("dtype", "float32")),
-    )
+    tile, block_m = settings.pop("tile"), settings.pop("block_m")
+    dtype = getattr(torch, settings.pop("dtype", "float32"))
     case = random_case(**settings, seed=index)
     _launch_with(monkeypatch, tile, block_m)
     grad = torch.randn_like(case.q).to(dtype)
@@ -66,13 +63,9 @@ def test_forward_and_gradients(index, random_case, eager_attention, monkeypatch)
     for name, x, plain, exact in zip(("out", "dq", "dk", "dv"), ours, eager, wanted, strict=True):
         assert x.dtype == dtype
         assert _within_twice(x, plain, exact), f"{name}: {_error(x, exact):.2e}, eager {_error(plain, exact):.2e}"
-    lse, exact = (
-        triton_attention(*(x.to(dtype) for x in (case.q, case.k, case.v)), case.plan, key_mask=case.key_mask)[1],
-        None,
-    )
-    exact = reference_attention(
-        *(x.to(dtype).double() for x in (case.q, case.k, case.v)), case.plan, key_mask=case.key_mask
-    )[1]
+    inputs = [x.to(dtype) for x in (case.q, case.k, case.v)]
+    _, lse = triton_attention(*inputs, case.plan, key_mask=case.key_mask)
+    _, exact = reference_attention(*(x.double() for x in inputs), case.plan, key_mask=case.key_mask)
     torch.testing.assert_close(lse.double(), exact, rtol=1e-6, atol=1e-5 if dtype == torch.float32 else 1e-3)
 
 
@@ -200,9 +193,9 @@ def test_the_pyramid_is_read_as_packed(random_case):
 
 
 def _launch_with(monkeypatch: pytest.MonkeyPatch, tile: int, block_m: int) -> None:
-    """Force tile sizes: the kernels must be right at all, not at the chosen ones alone."""
-    from hiergen.kernels.pyramid_attention import triton_backward, triton_forward
+    """Force tile sizes: the kernels must be right at every size, not only at the chosen ones."""
+    from hiergen.kernels.pyramid_attention.triton import backward, forward
 
-    launch = triton_forward.LaunchConfig(tile, block_m, 4, 2)
-    monkeypatch.setattr(triton_forward.LaunchConfig, "choose", staticmethod(lambda *_: launch))
-    monkeypatch.setattr(triton_backward, "backward_launches", lambda *_: (launch, launch))
+    launch = forward.LaunchConfig(tile, block_m, 4, 2)
+    monkeypatch.setattr(forward.LaunchConfig, "choose", staticmethod(lambda *_: launch))
+    monkeypatch.setattr(backward, "backward_launches", lambda *_: (launch, launch))

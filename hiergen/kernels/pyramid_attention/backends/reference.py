@@ -4,9 +4,9 @@ For a query q and a key block read at pool p, whose pooled keys are means of c r
 
     score = scale · q · mean(k) + log c            out = Σ softmax(score) · mean(v)
 
-over all blocks with p > 0. A mean of c keys weighs as c keys do. Memory grows as the dense product; differentiable.
+over all blocks with p > 0. A mean of c keys weighs as c keys do. Memory grows like that of the dense product; differentiable.
 
-Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels of a head.
+Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels per head.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hiergen.kernels.dispatch import Backend
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
 from hiergen.kernels.pyramid_attention.pooling import POOLS, build_pyramid, pool_counts, unpack
 
@@ -34,7 +35,8 @@ def reference_attention(
 
     Args:
         k: `g` divides `h`; query head i reads key head i // (h / g).
-        scale: Of the products, k^-1/2 by default.
+        plan: At which pool every query block reads every key block.
+        scale: Factor of the products q · k, k^-1/2 by default.
         key_mask: True for real keys.
 
     Source:
@@ -86,3 +88,6 @@ def pool_bias(plan: PyramidPlan, pool: int, *, key_mask: Tensor | None, device: 
         last = ((columns + 1) * pool).clamp(max=limit) - 1
         visible = visible & (last <= (plan.key_offset + rows)[:, None])
     return counts.double().log(), visible
+
+
+BACKEND = Backend("reference", "memory for the dense product", reference_attention)

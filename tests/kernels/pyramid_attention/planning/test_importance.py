@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from hiergen.kernels.pyramid_attention.importance import (
+from hiergen.kernels.pyramid_attention.planning.importance import (
     ImportanceRequest,
     antidiagonal_scores,
     draw_offsets,

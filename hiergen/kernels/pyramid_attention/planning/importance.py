@@ -1,10 +1,10 @@
 """Estimates of how much attention each query block pays to each key block, at a small part of the dense cost.
 
-All return nonnegative float32 scores whose scale in a row is free. What they cost, relative to the dense product Q K^T:
-"sampled" and "sampled_softmax" 1/16, "pyramid" 1/64, "antidiagonal" 1/stride, "block_mean" nearly nothing. All but "sampled*" with a
-generator are deterministic, and none touches the global random state.
+All return nonnegative float32 scores whose scale in a row is free. Their costs relative to the dense product Q K^T are 1/16 for
+"sampled" and "sampled_softmax", 1/64 for "pyramid", 1/stride for "antidiagonal" and nearly nothing for "block_mean". Only the
+"sampled" ones draw, and only when they get a generator; none touches the global random state.
 
-Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels of a head, `i` query blocks, `j` key blocks.
+Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels per head, `i` query blocks, `j` key blocks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.config import ImportanceName
 from hiergen.kernels.pyramid_attention.pooling import padded_length, pool_counts
-from hiergen.kernels.pyramid_attention.prepare import MAX_KEY_BLOCK, pooled_importance_op, runs_triton
+from hiergen.kernels.pyramid_attention.triton.availability import runs_triton
+from hiergen.kernels.pyramid_attention.triton.operators import MAX_KEY_BLOCK, pooled_importance_op
 
 #: Scores held at once while estimating, in elements.
 _CHUNK = 1 << 25
@@ -30,20 +31,20 @@ class ImportanceRequest:
     """What an estimator is told beside queries and keys.
 
     Attributes:
-        query_block: Queries of a block.
-        key_block: Keys of a block.
-        is_causal: Keys after a query do not count.
+        query_block: Queries per block.
+        key_block: Keys per block.
+        is_causal: Whether keys after a query do not count.
         key_offset: Keys before the first query.
-        scale: Of the products.
-        key_mask: (b, keys), True for real keys.
-        sample_fraction: One of so many tokens of a block is sampled.
+        scale: Factor of the products q · k, k^-1/2 by default.
+        key_mask: True for real keys, (b, keys).
+        sample_fraction: One token of a block is sampled in this many.
         sample_multiple: The official code repeats the last sample up to a multiple of 64; the repeats enter the sum that it
             divides a row by (they change no plan). 1 turns this off.
         query_offsets: Sampled positions inside a query block, (b, h, query_block / sample_fraction).
         key_offsets: Sampled positions inside a key block, (b, g, key_block / sample_fraction).
         rng: Draws the offsets; without offsets and generator they are evenly spaced.
-        stride: Of the antidiagonal estimator.
-        keys_by_eight: Means of 8 keys up to whole key blocks, (b, g, m, k), where the pyramid has been built already ("pyramid").
+        stride: Stride of the antidiagonal estimator, in tokens.
+        keys_by_eight: Means of 8 keys up to whole key blocks, (b, g, m, k), if the pyramid has been built already ("pyramid").
     """
 
     query_block: int = 128
@@ -115,7 +116,7 @@ def sampled_scores(
     sampled keys: the paper.
 
     Source:
-        Pyramid Sparse Attention, arXiv:2512.04025, section 3; float32 throughout, where its code stores the model's dtype.
+        Pyramid Sparse Attention, arXiv:2512.04025, section 3. It is float32 throughout; its code stores scores in the model's dtype.
     """
     fraction, device = request.sample_fraction, q.device
     offsets_q, offsets_k = request.query_offsets, request.key_offsets
@@ -194,10 +195,10 @@ def antidiagonal_scores(
     """Return softmax mass of sums along antidiagonals: reduced query t is tokens tS+S-1 … tS, reduced key t is tS … tS+S-1.
 
     Args:
-        request: `stride` S divides both blocks.
+        request: The `stride` S divides both blocks.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If S does not divide them.
 
     Source:
         XAttention, arXiv:2503.16428. Its code does not mask zero-padded keys in the bidirectional case; here they are masked.
@@ -260,7 +261,7 @@ def _seen_keys(request: ImportanceRequest, at_k: Tensor) -> Tensor | None:
 
 
 def _pooled_keys(k: Tensor, pool: int, request: ImportanceRequest) -> tuple[Tensor, Tensor]:
-    """Return means of `pool` real keys and how many each stands for; those of 8 are taken from the pyramid if it is there."""
+    """Return means of `pool` real keys and how many each stands for; means of 8 are taken from the pyramid if it is there."""
     if pool == 8 and request.keys_by_eight is not None:
         padded = padded_length(k.shape[2], request.key_block)
         count = pool_counts(k.shape[2], padded, 8, key_mask=request.key_mask, device=k.device)

@@ -1,8 +1,10 @@
-"""Pyramid attention through PyTorch's FlexAttention: one call a pool, merged by their log-sum-exps.
+"""Pyramid attention through PyTorch's FlexAttention: one call per pool; their outputs are merged by log-sum-exp.
 
-The portable way, for GPUs without our kernels, and a second witness in tests. It cannot join blocks that are not neighbors
-into one tile, so coarse pools run in small tiles. On a CPU it runs uncompiled, which takes the memory of dense attention,
-and without gradients, which FlexAttention does not have there. It has been run on CPUs only.
+This is the portable way, for GPUs without our kernels, and a second witness in tests. It cannot join blocks that are not
+neighbors into one tile, so coarse pools run in small tiles. On a CPU it runs uncompiled, which takes the memory of dense
+attention, and without gradients, which FlexAttention does not have there. It has been run on CPUs only.
+
+Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels per head.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hiergen.kernels.dispatch import AttentionRequest, Backend
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
 from hiergen.kernels.pyramid_attention.pooling import POOLS, build_pyramid, pool_counts, unpack
 
@@ -122,3 +125,18 @@ def _eager() -> Callable[..., Any]:
             return module.flex_attention(*args, **kwargs)
 
     return call
+
+
+def _refuse(request: AttentionRequest, is_named: bool) -> str | None:
+    if request.device.type not in ("cpu", "cuda", "xpu"):
+        return f"the inputs are on {request.device.type}"
+    if request.device.type == "cpu" and not is_named:
+        return "FlexAttention does not skip blocks on a CPU unless compiled"
+    if request.device.type == "cpu" and request.needs_grad:
+        return "FlexAttention has no gradient on a CPU"
+    if request.device.type == "cuda" and request.head_dim & (request.head_dim - 1):
+        return f"the head size is {request.head_dim}, no power of two"
+    return None
+
+
+BACKEND = Backend("flex", "a GPU that PyTorch compiles for, or a CPU without gradients", flex_attention, _refuse)

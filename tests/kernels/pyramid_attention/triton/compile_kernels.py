@@ -1,13 +1,17 @@
-"""Compile the kernels for GPUs that are not at hand, and report registers, spills, shared memory and instructions.
+"""Compile a kernel for a GPU that is not at hand, and print what the compiler made of it as JSON.
+
+    python compile_kernels.py forward forward_kernel '{"D": 64, ...}' --target 90 --num-warps 8 --num-stages 3
 
 It finds what a timing would later blame on the kernel: spilled registers, loads that are not asynchronous, tensor-core
-instructions of the wrong shape or serialized. It measures no time.
+instructions of the wrong shape or serialized. It measures no time. It needs Triton and no GPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
-import dataclasses
+import importlib
+import json
 import os
 import re
 import subprocess
@@ -17,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 _STRIDED = {"q_strides", "k_strides", "v_strides", "o_strides", "do_strides", "dq_strides", "dk_strides", "dv_strides"}
-#: Types of what the pointers point to; the others to queries, keys and values.
+#: Types that the pointers point to; all others point to queries, keys and values.
 _POINTERS = {
     **dict.fromkeys(("IDS", "COUNTS", "ORDER"), "i32"),
     **dict.fromkeys(("LOG_COUNTS", "LSE", "DELTA", "BLOCK_LSE", "SCORES", "COSINES"), "fp32"),
@@ -26,59 +30,19 @@ _POINTERS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class CompileReport:
-    """What the compiler made of one kernel.
-
-    Attributes:
-        registers: A thread's, at most 255.
-        spill_bytes: Of stack a thread uses.
-        shared_bytes: Of a program.
-        matmuls: Tensor-core instructions by shape.
-        serialized: Whether every warpgroup instruction waits for the one before it.
-        async_copies: Copies from global to shared memory that do not stall.
-    """
-
-    kernel: str
-    target: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    num_warps: int
-    matmuls: Mapping[str, int]
-    serialized: bool
-    async_copies: int
-
-
 def compile_kernel(
-    kernel: Any,
-    constants: Mapping[str, Any],
-    *,
-    target: int = 90,
-    dtype: str = "bf16",
-    num_warps: int = 8,
-    num_stages: int = 3,
-) -> CompileReport:
-    """Return the report of `kernel` compiled for compute capability `target` / 10.
-
-    Needs Triton outside its interpreter (`TRITON_INTERPRET` unset when the kernels were imported), no GPU.
+    kernel: Any, constants: Mapping[str, Any], *, target: int, dtype: str, num_warps: int, num_stages: int
+) -> dict[str, Any]:
+    """Return the report of `kernel`, a `triton.jit` function, compiled for compute capability `target` / 10.
 
     Args:
-        kernel: A `triton.jit` function of this package.
-        constants: Its compile-time arguments.
-        dtype: Of queries, keys and values, in Triton's spelling.
-
-    Raises:
-        RuntimeError: If the kernel was imported for the interpreter.
+        constants: Compile-time arguments of the kernel.
+        dtype: Type of queries, keys and values, in Triton's spelling.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    if not hasattr(kernel, "arg_names") or type(kernel).__name__ == "InterpretedFunction":
-        raise RuntimeError(
-            "the kernels were imported with TRITON_INTERPRET set; unset it in a new process to compile them"
-        )
     signature: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     divisible = [["tt.divisibility", 16]]
@@ -97,10 +61,11 @@ def compile_kernel(
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    return _report(compiled, kernel.__name__, target, num_warps)
+    return _report(compiled)
 
 
-def _report(compiled: Any, name: str, target: int, num_warps: int) -> CompileReport:
+def _report(compiled: Any) -> dict[str, Any]:
+    """Return registers and spilled bytes per thread, shared bytes per program, and instructions."""
     import triton.backends.nvidia as nvidia
 
     assembly = compiled.asm["ptx"]
@@ -115,19 +80,37 @@ def _report(compiled: Any, name: str, target: int, num_warps: int) -> CompileRep
         raise RuntimeError(f"cuobjdump reported no registers: {usage[:200]!r}")
     shapes = collections.Counter(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)", assembly))
     shapes += collections.Counter(re.findall(r"mma\.sync\.aligned\.(m\d+n\d+k\d+)", assembly))
-    return CompileReport(
-        kernel=name,
-        target=target,
-        registers=int(found[1]),
-        spill_bytes=int(found[2]),
-        shared_bytes=int(compiled.metadata.shared),
-        num_warps=num_warps,
-        matmuls=dict(shapes),
-        serialized=machine_code.count("HGMMA") > 0
-        and machine_code.count("WARPGROUP.ARRIVE") >= machine_code.count("HGMMA"),
-        async_copies=len(re.findall(r"cp\.async\.c[ag]\.shared\.global|cp\.async\.bulk\.tensor", assembly)),
-    )
+    matmuls = machine_code.count("HGMMA")
+    return {
+        "registers": int(found[1]),
+        "spill_bytes": int(found[2]),
+        "shared_bytes": int(compiled.metadata.shared),
+        "matmuls": dict(shapes),
+        # Whether every warpgroup instruction waits for the one before it.
+        "serialized": 0 < matmuls <= machine_code.count("WARPGROUP.ARRIVE"),
+        "async_copies": len(re.findall(r"cp\.async\.c[ag]\.shared\.global|cp\.async\.bulk\.tensor", assembly)),
+    }
 
 
 def _call(*command: str | Path) -> str:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile a kernel of pyramid attention for a GPU that is not at hand.")
+    parser.add_argument("module", help="forward, backward, importance or preparation")
+    parser.add_argument("kernel", help="name of the kernel in its module")
+    parser.add_argument("constants", type=json.loads, help="its compile-time arguments, JSON")
+    parser.add_argument("--target", type=int, default=90, help="compute capability times 10")
+    parser.add_argument("--dtype", default="bf16", help="type of queries, keys and values")
+    parser.add_argument("--num-warps", type=int, default=8)
+    parser.add_argument("--num-stages", type=int, default=3)
+    options = vars(parser.parse_args())
+    # Kernels that are imported for the interpreter cannot be compiled.
+    os.environ.pop("TRITON_INTERPRET", None)
+    module = importlib.import_module(f"hiergen.kernels.pyramid_attention.triton.{options.pop('module')}")
+    print(json.dumps(compile_kernel(getattr(module, options.pop("kernel")), options.pop("constants"), **options)))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from hiergen.kernels.pyramid_attention.orders import gilbert_curve, token_order
+from hiergen.kernels.pyramid_attention.planning.orders import gilbert_curve, token_order
 
 
 def _steps(width: int, height: int, depth: int) -> list[int]:

@@ -1,7 +1,19 @@
-"""Fused preparation: the pyramid of keys and values in one pass, and the lists of a plan in one.
+"""Fused preparation: the pyramid of keys and values in one pass over them, and the lists of a plan in one pass over it.
 
-The pyramid kernel reads every key once and writes its means of 2, 4 and 8; the plain version reads it three times and holds
-float32 copies. The list kernel writes ids already sorted, without a sort.
+    pool p, row r = Σ x[key] / c        over the c real keys of p·r … p·r + p - 1
+
+The pyramid kernel reads every key once and writes its means of 2, 4 and 8; the plain version reads every key three times and
+holds float32 copies. The list kernel writes ids already sorted, without a sort.
+
+Names in the kernels:
+
+    head            sample · key heads + key head (pyramid)
+    G, D            GROUPS groups of 8 keys of a program, BLOCK_D channels (padded to a power of two)
+    quarter, pair, member   which 4 of a group's 8 keys, which 2 of those, which of these
+    a suffix 2, 4, 8        a pool: total2 sums 2 keys, first4 is the first of 4, cosine8 sums cosines of first and last of 8
+    row             row of the pool that is written (row of the plan in `list_kernel`);  key, first: keys
+    e               log2 of the pool in `list_kernel`, 4 for skipped blocks;  hit: the columns at that pool
+    whole           columns that need no mask;  found, unmasked: columns of the pool so far, those of them without a mask
 """
 
 from __future__ import annotations
@@ -20,7 +32,7 @@ def pyramid_kernel(
     X, OUT, COSINES, x_stride_b, x_stride_g, x_stride_n, num_keys, heads, padded,
     D: tl.constexpr, BLOCK_D: tl.constexpr, GROUPS: tl.constexpr, REPLICATE: tl.constexpr, SIMILARITY: tl.constexpr,
 ):  # fmt: skip
-    """Write pools 2, 4 and 8 of 8·GROUPS keys of one head; OUT is (b·g, padded·7/8, D), contiguous.
+    """Write the means of 2, 4 and 8 keys of G groups of one head; OUT is (b·g, padded·7/8, D), contiguous.
 
     With SIMILARITY also COSINES (b·g, 3, padded / 8): sums over each group of 8 of the cosines of first and last of 2, 4 and 8.
     """
@@ -30,6 +42,7 @@ def pyramid_kernel(
     group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     d = tl.arange(0, BLOCK_D)
     d_mask = d < D
+    # Totals and tokens are (G, D), cosines (G,).
     total8 = tl.zeros([GROUPS, BLOCK_D], tl.float32)
     first2, first4, first8 = total8, total8, total8
     cosine2 = tl.zeros([GROUPS], tl.float32)
@@ -79,7 +92,7 @@ def pyramid_kernel(
 @triton.jit
 @no_type_check
 def _cosine(x, y):
-    """Return the cosines of rows, with the official code's epsilons."""
+    """Return x · y / (|x| |y|) of rows, (G,), with the official code's epsilons."""
     norm = tl.sqrt(tl.sum(x * x, 1) + 1e-12) * tl.sqrt(tl.sum(y * y, 1) + 1e-12)
     return tl.sum(x * y, 1) / (norm + 1e-6)
 
@@ -89,7 +102,7 @@ def _cosine(x, y):
 def _store_mean(
     out, row, total, first, num_keys, POOL: tl.constexpr, padded, d, D: tl.constexpr, REPLICATE: tl.constexpr
 ):  # fmt: skip
-    """Store totals over the number of real keys of each group."""
+    """Store total / c, (G, D), c being the number of real keys of each group."""
     count = tl.minimum(tl.maximum(num_keys - first, 1), POOL)
     if REPLICATE:
         count = tl.full(count.shape, POOL, count.dtype)
@@ -113,13 +126,14 @@ def list_kernel(
     IDS += row * num_columns
     start = 0
     for e in tl.static_range(5):
-        # Pools 1, 2, 4, 8, then the skipped.
+        # Pools 1, 2, 4, 8, then 0: the skipped blocks.
         wanted = (1 << e) % 16
         found = 0
         unmasked = 0
         for first in range(0, num_columns, BLOCK):
             column = first + tl.arange(0, BLOCK)
             pool = tl.load(POOLS + column, mask=column < num_columns, other=255).to(tl.int32)
+            # Of shape (BLOCK,), as is everything by column.
             hit = (pool == wanted).to(tl.int32)
             before = tl.cumsum(hit, 0) - hit
             tl.store(IDS + start + found + before, column, mask=hit > 0)
@@ -131,13 +145,16 @@ def list_kernel(
         start += found
 
 
-def build_pyramid(
+def launch_pyramid(
     x: Tensor, key_block: int, *, out: Tensor, replicate: bool = False, cosines: Tensor | None = None
 ) -> None:
-    """Write what `pooling.build_pyramid` returns without a mask, in one pass over `x` (b g n k), into `out`, contiguous.
+    """Write what `pooling.build_pyramid` returns without a mask, in one pass over `x`, into `out`.
 
     Args:
-        cosines: (b, g, 3, padded / 8) float32, contiguous, if the sums of cosines are wanted too.
+        x: Keys or values, (b, g, n, k), any strides whose last is 1.
+        out: Packed pools, (b, g, padded·7/8, k), contiguous.
+        replicate: Whether the last key stands in for those past the end.
+        cosines: Sums of cosines, (b, g, 3, padded / 8), float32, contiguous; None if they are not wanted.
     """
     batch, heads, num_keys, dim = x.shape
     padded = -(-num_keys // key_block) * key_block
@@ -149,10 +166,10 @@ def build_pyramid(
     )  # fmt: skip
 
 
-def build_lists(
+def launch_lists(
     pools: Tensor, *, num_keys: int, query_block: int, key_block: int, is_causal: bool, key_offset: int
 ) -> tuple[Tensor, Tensor]:
-    """Return ids and counts as `plan.build_lists` does, in one pass over `pools` (b h i j)."""
+    """Return ids and counts as `planning.lists.sorted_lists` does, in one pass over `pools` (b h i j)."""
     pools = pools.contiguous()
     ids = torch.empty(pools.shape, dtype=torch.int32, device=pools.device)
     counts = torch.empty(*pools.shape[:3], 8, dtype=torch.int32, device=pools.device)

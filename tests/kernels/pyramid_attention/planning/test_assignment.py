@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from hiergen.kernels.pyramid_attention.assignment import assign_pools
-from hiergen.kernels.pyramid_attention.config import PSA_PRESETS, PSAConfig, psa_preset
+from hiergen.kernels.pyramid_attention.config import OfficialRules, PSAConfig
+from hiergen.kernels.pyramid_attention.planning.assignment import assign_pools
 
 
 def _row(scores: list[float], config: PSAConfig, visible: int | None = None) -> list[int]:
@@ -17,9 +18,9 @@ def _row(scores: list[float], config: PSAConfig, visible: int | None = None) -> 
     return assign_pools(torch.tensor(scores)[None, None, None], config, visible=seen).flatten().tolist()
 
 
-def _threshold(*bounds: float, **kwargs) -> PSAConfig:
+def _threshold(*bounds: float, **rules: Any) -> PSAConfig:
     pairs = tuple(zip((1, 2, 4, 8), bounds, strict=True))
-    return PSAConfig(mode="threshold", bounds=pairs, min_full=kwargs.pop("min_full", 0.0), **kwargs)
+    return PSAConfig(mode="threshold", bounds=pairs, rules=OfficialRules(**({"min_full": 0.0} | rules)))
 
 
 def _loop(scores: list[float], config: PSAConfig) -> list[int]:
@@ -36,10 +37,10 @@ def _loop(scores: list[float], config: PSAConfig) -> list[int]:
             count = sum(c <= bound + 1e-6 for c in share)
             end = count + 1 if count else previous
             if pool == 1:
-                end = max(end, math.floor(config.min_full * n) + 1)
+                end = max(end, math.floor(config.rules.min_full * n) + 1)
         else:
             end = min(n, int(n * bound))
-        unit = math.ceil(pool / (config.key_block // config.rounding_tile))
+        unit = math.ceil(pool / (config.key_block // config.rules.rounding_tile))
         if unit > 1:
             run = math.ceil(max(end - previous, 0) / unit) * unit
             end = min(previous + run, n)
@@ -69,7 +70,9 @@ def test_a_first_block_above_the_bound_leaves_only_the_floor():
 
 def test_runs_fill_whole_tiles():
     # Key block 32, tile 32: four blocks at pool 4 fill a tile, two at pool 2. Equal scores go by lower id.
-    config = PSAConfig(bounds=((1, 0.1), (2, 0.2), (4, 0.5), (8, 0.9)), key_block=32, rounding_tile=32)
+    config = PSAConfig(
+        bounds=((1, 0.1), (2, 0.2), (4, 0.5), (8, 0.9)), key_block=32, rules=OfficialRules(rounding_tile=32)
+    )
     # Ends 1, 2, 5, 9 of 10: runs 1, 1 -> 2, 2 -> 4, 2 -> 8 clipped to the 3 left -> 0.
     assert _row([1.0] * 10, config) == [1, 2, 2, 4, 4, 4, 4, 0, 0, 0]
 
@@ -89,7 +92,7 @@ def test_equals_the_rules_written_as_a_loop(mode, key_block):
 
 
 def test_only_visible_blocks_count():
-    config = PSAConfig(bounds=((1, 0.5), (2, 1.0)), rounding_tile=16)
+    config = PSAConfig(bounds=((1, 0.5), (2, 1.0)), rules=OfficialRules(rounding_tile=16))
     assert _row([1.0, 4.0, 3.0, 2.0, 9.0, 9.0], config, visible=4) == [2, 1, 1, 2, 0, 0]
     assert _row([0.1, 0.6, 0.3, 9.0], _threshold(0.6, 0.6, 0.6, 1.0, rounding_tile=16), visible=3)[3] == 0
 
@@ -98,47 +101,8 @@ def test_energy_keeps_a_dominant_block():
     config = PSAConfig(mode="energy", bounds=((1, 0.7), (2, 0.8), (4, 0.9), (8, 0.9)))
     dominant = [0.01, 0.965, 0.025]
     assert _row(dominant, config) == [0, 1, 0]
-    official = PSAConfig(mode="energy", bounds=config.bounds, energy_rule="end")
+    official = PSAConfig(mode="energy", bounds=config.bounds, rules=OfficialRules(energy_rule="end"))
     assert _row(dominant, official) == [0, 0, 0]
     # Shares begin at 0, .52, .77, .92 and end at .52, .77, .92, 1: a block belongs where its share begins, officially where it ends.
     assert _row([0.52, 0.08, 0.15, 0.25], config) == [1, 0, 2, 1]
     assert _row([0.52, 0.08, 0.15, 0.25], official) == [1, 0, 0, 2]
-
-
-def test_presets_are_the_published_ones():
-    assert len(PSA_PRESETS) == 10
-    wan = psa_preset("wan2.1-14b-balanced")
-    assert (wan.mode, wan.key_block, wan.warmup_steps, dict(wan.bounds)) == (
-        "threshold",
-        128,
-        15,
-        {1: 0.4, 2: 0.5, 4: 0.6, 8: 0.8},
-    )
-    # Quotas imply the densities that the paper states.
-    for name, density in {"default": 0.15, "wan2.1-1.3b-quota": 0.10, "cogvideox-5b-4-steps": 0.15625}.items():
-        pools = assign_pools(torch.rand(1, 1, 1, 800), PSA_PRESETS[name])
-        assert float(torch.where(pools > 0, 1 / pools.clamp(min=1).float(), 0.0).mean()) == pytest.approx(
-            density, abs=0.003
-        )
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"bounds": ((3, 0.5),)}, "bounds holds pool 3"),
-        ({"bounds": ((1, 1.5),)}, "bounds gives pool 1 the bound 1.5"),
-        ({"bounds": ((1, 0.5), (1, 0.6))}, "expected each pool once"),
-        ({"mode": "topk"}, "mode is 'topk'"),
-        ({"empty_rows": "best"}, "empty_rows is 'best', expected 'best_block' or 'nothing'"),
-        ({"key_block": 32, "rounding_tile": 64}, "rounding_tile is 64, expected 1 to key_block = 32"),
-    ],
-)
-@pytest.mark.usefixtures("unchecked")
-def test_wrong_settings_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        PSAConfig(**kwargs)
-
-
-def test_unknown_preset():
-    with pytest.raises(ValueError, match="there is no PSA preset 'wan'"):
-        psa_preset("wan")

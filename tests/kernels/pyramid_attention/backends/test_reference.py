@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hiergen.kernels.pyramid_attention.backends.reference import reference_attention
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan, full_plan
-from hiergen.kernels.pyramid_attention.reference import reference_attention
 
 CASES = {
     "ragged": {},

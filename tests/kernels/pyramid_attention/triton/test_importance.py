@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from hiergen.kernels.pyramid_attention import PSAConfig, make_plan, psa_preset, pyramid_sparse_attention
-from hiergen.kernels.pyramid_attention import prepare as preparation
-from hiergen.kernels.pyramid_attention.assignment import assign_by_kernel, assign_by_sorting
-from hiergen.kernels.pyramid_attention.importance import ImportanceRequest, fused_scores, pooled_scores
+from hiergen.kernels.pyramid_attention.config import OfficialRules
+from hiergen.kernels.pyramid_attention.planning.assignment import assign_by_kernel, assign_by_sorting
+from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, fused_scores, pooled_scores
+from hiergen.kernels.pyramid_attention.triton import operators
 
 pytest.importorskip("triton")
 
@@ -77,9 +78,11 @@ def configs() -> dict[str, PSAConfig]:
         "quota out of order": PSAConfig(bounds=((8, 0.4), (1, 0.6))),
         "threshold": threshold,
         "threshold, small blocks": dataclasses.replace(threshold, key_block=32),
-        "threshold, crossing excluded": dataclasses.replace(threshold, crossing="exclude", min_full=0.2),
+        "threshold, crossing excluded": dataclasses.replace(
+            threshold, rules=OfficialRules(crossing="exclude", min_full=0.2)
+        ),
         "energy": PSAConfig(mode="energy", bounds=pairs),
-        "energy, official": PSAConfig(mode="energy", bounds=pairs, energy_rule="end"),
+        "energy, official": PSAConfig(mode="energy", bounds=pairs, rules=OfficialRules(energy_rule="end")),
         "everything in full": PSAConfig(bounds=((1, 1.0),)),
         **{name: psa_preset(name) for name in ("wan2.1-14b-balanced", "wan2.2-a14b-balanced", "qwen2.5-vl")},
     }
@@ -105,15 +108,15 @@ def test_one_block_is_read_in_full():
 
 def test_planning_and_attention_share_one_pyramid(monkeypatch):
     calls = []
-    build = preparation.key_pyramid
+    build = operators.key_pyramid
 
     def counted(*args, **kwargs):
         calls.append(kwargs)
         return build(*args, **kwargs)
 
-    for module in ("attention", "op"):
+    for module in ("attention", "backends.triton"):
         monkeypatch.setattr(f"hiergen.kernels.pyramid_attention.{module}.key_pyramid", counted)
-    config = PSAConfig(query_block=16, key_block=16, rounding_tile=2, similarity=(0.1, 0.1, 0.1))
+    config = PSAConfig(query_block=16, key_block=16, similarity=(0.1, 0.1, 0.1), rules=OfficialRules(rounding_tile=2))
     q, k, v = (torch.randn(1, 2, 70, 16).cumsum(2) / 8 for _ in range(3))
     inputs = [x.requires_grad_() for x in (q, k, v)]
     ours = pyramid_sparse_attention(*inputs, config=config, backend="triton")
