@@ -85,12 +85,12 @@ class _Scene:
         return parents
 
     def _placed_nodes(self) -> Iterator[tuple[int, bool]]:
-        """Yield the nodes of the default scene that have a mesh, parents first, and whether they are visible."""
+        """Yield the nodes of the default scene that have a mesh, parents first, the last child first, and whether they are visible."""
         scenes = self.document.list("scenes")
         roots = [number for number in range(len(self.nodes)) if number not in self.parents]
         if scenes:
             roots = scenes[self.document.json.get("scene", 0)].get("nodes", [])
-        waiting, seen = [(root, True) for root in reversed(roots)], set()
+        waiting, seen = [(root, True) for root in roots], set()
         while waiting:
             number, is_visible = waiting.pop()
             if number in seen or not 0 <= number < len(self.nodes):
@@ -100,7 +100,7 @@ class _Scene:
             is_visible = is_visible and node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True)
             if "mesh" in node:
                 yield number, is_visible
-            waiting.extend((child, is_visible) for child in reversed(node.get("children", [])))
+            waiting.extend((child, is_visible) for child in node.get("children", []))
         elsewhere = sum("mesh" in node for number, node in enumerate(self.nodes) if number not in seen)
         if elsewhere:
             self._drop("meshes of nodes outside its default scene", elsewhere)

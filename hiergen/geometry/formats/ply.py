@@ -89,7 +89,9 @@ def read_ply(data: bytes, limits: MeshLimits) -> Polygons:
     body = _Body(rest) if form != "ascii" else _Body(_text_numbers(rest, dropped))
     at, found = 0, {}
     for element in elements:
-        columns, at = _read_element(element, body, at)
+        # Numbers too large for their type become infinite, which is refused later.
+        with np.errstate(over="ignore", invalid="ignore"):
+            columns, at = _read_element(element, body, at)
         found[element.name] = columns
         if element.name not in ("vertex", *_SURFACES) and element.count:
             dropped.append(f"{element.count:,} elements {element.name!r}")
@@ -104,10 +106,10 @@ def _polygons(found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], droppe
     missing = [name for name in "xyz" if name not in vertex]
     if missing:
         raise Refused(f"has vertices without {', '.join(missing)}")
-    vertices = np.stack([vertex[name][0].astype(np.float64) for name in "xyz"], axis=1)
-    corners, sizes = [], []
+    vertices = np.stack([vertex[name][0] for name in "xyz"], axis=1).astype(np.float64)
+    corners, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for surface in _SURFACES:
-        if surface in found:
+        if found.get(surface):
             name = next((name for name in _INDICES if name in found[surface]), None)
             if name is None:
                 raise Refused(f"has a {surface} element without {_INDICES[0]}")
@@ -183,7 +185,7 @@ def _read_element(element: _Element, body: _Body, at: int) -> tuple[dict[str, tu
                 if (lengths != width).any():
                     break
             values = body.strided(part.kind, at + offset, element.count, width, stride)
-            found[part.name] = values.reshape(-1), np.full(element.count, width)
+            found[part.name] = _as_declared(values.reshape(-1), part), np.full(element.count, width)
         else:
             return found, at + element.count * stride
     return _read_mixed(element, body, at)
@@ -223,5 +225,10 @@ def _read_mixed(element: _Element, body: _Body, at: int) -> tuple[dict[str, tupl
             size, width = body.size(part.kind), np.array(counts[part.name], np.int64)
             _, item = index_ranges(np.zeros(len(width), np.int64), width)
             places = np.repeat(np.array(starts[part.name], np.int64), width) + item * size
-            found[part.name] = body.gathered(part.kind, places), width
+            found[part.name] = _as_declared(body.gathered(part.kind, places), part), width
     return found, at
+
+
+def _as_declared(values: np.ndarray, part: _Property) -> np.ndarray:
+    """Round coordinates of a text to the precision that its header declares, as a binary copy of it would be."""
+    return values.astype(part.kind) if part.name in tuple("xyz") and part.kind.kind == "f" else values

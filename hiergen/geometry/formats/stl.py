@@ -42,7 +42,8 @@ def _read_binary(data: bytes, limits: MeshLimits) -> Polygons:
         record = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
         parts.append(np.frombuffer(data, record, count, at + _HEADER)["corners"])
         at += _HEADER + _FACE * count
-    triangles = np.concatenate(parts).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        triangles = np.concatenate(parts).astype(np.float64)
     rest = data[at:]
     dropped = [f"{len(rest):,} bytes behind its end"] if rest.strip(b"\0 \t\r\n") else []
     return _polygons(triangles.reshape(-1, 3), np.full(len(triangles), 3), dropped)
