@@ -8,6 +8,7 @@ in its own folder. What a file holds beside its surface, and what cannot be read
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hiergen.geometry.formats.gltf import read_gltf
+from hiergen.geometry.formats.gltf_document import buffer_files
 from hiergen.geometry.formats.obj import read_obj
 from hiergen.geometry.formats.off import read_off
 from hiergen.geometry.formats.ply import read_ply
@@ -101,6 +103,18 @@ def load_mesh(path: str | os.PathLike[str], limits: MeshLimits | None = None) ->
     if suffix not in MESH_SUFFIXES:
         raise MeshError(path, f"has the suffix {suffix!r}, expected one of {', '.join(MESH_SUFFIXES)}")
     return _clean(path, _mesh(path, _read_bytes(file, limits), suffix, limits))
+
+
+def external_buffers(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the files beside a .gltf file that hold its numbers; none for other files, and for those that cannot be read."""
+    file = Path(path)
+    if file.suffix.lower() != ".gltf":
+        return []
+    try:
+        found = buffer_files(json.loads(file.read_bytes()), file.parent)
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError):
+        return []
+    return [buffer for buffer in found if buffer is not None and buffer.is_file()]
 
 
 def _read_bytes(file: Path, limits: MeshLimits) -> bytes:

@@ -184,7 +184,7 @@ class _Scene:
         count = counts.pop() if counts else 0
         return [matrix @ _local_matrix({keys[name]: value[k] for name, value in values.items()}) for k in range(count)]
 
-    def _primitive(self, part: dict[str, Any], weights: list[float]) -> tuple[np.ndarray, np.ndarray] | None:
+    def _primitive(self, part: dict[str, Any], weights: list[Any]) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the vertices and triangles of a primitive before any node moves it; None if it has no triangles."""
         mode, attributes = part.get("mode", 4), part.get("attributes", {})
         if mode in (0, 1, 2, 3):
@@ -219,7 +219,7 @@ class _Scene:
         places = [number, number + 1 + odd, number + 2 - odd] if mode == 5 else [number + 1, number + 2, 0 * number]
         return order[np.stack(places, axis=1)].astype(np.int64)
 
-    def _skinned(self, points: np.ndarray, faces: np.ndarray, attributes: dict[str, int], skin: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _skinned(self, points: np.ndarray, faces: np.ndarray, attributes: dict[str, Any], skin: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         matrices = np.stack([self._transform(number) for number in skin["joints"]])
         if "inverseBindMatrices" in skin:
             # Stored column by column.

@@ -77,7 +77,10 @@ class Document:
 
     def list(self, name: str) -> list[dict[str, Any]]:
         """Return one of the lists at the top of the description; empty if there is none."""
-        return self.json.get(name, [])
+        found = self.json.get(name, [])
+        if not isinstance(found, list):
+            raise Refused(f"has a damaged glTF description ({name!r} is no list)")
+        return found
 
     def _check_extensions(self) -> None:
         for name in self.json.get("extensionsRequired", []):
@@ -110,7 +113,7 @@ class Document:
                 # Without a view the elements are zeros that cost the file nothing and the reader everything.
                 raise Refused(f"claims {count:,} elements in glTF accessor {number}, which has no data")
 
-    def _buffer(self, index: int) -> bytes:
+    def _buffer(self, index: Any) -> bytes:
         if index not in self._buffers:
             item, file = self.list("buffers")[index], self._files[index]
             if file is not None:
@@ -125,7 +128,7 @@ class Document:
                 raise Refused(f"has a glTF buffer {index} without data")
         return self._buffers[index]
 
-    def _view(self, index: int, offset: int, count: int, dtype: np.dtype, width: int) -> np.ndarray:
+    def _view(self, index: Any, offset: Any, count: Any, dtype: np.dtype, width: int) -> np.ndarray:
         view = self.list("bufferViews")[index]
         compression = next((name for name in _COMPRESSIONS if name in view.get("extensions", {})), None)
         if compression and "uri" not in self.list("buffers")[view["buffer"]] and (view["buffer"] or not self._binary):
@@ -141,7 +144,7 @@ class Document:
             raise Refused(f"has a glTF accessor that reads to byte {begin + stop:,} of a view of {length:,} in {len(data):,}")
         return np.ndarray((count, width), dtype, data, begin + offset, (stride, dtype.itemsize)) if count else np.zeros((0, width), dtype)
 
-    def accessor(self, index: int, kinds: str = "VEC3") -> np.ndarray:
+    def accessor(self, index: Any, kinds: str = "VEC3") -> np.ndarray:
         """Return the elements of an accessor, "n k": numbers of type float64, or integers unless they are normalized.
 
         Args:

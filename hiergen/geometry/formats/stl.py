@@ -52,7 +52,7 @@ def _read_binary(data: bytes, limits: MeshLimits) -> Polygons:
 def _read_text(data: bytes, limits: MeshLimits) -> Polygons:
     text = plain_text(data).lower()
     # Names may hold any word.
-    text = re.sub(rb"(?m)^[ \t]*(?:end)?solid\b[^\n]*?(?=\bfacet\b|$)", b"", text)
+    text = re.sub(rb"(?m)^[ \t]*(?:end)?solid\b[^\n]*?(?=\bfacet\s+normal\b|$)", b"", text)
     check_count(len(re.findall(rb"\bendfacet\b", text)), limits.max_faces, "face")
     if len(re.findall(rb"(?<!end)\bfacet\b", text)) != len(re.findall(rb"\bendfacet\b", text)):
         raise Refused("is truncated: a facet does not end")
