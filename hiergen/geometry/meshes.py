@@ -140,7 +140,9 @@ def _mesh(path: str | os.PathLike[str], data: bytes, suffix: str, limits: MeshLi
     import trimesh
 
     try:
-        found = read_gltf(data, limits, Path(path).parent) if suffix in GLTF_SUFFIXES else _READERS[suffix](data, limits)
+        found = (
+            read_gltf(data, limits, Path(path).parent) if suffix in GLTF_SUFFIXES else _READERS[suffix](data, limits)
+        )
         _check_size(found, limits)
         faces = triangulate(found.vertices, found.corners, found.sizes)
     except Refused as error:

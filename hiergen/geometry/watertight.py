@@ -174,7 +174,11 @@ def _coarsest_shell(mesh: trimesh.Trimesh, settings: WatertightSettings) -> _She
 
 
 def _by_voxels(
-    mesh: trimesh.Trimesh, reference: _Shell, settings: WatertightSettings, notes: dict[str, Any], rng: np.random.Generator
+    mesh: trimesh.Trimesh,
+    reference: _Shell,
+    settings: WatertightSettings,
+    notes: dict[str, Any],
+    rng: np.random.Generator,
 ) -> Watertight:
     """Return the remeshed surface from the finest grid that does not leak, judged by the coarsest, `reference`."""
     triangles = np.asarray(mesh.triangles, np.float64)

@@ -82,7 +82,9 @@ def quad_sphere(rings: int = 8) -> Solid:
         after = (k + 1) % around
         faces.append([top, k, after])
         for ring in range(rings - 2):
-            faces.append([ring * around + k, (ring + 1) * around + k, (ring + 1) * around + after, ring * around + after])
+            faces.append(
+                [ring * around + k, (ring + 1) * around + k, (ring + 1) * around + after, ring * around + after]
+            )
         faces.append([(rings - 2) * around + k, bottom, (rings - 2) * around + after])
     corners = vertices[np.array(Solid(vertices, faces, 0, 0).triangles)]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -93,7 +95,9 @@ def quad_sphere(rings: int = 8) -> Solid:
 def joined(solids: list[Solid]) -> Solid:
     """Return several solids, which must lie apart, as one."""
     at = np.cumsum([0, *(len(solid.vertices) for solid in solids)]).tolist()
-    polygons = [[start + k for k in face] for start, solid in zip(at[:-1], solids, strict=True) for face in solid.polygons]
+    polygons = [
+        [start + k for k in face] for start, solid in zip(at[:-1], solids, strict=True) for face in solid.polygons
+    ]
     return Solid(np.concatenate([s.vertices for s in solids]), polygons, sum(s.volume for s in solids), sum(s.area for s in solids))  # fmt: skip
 
 
@@ -108,23 +112,34 @@ def random_solid(draws: random.Random, *, simple: bool = False) -> Solid:
     """Return one to three bodies, turned and scaled, side by side."""
     bodies = []
     for number in range(draws.randint(1, 3)):
-        kind = draws.choice(["cube", "tetrahedron", "sphere"] if simple else ["cube", "tetrahedron", "sphere", "star", "skyline", "comb"])
+        kind = draws.choice(
+            ["cube", "tetrahedron", "sphere"]
+            if simple
+            else ["cube", "tetrahedron", "sphere", "star", "skyline", "comb"]
+        )
         if kind == "star":
             count = draws.randint(4, 12)
             angle = (np.arange(count) + [draws.uniform(0, 0.4) for _ in range(count)]) * 2 * np.pi / count
-            outline = np.stack([np.cos(angle), np.sin(angle)], axis=1) * np.array([[draws.uniform(0.3, 1)] for _ in range(count)])
+            outline = np.stack([np.cos(angle), np.sin(angle)], axis=1) * np.array(
+                [[draws.uniform(0.3, 1)] for _ in range(count)]
+            )
             body = prism(np.roll(outline, draws.randrange(count), axis=0), draws.uniform(0.3, 2))
         elif kind == "skyline":
             heights = [draws.randint(1, 4) for _ in range(draws.randint(1, 6))]
             points = [(0.0, 0.0), (float(len(heights)), 0.0)]
             for place in reversed(range(len(heights))):
                 points += [(place + 1.0, float(heights[place])), (float(place), float(heights[place]))]
-            body = prism(np.array([p for p, q in zip(points, points[1:] + points[:1], strict=True) if p != q]), draws.uniform(0.3, 2))
+            body = prism(
+                np.array([p for p, q in zip(points, points[1:] + points[:1], strict=True) if p != q]),
+                draws.uniform(0.3, 2),
+            )
         else:
             body = {"cube": cube, "tetrahedron": tetrahedron, "sphere": quad_sphere, "comb": comb_prism}[kind]()
         size = draws.uniform(0.5, 1) / float(np.ptp(body.vertices, axis=0).max())
         bodies.append(body.moved(rotation(draws), np.array([4.0 * number, 0, 0]), size))
-    return joined(bodies).moved(np.eye(3), np.array([draws.uniform(-5, 5) for _ in range(3)]), 10 ** draws.uniform(-2, 2))
+    return joined(bodies).moved(
+        np.eye(3), np.array([draws.uniform(-5, 5) for _ in range(3)]), 10 ** draws.uniform(-2, 2)
+    )
 
 
 def write_obj(
@@ -164,18 +179,41 @@ def write_ply(
     coordinate: str = "double", extras: bool = False, strips: bool = False, faces_first: bool = False, tail: bytes = b"", newline: str = "\n",
 ) -> None:  # fmt: skip
     """Write a PLY file; with `extras` lists and properties stand before and behind the needed ones, and elements between."""
-    codes = {"uchar": "B", "char": "b", "ushort": "H", "short": "h", "uint": "I", "int": "i", "float": "f", "double": "d"}
+    codes = {
+        "uchar": "B",
+        "char": "b",
+        "ushort": "H",
+        "short": "h",
+        "uint": "I",
+        "int": "i",
+        "float": "f",
+        "double": "d",
+    }
     order = ">" if form == "binary_big_endian" else "<"
 
     def pack(kind: str, *values: float) -> bytes:
         if form == "ascii":
             return b"".join(b"%r " % (float(v) if kind in ("float", "double") else int(v)) for v in values)
-        return struct.pack(f"{order}{len(values)}{codes[kind]}", *(float(v) if kind in ("float", "double") else int(v) for v in values))
+        return struct.pack(
+            f"{order}{len(values)}{codes[kind]}", *(float(v) if kind in ("float", "double") else int(v) for v in values)
+        )
 
     end = b"\n" if form == "ascii" else b""
     head, rows = {}, {}
-    before, behind = (["property list uchar float extra", "property uchar red"], ["property short flags", "property list uint uchar rest"]) if extras else ([], [])
-    head["vertex"] = [f"element vertex {len(solid.vertices)}", *before, *(f"property {coordinate} {axis}" for axis in "xyz"), *behind]
+    before, behind = (
+        (
+            ["property list uchar float extra", "property uchar red"],
+            ["property short flags", "property list uint uchar rest"],
+        )
+        if extras
+        else ([], [])
+    )
+    head["vertex"] = [
+        f"element vertex {len(solid.vertices)}",
+        *before,
+        *(f"property {coordinate} {axis}" for axis in "xyz"),
+        *behind,
+    ]
     rows["vertex"] = b""
 
     def row(number: int, middle: bytes) -> bytes:
@@ -187,13 +225,27 @@ def write_ply(
     rows["vertex"] = b"".join(row(number, pack(coordinate, *point)) for number, point in enumerate(solid.vertices))
     surface = "tristrips" if strips else "face"
     lists = [[k for face in solid.triangles for k in (*face, -1)]] if strips else solid.polygons
-    head[surface] = [f"element {surface} {len(lists)}", *before, f"property list {'int' if strips else count_type} {index_type} {name}", *behind]
-    rows[surface] = b"".join(row(k, pack("int" if strips else count_type, len(face)) + pack(index_type, *face)) for k, face in enumerate(lists))
+    head[surface] = [
+        f"element {surface} {len(lists)}",
+        *before,
+        f"property list {'int' if strips else count_type} {index_type} {name}",
+        *behind,
+    ]
+    rows[surface] = b"".join(
+        row(k, pack("int" if strips else count_type, len(face)) + pack(index_type, *face))
+        for k, face in enumerate(lists)
+    )
     names = [surface, "vertex"] if faces_first else ["vertex", surface]
     if extras:
         head["camera"], rows["camera"] = ["element camera 1", "property float view"], pack("float", 1.5) + end
         names.insert(1, "camera")
-    lines = ["ply", f"format {form} 1.0", "comment element face 3", *(line for key in names for line in head[key]), "end_header"]
+    lines = [
+        "ply",
+        f"format {form} 1.0",
+        "comment element face 3",
+        *(line for key in names for line in head[key]),
+        "end_header",
+    ]
     path.write_bytes((newline.join(lines) + newline).encode() + b"".join(rows[key] for key in names) + tail)
 
 
@@ -232,7 +284,9 @@ def write_off(
     more = " 0 0 1" * ("N" in kind) + " 10 20 30 255" * ("C" in kind) + " 0.5 0.5" * ("ST" in kind)
     counts = f"{len(solid.vertices)} {len(solid.polygons)}" + (" 0" if edges else "")
     lines = [f"{kind} {counts}"] if counts_first else [kind, "# counts 1 2 3" if comments else "", counts]
-    lines += [" ".join(repr(float(x)) for x in point) + more + (" # a vertex" if comments else "") for point in solid.vertices]
+    lines += [
+        " ".join(repr(float(x)) for x in point) + more + (" # a vertex" if comments else "") for point in solid.vertices
+    ]
     lines += [" ".join(map(str, [len(face), *face])) + (" 255 0 0" if face_colors else "") for face in solid.polygons]
     lines = [line for line in lines if line]
     path.write_bytes((" ".join(lines) if one_line else (newline * (2 if blanks else 1)).join(lines) + newline).encode())
@@ -253,7 +307,9 @@ class GltfFile:
     def view(self, data: bytes, **entry: Any) -> int:
         self.data += bytes(-len(self.data) % 4)
         self.data += data
-        return self.append("bufferViews", buffer=0, byteOffset=len(self.data) - len(data), byteLength=len(data), **entry)
+        return self.append(
+            "bufferViews", buffer=0, byteOffset=len(self.data) - len(data), byteLength=len(data), **entry
+        )
 
     def accessor(self, values: np.ndarray, component: int = FLOAT, *, kind: str | None = None, normalized: bool = False, padding: int = 0, sparse: bool = False) -> int:  # fmt: skip
         """Add numbers, as they are to be stored; `padding` bytes follow each element, as if others were interleaved."""

@@ -115,7 +115,11 @@ def make_gltf(folder: Path, draws: random.Random) -> Made:
     outer, outer_entries = random_matrix(draws)
     inner, inner_entries = random_matrix(draws)
     how = draws.choice(["nodes", "nodes", "instances", "skin"])
-    options = {"kind": kind, "how": how, "stored": draws.choice(["float", "padded", "sparse", "morphed", "short", "ushort"])}
+    options = {
+        "kind": kind,
+        "how": how,
+        "stored": draws.choice(["float", "padded", "sparse", "morphed", "short", "ushort"]),
+    }
     options["mode"] = draws.choice(["indexed", "plain", "fans", "strips"])
     matrix = outer @ inner
     faces = solid.polygons
@@ -158,9 +162,16 @@ def make_gltf(folder: Path, draws: random.Random) -> Made:
             step = np.linalg.inv(matrix)[:3, :3] @ [0, 3 * size, 0] / (stored[1] if stored is not None else 1)
             places = file.accessor(np.array([[0, 0, 0], step]))
             turns = file.accessor(np.array([[0, 0, 0, 127]] * 2), 5120, normalized=True)
-            entries["extensions"] = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": places, "ROTATION": turns}}}
+            entries["extensions"] = {
+                "EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": places, "ROTATION": turns}}
+            }
             file.json["extensionsUsed"] = ["EXT_mesh_gpu_instancing"]
-            solid = Solid(np.concatenate([solid.vertices, solid.vertices + [0, 3 * size, 0]]), solid.polygons * 2, 2 * solid.volume, 2 * solid.area)
+            solid = Solid(
+                np.concatenate([solid.vertices, solid.vertices + np.array([0, 3 * size, 0])]),
+                solid.polygons * 2,
+                2 * solid.volume,
+                2 * solid.area,
+            )
         leaf = file.node(root=False, **local_entries, **entries)
         middle = file.node(root=False, children=[leaf], **inner_entries)
         file.node(children=[middle], **outer_entries)
@@ -171,7 +182,9 @@ def make_gltf(folder: Path, draws: random.Random) -> Made:
         file.json["scenes"].append({"nodes": [file.node(root=False, mesh=mesh)]})
         warned = True
     file.save(path, kind)
-    return Made(path, solid, {**options, "required": required}, refused=required is not None, warned=warned, tolerance=5e-3)
+    return Made(
+        path, solid, {**options, "required": required}, refused=required is not None, warned=warned, tolerance=5e-3
+    )
 
 
 def store_positions(
@@ -182,7 +195,9 @@ def store_positions(
         low, width = local.min(axis=0), float(np.ptp(local, axis=0).max())
         component, most = (5122, 32767) if stored == "short" else (5123, 65535)
         values = np.rint((local - low) / width * most)
-        return (low, width), {"POSITION": file.accessor(values, component, normalized=True, padding=draws.choice([0, 8]))}
+        return (low, width), {
+            "POSITION": file.accessor(values, component, normalized=True, padding=draws.choice([0, 8]))
+        }
     if stored == "morphed":
         # The weight of the mesh adds half of its one target, which is `size` everywhere.
         return None, {"POSITION": file.accessor(local - size / 2)}
@@ -195,7 +210,14 @@ def primitives(
     if mode in ("fans", "strips"):
         # A quad a b c d is the strip a b d c.
         orders = [face if mode == "fans" or len(face) < 4 else [face[0], face[1], face[3], face[2]] for face in faces]
-        return [{"attributes": attributes, "mode": 6 if mode == "fans" else 5, "indices": file.accessor(np.array(order), 5123)} for order in orders]
+        return [
+            {
+                "attributes": attributes,
+                "mode": 6 if mode == "fans" else 5,
+                "indices": file.accessor(np.array(order), 5123),
+            }
+            for order in orders
+        ]
     order = np.array(Solid(solid.vertices, faces, 0, 0).triangles).ravel()
     component = 5121 if count < 255 else 5123
     return [{"attributes": attributes, "indices": file.accessor(order, component)}]
@@ -239,7 +261,9 @@ def judge(made: Made) -> tuple[str, str]:
 
 def run(count: int, seed: int) -> dict[str, dict[str, int]]:
     """Return by format how many files were read right, refused as they should be, and wrong; the last are printed."""
-    found: dict[str, collections.Counter[str]] = {kind: collections.Counter(right=0, refused=0, wrong=0) for kind in MAKERS}
+    found: dict[str, collections.Counter[str]] = {
+        kind: collections.Counter(right=0, refused=0, wrong=0) for kind in MAKERS
+    }
     with tempfile.TemporaryDirectory() as folder:
         for trial in range(count):
             kind = list(MAKERS)[trial % len(MAKERS)]

@@ -51,7 +51,10 @@ def _export(mesh: trimesh.Trimesh, file: Path) -> None:
         return
     # The library leaves the file open.
     made = GltfFile()
-    part = {"attributes": {"POSITION": made.accessor(mesh.vertices)}, "indices": made.accessor(mesh.faces.ravel(), 5125)}
+    part = {
+        "attributes": {"POSITION": made.accessor(mesh.vertices)},
+        "indices": made.accessor(mesh.faces.ravel(), 5125),
+    }
     made.node(mesh=made.append("meshes", primitives=[part]))
     made.save(file, "base64")
 
@@ -277,7 +280,7 @@ def test_mutated_files_load_or_raise_the_one_error(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_left_out_is_told(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="also holds") as caught:
         assert len(load_mesh(tmp_path / name).faces) == 1
     assert [str(one.message) for one in caught] == [f"mesh {str(tmp_path / name)!r} also holds {said}: not read"]
 

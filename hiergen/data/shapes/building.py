@@ -210,7 +210,7 @@ def source_digest(job: ShapeJob) -> str:
         # Looked at before it is opened: opening a pipe waits for its other end.
         if not stat.S_ISREG(os.stat(job.path).st_mode):
             raise MeshError(job.path, "is not a regular file")
-        digests = [file_digest(path) for path in (job.path, *external_buffers(job.path))]
+        digests = [file_digest(path) for path in (Path(job.path), *external_buffers(job.path))]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     except OSError as error:
         raise MeshError(job.path, f"cannot be read ({error.strerror})") from error

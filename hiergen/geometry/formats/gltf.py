@@ -22,7 +22,17 @@ from hiergen.geometry.formats.polygons import MeshLimits, Polygons, Refused
 
 _DRACO = "KHR_draco_mesh_compression"
 _LINES_OR_POINTS = ("points", "lines", "lines", "lines")
-_DAMAGE = (struct.error, json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError, OSError)
+_DAMAGE = (
+    struct.error,
+    json.JSONDecodeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+    OSError,
+)
 
 
 def read_gltf(data: bytes, limits: MeshLimits, folder: Path) -> Polygons:
@@ -139,7 +149,8 @@ class _Scene:
 
     def _transform(self, number: int) -> Float64[np.ndarray, "4 4"]:
         """Return the matrix from a node to the world."""
-        chain, at = [], number
+        chain: list[int] = []
+        at: int | None = number
         while at is not None and at not in self._transforms:
             chain.append(at)
             if len(chain) > len(self.nodes):
@@ -204,7 +215,9 @@ class _Scene:
         for weight, target in zip(weights, part.get("targets", []), strict=False):
             if weight and "POSITION" in target:
                 points = points + weight * self.document.accessor(target["POSITION"])
-        order = np.arange(len(points)) if "indices" not in part else self.document.accessor(part["indices"], "SCALAR")[:, 0]
+        order = (
+            np.arange(len(points)) if "indices" not in part else self.document.accessor(part["indices"], "SCALAR")[:, 0]
+        )
         if len(order) and (order.min() < 0 or order.max() >= len(points)):
             raise Refused(f"has a face that names vertex {int(order.max())} of {len(points)}")
         return points, self._triangles(order, mode)
@@ -219,7 +232,9 @@ class _Scene:
         places = [number, number + 1 + odd, number + 2 - odd] if mode == 5 else [number + 1, number + 2, 0 * number]
         return order[np.stack(places, axis=1)].astype(np.int64)
 
-    def _skinned(self, points: np.ndarray, faces: np.ndarray, attributes: dict[str, Any], skin: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _skinned(
+        self, points: np.ndarray, faces: np.ndarray, attributes: dict[str, Any], skin: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
         matrices = np.stack([self._transform(number) for number in skin["joints"]])
         if "inverseBindMatrices" in skin:
             # Stored column by column.
@@ -234,7 +249,9 @@ class _Scene:
                 blended += share[:, None, None] * matrices[joint]
                 total += share
         # A vertex without weights follows the first joint; others are brought to a sum of one, as rounded ones are not.
-        blended = np.where(total[:, None, None] > 0, blended / np.where(total > 0, total, 1)[:, None, None], matrices[0])
+        blended = np.where(
+            total[:, None, None] > 0, blended / np.where(total > 0, total, 1)[:, None, None], matrices[0]
+        )
         placed = np.einsum("vij,vj->vi", blended[:, :3, :3], points) + blended[:, :3, 3]
         is_mirrored = len(points) > 0 and np.median(np.linalg.det(blended[:, :3, :3])) < 0
         return placed, faces[:, ::-1] if is_mirrored else faces

@@ -25,15 +25,18 @@ READ_EXTENSIONS = frozenset({"KHR_mesh_quantization", "EXT_mesh_gpu_instancing",
 _COMPRESSIONS = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
 #: Beginnings of the names of extensions that say nothing about where a surface is.
 _WITHOUT_GEOMETRY = (
-    "KHR_materials_ KHR_texture_ EXT_texture_ MSFT_texture_ MSFT_packing_ ADOBE_materials_ KHR_lights_ EXT_lights_ KHR_xmp "
-    "KHR_animation_ KHR_audio KHR_node_selectability KHR_node_hoverability KHR_techniques_ KHR_interactivity EXT_mesh_features "
-    "EXT_instance_features EXT_structural_metadata EXT_feature_metadata AGI_ VRM VRMC_ EXT_property_"
-).split()
+    "KHR_materials_", "KHR_texture_", "EXT_texture_", "MSFT_texture_",
+    "MSFT_packing_", "ADOBE_materials_", "KHR_lights_", "EXT_lights_",
+    "KHR_xmp", "KHR_animation_", "KHR_audio", "KHR_node_selectability",
+    "KHR_node_hoverability", "KHR_techniques_", "KHR_interactivity", "EXT_mesh_features",
+    "EXT_instance_features", "EXT_structural_metadata", "EXT_feature_metadata", "AGI_",
+    "VRM", "VRMC_", "EXT_property_",
+)  # fmt: skip
 
 
 def is_harmless(extension: str) -> bool:
     """Return whether an extension says nothing about where a surface is."""
-    return extension.startswith(tuple(_WITHOUT_GEOMETRY))
+    return extension.startswith(_WITHOUT_GEOMETRY)
 
 
 def buffer_files(document: dict[str, Any], folder: Path) -> list[Path | None]:
@@ -108,7 +111,9 @@ class Document:
                 raise Refused(f"has a glTF accessor {number} of {count!r} elements")
             if "bufferView" in accessor:
                 if count * size > available:
-                    raise Refused(f"claims {count * size:,} bytes in glTF accessor {number}, the file has {available:,}")
+                    raise Refused(
+                        f"claims {count * size:,} bytes in glTF accessor {number}, the file has {available:,}"
+                    )
             elif count > 3 * self._limits.max_faces:
                 # Without a view the elements are zeros that cost the file nothing and the reader everything.
                 raise Refused(f"claims {count:,} elements in glTF accessor {number}, which has no data")
@@ -140,9 +145,15 @@ class Document:
         size = dtype.itemsize * width
         stride = view.get("byteStride", size)
         stop = offset + (count - 1) * stride + size
-        if min(begin, offset, stride, length) < 0 or count and (stop > length or begin + length > len(data)):
-            raise Refused(f"has a glTF accessor that reads to byte {begin + stop:,} of a view of {length:,} in {len(data):,}")
-        return np.ndarray((count, width), dtype, data, begin + offset, (stride, dtype.itemsize)) if count else np.zeros((0, width), dtype)
+        if min(begin, offset, stride, length) < 0 or (count and (stop > length or begin + length > len(data))):
+            raise Refused(
+                f"has a glTF accessor that reads to byte {begin + stop:,} of a view of {length:,} in {len(data):,}"
+            )
+        return (
+            np.ndarray((count, width), dtype, data, begin + offset, (stride, dtype.itemsize))
+            if count
+            else np.zeros((0, width), dtype)
+        )
 
     def accessor(self, index: Any, kinds: str = "VEC3") -> np.ndarray:
         """Return the elements of an accessor, "n k": numbers of type float64, or integers unless they are normalized.
@@ -175,7 +186,9 @@ class Document:
         kind = np.dtype(_COMPONENTS[where["componentType"]])
         places = self._view(where["bufferView"], where.get("byteOffset", 0), count, kind, 1)[:, 0]
         changed = values.copy()
-        changed[places] = self._view(what["bufferView"], what.get("byteOffset", 0), count, values.dtype, values.shape[1])
+        changed[places] = self._view(
+            what["bufferView"], what.get("byteOffset", 0), count, values.dtype, values.shape[1]
+        )
         return changed
 
 

@@ -13,9 +13,12 @@ from hiergen.geometry.ray_crossings import index_ranges
 _FACES = ("f", "fo")
 #: Statements that add nothing to a surface of polygons: texture, normals, names, and what free-form surfaces are made of.
 _WITHOUT_FACES = frozenset(
-    "vt vn vp g o s mg usemtl mtllib usemap maplib bevel c_interp d_interp lod shadow_o trace_ob cstype deg bmat step parm "
-    "trim hole scrv sp end con ctech stech".split()
-)
+    {
+        "vt", "vn", "vp", "g", "o", "s", "mg", "usemtl", "mtllib", "usemap",
+        "maplib", "bevel", "c_interp", "d_interp", "lod", "shadow_o", "trace_ob", "cstype", "deg", "bmat",
+        "step", "parm", "trim", "hole", "scrv", "sp", "end", "con", "ctech", "stech",
+    }
+)  # fmt: skip
 _NAMES = {"p": "points", "l": "lines", "curv": "curves", "curv2": "curves", "surf": "free-form surfaces"}
 
 

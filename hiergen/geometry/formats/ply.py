@@ -15,7 +15,16 @@ from hiergen.geometry.formats.text import parse_numbers, whole_numbers
 from hiergen.geometry.ray_crossings import index_ranges
 
 _TYPES = {
-    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4", "double": "f8"},
+    **{
+        "char": "i1",
+        "uchar": "u1",
+        "short": "i2",
+        "ushort": "u2",
+        "int": "i4",
+        "uint": "u4",
+        "float": "f4",
+        "double": "f8",
+    },
     **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
     **{"int64": "i8", "uint64": "u8", "float32": "f4", "float64": "f8"},
 }
@@ -139,7 +148,11 @@ def _read_header(data: bytes) -> tuple[str, list[_Element], bytes]:
             elif words[:1] == ["element"]:
                 elements.append(_Element(words[1], _whole(words[2])))
             elif words[:1] == ["property"]:
-                kinds = [np.dtype(("<" if form == "binary_little_endian" else ">") + _TYPES[word]) for word in words[1:-1] if word != "list"]
+                kinds = [
+                    np.dtype(("<" if form == "binary_little_endian" else ">") + _TYPES[word])
+                    for word in words[1:-1]
+                    if word != "list"
+                ]
                 if len(kinds) != 1 + (words[1] == "list"):
                     raise Refused(f"has a damaged PLY header: {line.strip()[:80]!r}")
                 elements[-1].properties.append(_Property(words[-1], kinds[-1], kinds[0] if len(kinds) == 2 else None))
@@ -222,10 +235,10 @@ def _read_mixed(element: _Element, body: _Body, at: int) -> tuple[dict[str, tupl
     found = {}
     for part in element.properties:
         if part.name in starts:
-            size, width = body.size(part.kind), np.array(counts[part.name], np.int64)
-            _, item = index_ranges(np.zeros(len(width), np.int64), width)
-            places = np.repeat(np.array(starts[part.name], np.int64), width) + item * size
-            found[part.name] = _as_declared(body.gathered(part.kind, places), part), width
+            lengths = np.array(counts[part.name], np.int64)
+            _, item = index_ranges(np.zeros(len(lengths), np.int64), lengths)
+            places = np.repeat(np.array(starts[part.name], np.int64), lengths) + item * body.size(part.kind)
+            found[part.name] = _as_declared(body.gathered(part.kind, places), part), lengths
     return found, at
 
 

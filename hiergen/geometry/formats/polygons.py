@@ -76,7 +76,9 @@ def strip_triangles(values: Int64[np.ndarray, " c"], first: Int64[np.ndarray, " 
     begins[1:][values == -1] = True
     place = np.arange(len(values))
     since = place - np.maximum.accumulate(np.where(begins[:-1], place, 0))
-    corners = np.stack([values[:-2], values[1:-1], values[2:]], axis=1) if len(values) > 2 else np.zeros((0, 3), np.int64)
+    corners = (
+        np.stack([values[:-2], values[1:-1], values[2:]], axis=1) if len(values) > 2 else np.zeros((0, 3), np.int64)
+    )
     # The third corner must lie at least two places behind the beginning; every other triangle turns the other way.
     whole = (since[2:] >= 2) & (corners >= 0).all(axis=1)
     odd = since[2:] % 2 == 1

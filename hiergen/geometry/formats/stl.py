@@ -36,9 +36,10 @@ def _claimed(data: bytes, at: int) -> int:
 
 
 def _read_binary(data: bytes, limits: MeshLimits) -> Polygons:
-    parts, at = [], 0
+    parts: list[np.ndarray] = []
+    at = 0
     while (count := _claimed(data, at)) > 0 and at + _HEADER + _FACE * count <= len(data):
-        check_count(count + sum(map(len, parts)), limits.max_faces, "face")
+        check_count(count + sum(len(part) for part in parts), limits.max_faces, "face")
         record = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
         parts.append(np.frombuffer(data, record, count, at + _HEADER)["corners"])
         at += _HEADER + _FACE * count

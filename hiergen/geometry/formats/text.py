@@ -102,7 +102,9 @@ class Lines:
         step[begin] = 1
         # An empty word ends where it begins.
         np.subtract.at(step, end, 1)
-        return parse_numbers(np.where(np.cumsum(step, dtype=np.int8) > 0, self._bytes, 32).astype(np.uint8).tobytes(), len(words))
+        return parse_numbers(
+            np.where(np.cumsum(step, dtype=np.int8) > 0, self._bytes, 32).astype(np.uint8).tobytes(), len(words)
+        )
 
     def as_indices(self, words: Int64[np.ndarray, " t"], *, until_slash: bool = False) -> Int64[np.ndarray, " t"]:
         """Return the whole numbers that the chosen words are.

@@ -38,7 +38,9 @@ def triangulate(
     return np.concatenate(parts)
 
 
-def _cut(points: Float[np.ndarray, "n k 3"], polygons: Int64[np.ndarray, "n k"], tolerance: float) -> Int64[np.ndarray, "t 3"]:
+def _cut(
+    points: Float[np.ndarray, "n k 3"], polygons: Int64[np.ndarray, "n k"], tolerance: float
+) -> Int64[np.ndarray, "t 3"]:
     flat = _projected(points)
     height, turn = _corner_heights(flat)
     # All corners turn left, and once around in sum: more often is a star.
@@ -69,7 +71,9 @@ def _projected(points: Float[np.ndarray, "n k 3"]) -> Float64[np.ndarray, "n k 2
     return np.einsum("nkc,dnc->nkd", centered, np.stack([first, second]))
 
 
-def _corner_heights(flat: Float64[np.ndarray, "n k 2"]) -> tuple[Float64[np.ndarray, "n k"], Float64[np.ndarray, "n k"]]:
+def _corner_heights(
+    flat: Float64[np.ndarray, "n k 2"],
+) -> tuple[Float64[np.ndarray, "n k"], Float64[np.ndarray, "n k"]]:
     """Return each corner's distance from the line through its neighbors, positive where it is convex, and the angle of its turn."""
     before, after = flat - np.roll(flat, 1, axis=1), np.roll(flat, -1, axis=1) - flat
     cross = before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0]
@@ -119,7 +123,11 @@ def _without_slivers(flat: np.ndarray, triangles: np.ndarray, tolerance: float) 
             place = int(lengths[number].argmax())
             start, end, middle = np.roll(triangles[number], -place).tolist()
             turned = np.roll(triangles, 1, axis=1)
-            other = [k for t in (triangles, turned, np.roll(turned, 1, axis=1)) for k in np.flatnonzero((t[:, 0] == end) & (t[:, 1] == start))]
+            other = [
+                k
+                for t in (triangles, turned, np.roll(turned, 1, axis=1))
+                for k in np.flatnonzero((t[:, 0] == end) & (t[:, 1] == start))
+            ]
             if other:
                 tip = int(next(value for value in triangles[other[0]] if value not in (start, end)))
                 triangles[number], triangles[other[0]] = (start, tip, middle), (tip, end, middle)

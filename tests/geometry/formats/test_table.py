@@ -51,7 +51,7 @@ def test_the_table_says_what_it_holds() -> None:
     assert SOLIDS["sphere"].volume == pytest.approx(4 / 3 * np.pi, rel=0.07)
 
 
-@pytest.mark.parametrize("name", [name for name in SOLIDS])
+@pytest.mark.parametrize("name", list(SOLIDS))
 @pytest.mark.parametrize("write", [write_obj, write_ply, write_off])
 def test_solids_of_polygons(tmp_path: Path, write: Callable[..., None], name: str) -> None:
     suffix = {write_obj: ".obj", write_ply: ".ply", write_off: ".off"}[write]

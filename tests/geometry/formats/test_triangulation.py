@@ -44,7 +44,9 @@ def test_corners_on_straight_sides_stay_corners() -> None:
         outline = solid.vertices[solid.polygons[-1]]
         for parts in (2, 3, 5):
             following = np.roll(outline, -1, axis=0)
-            points = np.concatenate([a + (b - a) * np.arange(parts)[:, None] / parts for a, b in zip(outline, following, strict=True)])
+            points = np.concatenate(
+                [a + (b - a) * np.arange(parts)[:, None] / parts for a, b in zip(outline, following, strict=True)]
+            )
             # Turned, they are on a straight side only up to rounding.
             points = 100 * points @ rotation(draws).T
             check(points, triangulate(points, np.arange(len(points)), np.array([len(points)])))
@@ -101,15 +103,25 @@ def test_huge_polygons_are_read_if_convex_and_refused_if_not(tmp_path: Path, mon
     angle = np.arange(20_000) * 2 * np.pi / 20_000
     circle = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
     assert len(triangulate(circle, np.arange(len(circle)), np.array([len(circle)]))) == len(circle) - 2
-    lines = ["v %r %r 0" % (float(x), float(y)) for x, y, _ in circle * (1 + 0.1 * (np.arange(len(circle)) % 2))[:, None]]
+    lines = [f"v {float(x)!r} {float(y)!r} 0" for x, y, _ in circle * (1 + 0.1 * (np.arange(len(circle)) % 2))[:, None]]
     (tmp_path / "a.obj").write_text("\n".join(lines) + "\nf " + " ".join(map(str, range(1, len(circle) + 1))))
-    with pytest.raises(ValueError, match=r"a\.obj' has a polygon of 20,000 corners that is not convex, at most 10,000 are read"):
+    with pytest.raises(
+        ValueError, match=r"a\.obj' has a polygon of 20,000 corners that is not convex, at most 10,000 are read"
+    ):
         load_mesh(tmp_path / "a.obj")
     with pytest.raises(Refused):
-        triangulate(circle * (1 + 0.1 * (np.arange(len(circle)) % 2))[:, None], np.arange(len(circle)), np.array([len(circle)]))
+        triangulate(
+            circle * (1 + 0.1 * (np.arange(len(circle)) % 2))[:, None], np.arange(len(circle)), np.array([len(circle)])
+        )
 
 
 def test_strips_begin_anew_at_minus_one_and_at_each_row() -> None:
     values = np.array([0, 1, 2, 3, -1, 4, 5, 6, 7, 8, 9, 10])
-    assert strip_triangles(values, np.array([0, 8])).tolist() == [[0, 1, 2], [2, 1, 3], [4, 5, 6], [7, 8, 9], [9, 8, 10]]
+    assert strip_triangles(values, np.array([0, 8])).tolist() == [
+        [0, 1, 2],
+        [2, 1, 3],
+        [4, 5, 6],
+        [7, 8, 9],
+        [9, 8, 10],
+    ]
     assert strip_triangles(np.array([0, 1]), np.array([0])).shape == (0, 3)
