@@ -181,6 +181,21 @@ def test_zeros_that_are_no_vertices_are_let_pass(tmp_path: Path) -> None:
     assert len(load_mesh(tmp_path / "a.obj").faces) == 2
 
 
+def test_padding_and_unusual_breaks_mean_nothing(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.obj", OBJ + b"\0\0\x1a\0"),
+        ("a.obj", OBJ.replace(b"f ", b"f\\\n")),
+        ("a.obj", OBJ.replace(b"v ", b"v\x0b\x0c ")),
+        ("a.stl", b"\n " + STL + b"\0\0\0\x1a"),
+        ("a.stl", b"\xef\xbb\xbf" + STL),
+        ("a.off", b"\xef\xbb\xbf# OFF\nOFF3 1\n" + DATA + b"3 0 1 2\n\0"),
+        ("a.off", b"OFF\n3 1 0\n0\n" + DATA[2:] + b"3 0 1\n2\n"),
+        ("a.ply", b"\xef\xbb\xbf" + (PLY % (3, 1)).replace(b" ", b"\t") + DATA + b"3.0 0 1 2"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert len(load_mesh(tmp_path / name).faces) == 1
+
+
 def test_limits_are_kept(tmp_path: Path) -> None:
     trimesh.creation.icosphere(subdivisions=2).export(tmp_path / "ball.ply")
     assert len(load_mesh(tmp_path / "ball.ply", MeshLimits(max_faces=320)).faces) == 320

@@ -30,7 +30,7 @@ def read_obj(data: bytes, limits: MeshLimits) -> Polygons:
     """
     text = re.sub(rb"#[^\n]*", b"", plain_text(data))
     # A backslash continues the line; one that ends a word is part of a name, such as a folder's.
-    lines = Lines(re.sub(rb"(?<=[\s\d./])\\[ \t]*\n", b" ", text))
+    lines = Lines(re.sub(rb"(?:(?<=[\s\d./])|(?<=\s[fv]))\\[ \t]*\n", b" ", text))
     known, which = lines.keywords()
     is_vertex = np.isin(which, [k for k, word in enumerate(known) if word == "v"])
     is_face = np.isin(which, [k for k, word in enumerate(known) if word in _FACES])

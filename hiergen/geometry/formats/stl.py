@@ -22,8 +22,8 @@ def read_stl(data: bytes, limits: MeshLimits) -> Polygons:
     # The same four bytes of a text, none of them below a tab's 9, would claim 150 million faces.
     if claimed > 0 and _HEADER + _FACE * claimed <= len(data):
         return _read_binary(data, limits)
-    text = data.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text[:5].lower() == b"solid" and b"\0" not in data:
+    text = data.removeprefix(b"\xef\xbb\xbf").strip(b"\0\x1a \t\r\n")
+    if text[:5].lower() == b"solid" and b"\0" not in text:
         return _read_text(text, limits)
     if claimed == 0 and not data[_HEADER:].strip(b"\0 \t\r\n"):
         raise Refused("holds no faces")

@@ -23,7 +23,8 @@ def plain_text(data: bytes) -> bytes:
     for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if data.startswith(mark):
             data = data.decode(encoding, errors="replace").encode()
-    data = data.removeprefix(codecs.BOM_UTF8)
+    # Padding, and the mark of the end of a text under DOS.
+    data = data.removeprefix(codecs.BOM_UTF8).rstrip(b"\0\x1a")
     if b"\0" in data:
         raise Refused("is not text, or damaged: it has bytes of zero")
     return re.sub(rb"\r\n?", b"\n", data)
