@@ -17,8 +17,6 @@ from hiergen.geometry.formats.polygons import Refused
 FLATNESS = 4e-9
 #: Corners of a polygon that is not convex. One without any order takes a second for ten thousand, a minute for fifty thousand.
 MAX_CORNERS = 10_000
-#: Triangles without area that are mended in a polygon.
-MAX_TURNS = 200
 
 
 def triangulate(
@@ -53,7 +51,7 @@ def _cut(
         raise Refused(f"has a polygon of {size:,} corners that is not convex, at most {MAX_CORNERS:,} are read")
     on_side = (np.abs(height) <= tolerance) & (np.abs(turn) < np.pi / 2)
     for number in rest.tolist():
-        parts.append(polygons[number][_clip_ears(flat[number], on_side[number], tolerance)])
+        parts.append(polygons[number][_clip_ears(flat[number], on_side[number])])
     return np.concatenate(parts)
 
 
@@ -81,9 +79,7 @@ def _corner_heights(
     return cross / np.maximum(chord, 1e-300), np.arctan2(cross, (before * after).sum(axis=2))
 
 
-def _clip_ears(
-    flat: Float64[np.ndarray, "k 2"], on_side: Bool[np.ndarray, " k"], tolerance: float
-) -> Int64[np.ndarray, "t 3"]:
+def _clip_ears(flat: Float64[np.ndarray, "k 2"], on_side: Bool[np.ndarray, " k"]) -> Int64[np.ndarray, "t 3"]:
     """Return the triangles of one polygon as indices of its corners."""
     manifold3d = require("manifold3d", "shapes", "cutting concave polygons")
     kept = np.flatnonzero(~on_side)
@@ -91,7 +87,6 @@ def _clip_ears(
         kept = np.arange(len(flat))
     scale = float(np.abs(flat).max()) or 1.0
     triangles = kept[np.asarray(manifold3d.triangulate([flat[kept] / scale]), np.int64)]
-    triangles = _without_slivers(flat, triangles, tolerance)
     # Corners on a straight side were left out, as ears there would be empty; each is put back into the triangle at its side.
     for start, end in zip(kept.tolist(), np.roll(kept, -1).tolist(), strict=True):
         inner = np.arange(start + 1, end if end > start else end + len(flat)) % len(flat)
@@ -108,30 +103,4 @@ def _split_at(triangles: np.ndarray, start: int, end: int, inner: np.ndarray) ->
             chain = np.concatenate([[start], inner, [end]])
             pieces = np.stack([chain[:-1], chain[1:], np.full(len(chain) - 1, tip)], axis=1)
             return np.concatenate([np.delete(triangles, found[0], axis=0), pieces])
-    return triangles
-
-
-def _without_slivers(flat: np.ndarray, triangles: np.ndarray, tolerance: float) -> np.ndarray:
-    """Turn the longest edge of each triangle without area over to the corner opposite, so that none has to be dropped."""
-    for _ in range(MAX_TURNS):
-        corner = flat[triangles]
-        edges = np.roll(corner, -1, axis=1) - corner
-        lengths = np.linalg.norm(edges, axis=2)
-        area = edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0]
-        empty = np.flatnonzero(np.abs(area) <= tolerance * lengths.max(axis=1))
-        for number in empty.tolist():
-            place = int(lengths[number].argmax())
-            start, end, middle = np.roll(triangles[number], -place).tolist()
-            turned = np.roll(triangles, 1, axis=1)
-            other = [
-                k
-                for t in (triangles, turned, np.roll(turned, 1, axis=1))
-                for k in np.flatnonzero((t[:, 0] == end) & (t[:, 1] == start))
-            ]
-            if other:
-                tip = int(next(value for value in triangles[other[0]] if value not in (start, end)))
-                triangles[number], triangles[other[0]] = (start, tip, middle), (tip, end, middle)
-                break
-        else:
-            break
     return triangles

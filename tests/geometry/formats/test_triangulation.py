@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from mesh_writers import comb_prism, l_prism, random_solid, rotation
 
-from hiergen.geometry.formats import triangulation
 from hiergen.geometry.formats.polygons import Refused, strip_triangles
 from hiergen.geometry.formats.triangulation import triangulate
 from hiergen.geometry.meshes import load_mesh
@@ -50,18 +49,6 @@ def test_corners_on_straight_sides_stay_corners() -> None:
             # Turned, they are on a straight side only up to rounding.
             points = 100 * points @ rotation(draws).T
             check(points, triangulate(points, np.arange(len(points)), np.array([len(points)])))
-
-
-def test_triangles_without_area_are_turned_over() -> None:
-    # Three corners on one line that are no neighbors; a cut straight through them is empty.
-    flat = np.array([[0.0, 0], [2, 0], [2, 1], [1, 0.5], [0, 1]])
-    given = np.array([[0, 1, 3], [1, 2, 3], [3, 4, 0]])
-    np.testing.assert_array_equal(triangulation._without_slivers(flat, given.copy(), 1e-9), given)
-    line = np.array([[0.0, 0], [2, 0], [1, 1], [1, 0]])
-    turned = triangulation._without_slivers(line, np.array([[0, 1, 2], [1, 0, 3]]), 1e-9)
-    corner = line[turned]
-    areas = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-    assert np.abs(areas).min() > 0.5
 
 
 def test_warped_and_crossing_polygons_stay_closed_along_their_edges() -> None:
