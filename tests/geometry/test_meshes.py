@@ -104,7 +104,7 @@ DATA = b"0 0 0\n1 0 0\n0 1 0\n"
         ("a.obj", b" \n", "is empty"),
         ("a.obj", b"PK\x03\x04rest", "is a zip archive; unpack it first"),
         ("a.glb", b"\x1f\x8brest", "is a gzip archive; unpack it first"),
-        ("a.obj", b"\0" * 100, "is not text, or damaged: it has bytes of zero"),
+        ("a.obj", b"v\0 " * 100, "is not text, or damaged: it has bytes of zero"),
         ("a.obj", b"hello world\n", "holds no faces"),
         ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "has a face that names vertex 9 of 3"),
         ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 0/7 2\n", "has a face that names vertex 0; OBJ counts from 1"),

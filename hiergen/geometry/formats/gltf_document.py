@@ -62,7 +62,7 @@ class Document:
     """A glTF file.
 
     Attributes:
-        json: Its description of scenes, nodes, meshes, accessors, buffers.
+        json: Description of scenes, nodes, meshes, accessors, buffers.
     """
 
     json: dict[str, Any]
