@@ -3,7 +3,7 @@
 Works on the many assets that are closed parts stuck into each other, or lack only faces that nobody sees. It keeps every corner.
 Whatever it cannot do is left to `hiergen.geometry.watertight`, which remeshes.
 
-Letters: `f` faces.
+Letters: `f` faces, `e` edges.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FLATNESS = 0.03
 #: A part with less volume than this share of area ** 1.5 is a sheet, for which inside means nothing.
 SHEET_VOLUME = 1e-3
+#: Holes that are not flat are closed up to this share of the mesh's area.
+SMALL_HOLE = 0.15
 #: Step off the surface at which its two sides are probed, for shapes about 2 across.
 PROBE_STEP = 1e-3
 #: Surface points that are probed.
@@ -95,12 +97,38 @@ def cap_flat_holes(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, int]:
     return trimesh.Trimesh(np.concatenate(vertices), np.concatenate(faces), process=False), len(loops)
 
 
+def cap_small_holes(mesh: trimesh.Trimesh) -> tuple[trimesh.Trimesh, int]:
+    """Return the mesh with every small hole closed, flat or not, and how many were.
+
+    Each edge of a rim gets a triangle to the rim's center; rims that touch are one. A hole is small if these triangles have at
+    most `SMALL_HOLE` of the mesh's area.
+    """
+    import trimesh
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
+    edges = _single_edges(mesh)
+    if not len(edges):
+        return mesh, 0
+    links = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(vertices),) * 2)
+    rim = np.unique(connected_components(links, directed=False)[1][edges[:, 0]], return_inverse=True)[1]
+    counts = np.bincount(rim)
+    middles = vertices[edges].mean(axis=1)
+    center = np.stack([np.bincount(rim, middles[:, axis]) / counts for axis in range(3)], axis=1)
+    caps = np.concatenate([vertices[edges], center[rim][:, None]], axis=1)
+    areas = np.linalg.norm(np.cross(caps[:, 1] - caps[:, 0], caps[:, 2] - caps[:, 0]), axis=1) / 2
+    is_small = np.bincount(rim, areas) <= SMALL_HOLE * mesh.area
+    chosen = is_small[rim]
+    added = np.column_stack([edges[chosen], len(vertices) + rim[chosen]])
+    closed = trimesh.Trimesh(np.concatenate([vertices, center]), np.concatenate([faces, added]), process=False)
+    closed.remove_unreferenced_vertices()
+    return closed, int(is_small.sum())
+
+
 def hole_rims(mesh: trimesh.Trimesh) -> list[Int64[np.ndarray, " n"]]:
     """Return the rims of holes as loops of vertices, directed so that faces along them continue the surface's orientation."""
-    from trimesh.grouping import group_rows
-
-    single = group_rows(mesh.edges_sorted, require_count=1)
-    edges = mesh.edges[single][:, ::-1]
+    edges = _single_edges(mesh)
     # Where rims touch, which way to go on is anybody's guess.
     start, times = np.unique(edges[:, 0], return_counts=True)
     clear = np.isin(edges[:, 0], start[times == 1])
@@ -127,6 +155,13 @@ def surface_consistency(mesh: trimesh.Trimesh, *, rng: np.random.Generator) -> f
     probes = np.concatenate([points - PROBE_STEP * normals, points + PROBE_STEP * normals])
     behind, before = contains(mesh.triangles, probes).reshape(2, -1)
     return float((behind & ~before).mean())
+
+
+def _single_edges(mesh: trimesh.Trimesh) -> Int64[np.ndarray, "e 2"]:
+    """Return the edges of one face only, directed as the missing face would have them."""
+    from trimesh.grouping import group_rows
+
+    return mesh.edges[group_rows(mesh.edges_sorted, require_count=1)][:, ::-1]
 
 
 def _is_flat(rim: np.ndarray) -> bool:

@@ -3,7 +3,8 @@
 First the exact way of `hiergen.geometry.mesh_union`. Where that fails, the surface is thickened by a little more than a voxel, what
 can be reached from outside is flooded, and the boundary of the rest is extracted and drawn back to the surface. A hole wider than
 twice the thickness lets the flood in and leaves a thin shell; that is noticed by comparing with a coarser grid, which then serves
-instead.
+instead. Where the coarsest leaks as well, most rays from the flooded space still meet the surface: then small holes are closed, flat or
+not, and a solid that cannot be closed is told in the notes.
 
 Letters: `g` nodes of the grid along an axis, `p` points, `s` samples.
 """
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
-from hiergen.geometry.mesh_union import cap_flat_holes, surface_consistency, unite_parts
+from hiergen.geometry.mesh_union import cap_flat_holes, cap_small_holes, surface_consistency, unite_parts
 from hiergen.geometry.poses import HALF_SIZE
-from hiergen.geometry.ray_crossings import index_ranges
+from hiergen.geometry.ray_crossings import index_ranges, vertical_crossings
 
 if TYPE_CHECKING:
     import trimesh
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 #: An exact result is accepted if at least this share of its surface separates inside from outside.
 MIN_CONSISTENCY = 0.98
+#: Share of what rays find inside that may be flooded before a solid counts as hollow.
+MAX_HOLLOW = 0.02
+#: Flooded nodes from which rays are sent, and of how many turned sets of axes. A point is enclosed if more than this share of its rays
+#: end inside; of those from the space before a sheet, bent or not, about half do.
+NUM_PROBES, NUM_TURNS, ENCLOSED_RAYS = 1024, 4, 0.7
 #: Distance between samples of the surface, in voxels.
 _SAMPLE_STEP = 0.5
 #: Where the extracted surface comes to lie, in voxels before the true one: on solids, and on walls too thin to be solid.
@@ -70,7 +76,9 @@ class Watertight:
     Attributes:
         mesh: Watertight mesh, oriented outward.
         method: How it was closed, "exact" or "voxels".
-        notes: Number of capped holes, share of consistent surface; for voxels the resolution and those that leaked.
+        notes: Number of capped holes, share of consistent surface; for voxels the resolution and those that leaked. `filled_holes`
+            is the number of small holes that are not flat and were closed, since the solid was hollow without. `hollow` is the
+            share of the solid that is missing, as its surface is too open to close: the result is a shell there.
     """
 
     mesh: trimesh.Trimesh
@@ -101,21 +109,80 @@ def make_watertight(
     notes: dict[str, Any] = {}
     if settings.cap_holes:
         mesh, notes["capped_holes"] = cap_flat_holes(mesh)
+    exact = _by_union(mesh, settings, notes, rng)
+    if exact is not None:
+        return exact
+    shell = _coarsest_shell(mesh, settings)
+    hollow = hollow_share(mesh, shell)
+    if hollow > MAX_HOLLOW and settings.cap_holes:
+        closed, number = cap_small_holes(mesh)
+        if number:
+            mesh, notes["filled_holes"] = closed, number
+            exact = _by_union(mesh, settings, notes, rng)
+            if exact is not None:
+                return exact
+            shell = _coarsest_shell(mesh, settings)
+            hollow = hollow_share(mesh, shell)
+    if hollow > MAX_HOLLOW:
+        notes["hollow"] = round(hollow, 3)
+    return _by_voxels(mesh, shell, settings, notes, rng)
+
+
+def hollow_share(mesh: trimesh.Trimesh, shell: _Shell) -> float:
+    """Return the share of what the surface encloses that the flood reached: 0 for a solid, about 1 for one that became a shell.
+
+    A ray ends inside if it crosses the surface upward another number of times than downward: it does so wherever that number is
+    odd, whatever the faces' orientation, and where closed parts overlap.
+    """
+    from scipy.spatial.transform import Rotation
+
+    flooded = shell.points_of(~shell.enclosed)
+    low, high = mesh.bounds
+    flooded = flooded[((flooded > low) & (flooded < high)).all(axis=1)]
+    if not len(flooded):
+        return 0.0
+    probes = flooded[np.linspace(0, len(flooded) - 1, min(NUM_PROBES, len(flooded))).astype(np.int64)]
+    triangles = np.asarray(mesh.triangles, np.float64)
+    votes = np.zeros(len(probes), np.int64)
+    # Turned, as faces of real meshes and nodes of grids are aligned with the axes. Always the same turns: the result is.
+    for turn in Rotation.random(NUM_TURNS, rng=np.random.default_rng(0)).as_matrix():
+        for axis in range(3):
+            turned = np.roll(turn, axis, axis=0)
+            lines = probes @ turned.T
+            found = vertical_crossings(triangles @ turned.T, lines[:, :2])
+            is_above = found.height > lines[found.point, 2]
+            for side in (is_above, ~is_above):
+                votes += np.bincount(found.point[side], found.sign[side], len(probes)).astype(np.int64) != 0
+    enclosed = float((votes > ENCLOSED_RAYS * 6 * NUM_TURNS).mean()) * len(flooded)
+    return enclosed / (enclosed + int(shell.enclosed.sum()))
+
+
+def _by_union(
+    mesh: trimesh.Trimesh, settings: WatertightSettings, notes: dict[str, Any], rng: np.random.Generator
+) -> Watertight | None:
     if settings.method == "auto":
         united = unite_parts(mesh)
         if united is not None:
             consistency = surface_consistency(united, rng=rng)
             if consistency >= MIN_CONSISTENCY:
                 return Watertight(united, "exact", {**notes, "consistency": round(consistency, 4)})
-    return _by_voxels(mesh, settings, notes, rng)
+    return None
+
+
+def _coarsest_shell(mesh: trimesh.Trimesh, settings: WatertightSettings) -> _Shell:
+    return _Shell(np.asarray(mesh.triangles, np.float64), settings.resolutions[-1], settings.thickness)
 
 
 def _by_voxels(
-    mesh: trimesh.Trimesh, settings: WatertightSettings, notes: dict[str, Any], rng: np.random.Generator
+    mesh: trimesh.Trimesh,
+    reference: _Shell,
+    settings: WatertightSettings,
+    notes: dict[str, Any],
+    rng: np.random.Generator,
 ) -> Watertight:
+    """Return the remeshed surface from the finest grid that does not leak, judged by the coarsest, `reference`."""
     triangles = np.asarray(mesh.triangles, np.float64)
     coarsest = settings.resolutions[-1]
-    reference = _Shell(triangles, coarsest, settings.thickness)
     interior = reference.points_of(reference.enclosed & (reference.distance > reference.thickness))
     leaks: dict[str, float] = {}
     for resolution in settings.resolutions:

@@ -4,6 +4,7 @@ import json
 import pickle
 import struct
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from mesh_writers import GltfFile
 
-from hiergen.geometry.meshes import MESH_SUFFIXES, MeshError, MeshLimits, load_mesh
+from hiergen.data.shapes.building import ShapeJob, source_digest
+from hiergen.geometry.meshes import MESH_SUFFIXES, MeshError, MeshLimits, external_buffers, load_mesh
 
 
 def _gltf(document: dict[str, Any], payload: bytes = b"") -> bytes:
@@ -42,13 +45,27 @@ def _triangle_gltf(**changes: Any) -> bytes:
     return _gltf({**document, **changes}, positions)
 
 
+def _export(mesh: trimesh.Trimesh, file: Path) -> None:
+    if file.suffix != ".gltf":
+        mesh.export(file)
+        return
+    # The library leaves the file open.
+    made = GltfFile()
+    part = {
+        "attributes": {"POSITION": made.accessor(mesh.vertices)},
+        "indices": made.accessor(mesh.faces.ravel(), 5125),
+    }
+    made.node(mesh=made.append("meshes", primitives=[part]))
+    made.save(file, "base64")
+
+
 @pytest.mark.parametrize("suffix", MESH_SUFFIXES)
 def test_every_format_gives_the_same_surface(tmp_path: Path, suffix: str) -> None:
     original = trimesh.util.concatenate(
         [trimesh.creation.box(), trimesh.creation.icosphere(subdivisions=1, radius=2.0)]
     )
     original.apply_translation((100.0, 5.0, -3.0))
-    original.export(tmp_path / f"thing{suffix}")
+    _export(original, tmp_path / f"thing{suffix}")
     (tmp_path / f"thing{suffix}").rename(tmp_path / f"THING{suffix.upper()}")
     mesh = load_mesh(tmp_path / f"THING{suffix.upper()}")
     assert len(mesh.faces) == len(original.faces)
@@ -76,19 +93,20 @@ def test_empty_and_repeated_faces_are_dropped(tmp_path: Path) -> None:
 
 OBJ = b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
 PLY = b"ply\nformat ascii 1.0\nelement vertex %d\nproperty float x\nproperty float y\nproperty float z\nelement face %d\nproperty list uchar int vertex_indices\nend_header\n"
+STL = b"solid a\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendloop\nendfacet\nendsolid a\n"
 DATA = b"0 0 0\n1 0 0\n0 1 0\n"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.txt", OBJ, "has the suffix '.txt', expected one of .glb, .obj, .off, .ply, .stl"),
+        ("a.txt", OBJ, "has the suffix '.txt', expected one of .glb, .gltf, .obj, .off, .ply, .stl"),
         ("a.obj", b" \n", "is empty"),
         ("a.obj", b"PK\x03\x04rest", "is a zip archive; unpack it first"),
         ("a.glb", b"\x1f\x8brest", "is a gzip archive; unpack it first"),
-        ("a.obj", b"\0" * 100, "is not text, as OBJ is"),
+        ("a.obj", b"v\0 " * 100, "is not text, or damaged: it has bytes of zero"),
         ("a.obj", b"hello world\n", "holds no faces"),
-        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "is damaged"),
+        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "has a face that names vertex 9 of 3"),
         ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 0/7 2\n", "has a face that names vertex 0; OBJ counts from 1"),
         ("a.obj", b"v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "has no area"),
         ("a.obj", b"v 0 0 0\nv 0 0 0\nv 0 0 0\nf 1 2 3\n", "is a single point"),
@@ -103,8 +121,35 @@ DATA = b"0 0 0\n1 0 0\n0 1 0\n"
         ("a.stl", b"\0" * 84, "holds no faces"),
         ("a.off", b"OFFICE\n", "has no OFF header"),
         ("a.off", b"OFF\n99999999999 1 0\n", "has 99,999,999,999 vertices, at most 4,000,000 are read"),
-        ("a.glb", b"ply", "is not binary glTF"),
-        ("a.glb", b"glTF", "has a damaged glTF header"),
+        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 -4\n", "has a face that names vertex -4 of 3"),
+        ("a.obj", b"v 0 0 0\nf -1 -2 -3\nv 1 0 0\nv 0 1 0\n", "has a face that names vertex -2 of 1"),
+        ("a.obj", b"v 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "has a vertex of 2 coordinates, expected 3"),
+        ("a.obj", b"v 0 0 0,5\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "has '0,5' where a number is expected"),
+        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2.5 3\n", "has 2.5 where a whole number is expected"),
+        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 /2 3\n", "has "),
+        ("a.ply", PLY.replace(b"float y", b"float q") % (3, 1) + DATA + b"3 0 1 2\n", "has vertices without y"),
+        ("a.ply", PLY.replace(b"vertex_indices", b"other") % (3, 1) + DATA + b"3 0 1 2\n", "has a face element without vertex_indices"),
+        ("a.ply", PLY.replace(b"ascii", b"binary_middle") % (3, 1) + DATA, "has the PLY format 'binary_middle', expected ascii"),
+        ("a.ply", PLY.replace(b"uchar", b"quark") % (3, 1) + DATA, "has a damaged PLY header: 'property list quark int vertex_indices'"),
+        ("a.ply", PLY % (3, 1) + DATA + b"4 0 1 2\n", "is truncated"),
+        ("a.ply", PLY % (3, 2) + DATA + b"3 0 1 2\n", "is truncated"),
+        ("a.ply", PLY % (300, 2) + DATA + b"3 0 1 2\n", "is truncated: it has no room for its 300 elements 'vertex'"),
+        ("a.ply", PLY % (3, 2) + DATA + b"3 0 1 2\n-3 0 1 2\n", "has a list of -3.0 values"),
+        ("a.ply", PLY % (3, 1) + DATA + b"3 0 1 2.5\n", "has 2.5 where a whole number is expected"),
+        ("a.stl", b"solid a\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\n", "holds no faces"),
+        ("a.stl", STL * 2 + STL[:-25], "is truncated: a facet does not end"),
+        ("a.stl", STL.replace(b"endloop", b""), "is truncated: a loop does not end"),
+        ("a.stl", STL.replace(b"1 0 0", b"1 0 O"), "has 'o' where a number is expected"),
+        ("a.off", b"OFF BINARY\n\0\0", "is binary OFF; store it as text"),
+        ("a.off", b"4OFF\n3 1 0\n", "is 4OFF, whose vertices are not of three dimensions"),
+        ("a.off", b"nOFF\n3\n3 1 0\n", "is nOFF, whose vertices are not of three dimensions"),
+        ("a.off", b"OFF\n3\n", "has no OFF header"),
+        ("a.off", b"OFF\n-3 1 0\n", "has -3 as a number of elements"),
+        ("a.off", b"OFF\n3 1 0\n" + DATA, "is truncated or damaged: 3 vertices and 1 faces are not all there"),
+        ("a.off", b"OFF\n3 1 0\n" + DATA + b"3 0 1 3\n", "has a face that names vertex 3 of 3"),
+        ("a.off", b"OFF\n3 1 0\n" + DATA + b"3 0 1 x\n", "has 'x' where a number is expected"),
+        ("a.glb", b"ply", "has a damaged glTF description (JSONDecodeError"),
+        ("a.glb", b"glTF", "has a damaged glTF description (error"),
         ("a.glb", _triangle_gltf()[:-20], "is truncated: its header says"),
         ("a.glb", b"glTF" + struct.pack("<I", 1) + _triangle_gltf()[8:], "is glTF 1, expected 2"),
         ("a.glb", _triangle_gltf(buffers=[{"byteLength": 36, "uri": "../secret.bin"}]), "refers to another file, '../secret.bin'"),
@@ -113,7 +158,7 @@ DATA = b"0 0 0\n1 0 0\n0 1 0\n"
         ("a.glb", _triangle_gltf(accessors=[{"bufferView": 0, "componentType": 5126, "count": 10**9, "type": "VEC3"}]), "claims 12,000,000,000 bytes in glTF accessor 0"),
         ("a.glb", _triangle_gltf(accessors=[{"bufferView": 0, "componentType": 5126, "count": -3, "type": "VEC3"}]), "has a glTF accessor 0 of -3 elements"),
         ("a.glb", _triangle_gltf(nodes=[{"mesh": 0, "children": [2]}, {"children": [2]}, {"mesh": 0}]), "has a glTF node with two parents"),
-        ("a.glb", _triangle_gltf(meshes={"primitives": 3}), "has a damaged glTF header (TypeError"),
+        ("a.glb", _triangle_gltf(meshes={"primitives": 3}), "has a damaged glTF description ('meshes' is no list)"),
         ("a.glb", _triangle_gltf(nodes=[{}]), "holds no faces"),
     ],
 )  # fmt: skip
@@ -134,6 +179,21 @@ def test_zeros_that_are_no_vertices_are_let_pass(tmp_path: Path) -> None:
     text = "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1//0 2 3 # 0 more\n"
     (tmp_path / "a.obj").write_text(text + "v 9 9 9\n" * 7 + "f 1 3 10\n")
     assert len(load_mesh(tmp_path / "a.obj").faces) == 2
+
+
+def test_padding_and_unusual_breaks_mean_nothing(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.obj", OBJ + b"\0\0\x1a\0"),
+        ("a.obj", OBJ.replace(b"f ", b"f\\\n")),
+        ("a.obj", OBJ.replace(b"v ", b"v\x0b\x0c ")),
+        ("a.stl", b"\n " + STL + b"\0\0\0\x1a"),
+        ("a.stl", b"\xef\xbb\xbf" + STL),
+        ("a.off", b"\xef\xbb\xbf# OFF\nOFF3 1\n" + DATA + b"3 0 1 2\n\0"),
+        ("a.off", b"OFF\n3 1 0\n0\n" + DATA[2:] + b"3 0 1\n2\n"),
+        ("a.ply", b"\xef\xbb\xbf" + (PLY % (3, 1)).replace(b" ", b"\t") + DATA + b"3.0 0 1 2"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert len(load_mesh(tmp_path / name).faces) == 1
 
 
 def test_limits_are_kept(tmp_path: Path) -> None:
@@ -189,7 +249,7 @@ def test_mutated_files_load_or_raise_the_one_error(tmp_path: Path) -> None:
     loaded = refused = 0
     for suffix in MESH_SUFFIXES:
         file = tmp_path / f"a{suffix}"
-        mesh.export(file)
+        _export(mesh, file)
         original = file.read_bytes()
         for kind in range(16):
             data = bytearray(original)
@@ -205,7 +265,9 @@ def test_mutated_files_load_or_raise_the_one_error(tmp_path: Path) -> None:
                     data[at] = int(rng.integers(32, 127))
             file.write_bytes(data)
             try:
-                result = load_mesh(file)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)
+                    result = load_mesh(file)
             except MeshError:
                 refused += 1
                 continue
@@ -213,6 +275,55 @@ def test_mutated_files_load_or_raise_the_one_error(tmp_path: Path) -> None:
             assert np.isfinite(result.vertices).all()
             assert len(result.faces) > 0
             assert result.faces.max() < len(result.vertices)
-    assert loaded + refused == 80
+    assert loaded + refused == 96
     assert loaded > 3
     assert refused > 40
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.obj", OBJ + b"p 1\nl 1 2\nl 2 3\n", "2 statements of lines, 1 statements of points"),
+        ("a.obj", OBJ + b"f 1 2\ncurv 0 1 1 2\n<html>\n", "1 lines that OBJ does not know, 1 statements of curves, 1 faces of fewer than three corners"),
+        ("a.ply", PLY % (3, 2) + DATA + b"3 0 1 2\n2 0 1\n", "1 faces of fewer than three corners"),
+        ("a.ply", PLY % (3, 1) + DATA + b"3 0 1 2\n5 6\n", "2 numbers behind its end"),
+        ("a.ply", PLY % (3, 1) + DATA + b"3 0 1 2\nend\n", "what follows its numbers: it has 'end' where a number is expected"),
+        ("a.stl", STL.replace(b"endsolid a", b""), "whatever followed: its last solid does not end"),
+        ("a.stl", b" " * 80 + b"\1\0\0\0" + b"".join(struct.pack("<f", x) for x in (0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0)) + b"\0\0" + b"more", "4 bytes behind its end"),
+        ("a.off", b"OFF\n3 1 0\n" + DATA + b"3 0 1 2\nmore\nlines\n", "2 lines behind its end"),
+    ],
+)  # fmt: skip
+def test_what_is_left_out_is_told(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.warns(UserWarning, match="also holds") as caught:
+        assert len(load_mesh(tmp_path / name).faces) == 1
+    assert [str(one.message) for one in caught] == [f"mesh {str(tmp_path / name)!r} also holds {said}: not read"]
+
+
+def test_large_files_are_read_within_seconds(tmp_path: Path) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=6)
+    quads = np.concatenate([ball.faces, ball.faces[:, :1]], axis=1)
+    for name in ("a.obj", "a.ply", "a.stl", "a.off", "a.glb"):
+        ball.export(tmp_path / name)
+    lines = [f"v {x} {y} {z}" for x, y, z in ball.vertices.tolist()]
+    # Quads with a corner twice go the way of polygons that are not convex; one in ten is enough.
+    lines += ["f " + " ".join(map(str, face)) for face in (quads[::10] + 1).tolist()]
+    (tmp_path / "quads.obj").write_text("\n".join(lines))
+    for name in ("a.obj", "a.ply", "a.stl", "a.off", "a.glb", "quads.obj"):
+        started = time.process_time()
+        assert len(load_mesh(tmp_path / name).faces) == (8192 if name == "quads.obj" else 81920)
+        assert time.process_time() - started < 5
+
+
+def test_the_digest_of_a_file_covers_its_buffers(tmp_path: Path) -> None:
+    made = GltfFile()
+    made.node(mesh=made.append("meshes", primitives=[{"attributes": {"POSITION": made.accessor(np.eye(3))}}]))
+    made.save(tmp_path / "a.gltf", "external")
+    assert external_buffers(tmp_path / "a.gltf") == [tmp_path / "a data.bin"]
+    job = ShapeJob("a", "", "a", str(tmp_path / "a.gltf"))
+    before = source_digest(job)
+    (tmp_path / "a data.bin").write_bytes(bytes(36))
+    assert source_digest(job) != before
+    (tmp_path / "b.gltf").write_bytes(b"{")
+    assert external_buffers(tmp_path / "b.gltf") == []
+    assert external_buffers(tmp_path / "a.obj") == []

@@ -47,8 +47,9 @@ def test_without_capping_a_wide_hole_leaves_a_thin_shell() -> None:
     result = make_watertight(_box_without_a_face(), settings)
     assert result.mesh.is_watertight
     assert result.mesh.volume < 0.15 * 1.9**3 * 0.8 * 0.6
-    # No grid of the list could tell: the coarsest leaks as well.
+    # No grid of the list could tell: the coarsest leaks as well. Rays could.
     assert "leaks" not in result.notes
+    assert result.notes["hollow"] > 0.3
 
 
 def test_a_leak_is_noticed_and_a_coarser_grid_used() -> None:
@@ -64,6 +65,116 @@ def test_a_leak_is_noticed_and_a_coarser_grid_used() -> None:
     assert result.notes["leaks"]["64"] > 0.9
     assert result.mesh.is_watertight
     assert result.mesh.volume == pytest.approx(4 / 3 * np.pi * 0.95**3, rel=0.03)
+
+
+def _without_patch(mesh: trimesh.Trimesh, number: int, first: int) -> trimesh.Trimesh:
+    """Return the mesh without `number` faces that are connected, beginning with `first`."""
+    neighbors: dict[int, list[int]] = {}
+    for one, other in mesh.face_adjacency.tolist():
+        neighbors.setdefault(one, []).append(other)
+        neighbors.setdefault(other, []).append(one)
+    gone = [first]
+    for face in gone:
+        gone += [other for other in neighbors[face] if other not in gone]
+    mesh = mesh.copy()
+    mesh.update_faces(~np.isin(np.arange(len(mesh.faces)), gone[:number]))
+    return mesh
+
+
+BALL_VOLUME = 4 / 3 * np.pi * 0.95**3
+QUICK = WatertightSettings(resolutions=(64,))
+
+
+@pytest.mark.parametrize("resolutions", [(96, 64), (64,), (32,)])
+@pytest.mark.parametrize("first", [0, 413, 1000])
+def test_a_ball_without_five_scattered_faces_stays_solid(resolutions: tuple[int, ...], first: int) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    # Faces that meet at corners only: their rims touch, and none of them is flat together.
+    corner = int(ball.faces[first][0])
+    around = np.flatnonzero((ball.faces == corner).any(axis=1))
+    ring = np.flatnonzero(np.isin(ball.faces, ball.faces[around]).any(axis=1))
+    ball.update_faces(~np.isin(np.arange(len(ball.faces)), [*around[::2], *ring[:3]]))
+    result = make_watertight(_normalized(ball), WatertightSettings(resolutions=resolutions))
+    assert result.mesh.is_watertight
+    assert result.mesh.volume == pytest.approx(BALL_VOLUME, rel=0.05)
+    assert "hollow" not in result.notes
+
+
+@pytest.mark.parametrize("subdivisions", [3, 4])
+@pytest.mark.parametrize("share", [0.02, 0.04, 0.06])
+def test_bent_holes_of_a_ball_are_closed(subdivisions: int, share: float) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=subdivisions)
+    # Twice as long as wide around the ball, so that the rim is not flat.
+    center = ball.triangles_center
+    ball.update_faces((center[:, 2] < 0) | (center[:, 0] ** 2 / 4 + center[:, 1] ** 2 > 2 * share))
+    result = make_watertight(_normalized(ball), QUICK)
+    assert (result.notes["capped_holes"], result.notes["filled_holes"]) == (0, 1)
+    assert result.mesh.is_watertight
+    assert result.mesh.volume == pytest.approx(BALL_VOLUME, rel=0.12)
+    assert "hollow" not in result.notes
+
+
+@pytest.mark.parametrize("share", [0.08, 0.12, 0.2, 0.3])
+def test_larger_holes_are_closed_or_told(share: float) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    center = ball.triangles_center
+    ball.update_faces((center[:, 2] < 0) | (center[:, 0] ** 2 / 4 + center[:, 1] ** 2 > 2 * share))
+    result = make_watertight(_normalized(ball), QUICK)
+    assert result.mesh.volume > 0.8 * BALL_VOLUME or result.notes["hollow"] > 0.3
+
+
+def test_a_corner_that_is_cut_off_is_closed() -> None:
+    box = trimesh.creation.box().subdivide().subdivide().subdivide()
+    box.update_faces(np.linalg.norm(box.triangles_center - 0.5, axis=1) > 0.3)
+    result = make_watertight(_normalized(box), QUICK)
+    assert (result.method, result.notes["filled_holes"]) == ("exact", 1)
+    assert result.mesh.volume == pytest.approx(1.9**3, rel=0.02)
+
+
+def test_holes_of_one_part_of_several_are_closed() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.6)
+    ball.update_faces((ball.triangles_center[:, 0] < 0) | (np.abs(ball.triangles_center[:, 1]) > 0.2) | (np.abs(ball.triangles_center[:, 2]) > 0.4))  # fmt: skip
+    ball.apply_translation((1.5, 0, 0))
+    both = trimesh.util.concatenate([trimesh.creation.box(), ball])
+    result = make_watertight(_normalized(both), QUICK)
+    assert result.notes["filled_holes"] == 1
+    scale = 1.9 / 2.6
+    assert result.mesh.volume == pytest.approx((1 + 4 / 3 * np.pi * 0.6**3) * scale**3, rel=0.1)
+
+
+def test_faces_of_any_orientation_do_not_hide_a_hole() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    ball = _without_patch(ball, 60, 7)
+    faces = ball.faces.copy()
+    faces[::2] = faces[::2, ::-1]
+    result = make_watertight(_normalized(trimesh.Trimesh(ball.vertices, faces, process=False)), QUICK)
+    assert result.notes["filled_holes"] == 1
+    assert result.mesh.volume == pytest.approx(BALL_VOLUME, rel=0.08)
+
+
+def test_a_solid_that_is_too_open_is_told() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=4)
+    x, y, z = ball.triangles_center.T
+    ball.update_faces(z < 0.5 + 0.15 * np.sin(3 * np.arctan2(y, x)))
+    for settings in (QUICK, WatertightSettings(resolutions=(64,), cap_holes=False)):
+        result = make_watertight(_normalized(ball), settings)
+        assert result.method == "voxels"
+        assert result.mesh.is_watertight
+        assert result.mesh.volume < 0.5
+        assert 0.3 < result.notes["hollow"] < 1
+        assert "filled_holes" not in result.notes
+
+
+@pytest.mark.parametrize("height", ["x * y", "0.3 * np.sin(4 * x) * np.cos(3 * y)", "np.abs(x)", "0 * x"])
+def test_cloth_stays_cloth(height: str) -> None:
+    x, y = np.meshgrid(np.linspace(-1, 1, 30), np.linspace(-1, 1, 30))
+    points = np.stack([x, y, eval(height)], axis=-1).reshape(-1, 3)
+    grid = np.arange(900).reshape(30, 30)
+    faces = np.concatenate([np.stack([grid[:-1, :-1], grid[1:, :-1], grid[1:, 1:]], -1), np.stack([grid[:-1, :-1], grid[1:, 1:], grid[:-1, 1:]], -1)]).reshape(-1, 3)  # fmt: skip
+    result = make_watertight(_normalized(trimesh.Trimesh(points, faces)), WatertightSettings(resolutions=(64,), cap_holes=height != "0 * x"))  # fmt: skip
+    assert result.method == "voxels"
+    assert not {"hollow", "filled_holes"} & set(result.notes)
+    assert result.mesh.volume < 0.4
 
 
 def test_overlapping_parts_become_one_solid() -> None:

@@ -21,7 +21,7 @@ from hiergen.data.shapes.records import FORMAT_VERSION, ShapeMeta, ShapeRecord
 from hiergen.data.shapes.views import ViewSettings, render_views
 from hiergen.files import file_digest
 from hiergen.geometry.mesh_union import split_parts
-from hiergen.geometry.meshes import MESH_SUFFIXES, MeshError, MeshLimits, load_mesh
+from hiergen.geometry.meshes import MESH_SUFFIXES, MeshError, MeshLimits, external_buffers, load_mesh
 from hiergen.geometry.poses import apply_transform, fit_transform
 from hiergen.geometry.ray_crossings import contains
 from hiergen.geometry.surface_sampling import SamplingSettings, sample_shape
@@ -199,6 +199,8 @@ def build_record(job: ShapeJob, digest: str, settings: PrepareShapesSettings) ->
 def source_digest(job: ShapeJob) -> str:
     """Return the SHA-256 of a shape's file, or of its description if it has none.
 
+    Where the file keeps its numbers in others, the digest is that of all their digests.
+
     Raises:
         MeshError: If the file cannot be read.
     """
@@ -208,7 +210,8 @@ def source_digest(job: ShapeJob) -> str:
         # Looked at before it is opened: opening a pipe waits for its other end.
         if not stat.S_ISREG(os.stat(job.path).st_mode):
             raise MeshError(job.path, "is not a regular file")
-        return file_digest(job.path)
+        digests = [file_digest(path) for path in (Path(job.path), *external_buffers(job.path))]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     except OSError as error:
         raise MeshError(job.path, f"cannot be read ({error.strerror})") from error
 

@@ -314,7 +314,7 @@ def test_bad_sources_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"shape source '.*absent' does not exist; give a folder, a mesh file or 'procedural'"
     ):
         prepare_shapes(_settings(tmp_path / "absent", tmp_path / "out"))
-    with pytest.raises(ValueError, match=r"holds no shapes \(\.glb, \.obj, \.off, \.ply, \.stl\)"):
+    with pytest.raises(ValueError, match=r"holds no shapes \(\.glb, \.gltf, \.obj, \.off, \.ply, \.stl\)"):
         prepare_shapes(_settings(tmp_path, tmp_path / "out"))
     with pytest.raises(ValueError, match=r"holds no shapes \(layout 'vecset'\)"):
         prepare_shapes(_settings(tmp_path, tmp_path / "out", layout="vecset"))
