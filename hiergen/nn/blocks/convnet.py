@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.checkpointing import CheckpointedModule
+from hiergen.nn.precision import KeepsFloat32
 
 #: Source of the 1x1 shortcut convolution where a block changes the number of channels.
 Shortcut = Literal["branch", "input"]
@@ -116,7 +117,7 @@ class ConvEncoder(CheckpointedModule):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class ConvDecoder(CheckpointedModule):
+class ConvDecoder(CheckpointedModule, KeepsFloat32):
     """Small map to image: `(b, z, h, w)` to `(b, c, h * stride, w * stride)`, without activation at the end."""
 
     def __init__(self, config: ConvNetConfig) -> None:
