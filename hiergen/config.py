@@ -73,7 +73,7 @@ class Checked:
         for name, kind in _hints(type(self)).items():
             value = getattr(self, name)
             if not _fits(kind, value):
-                raise ValueError(f"{name} is {value!r}, expected {_describe(kind)}")
+                raise ValueError(f"{name} is {value!r}, expected {_describe(kind, value)}")
         # The next class after this one, where there are several bases.
         check = getattr(super(), "__post_init__", None)
         if check is not None:
@@ -112,15 +112,14 @@ def _fits(kind: Any, value: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) and origin is None else kind is not None or value is None
 
 
-def _describe(kind: Any) -> str:
-    """Return in words what fits a type."""
+def _describe(kind: Any, value: Any = None) -> str:
+    """Return in words what fits a type that `value` does not: of a number of the right kind, its range alone."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         ranges = [str(rule) for rule in inner[1:] if isinstance(rule, Range)]
-        what = _describe(inner[0])
-        return f"{what}, {' and '.join(ranges)}" if ranges else what
+        return " and ".join(ranges if ranges and _fits(inner[0], value) else [_describe(inner[0]), *ranges])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in inner)
+        return " or ".join(_describe(option, value) for option in inner)
     if origin is typing.Literal:
         *first, last = map(repr, inner)
         return f"one of {', '.join(first)} or {last}" if first else last

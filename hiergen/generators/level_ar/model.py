@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hiergen.config import Range
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
 from hiergen.generators.finite import FiniteSteps
@@ -55,7 +56,7 @@ class LevelARSettings(GuidanceSettings, DrawSettings):
             tokens, slower.
     """
 
-    guidance_interval: int = -1
+    guidance_interval: Annotated[int, Range(-1)] = -1
     num_levels: int | None = None
     use_cache: bool = True
 

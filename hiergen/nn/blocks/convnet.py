@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.config import Checked
 from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.precision import KeepsFloat32
 
@@ -21,7 +22,7 @@ Shortcut = Literal["branch", "input"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNetConfig:
+class ConvNetConfig(Checked):
     """Sizes of a convolutional encoder and its mirrored decoder.
 
     Attributes:
@@ -46,6 +47,7 @@ class ConvNetConfig:
     shortcut: Shortcut = "branch"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("image_channels", "channels", "blocks", "z_channels", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
