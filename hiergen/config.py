@@ -70,7 +70,7 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        for name, kind in _hints(type(self)).items():
+        for name, kind in _hints(type(self)).items():  # type: ignore[arg-type]  # classes are hashable
             value = getattr(self, name)
             if not _fits(kind, value):
                 raise ValueError(f"{name} is {value!r}, expected {_describe(kind, value)}")

@@ -50,7 +50,7 @@ class ClassToImagePipeline(HiergenPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         **settings: Any,
-    ) -> ImagePipelineOutput | tuple[Any, TokenPyramid]:
+    ) -> Any:
         """Generate images.
 
         Args:

@@ -98,7 +98,7 @@ class ClassToShapePipeline(ShapePipeline):
         output_type: str = "mesh",
         return_dict: bool = True,
         **settings: Any,
-    ) -> ShapePipelineOutput | tuple[Any, TokenPyramid]:
+    ) -> Any:
         """Generate shapes.
 
         Args:
@@ -158,7 +158,7 @@ class ImageToShapePipeline(ShapePipeline):
         output_type: str = "mesh",
         return_dict: bool = True,
         **settings: Any,
-    ) -> ShapePipelineOutput | tuple[Any, TokenPyramid]:
+    ) -> Any:
         """Generate shapes.
 
         Args:

@@ -54,7 +54,7 @@ class ClassToVideoPipeline(HiergenPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         **settings: Any,
-    ) -> VideoPipelineOutput | tuple[Any, TokenPyramid]:
+    ) -> Any:
         """Generate clips.
 
         Args:
