@@ -193,7 +193,7 @@ def test_samples_without_a_class(kind: str) -> None:
         pipe(10, **settings)
     dropout = "class_dropout" if kind == "ids" else "label_dropout"
     never = _pipe(*parts, **{**options, dropout: 0.0})
-    with pytest.raises(ValueError, match="class_labels is None, but this .* makes nothing without a class"):
+    with pytest.raises(ValueError, match=r"class_labels is None, but this .* makes nothing without a class"):
         never(**settings)
     with pytest.raises(
         ValueError, match=r"the condition is Unconditional\(count=1\), expected labels: none was dropped"
