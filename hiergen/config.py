@@ -74,10 +74,6 @@ class Checked:
             value = getattr(self, name)
             if not _fits(kind, value):
                 raise ValueError(f"{name} is {value!r}, expected {_describe(kind, value)}")
-        # The next class after this one, where there are several bases.
-        check = getattr(super(), "__post_init__", None)
-        if check is not None:
-            check()
 
 
 @functools.cache
@@ -124,7 +120,7 @@ def _describe(kind: Any, value: Any = None) -> str:
         *first, last = map(repr, inner)
         return f"one of {', '.join(first)} or {last}" if first else last
     if origin in (tuple, list, Sequence):
-        return f"a list of {' and '.join(_describe(item) for item in inner if item is not Ellipsis)}"
+        return f"a list, of {'; '.join(_describe(item) for item in inner if item is not Ellipsis)}"
     if kind is type(None):
         return "None"
     words = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string"}

@@ -35,7 +35,7 @@ class TrainConfig(Checked):
         data_check: How a resumed run checks that its data files are the same, beside their names and sizes: "sampled" reads bytes at fixed
             places of each (a few seconds for a hundred thousand pictures), "whole" reads all bytes, "none" reads nothing.
         max_skipped: Number of steps with non-finite gradients, which are skipped, that a run tolerates. Overflows that only lower the fp16
-            loss scale are not counted. A run of which more than half of the steps were skipped, those included, ends with an error after its
+            loss scale are not counted. A run of which more than half of the steps were skipped for good ends with an error after its
             model is saved.
         keep_best: Entry of the log by which the best model is kept in `best/`, e.g. "val/psnr" or "loss". Its mean over each checkpoint
             interval is compared. None keeps the last model only.

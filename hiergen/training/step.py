@@ -67,8 +67,6 @@ class Stepper:
         self._optim = {name: task.optim(name) or config.optim for name in task.players}
         self.optimizers = {name: make_optimizer(module, self._optim[name]) for name, module in task.players.items()}
         self.skipped = torch.zeros((), device=self._device)
-        #: Number of steps of this session that only lowered the fp16 loss scale, on the device.
-        self._rescaled = torch.zeros((), device=self._device)
         #: Samples seen before the last step that was skipped, on the device.
         self._last_bad = torch.zeros((), dtype=torch.int64, device=self._device)
 
@@ -164,9 +162,7 @@ class Stepper:
             losses = [terms[name] for name in terms if name == "loss" or name.endswith("/loss")]
             is_lost = (~torch.isfinite(torch.stack(losses))).any().float()
             is_least = scaler.scale(torch.ones((), device=self._device)) <= 1
-            is_fault = is_least | (cast(Tensor, self._accelerator.reduce(is_lost, reduction="max")) > 0)
-            self._rescaled += is_skipped & ~is_fault
-            is_skipped &= is_fault
+            is_skipped &= is_least | (cast(Tensor, self._accelerator.reduce(is_lost, reduction="max")) > 0)
             scaler.update()
         self.skipped += is_skipped
         self._last_bad = torch.where(is_skipped, samples_seen, self._last_bad)
@@ -178,11 +174,11 @@ class Stepper:
         Raises:
             FloatingPointError: If not, with the counts.
         """
-        skipped, rescaled = int(self.skipped), int(self._rescaled)
-        if 2 * (skipped + rescaled) > num_steps:
+        skipped = int(self.skipped)
+        if 2 * skipped > num_steps:
             raise FloatingPointError(
-                f"{skipped + rescaled} of {num_steps} steps were skipped, more than half: {skipped} had a non-finite gradient, "
-                f"{rescaled} lowered the fp16 loss scale; the model is saved, but has hardly been trained"
+                f"{skipped} of {num_steps} steps were skipped, more than half, as a gradient was not finite; "
+                "the model is saved, but has hardly been trained"
             )
 
     def check_skipped(self, line: Mapping[str, float]) -> None:

@@ -101,7 +101,7 @@ def test_the_global_generator_does_not_matter(tmp_path) -> None:
 def test_no_step_is_taken_from_a_gradient_that_is_not_finite(tmp_path) -> None:
     """Twelve steps of which the last eleven are poisoned leave what one step leaves."""
     one = toy.toy_run(str(tmp_path / "one"), ema_decay=None, max_skipped=100)
-    with pytest.raises(FloatingPointError, match=r"11 of 12 steps were skipped, more than half: 11 had a non-finite"):
+    with pytest.raises(FloatingPointError, match=r"11 of 12 steps were skipped, more than half, as a gradient"):
         fit(dataclasses.replace(one, task=toy.ToyConfig(poison=tuple(range(1, 12)))))
     # The model is saved all the same.
     assert (tmp_path / "one" / "model" / "weights.pt").is_file()
