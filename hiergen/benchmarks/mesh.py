@@ -43,6 +43,7 @@ class Settings(BenchmarkSettings):
     chunk_size: int = 32_768
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.dense_share <= 1:
             raise ValueError(f"dense_share is {self.dense_share}, expected more than 0 and at most 1")
         for shape in self.shapes:

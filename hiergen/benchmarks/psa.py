@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hiergen.benchmarks.attention_inputs import structured_heads
 from hiergen.benchmarks.timing import describe_machine, take_turns
+from hiergen.config import Checked
 from hiergen.environment import choose_device
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention
 from hiergen.kernels.pyramid_attention.config import ImportanceName, OfficialRules
@@ -33,7 +34,7 @@ from hiergen.kernels.pyramid_attention.triton.operators import key_pyramid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """What to measure.
 
     Attributes:
@@ -65,6 +66,7 @@ class Settings:
     output: Path | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.density <= 1:
             raise ValueError(f"density is {self.density}, expected a share in (0, 1]")
         if self.repeats < 1:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hiergen.benchmarks.attention_inputs import structured_heads
 from hiergen.benchmarks.psa import binary_config, config_of_density, video_grid
+from hiergen.config import Checked
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, plan_from_scores
 from hiergen.kernels.pyramid_attention.backends.gather import gather_attention
 from hiergen.kernels.pyramid_attention.config import ImportanceName
@@ -32,7 +33,7 @@ KINDS = ("pyramid", "binary", "pyramid_threshold", "binary_threshold")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """What to compare.
 
     Attributes:

@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hiergen.config import Checked, Count
 from hiergen.registry import create, get_preset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings:
+class BenchmarkSettings(Checked):
     """Settings of every benchmark.
 
     Attributes:
@@ -37,9 +38,10 @@ class RepeatedSettings(BenchmarkSettings):
         repeats: Number of measured runs of each program or part; the median counts.
     """
 
-    repeats: int = 5
+    repeats: Count = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.repeats < 1:
             raise ValueError(f"repeats is {self.repeats}, expected at least 1")
 
@@ -52,7 +54,7 @@ class TimingSettings(RepeatedSettings):
         batches: Numbers of images per call.
     """
 
-    batches: tuple[int, ...] = (1, 8)
+    batches: tuple[Count, ...] = (1, 8)
 
     def __post_init__(self) -> None:
         super().__post_init__()

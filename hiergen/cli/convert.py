@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from hiergen.config import nearest
+from hiergen.config import Checked, nearest
 from hiergen.pretrained.weights import read_checkpoint
 
 #: Families and the module whose `from_official` converts them.
@@ -25,7 +25,7 @@ FAMILIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvertSettings:
+class ConvertSettings(Checked):
     """Convert official weights, or codes.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, cast
 
-from hiergen.config import parse
+from hiergen.config import Checked, parse
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet, Views
 from hiergen.data.sources import DataConfig, open_images
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodeSettings:
+class EncodeSettings(Checked):
     """Write a dataset as a cache of token pyramids.
 
     Attributes:

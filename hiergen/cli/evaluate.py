@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from hiergen.config import nearest, parse
+from hiergen.config import Checked, CountOrZero, nearest, parse
 
 #: Kinds of evaluation and what they measure.
 KINDS = {
@@ -21,7 +21,7 @@ KINDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareSettings:
+class CompareSettings(Checked):
     """Compare two reports.
 
     Attributes:
@@ -34,7 +34,7 @@ class CompareSettings:
 
     first: tyro.conf.Positional[str]
     second: tyro.conf.Positional[str]
-    resamples: int = 200
+    resamples: CountOrZero = 200
     seed: int = 0
     out: str = ""
 

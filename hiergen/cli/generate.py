@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hiergen.config import parse
+from hiergen.config import Checked, parse
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateSettings:
+class GenerateSettings(Checked):
     """Generate images, clips or meshes, whichever the pipeline makes.
 
     Attributes:

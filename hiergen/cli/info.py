@@ -11,11 +11,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from hiergen.config import parse
+from hiergen.config import Checked, parse
 
 
 @dataclasses.dataclass(frozen=True)
-class InfoSettings:
+class InfoSettings(Checked):
     """List presets, or describe one.
 
     Attributes:

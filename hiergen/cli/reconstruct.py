@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from hiergen.config import parse
+from hiergen.config import Checked, parse
 
 
 @dataclasses.dataclass(frozen=True)
-class ReconstructSettings:
+class ReconstructSettings(Checked):
     """Encode and decode images, level by level.
 
     Attributes:

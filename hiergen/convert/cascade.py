@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from hiergen.convert.masked import build, read_sizes, with_heads
+from hiergen.convert.masked import ANCHOR, build, read_sizes, with_heads
 from hiergen.convert.state_dicts import shape_of, unwrap_state_dict
 from hiergen.generators.masked.model import MaskedAR
-
-#: Prefixes of what a released training checkpoint holds beside the generator: the image encoder and the shape VAE.
-OTHER_PARTS = ("condition.", "shape_model.")
 
 
 def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> MaskedAR:
@@ -23,8 +18,8 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     the fine stage around it.
 
     Args:
-        state_dict: The tensors, with or without the prefix "mar."; or a training checkpoint that holds them under "state_dict".
-            With the prefix, the image encoder ("condition.") and the VAE ("shape_model.") beside them are left out.
+        state_dict: The tensors, or a checkpoint that holds them (`unwrap_state_dict`). A released training checkpoint has them under the
+            prefix "mar.", beside the image encoder ("condition.") and the VAE ("shape_model."), which are left out.
         config: Entries of the `MaskedAR` config that replace what was found, e.g. `{"encoder_heads": 8, "decoder_heads": 8}`.
 
     Raises:
@@ -34,7 +29,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     Source:
         Layout of the release of arXiv:2503.20519.
     """
-    tensors = _generator_part(unwrap_state_dict(state_dict, containers=("state_dict",)))
+    tensors = unwrap_state_dict(state_dict, anchor=ANCHOR)
     found = read_sizes(tensors)
     rows, dim = shape_of(tensors, "fake_latent", 2)
     places = shape_of(tensors, "encoder_pos_embed_learned", 3)[1]
@@ -47,15 +42,3 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     found["level_specs"][0]["grid"] = None
     found |= {"num_classes": None, "feature_shapes": [[rows, dim]], "norm_eps": 1e-5}
     return build({**found, **with_heads(found, config)}, tensors)
-
-
-def _generator_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not any(name.startswith("mar.") for name in tensors):
-        return dict(tensors)
-    part = {}
-    for name, value in tensors.items():
-        if name.startswith("mar."):
-            part[name.removeprefix("mar.")] = value
-        elif not name.startswith(OTHER_PARTS):
-            raise ValueError(f"unexpected tensor {name!r}, expected names that begin with 'mar.' or {OTHER_PARTS}")
-    return part

@@ -42,15 +42,14 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     """Return the model of an official checkpoint, with its dtype, its position tables and sizes read from its shapes.
 
     Args:
-        state_dict: Tensors by their official names, or a checkpoint that holds them under "ema" or "model" (the average is taken
-            where both are there).
+        state_dict: Tensors by their official names, or a checkpoint that holds them (`unwrap_state_dict`).
         config: Entries of `FlowTransformer`'s config that shapes do not tell, or that shall differ: `latent_mean` and
             `latent_std` (`statistics_from_official`), `num_heads` of a SiT of unpublished width, training settings.
 
     Raises:
         ValueError: If a tensor is missing, surplus or of a wrong shape, a size cannot be read, or `config` has an unknown entry.
     """
-    tensors = unwrap_state_dict(state_dict, containers=("ema", "model", "state_dict"))
+    tensors = unwrap_state_dict(state_dict, anchor="x_embedder.proj.weight")
     check_settings(config or {}, FlowTransformer)
     settings = {**_infer_config(tensors), **(config or {})}
     if not settings["num_heads"]:

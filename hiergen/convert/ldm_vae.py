@@ -40,8 +40,8 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     The latents are not scaled: `scaling_factor` is 1 unless given (MAR multiplies KL-16's latents by 0.2325).
 
     Args:
-        state_dict: Tensors by their official names, or a checkpoint that holds them under "state_dict" or "model". Tensors that
-            only training needs (`TRAINING_PREFIXES`) are ignored.
+        state_dict: Tensors by their official names, or a checkpoint that holds them (`unwrap_state_dict`). Tensors that only training
+            needs (`TRAINING_PREFIXES`) are ignored.
         config: Entries of `AutoencoderKL`'s config that replace what was found.
 
     Raises:
@@ -51,7 +51,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     Source:
         Latent diffusion, arXiv:2112.10752; VA-VAE, arXiv:2501.01423; MAR, arXiv:2406.11838.
     """
-    tensors = unwrap_state_dict(state_dict, containers=("state_dict", "model"))
+    tensors = unwrap_state_dict(state_dict, anchor="decoder.conv_in.weight")
     tensors = {name: value for name, value in tensors.items() if not name.startswith(TRAINING_PREFIXES)}
     check_settings(config or {}, AutoencoderKL)
     settings = {**_infer_config(tensors), **(config or {})}

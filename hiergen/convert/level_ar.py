@@ -40,8 +40,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     """Return a `LevelAR` in eval mode that holds official weights.
 
     Args:
-        state_dict: Official tensors, flat or under "ema", "model" or "state_dict"; prefixes `_orig_mod.` and `module.` are
-            removed. Sizes come from the shapes.
+        state_dict: Official tensors, or a checkpoint that holds them (`unwrap_state_dict`). Sizes come from the shapes.
         config: The official configuration, nested or flat, for what shapes do not tell: `n_head` or `gpt_model` (else
             LlamaGen's table, else heads of 64 channels), `num_latent_tokens` (else from the special embeddings, else 128),
             `ar_token_num` (else 4) and `token_size` (else 8).
@@ -52,7 +51,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     Source:
         ResTok, arXiv:2601.03955: `llamagen_l_c2i_restok_l_128.r256_in1k`.
     """
-    tensors = unwrap_state_dict(state_dict, containers=("ema", "model", "state_dict"))
+    tensors = unwrap_state_dict(state_dict, anchor="cls_embedding.embedding_table.weight")
     settings = _model_settings(tensors, {} if config is None else config)
     with torch.device("meta"):
         model = LevelAR(**settings)

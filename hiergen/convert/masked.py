@@ -16,6 +16,9 @@ from hiergen.generators.masked.model import MaskedAR
 #: Attention heads of the published models by their width; a state dict does not tell.
 HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}
 
+#: A tensor that MAR and MAR-3D have.
+ANCHOR = "z_proj.weight"
+
 #: What the program that trained the published models multiplies KL-16 latents by before the model sees them.
 KL16_MULTIPLIER = 0.2325
 
@@ -50,7 +53,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     epsilon 1e-6, latents multiplied by 0.2325 (the model then takes and returns the raw latents of the KL-16 autoencoder).
 
     Args:
-        state_dict: The tensors, or a training checkpoint that holds them under "model_ema" (taken first) or "model". A published
+        state_dict: The tensors, or a checkpoint that holds them (`unwrap_state_dict`). A published
             file also holds an argparse Namespace: load it with `torch.load(path, weights_only=True)` inside
             `torch.serialization.safe_globals([argparse.Namespace])`.
         config: Entries of the `MaskedAR` config that replace what was found, e.g. `{"encoder_heads": 8, "decoder_heads": 8}`.
@@ -62,7 +65,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     Source:
         Layout of the checkpoints of arXiv:2406.11838.
     """
-    tensors = unwrap_state_dict(state_dict, containers=("model_ema", "model"))
+    tensors = unwrap_state_dict(state_dict, anchor=ANCHOR)
     found = read_sizes(tensors)
     found["num_classes"] = shape_of(tensors, "class_emb.weight", 2)[0]
     found["num_buffer"] = shape_of(tensors, "encoder_pos_embed_learned", 3)[1] - found.pop("num_tokens")

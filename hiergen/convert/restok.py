@@ -71,8 +71,7 @@ def from_official(
     from `config` and are otherwise those of the published model.
 
     Args:
-        state_dict: Tensors by official names, flat or under "ema", "model" or "state_dict", with or without `_orig_mod.` and
-            `module.` before them. Tensors that only training uses (the teacher and the projections to it, the discriminator, the
+        state_dict: Tensors by official names, or a checkpoint that holds them (`unwrap_state_dict`). Tensors that only training uses (the teacher and the projections to it, the discriminator, the
             perceptual loss) are left out; the decoder's feature token is kept only where `config` switches decoder supervision on.
         config: The official configuration as nested dictionaries; keys are searched at any depth.
         image_size: Height and width of the images in pixels.

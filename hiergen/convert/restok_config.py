@@ -27,12 +27,12 @@ _FIXED = {"is_legacy": True, "use_l2_norm": True, "learnable_latent_tokens": Fal
 
 
 def inference_tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint that inference or decoder supervision need, without wrappers' prefixes.
+    """Return the tensors of a checkpoint that inference or decoder supervision need.
 
     Raises:
-        ValueError: If an entry is no tensor.
+        ValueError: If it holds no such weights, or several.
     """
-    tensors = unwrap_state_dict(checkpoint, containers=("ema", "model", "state_dict"))
+    tensors = unwrap_state_dict(checkpoint, anchor="quantize.embedding.weight")
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING_ONLY)}
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.convert.state_dicts import count_of, fill_model, shape_of
+from hiergen.convert.state_dicts import count_of, fill_model, shape_of, unwrap_state_dict
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
-#: The tensor that every checkpoint of the family has; what stands before it is the checkpoint's prefix.
+#: A tensor that every checkpoint of the family has.
 _ANCHOR = "encoder.input_proj.weight"
 
 #: Patterns in our names and their official replacements, applied in this order.
@@ -48,8 +48,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     `config`, under the names of the official YAML files.
 
     Args:
-        state_dict: The VAE's tensors, or a Lightning checkpoint (key "state_dict", prefix `shape_model.`) that may hold other
-            modules beside it.
+        state_dict: The VAE's tensors, or a checkpoint that holds them, and maybe other modules beside them (`unwrap_state_dict`).
         config: `heads` (default: heads of 64 channels), `include_pi` (default False), and `num_latents`, needed where the
             queries are farthest points. The released code takes a twentieth of the points whatever `num_latents` says: 1024 of
             20480. Sizes given here that the tensors contradict are errors; keys of other parts are ignored.
@@ -58,7 +57,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
         ValueError: If a tensor is missing, unknown or of the wrong shape, or `config` contradicts one, naming the tensor.
     """
     config = dict(config or {})
-    tensors = _vae_tensors(state_dict)
+    tensors = unwrap_state_dict(state_dict, anchor=_ANCHOR)
     model_config = _read_config(tensors, config)
     with torch.device("meta"):
         model = PyramidVAE(**model_config)
@@ -66,15 +65,6 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     ours = {name: tensors.pop(official) for name, official in names.items() if official in tensors}
     fill_model(model, {**ours, **tensors}, names=names)
     return model.eval()
-
-
-def _vae_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the VAE's tensors under their own names, whatever wraps them."""
-    inner = state_dict.get("state_dict", state_dict)
-    prefixes = [name.removesuffix(_ANCHOR) for name in inner if name.endswith(_ANCHOR)]
-    if len(prefixes) != 1:
-        raise ValueError(f"expected one tensor named {_ANCHOR!r} (after any prefix), found {len(prefixes)}")
-    return {name.removeprefix(prefixes[0]): value for name, value in inner.items() if name.startswith(prefixes[0])}
 
 
 def _read_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,36 +1,198 @@
-"""What every converter does with a foreign state dict: find it in a checkpoint, read sizes off it, and fill a model with it."""
+"""What every converter does with a foreign state dict: find it in a checkpoint, read sizes off it, and fill a model with it.
+
+A checkpoint is searched, not known: the weights of a family are where a tensor stands that all of the family have, its anchor. What stands
+before the anchor (keys of dictionaries, prefixes of names) says whose weights they are: the trained ones, or their average.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-#: Prefixes that wrappers put before every name: torch.compile and DistributedDataParallel.
-_WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+logger = logging.getLogger(__name__)
+
+#: Parts that wrappers put into names, anywhere: torch.compile, activation checkpointing, FSDP, DistributedDataParallel and AveragedModel,
+#: Accelerate and Lightning's strategies.
+_WRAPPERS = frozenset(
+    ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module", "_forward_module", "module")
+)
+#: A word by which an average of weights is called, between underscores, digits or the ends of a part.
+_AVERAGE = re.compile(r"(^|[\W_\d])(emas?|averaged?|averages|avg|swa|shadow|polyak)($|[\W_\d])")
+#: What stands for the trained weights where an average is there too.
+_TRAINED = frozenset(("online", "online_model", "current_model_state", "raw", "raw_model"))
+#: What averages note beside the weights, by its last name.
+_NOTES = frozenset(("n_averaged", "num_updates", "decay", "initted", "step", "steps", "optimization_step"))
+#: Keys under which averages keep a list of tensors without names.
+_NAMELESS = ("shadow_params", "collected_params")
 
 
-def unwrap_state_dict(checkpoint: Mapping[str, Any], *, containers: Collection[str]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name, without containers and without the prefixes of wrappers.
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A state dict inside a checkpoint: where it stands, its tensors by their own names, and how much of an average it is."""
+
+    place: str
+    tensors: dict[str, Tensor]
+    rank: int
+
+
+def unwrap_state_dict(checkpoint: Mapping[str, Any], *, anchor: str) -> dict[str, Tensor]:
+    """Return the tensors of the model inside a checkpoint by their own names, without containers, prefixes and wrappers.
+
+    Where trained and averaged weights are both there, the averaged are returned, and one line of the log says so. Plain values beside the
+    tensors (epochs, settings) are left out, and what stands under other prefixes than the anchor.
 
     Args:
-        checkpoint: A state dict, or a checkpoint that holds one under a key of `containers`.
-        containers: Keys under which a state dict may lie; the first one present is read.
+        checkpoint: A state dict, or dictionaries that hold some at any depth.
+        anchor: Name of a tensor that every model of the family has and nothing else in its checkpoints.
 
     Raises:
-        ValueError: If an entry is no tensor.
+        ValueError: If no weights are found, naming what is there; if there are several and none is the average; or if the average has no
+            names.
     """
-    inner = next((checkpoint[key] for key in containers if isinstance(checkpoint.get(key), Mapping)), checkpoint)
-    tensors = {}
-    for name, value in inner.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"entry {name!r} of the state dict is a {type(value).__name__}, expected a tensor")
-        tensors[_without_prefixes(name)] = value
-    return tensors
+    found = list(_search(checkpoint, ()))
+    at = [entry for tensors, place, notes in found for entry in _anchored(tensors, place, notes, anchor)]
+    named = [entry for tensors, place, _ in found for entry in _squashed(tensors, place, at)]
+    # A list of tensors is an average that could not be told from the trained weights by anything but its order.
+    nameless = [place for key in _NAMELESS for place in _places(checkpoint, key, ())]
+    if nameless and not any(entry.rank > 1 for entry in (*at, *named)):
+        raise ValueError(
+            f"the checkpoint holds an average of weights as a list of tensors without names, {nameless[0]!r}: "
+            f"save the averaged model's state dict, which names them{_alternative(at)}"
+        )
+    if not at:
+        raise ValueError(f"the state dict lacks tensor {anchor!r}, after any prefix: {_contents(checkpoint)}")
+    return _choose([*at, *named], anchor)
+
+
+def _search(
+    value: Mapping[Any, Any], place: tuple[str, ...]
+) -> Iterator[tuple[dict[str, Tensor], tuple[str, ...], set[str]]]:
+    """Yield the tensors of every dictionary by their names without wrappers, with its place and the notes of averages in it."""
+    tensors: dict[str, Tensor] = {}
+    notes = set()
+    for key, item in value.items():
+        if inner := _mapping(item):
+            yield from _search(inner, (*place, str(key)))
+        elif isinstance(item, Tensor) and isinstance(key, str):
+            # "module" is a wrapper only before another name, e.g. not in "module" alone.
+            *parts, last = key.split(".")
+            name = ".".join([part for part in parts if part not in _WRAPPERS] + [last])
+            if last in _NOTES and item.numel() == 1:
+                notes.add(name)
+            elif name in tensors:
+                raise ValueError(f"the state dict holds {name!r} twice, once as {key!r}: expected one tensor per name")
+            else:
+                tensors[name] = item
+    if tensors:
+        yield tensors, place, notes
+
+
+def _mapping(value: Any) -> Mapping[Any, Any] | None:
+    """Return a dictionary as it is, a list as a dictionary by its indices, and None for anything else."""
+    if isinstance(value, list | tuple):
+        return {str(index): item for index, item in enumerate(value)}
+    return value if isinstance(value, Mapping) else None
+
+
+def _anchored(tensors: Mapping[str, Tensor], place: tuple[str, ...], notes: set[str], anchor: str) -> Iterator[_Found]:
+    """Yield the part of a dictionary under every prefix that stands before the anchor."""
+    for name in tensors:
+        if name != anchor and not name.endswith(f".{anchor}"):
+            continue
+        prefix = name.removesuffix(anchor)
+        part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        parts = [*place, *prefix.split(".")]
+        rank = max(map(_rank, parts))
+        if any(part in _TRAINED for part in parts):
+            rank = 0
+        elif f"{prefix}n_averaged" in notes:
+            rank = 2
+        yield _Found(_name(place, prefix), part, rank)
+
+
+def _rank(part: str) -> int:
+    """Return 2 for the name of an average, else 1."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", part).lower()
+    return 2 if _AVERAGE.search(words) else 1
+
+
+def _squashed(tensors: Mapping[str, Tensor], place: tuple[str, ...], named: Sequence[_Found]) -> Iterator[_Found]:
+    """Yield averages whose names lost their dots: buffers of a module that may have none (LitEma), or have underscores (mmcv)."""
+    for raw in named:
+        full = {re.sub(r"[._]", "", name): name for name in raw.tensors}
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            match = re.fullmatch(r"(.*?ema[._])([^.]+)", name)
+            own = None if match is None else full.get(re.sub(r"[._]", "", match[2]))
+            if match is not None and own is not None:
+                groups.setdefault(match[1], {})[own] = value
+        for head, average in groups.items():
+            # Buffers are not averaged; neither is what is not trained.
+            others = {name: value for name, value in raw.tensors.items() if not name.startswith(head)}
+            yield _Found(_name(place, head), {**others, **average}, 2)
+
+
+def _choose(found: Sequence[_Found], anchor: str) -> dict[str, Tensor]:
+    best = max(entry.rank for entry in found)
+    chosen, *others = [entry for entry in found if entry.rank == best]
+    if any(not _equal(chosen.tensors, other.tensors) for other in others):
+        places = ", ".join(entry.place for entry in (chosen, *others))
+        raise ValueError(
+            f"the checkpoint holds {1 + len(others)} models with a tensor {anchor!r}, under {places}: expected one, or one and its average"
+        )
+    if chosen.rank > 1 and any(entry.rank < 2 for entry in found):
+        trained = next(entry.place for entry in found if entry.rank < 2)
+        logger.warning("averaged weights are taken, %s, not the trained ones, %s", chosen.place, trained)
+    return chosen.tensors
+
+
+def _equal(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(
+        value.dtype == others[name].dtype and torch.equal(value, others[name]) for name, value in some.items()
+    )
+
+
+def _name(place: tuple[str, ...], prefix: str) -> str:
+    return repr("/".join((*place, prefix)).rstrip("/.") or "the file itself")
+
+
+def _places(value: Mapping[Any, Any], key: str, place: tuple[str, ...]) -> Iterator[str]:
+    """Yield the places of a list of tensors under a key."""
+    for name, item in value.items():
+        if name == key and isinstance(item, list | tuple) and any(isinstance(entry, Tensor) for entry in item):
+            yield "/".join((*place, key))
+        elif inner := _mapping(item):
+            yield from _places(inner, key, (*place, str(name)))
+
+
+def _alternative(found: Sequence[_Found]) -> str:
+    return f", or pass the trained weights, {found[0].place}, alone" if found else ""
+
+
+def _contents(checkpoint: Mapping[Any, Any]) -> str:
+    """Return in words what a checkpoint holds."""
+    if not checkpoint:
+        return "it is empty"
+    flat = [
+        name for tensors, _, _ in _search(checkpoint, ()) for name in tensors if re.search(r"(^|\.)_?flat_param", name)
+    ]
+    if flat:
+        return (
+            f"it holds {flat[0]!r}, FSDP's flattened parameters: save a full state dict (StateDictType.FULL_STATE_DICT)"
+        )
+    shown = [
+        f"{name} ({'dictionary' if isinstance(value, Mapping) else 'tensor' if isinstance(value, Tensor) else type(value).__name__})"
+        for name, value in list(checkpoint.items())[:8]
+    ]
+    more = f" and {len(checkpoint) - 8} more" if len(checkpoint) > 8 else ""
+    return f"it holds {', '.join(shown)}{more}"
 
 
 def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], *, names: Mapping[str, str] | None = None) -> None:
@@ -98,14 +260,6 @@ def check_settings(settings: Mapping[str, Any], model: type[Any]) -> None:
     for name in settings:
         if name not in known:
             raise ValueError(f"config entry {name!r} is no setting of {model.__name__}; known are {', '.join(known)}")
-
-
-def _without_prefixes(name: str) -> str:
-    # Wrappers nest in either order, so no single pass over the prefixes would do.
-    while name.startswith(_WRAPPER_PREFIXES):
-        for prefix in _WRAPPER_PREFIXES:
-            name = name.removeprefix(prefix)
-    return name
 
 
 def _shorten(names: list[str], most: int = 8) -> str:

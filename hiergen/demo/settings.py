@@ -6,12 +6,14 @@ import dataclasses
 import ipaddress
 from pathlib import Path
 
+from hiergen.config import Checked
+
 #: Shortest password that is taken for a demo that others can reach.
 MIN_PASSWORD = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class DemoSettings:
+class DemoSettings(Checked):
     """Settings of `hiergen demo`.
 
     Attributes:
@@ -50,6 +52,7 @@ class DemoSettings:
     open_browser: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("max_upload_mb", "max_pixels", "max_queue", "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

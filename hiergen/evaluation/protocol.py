@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from hiergen import __version__
+from hiergen.config import Checked
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import settle_threads
 
@@ -48,7 +49,7 @@ ROUNDING_RULES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class PassConfig:
+class PassConfig(Checked):
     """How the work is cut; none of it changes the results but in the last bits, and with `exact` only `exact` does.
 
     Matrix products of other sizes round differently: another batch size moves a byte of a sample now and then by one of 255.
@@ -70,6 +71,7 @@ class PassConfig:
     exact: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("batch_size", 1), ("part_size", 1), ("workers", 0), ("exact", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")

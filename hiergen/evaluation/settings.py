@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from hiergen.config import Checked
 from hiergen.data.sources import DataConfig
 from hiergen.evaluation.features.distances import DistanceConfig
 from hiergen.evaluation.features.extractors import ExtractorConfig
@@ -14,7 +15,7 @@ from hiergen.evaluation.protocol import PassConfig, Rounding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
+class EvaluationSettings(Checked):
     """What every evaluation is told.
 
     Attributes:

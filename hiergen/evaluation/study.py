@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from rich.console import Console
 
-from hiergen.config import fingerprint
+from hiergen.config import Checked, fingerprint
 from hiergen.files import check_writable, write_json
 from hiergen.metrics.intervals import mean_half_width
 
@@ -168,7 +168,7 @@ def _run_or_read(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudySettings:
+class StudySettings(Checked):
     """What every study is told.
 
     Attributes:

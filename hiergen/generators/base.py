@@ -31,6 +31,11 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
     settings_class: ClassVar[type[Any]]
 
     @property
+    def makes_unconditional(self) -> bool:
+        """Whether `generate` takes an `Unconditional`: the model knows a label for "no class", and was trained with it."""
+        return False
+
+    @property
     @abc.abstractmethod
     def specs(self) -> tuple[LevelSpec, ...]:
         """The levels that this generator produces, coarse to fine: those of the tokenizer it was trained for."""
@@ -44,7 +49,7 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
     @abc.abstractmethod
     def generate(
         self,
-        condition: Tensor,
+        condition: Any,
         settings: Any = None,
         *,
         rng: Rng | None = None,
@@ -53,7 +58,8 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
         """Return one pyramid per row of `condition`.
 
         Args:
-            condition: Class labels `(b,)`, or whatever else the generator is conditioned on (`hiergen.generators.conditioning`).
+            condition: Class labels `(b,)`, or whatever else the generator is conditioned on (`hiergen.generators.conditioning`);
+                `Unconditional` where `makes_unconditional`.
             settings: An instance of `settings_class`; None takes its defaults.
             rng: Source of all draws; a `SampleRng` makes each sample's draws independent of what else is in the batch.
             callback: Called after each step.

@@ -5,6 +5,7 @@ Letters: `b` batch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,38 @@ from hiergen.seeding import Rng, draw_uniform
 
 #: Class labels `(b,)`; or features `(b, n, channels)` of one frozen encoder, or of several in a list.
 Condition = Tensor | Sequence[Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unconditional:
+    """No condition, for samples without a class.
+
+    Attributes:
+        count: Number of samples.
+    """
+
+    count: int
+
+
+def resolve_labels(condition: Tensor | Unconditional, num_classes: int, dropout: float, device: torch.device) -> Tensor:
+    """Return checked labels on `device`; those of an `Unconditional` are `num_classes`, which stands for no class.
+
+    Args:
+        condition: Labels `(b,)`, or no condition.
+        num_classes: Number of classes.
+        dropout: Share of the labels that were dropped in training.
+        device: Device of the generator.
+
+    Raises:
+        ValueError: If a label is out of range, or no label was ever dropped in training, so that "no class" means nothing.
+        TypeError: If labels are not int64.
+    """
+    if not isinstance(condition, Unconditional):
+        check_labels(condition, num_classes)
+        return condition.to(device)
+    if dropout <= 0:
+        raise ValueError(f"the condition is {condition}, expected labels: none was dropped in training")
+    return torch.full((condition.count,), num_classes, dtype=torch.int64, device=device)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

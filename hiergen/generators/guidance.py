@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from hiergen.config import Checked, Range, Share
 
 GuidanceSchedule = Literal[
     "constant",
@@ -36,7 +38,7 @@ _DEFAULT_WINDOW_START = {"rectangular": 0.05, "step": 0.25}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GuidanceSettings:
+class GuidanceSettings(Checked):
     """How strongly each step of a generation follows the condition.
 
     With `s` the `guidance_scale`, `m` the `min_guidance_scale` and r from 0 (start) to 1 (end), the scale is
@@ -73,20 +75,9 @@ class GuidanceSettings:
     guidance_scale: float = 1.0
     guidance_schedule: GuidanceSchedule = "constant"
     min_guidance_scale: float = 1.0001
-    window_start: float | None = None
-    window_end: float = 1.0
-    peak: float = 0.5
-
-    def __post_init__(self) -> None:
-        known = get_args(GuidanceSchedule)
-        if self.guidance_schedule not in known:
-            raise ValueError(f"guidance_schedule is {self.guidance_schedule!r}, expected one of {', '.join(known)}")
-        for name in ("window_start", "window_end"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}, expected 0 to 1")
-        if not 0 < self.peak <= 1:
-            raise ValueError(f"peak is {self.peak}, expected above 0 and up to 1")
+    window_start: Share | None = None
+    window_end: Share = 1.0
+    peak: Annotated[float, Range(0, 1, excludes_low=True)] = 0.5
 
     @property
     def is_guided(self) -> bool:

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hiergen.config import Checked, CountOrZero, NotNegative, Share
 from hiergen.seeding import Rng, draw_exponential
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DrawSettings:
+class DrawSettings(Checked):
     """How ids are drawn from logits. Applied in this order: temperature, top-k, top-p.
 
     Attributes:
@@ -29,18 +30,10 @@ class DrawSettings:
         ValueError: If a value is out of its range.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: NotNegative = 1.0
+    top_k: CountOrZero = 0
+    top_p: Share = 1.0
     greedy: bool = False
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}, expected 0 or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}, expected 0 (off) or more")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, expected 0 to 1")
 
 
 def keep_top_k(logits: Float[Tensor, "... v"], k: int) -> Float[Tensor, "... v"]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from hiergen.config import Checked
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.poses import apply_transform, fit_transform, yaw_rotation
 from hiergen.geometry.ray_crossings import occupancy_grid
@@ -27,7 +28,7 @@ _ALIGN_POINTS, _ALIGN_CANDIDATES, _ALIGN_STEPS = 2000, 3, 20
 
 
 @dataclasses.dataclass(frozen=True)
-class GeometryProtocol:
+class GeometryProtocol(Checked):
     """Under what conditions two shapes are compared.
 
     Attributes:
@@ -52,6 +53,7 @@ class GeometryProtocol:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_points < 1 or self.resolution < 0 or self.num_yaws < 0:
             raise ValueError(
                 f"num_points is {self.num_points}, resolution {self.resolution}, num_yaws {self.num_yaws}; "

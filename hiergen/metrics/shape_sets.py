@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from hiergen.config import Checked
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.poses import apply_transform, fit_transform
 from hiergen.geometry.renders import RenderSettings, render_mesh
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShapeSetProtocol:
+class ShapeSetProtocol(Checked):
     """Under what conditions two sets of shapes are compared.
 
     Attributes:
@@ -40,6 +41,7 @@ class ShapeSetProtocol:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_points < 1:
             raise ValueError(f"num_points is {self.num_points}, expected at least 1")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from hiergen.generators.base import Generator
+from hiergen.generators.conditioning import Unconditional
+from hiergen.pipelines.arguments import Generators, Labels, check_count, check_output_type, read_generators, read_labels
 from hiergen.pyramid import TokenPyramid
+from hiergen.seeding import Rng
 from hiergen.tokenizers.base import Tokenizer
 
 #: Called after each generation step with the pipeline, the step's index and {"pyramid": the complete levels, or None}.
@@ -27,6 +30,11 @@ class HiergenPipeline(DiffusionPipeline):
     tokenizer: Tokenizer[Any]
     generator: Generator
 
+    #: What is made of a label, in words.
+    unit: ClassVar[str] = "image"
+    #: The kinds of output, the default first.
+    output_types: ClassVar[tuple[str, ...]] = ("pil", "np", "pt")
+
     def __init__(self, tokenizer: Tokenizer[Any], generator: Generator) -> None:
         super().__init__()
         generator.check_tokenizer(tokenizer.specs)
@@ -37,15 +45,50 @@ class HiergenPipeline(DiffusionPipeline):
         super().register_modules(**modules)
         self.register_to_config(**{name: ("hiergen", type(module).__name__) for name, module in modules.items()})
 
-    def _labels(self, class_labels: int | Sequence[int], **repeats: int) -> Tensor:
-        """Return the labels on the generator's device, each repeated as often as the one keyword argument says."""
-        ((name, count),) = repeats.items()
-        if count < 1:
-            raise ValueError(f"{name} is {count}, expected at least 1")
-        listed = [class_labels] if isinstance(class_labels, int) else list(class_labels)
-        if not listed:
-            raise ValueError("class_labels is empty, expected at least one label")
-        return torch.tensor(listed, dtype=torch.int64, device=self.generator.device).repeat_interleave(count)
+    def _condition(
+        self, class_labels: Labels, per_label: int, count: int | None, generator: Generators, output_type: str
+    ) -> tuple[Tensor | Unconditional, Rng | None]:
+        """Return the condition of every sample and the source of its draws, with all arguments checked.
+
+        Args:
+            class_labels: Labels, each of which is repeated `per_label` times; None for samples without a class.
+            per_label: Number of samples of each label.
+            count: Number of samples without a class.
+            generator: Source of the draws.
+            output_type: Kind of output.
+        """
+        check_output_type(output_type, self.output_types)
+        each, all_of_them = f"num_{self.unit}s_per_label", f"num_{self.unit}s"
+        check_count(each, per_label)
+        if class_labels is not None:
+            if count is not None:
+                raise ValueError(
+                    f"{all_of_them} is {count} beside class_labels, expected {each}: it counts those without a class"
+                )
+            labels = read_labels(class_labels).to(self.generator.device).repeat_interleave(per_label)
+            return labels, read_generators(generator, len(labels), self.unit)
+        if not self.generator.makes_unconditional:
+            raise ValueError(
+                f"class_labels is None, but this {type(self.generator).__name__} makes nothing without a class: "
+                "its labels were never dropped in training"
+            )
+        total = per_label if count is None else check_count(all_of_them, count) * per_label
+        return Unconditional(total), read_generators(generator, total, self.unit)
+
+    def _decode(self, pyramid: TokenPyramid) -> Tensor:
+        """Return the images or clips of a pyramid, clamped to [-1, 1].
+
+        Raises:
+            FloatingPointError: If one holds NaN or infinity.
+        """
+        decoded = self.tokenizer.decode(pyramid.to(self.tokenizer.device))
+        broken = (~decoded.isfinite()).flatten(1).any(dim=1)
+        if bool(broken.any()):
+            raise FloatingPointError(
+                f"{type(self).__name__}: {self.unit} {int(broken.int().argmax())} of {len(decoded)} holds NaN or infinity, decoded by "
+                f"{type(self.tokenizer).__name__} from {len(pyramid)} of {len(self.tokenizer.specs)} levels"
+            )
+        return decoded.clamp(-1, 1)
 
     def _report(self, callback: StepCallback | None) -> Callable[[int, TokenPyramid | None], None] | None:
         """Return what hands each step of a generator on to a callback of the pipeline."""
@@ -55,3 +98,8 @@ class HiergenPipeline(DiffusionPipeline):
 
     def _shown(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
         return {"pyramid": pyramid}
+
+
+def to_arrays(decoded: Tensor) -> Any:
+    """Return images `(b, 3, h, w)` or clips `(b, 3, t, h, w)` of [-1, 1] as float32 arrays of [0, 1], the channels last."""
+    return decoded.movedim(1, -1).to("cpu", torch.float32).add(1).div(2).numpy()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
-from hiergen.pipelines.base import HiergenPipeline, StepCallback
+from hiergen.pipelines.arguments import Generators, Labels
+from hiergen.pipelines.base import HiergenPipeline, StepCallback, to_arrays
 from hiergen.pyramid import TokenPyramid
-from hiergen.seeding import Rng
 
 
 @dataclasses.dataclass
@@ -22,11 +22,11 @@ class ImagePipelineOutput(BaseOutput):
     """What the pipeline returns.
 
     Attributes:
-        images: PIL images, or a tensor `(b, 3, h, w)` in [-1, 1] for `output_type="pt"`.
+        images: PIL images; a tensor `(b, 3, h, w)` in [-1, 1] for `output_type="pt"`, an array `(b, h, w, 3)` in [0, 1] for "np".
         pyramid: The tokens they were decoded from.
     """
 
-    images: list[Image.Image] | Tensor
+    images: list[Image.Image] | Tensor | np.ndarray
     pyramid: TokenPyramid
 
 
@@ -41,36 +41,44 @@ class ClassToImagePipeline(HiergenPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int],
+        class_labels: Labels = None,
         *,
         num_images_per_label: int = 1,
-        generator: Rng | None = None,
+        num_images: int | None = None,
+        generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
         output_type: str = "pil",
+        return_dict: bool = True,
         **settings: Any,
-    ) -> ImagePipelineOutput:
+    ) -> Any:
         """Generate images.
 
         Args:
-            class_labels: One label or several.
+            class_labels: One label or several, integers of Python, NumPy or torch; None for images without a class, where the generator was
+                trained with dropout of labels.
             num_images_per_label: Images for each label, next to each other in the result.
-            generator: Source of all random draws, for the batch or for each sample (`SampleRng`); None seeds from the operating system.
+            num_images: Number of images without a class.
+            generator: Source of all random draws: one for the batch, or a list of one per image (or `SampleRng`), so that each image
+                equals a call of its own; None seeds from the operating system.
             callback_on_step_end: Called after each step; beside "pyramid" it gets "images", a preview in [-1, 1] decoded from the complete levels.
-            output_type: "pil" for PIL images, "pt" for a tensor in [-1, 1].
+            output_type: "pil" for PIL images, "np" for an array in [0, 1] with the channels last, "pt" for a tensor in [-1, 1].
+            return_dict: Whether to return an `ImagePipelineOutput`, or its parts as a tuple.
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `temperature`, `top_p`.
 
         Raises:
-            ValueError: If a label is out of range, a number is below 1 or `output_type` is unknown.
+            ValueError: If an argument or a setting is out of range or of a wrong kind.
+            FloatingPointError: If a model gives NaN or infinity.
             TypeError: If a setting is unknown to the generator.
         """
-        labels = self._labels(class_labels, num_images_per_label=num_images_per_label)
-        if output_type not in ("pil", "pt"):
-            raise ValueError(f"output_type is {output_type!r}, expected 'pil' or 'pt'")
+        condition, rng = self._condition(class_labels, num_images_per_label, num_images, generator, output_type)
         chosen = self.generator.make_settings(**settings)
-        pyramid = self.generator.generate(labels, chosen, rng=generator, callback=self._report(callback_on_step_end))
-        images = self.tokenizer.decode(pyramid).clamp(-1, 1)
-        return ImagePipelineOutput(to_pictures(images) if output_type == "pil" else images, pyramid)
+        pyramid = self.generator.generate(condition, chosen, rng=rng, callback=self._report(callback_on_step_end))
+        decoded = self._decode(pyramid)
+        images = (
+            to_pictures(decoded) if output_type == "pil" else to_arrays(decoded) if output_type == "np" else decoded
+        )
+        return ImagePipelineOutput(images, pyramid) if return_dict else (images, pyramid)
 
     def _shown(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
-        images = None if pyramid is None else self.tokenizer.decode(pyramid).clamp(-1, 1)
+        images = None if pyramid is None else self._decode(pyramid)
         return {"images": images, "pyramid": pyramid}

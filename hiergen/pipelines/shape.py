@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
+from torch import Tensor
 
 from hiergen.data.images.pixels import on_white_square, to_tensor
-from hiergen.generators.conditioning import Condition
+from hiergen.generators.conditioning import Condition, Unconditional
 from hiergen.generators.masked.cascade import MaskedCascade
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.surface_extraction import EmptySurfaceError, extract_mesh
+from hiergen.pipelines.arguments import Generators, Labels, check_count, check_output_type, read_generators
 from hiergen.pipelines.base import HiergenPipeline, StepCallback
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import TokenPyramid
@@ -37,11 +40,12 @@ class ShapePipelineOutput(BaseOutput):
     """What the pipeline returns.
 
     Attributes:
-        meshes: One mesh per shape, in the cube [-1.05, 1.05]^3, y up, faces outward; without faces where the field has no surface.
+        meshes: One mesh per shape, in the cube [-1.05, 1.05]^3, y up, faces outward; without faces where the field has no surface. A pair of
+            vertices `(v, 3)` and faces `(f, 3)` per shape for `output_type` "np" (arrays) and "pt" (tensors).
         pyramid: The tokens they were decoded from.
     """
 
-    meshes: list[trimesh.Trimesh]
+    meshes: list[Any]
     pyramid: TokenPyramid
 
 
@@ -49,20 +53,28 @@ class ShapePipeline(HiergenPipeline):
     """What the pipelines to shapes share: a condition becomes tokens, tokens become meshes."""
 
     tokenizer: PyramidVAE
+    unit: ClassVar[str] = "shape"
+    output_types: ClassVar[tuple[str, ...]] = ("mesh", "np", "pt")
 
     def _meshes(
         self,
-        condition: Condition,
+        condition: Condition | Unconditional,
         rng: Rng | None,
         callback: StepCallback | None,
         extraction: ExtractionSettings | None,
+        output_type: str,
         settings: dict[str, Any],
     ) -> ShapePipelineOutput:
         chosen = self.generator.make_settings(**settings)
         # A cascade takes features too; a generator in general takes labels.
         generate: Any = self.generator.generate
         pyramid = generate(condition, chosen, rng=rng, callback=self._report(callback))
-        return ShapePipelineOutput(decode_meshes(self.tokenizer, pyramid, extraction), pyramid)
+        meshes: list[Any] = list(decode_meshes(self.tokenizer, pyramid, extraction))
+        if output_type != "mesh":
+            meshes = [(mesh.vertices.astype(np.float32), mesh.faces.astype(np.int64)) for mesh in meshes]
+        if output_type == "pt":
+            meshes = [tuple(map(torch.from_numpy, pair)) for pair in meshes]
+        return ShapePipelineOutput(meshes, pyramid)
 
 
 class ClassToShapePipeline(ShapePipeline):
@@ -76,33 +88,43 @@ class ClassToShapePipeline(ShapePipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int],
+        class_labels: Labels = None,
         *,
         num_shapes_per_label: int = 1,
-        generator: Rng | None = None,
+        num_shapes: int | None = None,
+        generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
         extraction: ExtractionSettings | None = None,
+        output_type: str = "mesh",
+        return_dict: bool = True,
         **settings: Any,
-    ) -> ShapePipelineOutput:
+    ) -> Any:
         """Generate shapes.
 
         Args:
-            class_labels: One label or several.
+            class_labels: One label or several, integers of Python, NumPy or torch; None for shapes without a class, where the generator was
+                trained with dropout of labels and can do without.
             num_shapes_per_label: Shapes for each label, next to each other in the result.
-            generator: Source of all random draws, for the batch or for each sample (`SampleRng`); None seeds from the operating system.
+            num_shapes: Number of shapes without a class.
+            generator: Source of all random draws: one for the batch, or a list of one per shape (or `SampleRng`), so that each shape
+                equals a call of its own; None seeds from the operating system.
             callback_on_step_end: Called after each step with the levels that are complete.
             extraction: Resolution, box and simplification of the meshes; None takes a grid of 129 nodes along each axis.
+            output_type: "mesh" for meshes of trimesh, "np" or "pt" for vertices and faces as arrays or tensors.
+            return_dict: Whether to return a `ShapePipelineOutput`, or its parts as a tuple.
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `num_steps`, `head_sampler`.
 
         Raises:
-            ValueError: If a label is out of range or a number is below 1.
+            ValueError: If an argument or a setting is out of range or of a wrong kind.
+            FloatingPointError: If a model gives NaN or infinity.
             TypeError: If a setting is unknown to the generator.
             ImportError: If a library for meshes is not installed.
         """
-        condition = self._labels(class_labels, num_shapes_per_label=num_shapes_per_label)
+        condition, rng = self._condition(class_labels, num_shapes_per_label, num_shapes, generator, output_type)
         # Before the work of generating, not after it.
         require_shape_libraries()
-        return self._meshes(condition, generator, callback_on_step_end, extraction, settings)
+        made = self._meshes(condition, rng, callback_on_step_end, extraction, output_type, settings)
+        return made if return_dict else (made.meshes, made.pyramid)
 
 
 class ImageToShapePipeline(ShapePipeline):
@@ -130,11 +152,13 @@ class ImageToShapePipeline(ShapePipeline):
         images: Pictures,
         *,
         num_shapes_per_image: int = 1,
-        generator: Rng | None = None,
+        generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
         extraction: ExtractionSettings | None = None,
+        output_type: str = "mesh",
+        return_dict: bool = True,
         **settings: Any,
-    ) -> ShapePipelineOutput:
+    ) -> Any:
         """Generate shapes.
 
         Args:
@@ -144,12 +168,13 @@ class ImageToShapePipeline(ShapePipeline):
             generator: As for `ClassToShapePipeline`, like all that follows.
 
         Raises:
-            ValueError: If there is no image, one is not square (tensors), or a number is below 1.
+            ValueError: If there is no image, one is not square (tensors), or an argument or a setting is out of range or of a wrong kind.
+            FloatingPointError: If a model gives NaN or infinity.
             TypeError: If a setting is unknown to the generator.
             ImportError: If a library for meshes is not installed.
         """
-        if num_shapes_per_image < 1:
-            raise ValueError(f"num_shapes_per_image is {num_shapes_per_image}, expected at least 1")
+        check_count("num_shapes_per_image", num_shapes_per_image)
+        check_output_type(output_type, self.output_types)
         require_shape_libraries()
         if isinstance(images, torch.Tensor):
             pixels = [images]
@@ -163,7 +188,9 @@ class ImageToShapePipeline(ShapePipeline):
         parts = [self.image_encoder(part.to(self.image_encoder.device)) for part in pixels]
         features = [torch.cat(network).to(self.generator.device) for network in zip(*parts, strict=True)]
         condition = [feature.repeat_interleave(num_shapes_per_image, dim=0) for feature in features]
-        return self._meshes(condition, generator, callback_on_step_end, extraction, settings)
+        rng = read_generators(generator, len(condition[0]), self.unit)
+        made = self._meshes(condition, rng, callback_on_step_end, extraction, output_type, settings)
+        return made if return_dict else (made.meshes, made.pyramid)
 
 
 @torch.no_grad()
@@ -176,6 +203,7 @@ def decode_meshes(
 
     Raises:
         ValueError: If the tokens are another tokenizer's.
+        FloatingPointError: If the field holds NaN or infinity.
         ImportError: If a library for meshes is not installed.
     """
     import trimesh
@@ -184,8 +212,23 @@ def decode_meshes(
     meshes = []
     for index in range(field.batch_size):
         try:
-            meshes.append(extract_mesh(field.shape(index), extraction, device=field.device))
+            shape = _finite(
+                field.shape(index), f"shape {index} of {field.batch_size}, decoded by {type(tokenizer).__name__}"
+            )
+            meshes.append(extract_mesh(shape, extraction, device=field.device))
         except EmptySurfaceError as error:
             logger.warning("shape %d of %d has no mesh: %s", index, field.batch_size, error)
             meshes.append(trimesh.Trimesh())
     return meshes
+
+
+def _finite(field: Callable[[Tensor], Tensor], what: str) -> Callable[[Tensor], Tensor]:
+    """Return a field whose values are checked."""
+
+    def checked(points: Tensor) -> Tensor:
+        values = field(points)
+        if not bool(values.isfinite().all()):
+            raise FloatingPointError(f"the field of {what}, holds NaN or infinity")
+        return values
+
+    return checked

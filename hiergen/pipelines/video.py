@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
-from hiergen.pipelines.base import HiergenPipeline, StepCallback
+from hiergen.pipelines.arguments import Generators, Labels
+from hiergen.pipelines.base import HiergenPipeline, StepCallback, to_arrays
 from hiergen.pyramid import TokenPyramid
 
 
@@ -21,11 +22,12 @@ class VideoPipelineOutput(BaseOutput):
     """What the pipeline returns.
 
     Attributes:
-        frames: One list of PIL images per clip, or a tensor `(b, 3, t, h, w)` in [-1, 1] for `output_type="pt"`.
+        frames: One list of PIL images per clip; a tensor `(b, 3, t, h, w)` in [-1, 1] for `output_type="pt"`, an array `(b, t, h, w, 3)` in
+            [0, 1] for "np".
         pyramid: The tokens they were decoded from.
     """
 
-    frames: list[list[Image.Image]] | Tensor
+    frames: list[list[Image.Image]] | Tensor | np.ndarray
     pyramid: TokenPyramid
 
 
@@ -38,36 +40,45 @@ class ClassToVideoPipeline(HiergenPipeline):
         >>> frames[0].save("seven.gif", save_all=True, append_images=frames[1:], duration=125, loop=0)
     """
 
+    unit: ClassVar[str] = "video"
+
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int],
+        class_labels: Labels = None,
         *,
         num_videos_per_label: int = 1,
-        generator: torch.Generator | None = None,
+        num_videos: int | None = None,
+        generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
         output_type: str = "pil",
+        return_dict: bool = True,
         **settings: Any,
-    ) -> VideoPipelineOutput:
+    ) -> Any:
         """Generate clips.
 
         Args:
-            class_labels: One label or several.
+            class_labels: One label or several, integers of Python, NumPy or torch; None for clips without a class, where the generator was
+                trained with dropout of labels.
             num_videos_per_label: Clips for each label, next to each other in the result.
-            generator: Source of all random draws; None seeds from the operating system.
+            num_videos: Number of clips without a class.
+            generator: Source of all random draws: one for the batch, or a list of one per clip (or `SampleRng`), so that each clip equals
+                a call of its own; None seeds from the operating system.
             callback_on_step_end: Called after each step.
-            output_type: "pil" for PIL images, "pt" for a tensor in [-1, 1].
+            output_type: "pil" for PIL images, "np" for an array in [0, 1] with the channels last, "pt" for a tensor in [-1, 1].
+            return_dict: Whether to return a `VideoPipelineOutput`, or its parts as a tuple.
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `num_steps`.
 
         Raises:
-            ValueError: If a label is out of range, a number is below 1 or `output_type` is unknown.
+            ValueError: If an argument or a setting is out of range or of a wrong kind.
+            FloatingPointError: If a model gives NaN or infinity.
             TypeError: If a setting is unknown to the generator.
         """
-        labels = self._labels(class_labels, num_videos_per_label=num_videos_per_label)
-        if output_type not in ("pil", "pt"):
-            raise ValueError(f"output_type is {output_type!r}, expected 'pil' or 'pt'")
+        condition, rng = self._condition(class_labels, num_videos_per_label, num_videos, generator, output_type)
         chosen = self.generator.make_settings(**settings)
-        pyramid = self.generator.generate(labels, chosen, rng=generator, callback=self._report(callback_on_step_end))
-        videos = self.tokenizer.decode(pyramid.to(self.tokenizer.device)).clamp(-1, 1)
-        frames = videos if output_type == "pt" else [to_pictures(video.transpose(0, 1)) for video in videos]
-        return VideoPipelineOutput(frames, pyramid)
+        pyramid = self.generator.generate(condition, chosen, rng=rng, callback=self._report(callback_on_step_end))
+        decoded = self._decode(pyramid)
+        frames: Any = decoded if output_type == "pt" else to_arrays(decoded)
+        if output_type == "pil":
+            frames = [to_pictures(video.transpose(0, 1)) for video in decoded]
+        return VideoPipelineOutput(frames, pyramid) if return_dict else (frames, pyramid)

@@ -57,8 +57,21 @@ def _read_pickle(file: Path) -> Any:
     except Exception as error:
         # The restricted unpickler meets garbage with errors of any kind; whatever it is, the file is not plain tensors.
         raise ValueError(
-            f"weights file {str(file)!r} cannot be read as plain tensors ({type(error).__name__}): it is damaged, or holds more than tensors"
+            f"weights file {str(file)!r} cannot be read as plain tensors ({type(error).__name__}): {_why_not_plain(file)}"
         ) from error
+
+
+def _why_not_plain(file: Path) -> str:
+    """Return in words what a pickle holds beside tensors and plain values; finding out runs none of it."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:
+        # Files of before PyTorch 1.6, and damaged ones, cannot be looked through.
+        names = []
+    if not names:
+        return "it is damaged, or holds more than tensors"
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"it holds {shown}, which would run code; save model.state_dict() alone"
 
 
 class Frozen:

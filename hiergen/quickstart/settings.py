@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from hiergen.config import Checked
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.registry import Kind, get_preset, presets
 
@@ -83,7 +84,7 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class QuickstartSettings:
+class QuickstartSettings(Checked):
     """Train a tokenizer and a generator on embedded handwritten digits, then sample, score and draw.
 
     `hiergen quickstart shapes` and `hiergen quickstart video` do the same on procedural shapes and on clips of moving digits.
@@ -106,6 +107,7 @@ class QuickstartSettings:
     generator: str = "har-tiny"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples_seen < 64:
             raise ValueError(f"samples_seen is {self.samples_seen}, expected at least 64, one batch")
         if self.num_generated < 80 or self.num_generated % 10:
@@ -119,7 +121,7 @@ class QuickstartSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShapesQuickstartSettings:
+class ShapesQuickstartSettings(Checked):
     """Train a tokenizer and two generators on procedural shapes, then generate meshes by class and by image, score and draw.
 
     Attributes:
@@ -157,6 +159,7 @@ class ShapesQuickstartSettings:
     generator: str = "mar3d-tiny"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_shapes", "num_test", "num_generated"):
             _check_balanced(name, getattr(self, name), NUM_SHAPE_CLASSES, "classes")
         for name in ("tokenizer_samples", "generator_samples", "image_samples", "num_variants", "num_views"):
@@ -166,7 +169,7 @@ class ShapesQuickstartSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoQuickstartSettings:
+class VideoQuickstartSettings(Checked):
     """Train a generator on clips of moving digits, then sample with dense and with sparse attention, score and draw.
 
     Attributes:
@@ -192,6 +195,7 @@ class VideoQuickstartSettings:
     generator: str = "flow-video-tiny"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_clips", "num_test", "num_generated"):
             _check_balanced(name, getattr(self, name), NUM_DIGITS, "digits")
         if self.samples_seen < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from hiergen.config import Checked, Count, CountOrZero, Positive, Share
 from hiergen.training.optim import OptimConfig
 from hiergen.training.tasks.base import TaskConfig
 
@@ -12,7 +13,7 @@ __all__ = ["OptimConfig", "TrainConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """One training run.
 
     Attributes:
@@ -34,7 +35,8 @@ class TrainConfig:
         data_check: How a resumed run checks that its data files are the same, beside their names and sizes: "sampled" reads bytes at fixed
             places of each (a few seconds for a hundred thousand pictures), "whole" reads all bytes, "none" reads nothing.
         max_skipped: Number of steps with non-finite gradients, which are skipped, that a run tolerates. Overflows that only lower the fp16
-            loss scale are not counted.
+            loss scale are not counted. A run of which more than half of the steps were skipped for good ends with an error after its
+            model is saved.
         keep_best: Entry of the log by which the best model is kept in `best/`, e.g. "val/psnr" or "loss". Its mean over each checkpoint
             interval is compared. None keeps the last model only.
         best_is: Whether the "lowest" or the "highest" value of `keep_best` is the best.
@@ -50,34 +52,30 @@ class TrainConfig:
 
     task: TaskConfig
     out: str
-    samples: int
-    batch_size: int = 64
-    accumulation: int = 1
+    samples: Count
+    batch_size: Count = 64
+    accumulation: Count = 1
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
-    num_workers: int = 0
+    num_workers: CountOrZero = 0
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    ema_decay: float | None = 0.9999
-    checkpoint_every: int = 1_000_000
-    keep_last: int = 2
+    ema_decay: Share | None = 0.9999
+    checkpoint_every: Count = 1_000_000
+    keep_last: Count = 2
     background_checkpoints: bool = False
-    log_every: int = 10_000
+    log_every: Count = 10_000
     data_check: Literal["sampled", "whole", "none"] = "sampled"
-    max_skipped: int = 100
+    max_skipped: CountOrZero = 100
     keep_best: str | None = None
     best_is: Literal["lowest", "highest"] = "lowest"
     compile: bool = False
     sharding: Literal["none", "full"] = "none"
     activation_checkpointing: bool = False
-    peak_tflops: float | Literal["measure"] | None = None
+    peak_tflops: Positive | Literal["measure"] | None = None
     trackers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.peak_tflops, float | int) and self.peak_tflops <= 0:
-            raise ValueError(f"peak_tflops is {self.peak_tflops}, expected above 0, 'measure' or None")
-        for name in ("samples", "batch_size", "accumulation", "checkpoint_every", "keep_last", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        super().__post_init__()
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size is {self.batch_size}, expected a multiple of accumulation {self.accumulation}"

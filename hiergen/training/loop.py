@@ -69,7 +69,8 @@ def fit(config: TrainConfig, *, title: str = "train", cpu: bool | None = None) -
         ValueError: If the folder holds a run of another configuration or is written to by another, or see `make_accelerator`.
         ImportError: If the package of a tracker is missing.
         OSError: If a checkpoint cannot be written, or a data worker died; earlier checkpoints are kept.
-        FloatingPointError: If more than `max_skipped` steps had a non-finite gradient.
+        FloatingPointError: If more than `max_skipped` steps had a non-finite gradient; or, when the model is saved, if more than half of the
+            steps of the run were skipped.
     """
     return _Run(config, title, cpu).fit()
 
@@ -102,6 +103,8 @@ class _Run:
             folder = self.out / "model"
             self.keeper.export(self.state, folder)
             self.accelerator.wait_for_everyone()
+            # After the model is saved: its owner may still want to look at it.
+            self.stepper.check_trained(end)
             return FitResult(folder, self.state.samples_seen, self.log.lines)
 
     def _resume(self) -> None:

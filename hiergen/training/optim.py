@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
+
+from hiergen.config import Checked, CountOrZero, NotNegative, Positive, Range, Share
 
 #: A parameter whose name contains one of these is not decayed (ResTok's list, spec of arXiv:2601.03955; in timm's spirit). The source's
 #: codebook is an "embedding"; ours has its own name.
@@ -27,8 +29,11 @@ NO_DECAY = (
 )
 
 
+_Beta = Annotated[float, Range(0, 1, excludes_high=True)]
+
+
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Checked):
     """AdamW with linear warm-up and a schedule.
 
     Attributes:
@@ -43,15 +48,15 @@ class OptimConfig:
         clip_norm: Largest norm of each player's gradient; None for no clipping.
     """
 
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
+    lr: NotNegative = 1e-4
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 1e-4
     no_decay: tuple[str, ...] = ()
-    warmup_samples: int = 0
+    warmup_samples: CountOrZero = 0
     schedule: Literal["cosine", "constant"] = "cosine"
-    final_lr_ratio: float = 0.1
-    clip_norm: float | None = 1.0
+    final_lr_ratio: Share = 0.1
+    clip_norm: Positive | None = 1.0
 
 
 def decays(name: str, parameter: nn.Parameter, *, exempt: tuple[str, ...] = ()) -> bool:

@@ -168,6 +168,19 @@ class Stepper:
         self._last_bad = torch.where(is_skipped, samples_seen, self._last_bad)
         return norms
 
+    def check_trained(self, num_steps: int) -> None:
+        """Check at the end of a run of `num_steps` steps that at least half of them updated the model.
+
+        Raises:
+            FloatingPointError: If not, with the counts.
+        """
+        skipped = int(self.skipped)
+        if 2 * skipped > num_steps:
+            raise FloatingPointError(
+                f"{skipped} of {num_steps} steps were skipped, more than half, as a gradient was not finite; "
+                "the model is saved, but has hardly been trained"
+            )
+
     def check_skipped(self, line: Mapping[str, float]) -> None:
         """Stop a run of which too many steps were skipped, after the last `line` of its log.
 

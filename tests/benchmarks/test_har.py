@@ -50,7 +50,7 @@ def test_plain_sampler_draws_the_ids_of_generate(num_ar_tokens: int) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="repeats is 0, expected at least 1"):
         Settings(repeats=0)
-    with pytest.raises(ValueError, match=r"batches is \(1, 0\), expected at least one"):
+    with pytest.raises(ValueError, match=r"batches is \(1, 0\), expected a list"):
         Settings(batches=(1, 0))
     with pytest.raises(ValueError, match="preset 'restok-l-128' is a ResTok, expected a LevelAR"):
         run(Settings(preset="restok-l-128"))

@@ -229,7 +229,6 @@ def test_refusals() -> None:
         ({**state, "blocks.1.attn.proj.bias": torch.zeros(3)}, r"'blocks\.1\.attn\.proj\.bias' has shape \(3,\)"),
         ({**state, "x_embedder.proj.weight": torch.zeros(3)}, r"'x_embedder\.proj\.weight' has shape \(3,\)"),
         ({**state, "pos_embed": torch.zeros(1, 15, DIM)}, "holds 15 positions"),
-        ({**state, "epoch": 3}, "entry 'epoch' of the state dict is a int"),
         ({key: value for key, value in state.items() if not key.startswith("blocks")}, "lacks tensors 'blocks.0'"),
         (official_state(is_sit=True), "no tensor tells the heads of a model of dim 24"),
     ):

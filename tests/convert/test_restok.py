@@ -150,7 +150,7 @@ def test_missing_lists_are_named() -> None:
     with pytest.raises(ValueError, match=r"lacks tensor 'decoder.blocks.0.attn.q_norm.weight'"):
         from_official(state, YAML)
     with pytest.raises(ValueError, match=r"lacks tensors 'encoder.latent_token_level_embedding.0' and following"):
-        from_official({}, {"learnable_dec_image_tokens": False})
+        from_official({"quantize.embedding.weight": torch.zeros(2, 2)}, {"learnable_dec_image_tokens": False})
 
 
 @pytest.mark.parametrize(

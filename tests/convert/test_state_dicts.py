@@ -3,19 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.convert.state_dicts import check_settings, count_of, fill_model, shape_of, unwrap_state_dict
-
-
-def test_containers_and_wrapper_prefixes() -> None:
-    weight = torch.ones(2)
-    for name in ("a.b", "module.a.b", "_orig_mod.a.b", "module._orig_mod.a.b", "_orig_mod.module.a.b"):
-        assert list(unwrap_state_dict({name: weight}, containers=())) == ["a.b"]
-    checkpoint = {"model": {"x": weight}, "ema": {"y": weight}, "step": 3}
-    assert list(unwrap_state_dict(checkpoint, containers=("ema", "model"))) == ["y"]
-    # A parameter may be called like a container.
-    assert list(unwrap_state_dict({"model": weight}, containers=("model",))) == ["model"]
-    with pytest.raises(ValueError, match="entry 'step' of the state dict is a int, expected a tensor"):
-        unwrap_state_dict({"w": weight, "step": 3}, containers=("model",))
+from hiergen.convert.state_dicts import check_settings, count_of, fill_model, shape_of
 
 
 def test_fill_copies_and_keeps_the_dtype() -> None:

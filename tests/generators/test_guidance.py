@@ -104,5 +104,5 @@ def test_unknown_schedule() -> None:
     settings = GuidanceSettings()
     # Set afterwards, because type checking, where it is on, refuses the name before we can.
     object.__setattr__(settings, "guidance_schedule", "sigmoid")
-    with pytest.raises(ValueError, match="guidance_schedule is 'sigmoid', expected one of constant, linear"):
+    with pytest.raises(ValueError, match="guidance_schedule is 'sigmoid', expected one of 'constant', 'linear'"):
         settings.__post_init__()

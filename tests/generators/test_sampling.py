@@ -78,10 +78,10 @@ def test_low_precision_logits_are_drawn_in_float32() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": -1.0}, "temperature is -1.0, expected 0 or more"),
-        ({"top_k": -1}, r"top_k is -1, expected 0 \(off\) or more"),
+        ({"temperature": -1.0}, "temperature is -1.0, expected at least 0"),
+        ({"top_k": -1}, "top_k is -1, expected at least 0"),
         ({"top_p": 1.1}, "top_p is 1.1, expected 0 to 1"),
-        ({"top_p": math.nan}, "top_p is nan, expected 0 to 1"),
+        ({"top_p": math.nan}, "top_p is nan, expected a finite number and 0 to 1"),
     ],
 )
 def test_errors(values: dict[str, Any], message: str) -> None:

@@ -15,15 +15,16 @@ def pipe() -> ClassToImagePipeline:
 
 
 def test_repeated_labels_are_next_to_each_other(pipe) -> None:
-    assert pipe._labels([3, 7], num_images_per_label=2).tolist() == [3, 3, 7, 7]
-    assert pipe._labels(5, num_shapes_per_label=1).tolist() == [5]
+    labels, rng = pipe._condition([3, 7], 2, None, None, "pt")
+    assert labels.tolist() == [3, 3, 7, 7]
+    assert rng is None
 
 
 def test_the_argument_that_is_wrong_is_named(pipe) -> None:
-    with pytest.raises(ValueError, match="num_videos_per_label is 0, expected at least 1"):
-        pipe._labels(5, num_videos_per_label=0)
+    with pytest.raises(ValueError, match="num_images_per_label is 0, expected at least 1"):
+        pipe._condition(5, 0, None, None, "pt")
     with pytest.raises(ValueError, match="class_labels is empty, expected at least one label"):
-        pipe._labels([], num_videos_per_label=1)
+        pipe._condition([], 1, None, None, "pt")
 
 
 def test_every_step_is_told_with_its_pyramid(pipe) -> None:

@@ -74,8 +74,8 @@ def test_bad_requests_are_explained(pipe) -> None:
         pipe(1, num_videos_per_label=0)
     with pytest.raises(ValueError, match="class_labels is empty"):
         pipe([])
-    with pytest.raises(ValueError, match="output_type is 'np'"):
-        pipe(1, output_type="np")
+    with pytest.raises(ValueError, match="output_type is 'jpg'"):
+        pipe(1, output_type="jpg")
     with pytest.raises(TypeError, match="no setting 'guidance_scal'; did you mean guidance_scale"):
         pipe(1, guidance_scal=2.0)
     with pytest.raises(ValueError, match="this generator was trained for"):

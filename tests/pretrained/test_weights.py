@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fractions
 import os
 
 import pytest
@@ -56,3 +57,9 @@ def test_a_frozen_network_is_no_part_of_what_holds_it() -> None:
     x = torch.randn(3)
     holder.train()
     assert torch.equal(holder.teacher.on(x.device)(x), x)
+
+
+def test_what_a_pickle_holds_beside_tensors_is_named_and_not_run(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1), "share": fractions.Fraction(1, 2)}, tmp_path / "w.ckpt")
+    with pytest.raises(ValueError, match=r"\(UnpicklingError\): it holds fractions.Fraction, which would run code"):
+        read_checkpoint(tmp_path / "w.ckpt")

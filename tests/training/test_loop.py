@@ -101,7 +101,10 @@ def test_the_global_generator_does_not_matter(tmp_path) -> None:
 def test_no_step_is_taken_from_a_gradient_that_is_not_finite(tmp_path) -> None:
     """Twelve steps of which the last eleven are poisoned leave what one step leaves."""
     one = toy.toy_run(str(tmp_path / "one"), ema_decay=None, max_skipped=100)
-    fit(dataclasses.replace(one, task=toy.ToyConfig(poison=tuple(range(1, 12)))))
+    with pytest.raises(FloatingPointError, match=r"11 of 12 steps were skipped, more than half, as a gradient"):
+        fit(dataclasses.replace(one, task=toy.ToyConfig(poison=tuple(range(1, 12)))))
+    # The model is saved all the same.
+    assert (tmp_path / "one" / "model" / "weights.pt").is_file()
     weights = final_state(tmp_path / "one")
     steps = weights["toy.optimizer"]["0.step"]
     assert int(steps) == 1
@@ -109,6 +112,19 @@ def test_no_step_is_taken_from_a_gradient_that_is_not_finite(tmp_path) -> None:
     log = [json.loads(line) for line in (tmp_path / "one" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["skipped"] >= 11
     assert log[-1]["toy/loss"] is None
+
+
+def test_a_run_of_which_half_the_steps_were_skipped_ends_well_and_the_next_does_not(tmp_path) -> None:
+    for count in (6, 7):
+        config = toy.toy_run(str(tmp_path / str(count)), task=toy.ToyConfig(poison=tuple(range(count))))
+        if count == 6:
+            fit(config)
+        else:
+            with pytest.raises(FloatingPointError, match="7 of 12 steps were skipped, more than half"):
+                fit(config)
+            # So does a run that was finished before.
+            with pytest.raises(FloatingPointError, match="7 of 12 steps were skipped"):
+                fit(config)
 
 
 def test_too_many_bad_steps_stop_the_run_and_name_the_term(tmp_path) -> None:

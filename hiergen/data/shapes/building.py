@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hiergen.config import fingerprint, to_json
+from hiergen.config import Checked, fingerprint, to_json
 from hiergen.data.shapes.importers import find_layout_files, import_shape
 from hiergen.data.shapes.procedural import procedural_shape
 from hiergen.data.shapes.records import FORMAT_VERSION, ShapeMeta, ShapeRecord
@@ -45,7 +45,7 @@ _UP = {
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareShapesSettings:
+class PrepareShapesSettings(Checked):
     """What to prepare, and how.
 
     Attributes:
@@ -90,6 +90,7 @@ class PrepareShapesSettings:
     show_progress: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, options in (
             ("layout", ("meshes", "sdf", "occupancy", "vecset")),
             ("classes_from", ("folder", "name", "none")),

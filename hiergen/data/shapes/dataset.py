@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiergen.config import fingerprint
+from hiergen.config import Checked, fingerprint
 from hiergen.data.content import Span, content_digest
 from hiergen.data.dataset import Dataset, Sample
 from hiergen.data.shapes.building import PROCEDURAL, PrepareShapesSettings, build_record, find_jobs, source_digest
@@ -34,7 +34,7 @@ Split = Literal["train", "test", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ShapeBatchConfig:
+class ShapeBatchConfig(Checked):
     """What one sample holds and how it is augmented.
 
     Attributes:
@@ -60,6 +60,7 @@ class ShapeBatchConfig:
     image: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_points < 1 or self.num_queries < 1:
             raise ValueError(f"num_points is {self.num_points}, num_queries {self.num_queries}, expected at least 1")
         if not 0 <= self.num_ordered <= self.num_points:
@@ -246,7 +247,7 @@ def procedural_records(
 
 
 @dataclasses.dataclass(frozen=True)
-class ShapeDataConfig:
+class ShapeDataConfig(Checked):
     """Where shapes come from.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
+from hiergen.config import Checked
 from hiergen.data.shapes.records import encode_png
 from hiergen.geometry.poses import apply_transform, fit_transform, random_rotation, yaw_rotation
 from hiergen.geometry.renders import RenderSettings, render_mesh
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class ViewSettings:
+class ViewSettings(Checked):
     """Which conditioning views a record holds.
 
     Attributes:
@@ -41,6 +42,7 @@ class ViewSettings:
     render: RenderSettings = dataclasses.field(default_factory=RenderSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_views < 0 or self.num_rotations < 1 or self.size < 1:
             raise ValueError(
                 f"num_views is {self.num_views}, num_rotations {self.num_rotations}, size {self.size}; "

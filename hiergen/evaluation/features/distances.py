@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from hiergen.config import Checked
 from hiergen.environment import require
 from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.features.references import Reference
@@ -56,7 +57,7 @@ def score_name(distance: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistanceConfig:
+class DistanceConfig(Checked):
     """How distances are computed from features.
 
     Attributes:
@@ -74,6 +75,7 @@ class DistanceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("kid_subset_size", 2), ("neighborhood", 1), ("splits", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")

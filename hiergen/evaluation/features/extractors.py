@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from hiergen.config import fingerprint, nearest
+from hiergen.config import Checked, fingerprint, nearest
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import require
@@ -31,7 +31,7 @@ from hiergen.pretrained.weights import read_state_dict
 
 
 @dataclasses.dataclass(frozen=True)
-class ExtractorConfig:
+class ExtractorConfig(Checked):
     """Which feature extractor is used.
 
     Attributes:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hiergen.config import nearest
+from hiergen.config import Checked, nearest
 from hiergen.evaluation.features.extractors import EXTRACTORS, ExtractorConfig, build_extractor, check_extractor
 from hiergen.metrics.clip_classifiers import digit_clip_extractor
 from hiergen.metrics.video import VideoExtractor
@@ -21,7 +21,7 @@ BY_FRAME = "frames-"
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoExtractorConfig:
+class VideoExtractorConfig(Checked):
     """Which feature extractor of clips is used.
 
     Attributes:

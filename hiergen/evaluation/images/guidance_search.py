@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from hiergen.config import fingerprint
+from hiergen.config import Checked, fingerprint
 from hiergen.data.images.pixels import to_uint8
 from hiergen.files import write_text
 from hiergen.generators.guidance import GuidanceSchedule
@@ -29,7 +29,7 @@ Measure = Callable[[UInt8[Tensor, "n 3 h w"], Int64[Tensor, " n"]], float]
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchSettings:
+class SearchSettings(Checked):
     """What is searched, and with which draws.
 
     Attributes:
@@ -58,6 +58,7 @@ class SearchSettings:
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.step <= 0:
             raise ValueError(f"step is {self.step}, expected above 0")
         if self.start < self.minimum:

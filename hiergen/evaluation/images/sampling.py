@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hiergen.config import Checked, NotNegative
 from hiergen.generators.base import Generator
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.loading import from_pretrained
@@ -28,7 +29,7 @@ DRAW_RULE = "item i draws from a generator seeded with (seed, i), on the CPU"
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Checked):
     """Sampling settings for the generator. A field left at None keeps the generator's default; its settings class documents it.
 
     Here is every setting of every generator that changes what it draws; see `hiergen.generators`.
@@ -45,7 +46,7 @@ class SamplingConfig:
     window_end: float | None = None
     peak: float | None = None
     cfg_channels: int | None = None
-    temperature: float | None = None
+    temperature: NotNegative | None = None
     top_k: int | None = None
     top_p: float | None = None
     greedy: bool | None = None
@@ -60,6 +61,7 @@ class SamplingConfig:
     low_res_noise: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("guidance_scale", "temperature", "top_p"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):

@@ -59,6 +59,7 @@ class ShapesSettings(GeneratorSettings):
     passes: PassConfig = dataclasses.field(default_factory=lambda: PassConfig(batch_size=8, part_size=16))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_reference", "num_shapes", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hiergen.config import Checked
 from hiergen.evaluation.features.distances import DistanceConfig, Distances, kernel_name, measure
 from hiergen.evaluation.features.extractors import Extractor, ExtractorConfig
 from hiergen.evaluation.features.references import Reference
@@ -24,7 +25,7 @@ BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class RenderedViewsConfig:
+class RenderedViewsConfig(Checked):
     """Which views of meshes are compared, and by which features.
 
     Attributes:
@@ -38,6 +39,7 @@ class RenderedViewsConfig:
     extractor: ExtractorConfig = dataclasses.field(default_factory=ExtractorConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_views < 0:
             raise ValueError(f"num_views is {self.num_views}, expected at least 0 (none)")
         if self.size < 1:

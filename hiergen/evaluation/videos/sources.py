@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hiergen.config import fingerprint
+from hiergen.config import Checked, Count, CountOrZero, fingerprint
 from hiergen.data.videos.dataset import VideoSet, from_uint8, load_clips
 from hiergen.data.videos.files import list_videos, require_pyav
 from hiergen.data.videos.moving_digits import moving_digits
@@ -30,7 +30,7 @@ EMBEDDED = "moving-digits"
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(Checked):
     """How files are cut into clips; see `hiergen.data.videos.dataset.load_clips`.
 
     Attributes:
@@ -41,11 +41,11 @@ class ClipConfig:
         digit_size: Height and width of the digits of the embedded clips; 0 is half of the frame, `hiergen quickstart video` has two thirds.
     """
 
-    num_frames: int = 32
-    size: int = 32
-    stride: int = 1
-    clips_per_file: int = 1
-    digit_size: int = 0
+    num_frames: Count = 32
+    size: Count = 32
+    stride: Count = 1
+    clips_per_file: Count = 1
+    digit_size: CountOrZero = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,10 @@ class VideoSettings(GeneratorSettings):
     tokenizer: str = ""
     prefixes: bool = False
     reference: str = EMBEDDED
-    num_reference: int = 256
+    num_reference: Count = 256
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     out: str = "evaluation/video"
-    num_videos: int = 256
+    num_videos: Count = 256
     extractor: VideoExtractorConfig = dataclasses.field(default_factory=VideoExtractorConfig)
     lpips: str = "none"
     lpips_folder: str | None = None

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from hiergen.config import to_json
 from hiergen.generators.base import Generator, StepCallback
-from hiergen.generators.conditioning import check_labels, drop_labels, with_null_labels
+from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
+from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.flow.latent_patches import LatentPatches
 from hiergen.generators.flow.sampling import (
     FlowSettings,
@@ -194,6 +195,10 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         return self._specs
 
     @property
+    def makes_unconditional(self) -> bool:
+        return self.config["label_dropout"] > 0
+
+    @property
     def null_label(self) -> int:
         """The label that stands for "no label"."""
         return self.config["num_classes"]
@@ -280,7 +285,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     @torch.no_grad()
     def generate(
         self,
-        condition: Int[Tensor, " b"],
+        condition: Int[Tensor, " b"] | Unconditional,
         settings: FlowSettings | None = None,
         *,
         rng: Rng | None = None,
@@ -293,7 +298,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         dense.
 
         Args:
-            condition: Labels, 0 to num_classes - 1.
+            condition: Labels, 0 to num_classes - 1; or `Unconditional`, where labels were dropped in training.
             settings: Solver, steps and guidance; None for the defaults.
             rng: Source of the noise; None for the global one.
             callback: Called after each step. Levels are complete only after the last one, when it gets the pyramid.
@@ -301,10 +306,12 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         Raises:
             ValueError: If a label is out of range.
             TypeError: If labels are not int64.
+            FloatingPointError: If the velocity holds NaN or infinity.
         """
         settings = settings or FlowSettings()
-        check_labels(condition, self.config["num_classes"])
-        noise = self._noise(condition.shape[0], self.device, rng)
+        labels = resolve_labels(condition, self.config["num_classes"], self.config["label_dropout"], self.device)
+        noise = self._noise(len(labels), self.device, rng)
+        finite = FiniteSteps(type(self).__name__, "the velocity")
 
         def report(step: int) -> None:
             if callback is not None and step < settings.num_steps - 1:
@@ -312,13 +319,14 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
 
         state = noise.double() if self.dtype == torch.float64 else noise
         state = integrate(
-            self._guided_velocity(condition.to(self.device), settings),
+            self._guided_velocity(labels, settings, finite),
             state,
             settings.times(),
             solver=settings.solver,
             draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
             after_step=report,
         )
+        finite.check()
         pyramid = TokenPyramid.split(self.standardize.inverse(state), self._specs)
         if callback is not None:
             callback(settings.num_steps - 1, pyramid)
@@ -335,7 +343,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         self._compiled = torch.compile(self.velocity, fullgraph=True, dynamic=False, **options)
         return self
 
-    def _guided_velocity(self, condition: Tensor, settings: FlowSettings) -> VelocityFn:
+    def _guided_velocity(self, condition: Tensor, settings: FlowSettings, finite: FiniteSteps) -> VelocityFn:
         warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
         dense_until = settings.times()[min(warmup, settings.num_steps)]
         both = with_null_labels(condition, self.null_label)
@@ -350,6 +358,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             torch.compiler.cudagraph_mark_step_begin()
             slope = compute(batch, moments, labels, is_dense=time < dense_until)
             slope = slope.to(state.dtype, copy=self._compiled is not None)
+            finite.note(slope, f"time {time:.3f} of 0 to 1")
             if not is_guided:
                 return slope
             conditional, null = slope.chunk(2)

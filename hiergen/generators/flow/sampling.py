@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
+from hiergen.config import Count, Positive, Range
 from hiergen.generators.guidance import GuidanceSettings
 
 TimeDistribution = Literal["logit_normal", "uniform"]
@@ -53,30 +54,20 @@ class FlowSettings(GuidanceSettings):
         from t = 0.125 (800 epochs).
     """
 
-    num_steps: int = 249
+    num_steps: Count = 249
     solver: Solver = "euler"
-    last_step: float = 0.04
-    timestep_shift: float = 0.3
-    cfg_channels: int | None = None
+    last_step: Annotated[float, Range(0, 1, excludes_low=True, excludes_high=True)] = 0.04
+    timestep_shift: Positive = 0.3
+    cfg_channels: Count | None = None
     guidance_start: float = 0.0
     guidance_end: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps}, expected at least 1")
-        if self.solver not in get_args(Solver):
-            raise ValueError(f"solver is {self.solver!r}, expected one of {get_args(Solver)}")
         if self.solver == "sde" and self.num_steps < 2:
             raise ValueError(
                 f"num_steps is {self.num_steps}, solver 'sde' takes at least 2: its last step is a different one"
             )
-        if not 0 < self.last_step < 1:
-            raise ValueError(f"last_step is {self.last_step}, expected above 0 and below 1")
-        if not self.timestep_shift > 0:
-            raise ValueError(f"timestep_shift is {self.timestep_shift}, expected above 0")
-        if self.cfg_channels is not None and self.cfg_channels < 1:
-            raise ValueError(f"cfg_channels is {self.cfg_channels}, expected at least 1, or None for all channels")
         if not self.guidance_start <= self.guidance_end:
             raise ValueError(
                 f"guidance_start is {self.guidance_start}, expected at most guidance_end, {self.guidance_end}"

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,10 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hiergen.config import Range
 from hiergen.generators.base import Generator, StepCallback
-from hiergen.generators.conditioning import check_labels, drop_labels, with_null_labels
+from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
+from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import GuidanceSettings, guide
 from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, level_layout, token_layout
 from hiergen.generators.sampling import DrawSettings, draw_ids
@@ -54,7 +56,7 @@ class LevelARSettings(GuidanceSettings, DrawSettings):
             tokens, slower.
     """
 
-    guidance_interval: int = -1
+    guidance_interval: Annotated[int, Range(-1)] = -1
     num_levels: int | None = None
     use_cache: bool = True
 
@@ -158,6 +160,10 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         return self._specs
 
     @property
+    def makes_unconditional(self) -> bool:
+        return self.config["class_dropout"] > 0
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all levels."""
         return self._layout.num_tokens
@@ -213,7 +219,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
     @torch.no_grad()
     def generate(
         self,
-        condition: Tensor,
+        condition: Tensor | Unconditional,
         settings: LevelARSettings | None = None,
         *,
         rng: Rng | None = None,
@@ -222,22 +228,24 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """Return one pyramid of ids per label, generated coarse to fine with dropout off.
 
         Args:
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or `Unconditional`, where labels were dropped in training.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
             rng: Source of the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each step with its index and the levels that are complete.
 
         Raises:
             ValueError: If a label or `settings.num_levels` is out of range.
+            FloatingPointError: If the logits of a step hold NaN or infinity.
         """
         settings = LevelARSettings() if settings is None else settings
-        check_labels(condition, self.config["num_classes"])
+        condition = resolve_labels(condition, self.config["num_classes"], self.config["class_dropout"], self.device)
         batch, layout = len(condition), self._layout_of_levels(settings.num_levels)
         # The schedule is that of all levels, so that stopping early changes nothing in the levels that are generated.
         scales, num_guided = settings.scales(self.num_steps), settings.num_guided_steps(layout)
         labels = with_null_labels(condition, self.config["num_classes"]) if num_guided else condition
         ids = condition.new_empty(batch, layout.num_tokens)
         cache = KVCache(len(self.blocks), layout.num_tokens) if settings.use_cache else None
+        finite = FiniteSteps(type(self).__name__, "logits")
         with evaluating(self):
             for index, step in enumerate(layout.steps):
                 if index == num_guided and index > 0:
@@ -251,13 +259,19 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
                 )
                 x = self._transform(self._embed(ids, labels, segments), start, cache)
                 logits = self.head(self.norm(x[:, step.start - start :]))  # (b, n, v), twice the batch if guided
+                finite.note(logits, f"step {index} of {len(layout.steps)}, level {self._level_of(step.start)}")
                 if index < num_guided:
                     conditional, null = logits.float().chunk(2)
                     logits = guide(conditional, null, scales[index])
                 ids[:, step.start : step.end] = draw_ids(logits, settings, rng=rng)
                 if callback is not None:
                     callback(index, self._complete_levels(ids, step.end))
+        finite.check()
         return TokenPyramid.split(ids, self._specs)
+
+    def _level_of(self, token: int) -> int:
+        """Return the level that holds a token of the sequence."""
+        return sum(end <= token for end in itertools.accumulate(spec.num_tokens for spec in self._specs))
 
     def _embed(self, ids: Tensor, condition: Tensor, segments: Sequence[Segment]) -> Tensor:
         """Return the input embeddings of some segments. `condition` may stack labels for several passes over one `ids`."""

@@ -17,6 +17,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from hiergen.config import Checked, Count, NotNegative
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.diffusion_chain import HeadSpacing
@@ -43,15 +44,10 @@ class MaskedCascadeSettings(MaskedARSettings):
         ValueError: If a value is out of range.
     """
 
-    num_steps: int | tuple[int, ...] = 64
-    guidance_scale: float = 3.0
-    high_guidance_scale: float | None = None
+    num_steps: Count | tuple[Count, ...] = 64
+    guidance_scale: NotNegative = 3.0
+    high_guidance_scale: NotNegative | None = None
     head_spacing: HeadSpacing = "leading"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.high_guidance_scale is not None and self.high_guidance_scale < 0:
-            raise ValueError(f"high_guidance_scale is {self.high_guidance_scale}, expected 0 or more")
 
     def stage(self, index: int) -> MaskedARSettings:
         """Return the settings of the coarse stage (0) or the fine one (1)."""
@@ -63,7 +59,7 @@ class MaskedCascadeSettings(MaskedARSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StageConfig:
+class StageConfig(Checked):
     """What the two stages have in common: entries of `MaskedCascade`'s config, under the same names.
 
     An encoder and its decoder have the same size here, which `MaskedAR` says once for each.

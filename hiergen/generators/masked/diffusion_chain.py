@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hiergen.config import Checked, NotNegative, Share
+
 HeadSamplerKind = Literal["ddpm", "ddim"]
 HeadSpacing = Literal["linspace", "leading"]
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadSampler:
+class HeadSampler(Checked):
     """How the head turns noise into a token.
 
     Attributes:
@@ -38,20 +40,13 @@ class HeadSampler:
     kind: HeadSamplerKind = "ddpm"
     steps: int = 100
     spacing: HeadSpacing = "linspace"
-    temperature: float = 1.0
-    eta: float = 0.0
+    temperature: NotNegative = 1.0
+    eta: Share = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("ddpm", "ddim"):
-            raise ValueError(f"head_sampler is {self.kind!r}, expected 'ddpm' or 'ddim'")
-        if self.spacing not in ("linspace", "leading"):
-            raise ValueError(f"head_spacing is {self.spacing!r}, expected 'linspace' or 'leading'")
+        super().__post_init__()
         if self.steps < 2:
             raise ValueError(f"head_steps is {self.steps}, expected at least 2")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}, expected 0 or more")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}, expected 0 to 1")
         if self.eta > 0 and self.kind == "ddpm":
             raise ValueError(f"eta is {self.eta} with head_sampler 'ddpm', expected 0: only 'ddim' reads it")
 

@@ -24,7 +24,7 @@ from hiergen.generators.masked.diffusion_chain import (
     sampler_coefficients,
 )
 from hiergen.nn.initialization import xavier_linears
-from hiergen.nn.precision import without_autocast
+from hiergen.nn.precision import KeepsFloat32, without_autocast
 
 #: Largest number of modulation values that `DiffusionHead.sample` holds at a time (64 MiB in float32).
 _MODULATION_BUDGET = 1 << 24
@@ -67,11 +67,11 @@ class HeadBlock(nn.Module):
         return h + gate * self.mlp(self.norm(h) * (1 + scale) + shift)
 
 
-class DiffusionHead(nn.Module):
+class DiffusionHead(KeepsFloat32):
     """Predicts noise and variance of a noisy token from z and the timestep, trains and samples.
 
     It runs in the precision of its weights with autocast switched off: near the end of the chain an error of the predicted noise is
-    amplified 2e4 times. Keep the weights in float32.
+    amplified 2e4 times. So its weights stay in float32.
 
     Args:
         token_dim: Channels of a token.

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import Condition, draw_dropped
+from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.masked.diffusion_head import DiffusionHead
 from hiergen.generators.masked.orders import (
     MaskedDraws,
@@ -279,8 +280,10 @@ class MaskedAR(Generator):
 
         Raises:
             ValueError: If the condition or the settings do not fit the model.
+            FloatingPointError: If the tokens of a step hold NaN or infinity.
         """
         settings = settings or MaskedARSettings()
+        finite = FiniteSteps(type(self).__name__, "tokens")
         batch, device, channels = self.prefix.check(condition, low_res), self.device, self.specs[0].dim
         wide, sampler = torch.promote_types(self.dtype, torch.float32), settings.sampler()
         halves = 2 if settings.is_guided else 1
@@ -308,6 +311,7 @@ class MaskedAR(Generator):
                         guidance=scale,
                         times=times,
                     )
+                    finite.note(values, f"step {index}, level {stage.level}")
                     tokens = scatter_tokens(tokens, queries, values)
                     rows = scatter_tokens(rows, queries, self.transformer.embed_tokens(values, queries))
                     if after == 0:
@@ -316,6 +320,7 @@ class MaskedAR(Generator):
                         callback(index, complete)
                     index += 1
         assert complete is not None
+        finite.check()
         return complete
 
     def _sampling_prefix(

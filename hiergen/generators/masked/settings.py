@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from hiergen.config import Count, NotNegative, Range, Share
 from hiergen.generators.guidance import GuidanceSchedule, GuidanceSettings
 from hiergen.generators.masked.diffusion_chain import HeadSampler, HeadSamplerKind, HeadSpacing
 from hiergen.pyramid import LevelSpec
@@ -32,23 +33,20 @@ class MaskedARSettings(GuidanceSettings):
         ValueError: If a value is out of range.
     """
 
-    num_steps: int | tuple[int, ...] = 64
+    num_steps: Count | tuple[Count, ...] = 64
+    guidance_scale: NotNegative = 1.0
     guidance_schedule: GuidanceSchedule = "official"
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     head_sampler: HeadSamplerKind = "ddpm"
-    head_steps: int = 100
+    head_steps: Annotated[int, Range(2)] = 100
     head_spacing: HeadSpacing = "linspace"
-    eta: float = 0.0
-    low_res_noise: float = 0.5
+    eta: Share = 0.0
+    low_res_noise: Share = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min((self.num_steps,) if isinstance(self.num_steps, int) else self.num_steps, default=0) < 1:
+        if isinstance(self.num_steps, tuple | list) and not self.num_steps:
             raise ValueError(f"num_steps is {self.num_steps}, expected at least 1")
-        if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale is {self.guidance_scale}, expected 0 or more")
-        if not 0 <= self.low_res_noise <= 1:
-            raise ValueError(f"low_res_noise is {self.low_res_noise}, expected 0 to 1")
         self.sampler()
 
     def sampler(self) -> HeadSampler:

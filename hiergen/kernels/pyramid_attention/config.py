@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from hiergen.config import from_json
+from hiergen.config import Checked, from_json
 from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule
 
 AssignmentMode = Literal["threshold", "quota", "energy"]
@@ -15,7 +15,7 @@ OrderName = Literal["gilbert", "tiles", "raster"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OfficialRules:
+class OfficialRules(Checked):
     """Rules of the official program that its paper does not state; a rule that is a defect has a sound one as default beside it.
 
     Attributes:
@@ -41,12 +41,13 @@ class OfficialRules:
     rounding_tile: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.empty_rows not in ("best_block", "nothing"):
             raise ValueError(f"empty_rows is {self.empty_rows!r}, expected 'best_block' or 'nothing'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PSAConfig:
+class PSAConfig(Checked):
     """Settings of pyramid sparse attention.
 
     Attributes:
@@ -86,6 +87,7 @@ class PSAConfig:
     rules: OfficialRules = OfficialRules()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for pool, bound in self.bounds:
             if pool not in POOLS:
                 raise ValueError(f"bounds holds pool {pool}, expected 1, 2, 4 or 8")

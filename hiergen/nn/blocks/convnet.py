@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.config import Checked
 from hiergen.nn.checkpointing import CheckpointedModule
+from hiergen.nn.precision import KeepsFloat32
 
 #: Source of the 1x1 shortcut convolution where a block changes the number of channels.
 Shortcut = Literal["branch", "input"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNetConfig:
+class ConvNetConfig(Checked):
     """Sizes of a convolutional encoder and its mirrored decoder.
 
     Attributes:
@@ -45,6 +47,7 @@ class ConvNetConfig:
     shortcut: Shortcut = "branch"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("image_channels", "channels", "blocks", "z_channels", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -116,7 +119,7 @@ class ConvEncoder(CheckpointedModule):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class ConvDecoder(CheckpointedModule):
+class ConvDecoder(CheckpointedModule, KeepsFloat32):
     """Small map to image: `(b, z, h, w)` to `(b, c, h * stride, w * stride)`, without activation at the end."""
 
     def __init__(self, config: ConvNetConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from hiergen.config import Checked
 from hiergen.nn.blocks.scale_transformer import PositionKind
 from hiergen.nn.level_masks import AttentionForm, MaskKind
 from hiergen.nn.pyramid_pooling import PoolKind
@@ -14,7 +15,7 @@ LatentKind = Literal["finest", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
-class HieraTokConfig:
+class HieraTokConfig(Checked):
     """The keyword arguments of `hiergen.tokenizers.hieratok.model.HieraTok`.
 
     Raises:
@@ -75,6 +76,7 @@ class HieraTokConfig:
     """Channels of a teacher's features that `features["alignment"]` is projected to; None for no projection."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sides, image_size, patch_size = self.scales, self.image_size, self.patch_size
         if patch_size < 1 or image_size % patch_size:
             raise ValueError(f"patch_size is {patch_size}, expected a divisor of image_size {image_size}")

@@ -265,6 +265,8 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
         return self._embed_latents(codes if self.latent_pool is None else self.latent_pool(codes))
 
     def _embed_latents(self, codes: Tensor) -> Tensor:
+        # Generators give float32 at least, whatever the weights of either.
+        codes = codes.to(self.from_latents.weight.dtype)
         x = self.from_latents(codes)
         if self.layout.use_channel_shortcuts:
             x = x + codes.repeat_interleave(x.shape[-1] // codes.shape[-1], dim=-1)

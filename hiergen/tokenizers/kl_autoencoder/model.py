@@ -151,4 +151,6 @@ class KLAutoencoder(Tokenizer):
     def _decode(self, codes: Tensor) -> Tensor:
         side = self.specs[0].grid
         assert side is not None
+        # Generators give float32 at least, whatever the weights of either.
+        codes = codes.to(self.latent_weight.dtype)
         return self.vae.decode(rearrange(codes, "b (h w) c -> b c h w", h=side[0])).sample

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from hiergen.config import Checked
 from hiergen.nn.blocks.perceiver import fourier_dim
 
 
 @dataclasses.dataclass(frozen=True)
-class PyramidVAEConfig:
+class PyramidVAEConfig(Checked):
     """The keyword arguments of `hiergen.tokenizers.pyramid_vae.model.PyramidVAE`.
 
     Raises:
@@ -62,6 +63,7 @@ class PyramidVAEConfig:
     """Log-variance of a token at the start; None leaves it near 0, where noise hides the means at first."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("token_dim", "width", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

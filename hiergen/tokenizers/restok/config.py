@@ -6,6 +6,7 @@ import dataclasses
 from itertools import accumulate
 from typing import Literal
 
+from hiergen.config import Checked
 from hiergen.nn.blocks.convnet import ConvNetConfig, Shortcut
 
 Projection = Literal["reinterpreted", "per_token"]
@@ -14,7 +15,7 @@ Grid = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class ResTokConfig:
+class ResTokConfig(Checked):
     """The keyword arguments of `hiergen.tokenizers.restok.model.ResTok`. The defaults are the published ResTok-L-128 at 256x256.
 
     Raises:
@@ -102,6 +103,7 @@ class ResTokConfig:
     """Weight of the entropy loss; see `hiergen.bottlenecks.vector.VectorQuantizer`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_sizes()
         self._check_levels()
 

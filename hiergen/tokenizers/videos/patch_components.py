@@ -96,7 +96,7 @@ class PatchComponents(Tokenizer):
             ValueError: If the pyramid comes from another tokenizer.
         """
         check_pyramid(pyramid, self.specs)
-        boxes = pyramid.levels[0] @ self.components + self.mean
+        boxes = pyramid.levels[0].to(self.mean.dtype) @ self.components + self.mean
         t, h, w = self._spec.grid or (1, 1, 1)
         p, q, r = self.config["patch_size"]
         return rearrange(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiergen.config import Checked
 from hiergen.data.dataset import Dataset
 from hiergen.training.optim import OptimConfig
 
@@ -78,7 +79,7 @@ class Task(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig(abc.ABC):
+class TaskConfig(Checked, abc.ABC):
     """The settings of a task. Every task has its own subclass, of JSON values only, because it is saved with the run."""
 
     @abc.abstractmethod

@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.config import Checked, Count
 from hiergen.nn.processes import num_processes
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
 
 @dataclasses.dataclass(frozen=True)
-class CodebookConfig:
+class CodebookConfig(Checked):
     """Watch the codebook.
 
     Attributes:
@@ -25,11 +26,7 @@ class CodebookConfig:
             as often; None never replaces one.
     """
 
-    revive_after: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.revive_after is not None and self.revive_after < 1:
-            raise ValueError(f"revive_after is {self.revive_after}, expected at least 1 sample, or None")
+    revive_after: Count | None = None
 
 
 class CodebookCounter:

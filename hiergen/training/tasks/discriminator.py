@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hiergen.config import Checked, CountOrZero, NotNegative
 from hiergen.losses.adaptive_weight import adaptive_weight
 from hiergen.losses.adversarial import Adversary, Augmentation
 from hiergen.losses.dino_discriminator import DinoDiscriminator, dino_backbone
@@ -19,7 +20,7 @@ from hiergen.training.optim import OptimConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class AdversarialConfig:
+class AdversarialConfig(Checked):
     """A discriminator as second player.
 
     Attributes:
@@ -36,13 +37,13 @@ class AdversarialConfig:
         optim: The discriminator's own optimizer; None takes the run's. Its schedule counts from the start.
     """
 
-    weight: float = 0.5
-    start_samples: int = 0
+    weight: NotNegative = 0.5
+    start_samples: CountOrZero = 0
     is_adaptive: bool = False
     adaptive_at: str = "pixel_decoder.conv_out.weight"
     discriminator: Literal["dino", "patch", "blur"] = "dino"
     augment: bool = True
-    lecam_weight: float = 1e-3
+    lecam_weight: NotNegative = 1e-3
     weights: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     optim: OptimConfig | None = None

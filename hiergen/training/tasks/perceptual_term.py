@@ -7,13 +7,14 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from hiergen.config import Checked, CountOrZero, NotNegative
 from hiergen.losses.perceptual import WeightedMix, jittered
 from hiergen.pretrained.perceptual import LPIPS, ConvNeXtLogits, LPIPSNetwork
 from hiergen.pretrained.weights import Frozen
 
 
 @dataclasses.dataclass(frozen=True)
-class PerceptualConfig:
+class PerceptualConfig(Checked):
     """A perceptual term.
 
     Attributes:
@@ -25,11 +26,11 @@ class PerceptualConfig:
         weights: Folder of the weight files; None looks into torchvision's cache; "random" is for trials without weights.
     """
 
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     network: LPIPSNetwork = "vgg"
-    lpips_part: float = 1.0
-    convnext_part: float = 0.0
-    jitter: int = 15
+    lpips_part: NotNegative = 1.0
+    convnext_part: NotNegative = 0.0
+    jitter: CountOrZero = 15
     weights: str | None = None
 
 

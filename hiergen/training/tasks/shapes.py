@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from hiergen.config import NotNegative
 from hiergen.data.codes import CodeSet
 from hiergen.data.shapes.dataset import ShapeDataConfig, open_shapes
 from hiergen.generators.conditioning import Condition
@@ -48,10 +49,11 @@ class ShapeTokenizerTaskConfig(TaskConfig):
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: ShapeDataConfig = dataclasses.field(default_factory=ShapeDataConfig)
     validation: ShapeDataConfig | None = None
-    near_weight: float = 1.0
+    near_weight: NotNegative = 1.0
     levels: Literal["all", "in_turn"] = "all"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.levels not in ("all", "in_turn"):
             raise ValueError(f"levels is {self.levels!r}, expected 'all' or 'in_turn'")
 

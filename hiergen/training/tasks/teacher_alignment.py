@@ -8,13 +8,14 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hiergen.config import Checked, NotNegative
 from hiergen.losses.alignment import cosine_hinge_loss
 from hiergen.pretrained.teachers import Teacher, TeacherName
 from hiergen.pretrained.weights import Frozen
 
 
 @dataclasses.dataclass(frozen=True)
-class AlignmentConfig:
+class AlignmentConfig(Checked):
     """Align a tokenizer's features with a frozen teacher's.
 
     Attributes:
@@ -29,8 +30,8 @@ class AlignmentConfig:
 
     teacher: TeacherName = "dinov3"
     weights: str | None = None
-    encoder_weight: float = 1.0
-    decoder_weight: float = 1.0
+    encoder_weight: NotNegative = 1.0
+    decoder_weight: NotNegative = 1.0
     encoder_margin: float = 0.25
     decoder_margin: float = 0.25
     options: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from hiergen.config import NotNegative
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.losses.adversarial import Adversary
 from hiergen.metrics.pixel import psnr
@@ -47,7 +48,7 @@ class TokenizerTaskConfig(TaskConfig):
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     validation: DataConfig | None = None
     pixel_loss: Literal["mse", "l1"] = "mse"
-    pixel_weight: float = 1.0
+    pixel_weight: NotNegative = 1.0
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
     alignment: AlignmentConfig | None = None
@@ -55,6 +56,7 @@ class TokenizerTaskConfig(TaskConfig):
     codebook: CodebookConfig | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.vae is not None and self.alignment is not None:
             raise ValueError("alignment is set beside vae, which has its own: use vae.foundation")
         if self.vae is not None and self.adversarial is not None and self.adversarial.is_adaptive:

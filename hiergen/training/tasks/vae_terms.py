@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from hiergen.config import Checked, Count, NotNegative
 from hiergen.losses.vae_objective import VAEObjective, VAEPass
 from hiergen.pretrained.teachers import PatchTeacher
 from hiergen.pretrained.weights import Frozen
@@ -15,7 +16,7 @@ from hiergen.tokenizers.base import TokenizerOutput
 
 
 @dataclasses.dataclass(frozen=True)
-class FoundationConfig:
+class FoundationConfig(Checked):
     """The frozen vision foundation model whose features the latents are aligned with ("VF loss").
 
     Attributes:
@@ -28,17 +29,17 @@ class FoundationConfig:
         options: Options of the model in timm.
     """
 
-    weight: float = 0.1
+    weight: NotNegative = 0.1
     cosine_margin: float = 0.5
     distance_margin: float = 0.25
     model: str = "vit_large_patch14_dinov2.lvd142m"
-    image_size: int = 224
+    image_size: Count = 224
     weights: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Checked):
     """VA-VAE's objective in place of weighted means: sums over an image, weights that adapt to gradients.
 
     The perceptual and the adversarial term are set beside it as for every tokenizer; their `weight` is then the objective's.
@@ -48,7 +49,7 @@ class VAEConfig:
         foundation: Alignment with a foundation model; None for the plain variational autoencoder.
     """
 
-    kl_weight: float = 1e-6
+    kl_weight: NotNegative = 1e-6
     foundation: FoundationConfig | None = None
 
 

@@ -190,7 +190,7 @@ def test_errors_say_what_came_and_what_was_expected() -> None:
         model.loss(_pyramid().prefix(1), LABELS)
     with pytest.raises(ValueError, match="low holds levels"):
         model.generate(LABELS, FAST, low=_pyramid())
-    with pytest.raises(ValueError, match=r"high_guidance_scale is -1.0, expected 0 or more"):
+    with pytest.raises(ValueError, match=r"high_guidance_scale is -1.0, expected at least 0"):
         MaskedCascadeSettings(high_guidance_scale=-1.0)
     with pytest.raises(ValueError, match="num_steps holds 3 numbers, the generator has 2 stages"):
         MaskedCascadeSettings(num_steps=(1, 2, 3)).stage(0)

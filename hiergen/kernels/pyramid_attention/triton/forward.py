@@ -40,6 +40,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hiergen.config import Checked
+
 
 @triton.jit
 @no_type_check
@@ -250,7 +252,7 @@ def forward_kernel(
 
 
 @dataclasses.dataclass(frozen=True)
-class LaunchConfig:
+class LaunchConfig(Checked):
     """How the kernels are launched.
 
     Attributes:
