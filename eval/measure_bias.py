@@ -17,9 +17,10 @@ from torch import Tensor
 
 from hiergen.config import parse
 from hiergen.data.sources import DataConfig
+from hiergen.environment import choose_device
 from hiergen.evaluation.features.extractors import ExtractorConfig, build_extractor
 from hiergen.evaluation.features.references import open_reference
-from hiergen.evaluation.protocol import PassConfig, choose_device, environment
+from hiergen.evaluation.protocol import PassConfig, environment
 from hiergen.evaluation.report import table
 from hiergen.figures import save_curves
 from hiergen.files import check_writable, write_json, write_text

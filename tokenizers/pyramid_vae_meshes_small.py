@@ -2,7 +2,8 @@
 
 First: `hiergen prepare-shapes MESHES shapes --classes-from name --sampling.num-surface 8192 --sampling.num-volume 8192
 --sampling.num-near 4096 --sampling.num-farthest 1024 --views.num-views 0`.
-The settings are those of `pyramid_vae_tiny.py`, with turns about the vertical axis, since there are few shapes. What it reaches: README.md.
+The settings are those of `pyramid_vae_tiny.py`, with turns about the vertical axis, since there are few shapes. What it reaches:
+docs/results/shapes.md.
 """
 
 from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig

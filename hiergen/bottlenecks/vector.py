@@ -26,12 +26,12 @@ class VectorQuantizer(Bottleneck):
     product of the search follows `torch.backends.cuda.matmul`, so with TF32 on near-ties may fall differently.
 
     Args:
-        vocab_size: Rows of the codebook.
+        vocab_size: Number of rows of the codebook.
         dim: Channels of a code.
         commitment_weight: Weight of the loss that pulls latents to their codes (the codebook's own has weight 1).
         entropy_weight: Weight of E[H(p)] - H(E[p]), low when single assignments are sure and all codes are used. At 0 the term
             is not computed; otherwise it holds several `(b n, v)` tensors.
-        entropy_temperature: Divides the negative squared distances that give p.
+        entropy_temperature: Number that divides the negative squared distances that give p.
 
     Source:
         VQ-VAE, arXiv:1711.00937; ResTok's configuration, arXiv:2601.03955.

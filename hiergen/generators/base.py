@@ -39,7 +39,7 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
     def loss(
         self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Return named scalars: "loss" is what to minimise, the others are for the log."""
+        """Return named scalars: "loss" is what to minimize, the others are for the log."""
 
     @abc.abstractmethod
     def generate(
@@ -50,11 +50,11 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
-        """Return one pyramid a row of `condition`.
+        """Return one pyramid per row of `condition`.
 
         Args:
-            condition: Class labels `(b,)`, or what else the generator is conditioned on.
-            settings: The dataclass of the generator's family.
+            condition: Class labels `(b,)`, or whatever else the generator is conditioned on (`hiergen.generators.conditioning`).
+            settings: An instance of `settings_class`; None takes its defaults.
             rng: Source of all draws; a `SampleRng` makes each sample's draws independent of what else is in the batch.
             callback: Called after each step.
         """
@@ -78,22 +78,16 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
         Raises:
             ValueError: If they differ.
         """
+        self._check_levels("the tokenizer", specs)
+
+    def check_pyramid(self, pyramid: TokenPyramid) -> None:
+        """Check that a pyramid holds all levels that this generator was trained for, and no others.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        self._check_levels("the pyramid", pyramid.specs)
+
+    def _check_levels(self, owner: str, specs: tuple[LevelSpec, ...]) -> None:
         if tuple(specs) != self.specs:
-            raise ValueError(f"the tokenizer's levels are {tuple(specs)}, this generator was trained for {self.specs}")
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Check class labels: int64 `(b,)`, each 0 to `num_classes - 1`.
-
-    Raises:
-        ValueError: If the shape or a label is out of range (a CPU check: call it outside loops).
-        TypeError: If they are not int64.
-    """
-    if labels.dtype != torch.int64:
-        raise TypeError(f"class labels have dtype {labels.dtype}, expected int64")
-    if labels.ndim != 1:
-        raise ValueError(f"class labels have shape {tuple(labels.shape)}, expected (b,)")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
-            f"class labels span {int(labels.min())} to {int(labels.max())}, expected 0 to {num_classes - 1}"
-        )
+            raise ValueError(f"{owner}'s levels are {tuple(specs)}, this generator was trained for {self.specs}")

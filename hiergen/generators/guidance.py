@@ -1,4 +1,10 @@
-"""Classifier-free guidance whose scale may change from step to step of a generation."""
+"""Classifier-free guidance of all generators: a prediction is moved away from the one that is made without the condition.
+
+    guided = null + w (conditional - null),    w = scale_at(r)
+
+r runs from 0 to 1 over a generation. What it counts is said by the settings of the family: the steps done (`LevelAR`), the tokens known
+(`MaskedAR`), the time of the flow (`FlowTransformer`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,19 +26,20 @@ GuidanceSchedule = Literal[
     "step",
     "cosine",
     "cosine_re",
+    "official",
+    "paper",
 ]
 
-# The official sampler lifts schedules that start or end at 1 by this much; kept so that results agree.
+# HAR's official sampler lifts schedules that start or end at 1 by this much; kept so that results agree.
 _LIFT = 1e-4
 _DEFAULT_WINDOW_START = {"rectangular": 0.05, "step": 0.25}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuidanceSettings:
-    """How strongly each generation step follows the condition.
+    """How strongly each step of a generation follows the condition.
 
-    With `r` the fraction of the schedule that is done, 0 at the first step and 1 at the last, `s` the `guidance_scale` and `m`
-    the `min_guidance_scale`, the scale is
+    With `s` the `guidance_scale`, `m` the `min_guidance_scale` and r from 0 (start) to 1 (end), the scale is
 
     - "constant": s;
     - "linear": rises from 1 to s, 1 + (s - 1) r; "linear_re": falls from s to 1;
@@ -39,24 +47,27 @@ class GuidanceSettings:
     - "triangular": rises from 1 to s at r = `peak`, then falls to 1;
     - "rectangular": s where `window_start` <= r <= `window_end`, else m;
     - "step": s where r >= `window_start`, else m;
-    - "cosine": rises from 1 to s as 1 + (s - 1)(1 - cos(pi r)) / 2; "cosine_re": falls from s to 1 in the same way.
+    - "cosine": rises from 1 to s as 1 + (s - 1)(1 - cos(pi r)) / 2; "cosine_re": falls from s to 1 in the same way;
+    - "official": 1 + (s - 1) r, as in the released MAR program;
+    - "paper": s r, as in MAR-3D's paper. It is no guidance only where it passes 1, so it acts at s = 1 too.
 
-    "linear", "linear_re" and "triangular" are 1e-4 above this formula, as in the official sampler.
+    "linear", "linear_re" and "triangular" are 1e-4 above this formula, as in HAR's official sampler.
 
     Attributes:
-        guidance_scale: s, applied as `null + scale * (conditional - null)`; 1 or less turns guidance off, and with it the
-            second half of the batch.
-        guidance_schedule: One of the above.
-        min_guidance_scale: m. Exactly 1 stands for 1.0001, as in the official sampler.
-        window_start: Where a window opens, 0 to 1; None is the schedule's default (rectangular 0.05, step 0.25).
-        window_end: Where the rectangular window closes, 0 to 1.
+        guidance_scale: Weight s of the condition in `null + scale * (conditional - null)`; 1 turns guidance off, and with it half of
+            the work.
+        guidance_schedule: How the weight changes over a generation: one of the names above.
+        min_guidance_scale: Weight m outside of the window. Exactly 1 stands for 1.0001, as in HAR's official sampler.
+        window_start: Start of the window, 0 to 1; None is the schedule's default (rectangular 0.05, step 0.25).
+        window_end: End of the rectangular window, 0 to 1.
         peak: Where "linear_constant" and "triangular" reach s, above 0 and up to 1.
 
     Raises:
         ValueError: If a value is out of its range.
 
     Source:
-        ResTok, arXiv:2601.03955, official sampler. Its two cosine schedules do not run; their definition is ours.
+        ResTok, arXiv:2601.03955, official sampler (its two cosine schedules do not run; their definition is ours); MAR,
+        arXiv:2406.11838, official program; MAR-3D, arXiv:2503.20519.
     """
 
     guidance_scale: float = 1.0
@@ -79,46 +90,64 @@ class GuidanceSettings:
 
     @property
     def is_guided(self) -> bool:
-        return self.guidance_scale > 1
+        """Whether any step of a generation is guided."""
+        return self.guidance_scale != 1 or self.guidance_schedule == "paper"
 
-    def scale_at(self, ratio: float) -> float:
-        """Return the scale at a fraction of the schedule, 0 to 1."""
+    def scale_at(self, done: float | int, total: float | int = 1) -> float:
+        """Return the scale at r = done / total, 0 to 1."""
+        rise, r = self.guidance_scale - 1, done / total
         match self.guidance_schedule:
             case "linear":
-                return 1 + self._rise(ratio) + _LIFT
+                return 1 + rise * r + _LIFT
             case "linear_re":
-                return 1 + self._rise(1 - ratio) + _LIFT
+                return 1 + rise * (1 - r) + _LIFT
             case "linear_constant":
-                return 1 + self._rise(min(ratio / self.peak, 1.0))
+                return 1 + rise * min(r / self.peak, 1.0)
             case "triangular":
-                rising = ratio <= self.peak
-                return 1 + self._rise(ratio / self.peak if rising else (1 - ratio) / (1 - self.peak)) + _LIFT
+                return 1 + rise * (r / self.peak if r <= self.peak else (1 - r) / (1 - self.peak)) + _LIFT
             case "rectangular":
-                return self._windowed(ratio, self.window_end)
+                return self._windowed(r, self.window_end)
             case "step":
-                return self._windowed(ratio, 1.0)
+                return self._windowed(r, 1.0)
             case "cosine":
-                return 1 + self._rise((1 - math.cos(math.pi * ratio)) / 2)
+                return 1 + rise * ((1 - math.cos(math.pi * r)) / 2)
             case "cosine_re":
-                return 1 + self._rise((1 + math.cos(math.pi * ratio)) / 2)
+                return 1 + rise * ((1 + math.cos(math.pi * r)) / 2)
+            case "official":
+                # Multiplied before it is divided, as in the released program: published samples depend on the last digit.
+                return 1 + rise * done / total
+            case "paper":
+                return self.guidance_scale * done / total
             case _:
                 return self.guidance_scale
 
     def scales(self, num_steps: int) -> tuple[float, ...]:
-        """Return the scale of every step of a schedule of `num_steps` steps: step k is at k / (num_steps - 1)."""
+        """Return the scale of every step of a schedule of `num_steps` steps: step k is at r = k / (num_steps - 1)."""
         return tuple(self.scale_at(step / max(num_steps - 1, 1)) for step in range(num_steps))
 
-    def _rise(self, fraction: float) -> float:
-        return (self.guidance_scale - 1) * fraction
-
-    def _windowed(self, ratio: float, window_end: float) -> float:
+    def _windowed(self, r: float, window_end: float) -> float:
         start = _DEFAULT_WINDOW_START[self.guidance_schedule] if self.window_start is None else self.window_start
-        if start <= ratio <= window_end:
+        if start <= r <= window_end:
             return self.guidance_scale
         return 1.0001 if self.min_guidance_scale == 1 else self.min_guidance_scale
 
 
-def guide(logits: Float[Tensor, "twice ..."], scale: float) -> Float[Tensor, "b ..."]:
-    """Return guided logits from a batch whose first half is conditional and whose second half is not."""
-    conditional, null = logits.chunk(2)
-    return null + (conditional - null) * scale
+def guide(
+    conditional: Float[Tensor, "*rows c"],
+    null: Float[Tensor, "*rows c"],
+    scale: float | Tensor,
+    *,
+    num_channels: int | None = None,
+) -> Float[Tensor, "*rows c"]:
+    """Return null + scale (conditional - null).
+
+    Args:
+        conditional: Prediction (logits, noise or velocity) with the condition.
+        null: Prediction without it.
+        scale: Weight of the condition; 1 gives the conditional prediction.
+        num_channels: Number of leading channels that are guided, the others stay conditional; None for all.
+    """
+    guided = null + scale * (conditional - null)
+    if num_channels is None:
+        return guided
+    return torch.cat((guided[..., :num_channels], conditional[..., num_channels:]), dim=-1)

@@ -20,7 +20,7 @@ class DrawSettings:
     """How ids are drawn from logits. Applied in this order: temperature, top-k, top-p.
 
     Attributes:
-        temperature: Divides the logits; 0 is as good as greedy.
+        temperature: Number that divides the logits; 0 is as good as greedy.
         top_k: Keep the k most probable ids (and ties with the last); 0 keeps all.
         top_p: Keep the most probable ids up to and including the first at which their sum exceeds p; 1 keeps all.
         greedy: Take the most probable id, draw nothing.
@@ -62,14 +62,14 @@ def keep_top_p(logits: Float[Tensor, "... v"], p: float) -> Float[Tensor, "... v
 def draw_ids(
     logits: Float[Tensor, "*rows v"], settings: DrawSettings, *, rng: Rng | None = None
 ) -> Int[Tensor, "*rows"]:
-    """Return one id a row of logits, int64, without waiting for the device.
+    """Return one id per row of logits, int64, without waiting for the device.
 
     With one generator all rows are drawn in one call, in row-major order, and equal what `torch.multinomial` draws from it.
 
     Args:
         logits: Unnormalized log probabilities; filtered and normalized in float32.
-        settings: Temperature, truncation, greedy or not.
-        rng: Where random numbers come from; a `SampleRng` draws for each row of the first dimension by itself. On another device
+        settings: Temperature and truncation, and whether to draw at all.
+        rng: Source of random numbers; a `SampleRng` draws for each row of the first dimension by itself. On another device
             than the logits (a CPU generator for reproducible seeds), the numbers are drawn there and moved.
     """
     logits = logits.float()

@@ -1,4 +1,4 @@
-"""Keys and values of tokens that were already processed, in storage of fixed size that is filled a group of tokens at a time.
+"""Keys and values of tokens that were already processed, in storage of fixed size that is filled group by group.
 
 Letters: `b` batch, `h` heads, `n` tokens of the group, `t` all tokens so far, `k` channels of a head.
 """
@@ -17,7 +17,7 @@ class LayerCache:
     key up to its own end.
 
     Args:
-        num_tokens: Tokens that the storage holds.
+        num_tokens: Number of tokens that the storage holds.
     """
 
     def __init__(self, num_tokens: int) -> None:
@@ -58,8 +58,8 @@ class KVCache:
     """One `LayerCache` for each layer of a transformer.
 
     Args:
-        num_layers: Layers.
-        num_tokens: Tokens that each layer holds.
+        num_layers: Number of layers.
+        num_tokens: Number of tokens that each layer holds.
     """
 
     def __init__(self, num_layers: int, num_tokens: int) -> None:

@@ -19,7 +19,7 @@ class CheckpointedModule(nn.Module):
     gradient_checkpointing: bool = False
     _gradient_checkpointing_func: Callable[..., Any] | None = None
 
-    def run(self, part: nn.Module, *inputs: Any) -> Any:
+    def run(self, part: Callable[..., Any], *inputs: Any) -> Any:
         """Return `part(*inputs)`, storing no activations of `part` if checkpointing is on and gradients are."""
         if self.gradient_checkpointing and self._gradient_checkpointing_func is not None and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(part, *inputs)

@@ -80,10 +80,10 @@ class LatentStandardizer(nn.Module):
     """Tokens to standardized tokens, (x - mean) / std * multiplier, and back, in at least float32.
 
     Args:
-        num_channels: Channels of a token.
+        num_channels: Number of channels of a token.
         mean: Mean of each channel, or of each channel of each level; None for 0.
-        std: Deviation likewise; None for 1.
-        multiplier: Applied after standardizing.
+        std: Standard deviation of each channel, or of each channel of each level; None for 1.
+        multiplier: Factor that is applied after standardizing.
         level_sizes: Tokens of each level; needed where the statistics are by level. Tokens are then those of all levels, or of the
             first ones.
 
@@ -136,7 +136,7 @@ class LatentStandardizer(nn.Module):
 def _by_level(
     name: str, values: ChannelValues | None, default: Sequence[float], num_levels: int
 ) -> Sequence[Sequence[float]]:
-    """Return one list a level, or a single one that holds for all."""
+    """Return one list per level, or a single one that holds for all."""
     if values is None:
         return [default]
     lists = [value for value in values if isinstance(value, Sequence)]
@@ -144,6 +144,6 @@ def _by_level(
         return [[float(value) for value in values if not isinstance(value, Sequence)]]
     if len(lists) != num_levels or len(lists) != len(values):
         raise ValueError(
-            f"{name} holds {len(values)} entries, expected a number a channel or {num_levels} lists, one a level"
+            f"{name} holds {len(values)} entries, expected a number per channel or {num_levels} lists, one per level"
         )
     return lists

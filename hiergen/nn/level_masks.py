@@ -139,8 +139,8 @@ class ScaleAttention:
     """Attention by a `ScaleMask` on the whole sequence or on the first levels of it.
 
     Args:
-        mask: The rule.
-        form: "masked" is one call with a dense mask, "grouped" one call a level with its keys cut. Equal up to rounding.
+        mask: Rule of which levels see which.
+        form: "masked" is one call with a dense mask, "grouped" one call per level with its keys cut. They are equal up to rounding.
 
     Raises:
         ValueError: If the form is unknown.

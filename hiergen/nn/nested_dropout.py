@@ -46,14 +46,14 @@ def draw_prefix_lengths(
     rng: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Int[Tensor, " b"]:
-    """Return one prefix length a sample, drawn with `prefix_probabilities`.
+    """Return one prefix length per sample, drawn with `prefix_probabilities`.
 
     Args:
         batch: Number of samples.
         lengths: Allowed prefix lengths in tokens, ascending.
         drop_prob: Probability of anything but the full length.
-        rng: Source of randomness, on its own device; None takes the default one of `device`.
-        device: Where the result goes.
+        rng: Source of the draws, on its own device; None takes the default generator of `device`.
+        device: Device of the result.
     """
     probabilities = prefix_probabilities(lengths, drop_prob)
     # float64, so that the sum of the probabilities cannot leave a gap below 1.

@@ -22,7 +22,7 @@ class PyramidPool(nn.Module):
     """The levels of an s x s map for every s of `sides`, coarse to fine; the finest is the map itself.
 
     Args:
-        dim: Channels.
+        dim: Channels of a token.
         sides: Increasing sides; the last is the map's.
         kind: "area" averages, "bilinear" interpolates with an antialiasing triangle, "strided_conv" learns a convolution from each
             level to the next coarser one, which starts as the average.

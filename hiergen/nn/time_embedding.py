@@ -37,6 +37,6 @@ class TimeEmbedding(nn.Module):
         self.linear2 = nn.Linear(dim, dim)
 
     def forward(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """Return one embedding a time."""
+        """Return one embedding per time."""
         features = time_features(time, self.num_features).to(self.linear1.weight.dtype)
         return self.linear2(F.silu(self.linear1(features)))

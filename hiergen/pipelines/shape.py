@@ -12,8 +12,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from hiergen.data.images.pixels import on_white_square, to_tensor
+from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.cascade import MaskedCascade
-from hiergen.generators.masked.prefix import Condition
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.surface_extraction import EmptySurfaceError, extract_mesh

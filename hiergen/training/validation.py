@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hiergen.nn.modes import evaluating
 from hiergen.seeding import make_rng
 from hiergen.training.ema import Average
 from hiergen.training.processes.sharding import gathered
@@ -28,13 +29,8 @@ def averaged(model: nn.Module, ema: Average | None, player: nn.Module | None = N
         ema: Their averages.
         player: What holds the model, if it is to be used: where parameters are shared out it is gathered, and every process must enter.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with contextlib.nullcontext() if ema is None else ema.applied(model), gathered(player):
-            yield
-    finally:
-        model.train(was_training)
+    with evaluating(model), contextlib.nullcontext() if ema is None else ema.applied(model), gathered(player):
+        yield
 
 
 def validate(

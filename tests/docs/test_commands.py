@@ -27,6 +27,8 @@ PAGES = sorted(
         "",
         "docs",
         "docs/guides",
+        "docs/results",
+        "docs/decisions",
         "tokenizers",
         "generators",
         "eval",

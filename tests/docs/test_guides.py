@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
 
 from hiergen.__main__ import main
+from hiergen.evaluation.features.extractors import EXTRACTORS
 from hiergen.registry import MODEL_CLASSES, create, preset_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def reader(tmp_path, monkeypatch) -> Path:
     known, loaded = dict(MODEL_CLASSES), set(sys.modules)
     tables = {kind: preset_table(kind) for kind in ("tokenizer", "generator")}
     before = {kind: dict(table) for kind, table in tables.items()}
+    extractors = dict(EXTRACTORS)
     yield tmp_path
     # What a guide registered is its own.
     MODEL_CLASSES.clear()
@@ -49,8 +51,11 @@ def reader(tmp_path, monkeypatch) -> Path:
     for kind, table in tables.items():
         table.clear()
         table.update(before[kind])
+    EXTRACTORS.clear()
+    EXTRACTORS.update(extractors)
+    written = {path.stem for path in tmp_path.glob("*.py")}
     for name in set(sys.modules) - loaded:
-        if name in ("residual_grid", "table") or name.startswith("hiergen_recipe_"):
+        if name in written or name.startswith("hiergen_recipe_"):
             del sys.modules[name]
 
 

@@ -14,7 +14,10 @@ from hiergen.demo.library import packaged_models
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
-    *(ROOT / name / "README.md" for name in ("demos", "tokenizers", "generators", "eval")),
+    *sorted((ROOT / "docs" / "results").glob("*.md")),
+    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
+    *(ROOT / name / "README.md" for name in ("demos", "tokenizers", "generators", "eval", "hiergen/video")),
+    ROOT / "CONTRIBUTING.md",
 ]
 
 

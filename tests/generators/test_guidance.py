@@ -1,11 +1,16 @@
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from hiergen.generators.guidance import GuidanceSettings, guide
+from hiergen.generators.flow.model import FlowTransformer
+from hiergen.generators.guidance import GuidanceSchedule, GuidanceSettings, guide
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.generators.masked.cascade import MaskedCascade
+from hiergen.generators.masked.model import MaskedAR
 
 # Five steps are at 0, 1/4, 1/2, 3/4 and 1. Worked by hand for s = 3.
 CASES: list[tuple[dict[str, Any], list[float]]] = [
@@ -23,6 +28,8 @@ CASES: list[tuple[dict[str, Any], list[float]]] = [
     ({"guidance_schedule": "step", "window_start": 0.3, "min_guidance_scale": 1.0}, [1.0001, 1.0001, 3, 3, 3]),
     ({"guidance_schedule": "cosine"}, [1, 2 - 0.5**0.5, 2, 2 + 0.5**0.5, 3]),
     ({"guidance_schedule": "cosine_re"}, [3, 2 + 0.5**0.5, 2, 2 - 0.5**0.5, 1]),
+    ({"guidance_schedule": "official"}, [1, 1.5, 2, 2.5, 3]),
+    ({"guidance_schedule": "paper"}, [0, 0.75, 1.5, 2.25, 3]),
 ]
 
 
@@ -42,10 +49,42 @@ def test_a_single_step_is_at_the_start() -> None:
     assert GuidanceSettings(guidance_scale=2.0, guidance_schedule="linear").scales(1) == (1.0001,)
 
 
-def test_guide_moves_away_from_the_null_half() -> None:
-    logits = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
-    assert guide(logits, 2.0).tolist() == [[2.0, 2.0], [5.0, -1.0]]
-    assert torch.equal(guide(logits, 1.0), logits[:2])
+def test_shares_are_divided_last_in_the_schedules_of_masked_generation() -> None:
+    """As in the released program: 2.9 * 2 / 13 and 2.9 * (2 / 13) differ in the last digit."""
+    assert 2.9 * 2 / 13 != 2.9 * (2 / 13)
+    assert GuidanceSettings(guidance_scale=2.9, guidance_schedule="paper").scale_at(2, 13) == 2.9 * 2 / 13
+    assert 1 + (2.9 - 1) * 2 / 13 != 1 + (2.9 - 1) * (2 / 13)
+    official = GuidanceSettings(guidance_scale=2.9, guidance_schedule="official")
+    assert official.scale_at(2, 13) == 1 + (2.9 - 1) * 2 / 13
+
+
+def test_all_families_read_one_vocabulary() -> None:
+    for family in (LevelAR, MaskedAR, MaskedCascade, FlowTransformer):
+        for schedule in get_args(GuidanceSchedule):
+            settings = family.make_settings(guidance_scale=3.0, guidance_schedule=schedule, peak=0.25)
+            assert settings.scale_at(0.5) == GuidanceSettings(
+                **dataclasses.asdict(settings, dict_factory=_guidance)
+            ).scale_at(0.5)
+            assert settings.is_guided
+
+
+def _guidance(values: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(GuidanceSettings)}
+    return {name: value for name, value in values if name in names}
+
+
+def test_which_scales_are_no_guidance() -> None:
+    assert [GuidanceSettings(guidance_scale=scale).is_guided for scale in (0.5, 1.0, 1.5)] == [True, False, True]
+    # HAR's official sampler takes 1 or less as off; MAR-3D's form of the paper never is.
+    assert [LevelAR.make_settings(guidance_scale=scale).is_guided for scale in (0.5, 1.0, 1.5)] == [False, False, True]
+    assert GuidanceSettings(guidance_scale=1.0, guidance_schedule="paper").is_guided
+
+
+def test_guide_moves_away_from_the_prediction_without_a_condition() -> None:
+    conditional, null = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 1.0]])
+    assert guide(conditional, null, 2.0).tolist() == [[2.0, 2.0], [5.0, -1.0]]
+    assert torch.equal(guide(conditional, null, 1.0), conditional)
+    assert guide(conditional, null, 2.0, num_channels=1).tolist() == [[2.0, 2.0], [5.0, 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hiergen.nn.constants import Constants
+from hiergen.nn.constants import Constants, Table
 
 
 class Model(nn.Module):
@@ -51,3 +51,14 @@ def test_each_device_gets_one_copy_that_training_can_use() -> None:
 def test_constants_made_elsewhere_than_on_the_cpu_are_refused() -> None:
     with pytest.raises(ValueError, match="constant 'table' is on meta, expected the CPU"):
         Constants(table=torch.ones(1, device="meta"))
+
+
+def test_table_moves_but_is_not_cast() -> None:
+    table = Table(torch.tensor([1 / 3]))
+    module = torch.nn.ModuleDict({"table": table, "linear": torch.nn.Linear(1, 1)})
+    module.to(torch.bfloat16)
+    assert module["linear"].weight.dtype == torch.bfloat16
+    assert table().dtype == torch.float32
+    assert float(table()) == pytest.approx(1 / 3, rel=1e-7)
+    assert list(table.state_dict()) == ["value"]
+    assert module.to("meta")["table"]().device.type == "meta"

@@ -66,7 +66,7 @@ def test_refusals() -> None:
         with pytest.raises(ValueError, match="expected positive numbers"):
             LatentStatistics((0.0,), (bad,))
     for bad in ([[0.0]], [[0.0], [0.0], [0.0]], [[0.0], 0.0]):
-        with pytest.raises(ValueError, match=r"latent_mean holds . entries, expected a number a channel or 2 lists"):
+        with pytest.raises(ValueError, match=r"latent_mean holds . entries, expected a number per channel or 2 lists"):
             LatentStandardizer(1, bad, None, level_sizes=[1, 4])
     with pytest.raises(ValueError, match="have 2 channels, the level specs 3"):
         LatentStandardizer(3, [0.0, 0.0], [1.0, 1.0])

@@ -64,7 +64,8 @@ class PlainSampler:
             x = self._input(ids, conditions, end)
             logits = self._transform(x, torch.arange(ids.shape[1], end, device=self.device), cache).float()
             if settings.is_guided:
-                logits = guide(logits, settings.scale_at(step / (len(ends) - 1)))
+                conditional, null = logits.chunk(2)
+                logits = guide(conditional, null, settings.scale_at(step / (len(ends) - 1)))
             ids = torch.cat((ids, _draw(logits, settings, rng)), dim=1)
         return ids
 

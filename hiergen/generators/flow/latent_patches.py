@@ -23,7 +23,7 @@ class LatentPatches:
         size: Side of a patch.
 
     Attributes:
-        grids: Sizes of each level in patches.
+        grids: Size of each level in patches, along every axis.
 
     Raises:
         ValueError: If the levels or the size do not fit together.
@@ -50,7 +50,7 @@ class LatentPatches:
 
     @property
     def dim(self) -> int:
-        """Numbers in a patch."""
+        """How many numbers a patch holds."""
         return self._specs[-1].dim * self._size**2
 
     def fold(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:

@@ -1,6 +1,9 @@
 """A transformer that carries noise to continuous tokens along a learned velocity field: LightningDiT, and SiT with its flags off.
 
-Levels are maps, or videos of latents.
+    x_t = t data + (1 - t) noise,    v(x_t, t, label) = E[data - noise | x_t]
+
+Training regresses v at one random time per sample. Generation integrates dx = v dt from noise (t = 0) to data (t = 1), where guidance
+replaces v by v_null + scale (v - v_null). Levels are maps, or videos of latents; all levels form one sequence.
 
 Letters: `b` batch, `n` tokens of all levels (latents), `m` tokens inside the network (patches of latents), `c` channels of a latent,
 `d` channels inside, `h w` a latent map.
@@ -18,27 +21,28 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hiergen.config import to_json
-from hiergen.generators.base import Generator, StepCallback, check_labels
+from hiergen.generators.base import Generator, StepCallback
+from hiergen.generators.conditioning import check_labels, drop_labels, with_null_labels
 from hiergen.generators.flow.latent_patches import LatentPatches
 from hiergen.generators.flow.sampling import (
     FlowSettings,
     TimeDistribution,
     VelocityFn,
     draw_times,
-    guide,
     integrate,
-    integrate_sde,
     interpolate,
     velocity_losses,
 )
 from hiergen.generators.flow.sparse_attention import PlanListener, SparseAttention
+from hiergen.generators.guidance import guide
 from hiergen.kernels.attention import attention as dense_attention
 from hiergen.kernels.pyramid_attention import PSAConfig
-from hiergen.nn.blocks.adaptive import FeedForwardKind, ModulatedBlock, NormKind, make_norm, modulate, pairwise_table
+from hiergen.nn.blocks.layers import FeedForwardKind, NormKind, make_norm
+from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
 from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Table
 from hiergen.nn.latent_statistics import LatentStandardizer
-from hiergen.nn.pyramid_positions import axial_rotary_table, common_frame_positions, sincos_embedding
+from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
 from hiergen.nn.time_embedding import TimeEmbedding
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_normal
@@ -54,20 +58,20 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`): continuous, on grids of two or three axes, equal channels.
         num_classes: Labels are 0 to num_classes - 1; one more row of the table stands for "no label".
-        dim: Channels inside.
-        depth: Blocks.
+        dim: Channels of a token inside the transformer.
+        depth: Number of transformer blocks.
         num_heads: Attention heads.
         patch_size: Side of the square of latents that makes one token inside.
         mlp_ratio: Hidden channels of the feed-forward layers over `dim` ("swiglu" takes two thirds of it).
         norm: "rms", or "layer" without parameters.
         ffn: "swiglu" or "gelu".
         use_rotary: Rotate queries and keys by their position, besides the position that is added at the start.
-        use_shift: Whether the modulation of a block shifts besides scaling. Off in no released model.
-        use_qk_norm: Normalize queries and keys. On in no released model.
+        use_shift: Whether the modulation of a block shifts besides scaling; True in all released models.
+        use_qk_norm: Normalize queries and keys; False in all released models.
         has_double_output: The last layer gives twice the channels and the second half is dropped.
         label_dropout: Chance that a label is replaced by "no label" in training.
         latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`); None for 0.
-        latent_std: Their deviation; None for 1.
+        latent_std: Standard deviation of each channel; None for 1.
         latent_multiplier: Standardized tokens are multiplied by it.
         time_distribution: Training times: "logit_normal" or "uniform".
         time_shift: s in t' = s t / (1 + (s - 1) t) of the training times; below 1 more of them are near the noise. The more numbers
@@ -167,8 +171,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         """Take pyramid sparse attention with other settings, or dense attention (None), from now on; the weights stay.
 
         Args:
-            attention: `PSAConfig`, or its JSON form. What is saved with the model.
-            on_plan: Told of every plan, e.g. to note densities.
+            attention: `PSAConfig`, or its JSON form, which is saved with the model.
+            on_plan: Called with every plan, e.g. to note densities.
 
         Raises:
             ValueError: If the model has several levels, or the settings are unknown.
@@ -206,14 +210,15 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
 
         Args:
             tokens: All levels, coarse to fine, row-major: x_t.
-            time: 0 (noise) to 1 (data), one a sample; not scaled by 1000.
+            time: Time of each sample, 0 (noise) to 1 (data); not scaled by 1000.
             condition: Labels, or `null_label`.
             is_dense: Attend densely whatever `attention` is.
         """
         x = self.patch_embed(self._patches.fold(tokens.to(self.patch_embed.weight.dtype)))
         x = x + self.position_table().to(x.dtype)
         c = self.time_embed(time) + self.label_embed(condition)
-        rotary = self.rotary() if self.rotary is not None else None
+        # Saved with an angle for each channel; the two channels of a pair have the same.
+        rotary = self.rotary()[..., ::2].contiguous() if self.rotary is not None else None
         sparse = None if is_dense else self._sparse
         if sparse is not None:
             x = sparse.order.apply(x)
@@ -244,7 +249,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     def loss(
         self, pyramid: TokenPyramid, condition: Int[Tensor, " b"], *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Return "loss" = "mse" + cosine_weight * "cosine" at one random time a sample.
+        """Return "loss" = "mse" + cosine_weight * "cosine" at one random time per sample.
 
         Random draws, in this order: b normal numbers for the times, (b, c, n) normal numbers for the noise, and in train mode, where
         label_dropout is above 0, b uniform numbers that decide which labels are dropped.
@@ -257,7 +262,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         Raises:
             ValueError: If the pyramid is another tokenizer's.
         """
-        self.check_tokenizer(pyramid.specs)
+        self.check_pyramid(pyramid)
         data = self.standardize(pyramid.concat())
         time = draw_times(
             data.shape[0],
@@ -267,10 +272,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             rng=rng,
         )
         x_t, target = interpolate(data, self._noise(data.shape[0], data.device, rng).to(data.dtype), time)
-        if self.training and self.config["label_dropout"] > 0:
-            device = rng.device if rng is not None else data.device
-            drop = torch.rand(len(time), generator=rng, device=device).to(data.device) < self.config["label_dropout"]
-            condition = condition.masked_fill(drop, self.null_label)
+        if self.training:
+            condition = drop_labels(condition, self.null_label, self.config["label_dropout"], rng=rng)
         mse, cosine = velocity_losses(self.velocity(x_t, time, condition), target)
         return {"loss": mse + self.config["cosine_weight"] * cosine, "mse": mse, "cosine": cosine}
 
@@ -283,7 +286,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
-        """Return one pyramid a label, in the tokenizer's own (not standardized) units.
+        """Return one pyramid per label, in the tokenizer's own (not standardized) units.
 
         The only random draw is the noise, (b, c, n) normal numbers, and with solver "sde" as many for each step but the last. The
         state is kept in at least float32, whatever the weights. With sparse attention the first `warmup_steps` of its settings are
@@ -307,30 +310,27 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             if callback is not None and step < settings.num_steps - 1:
                 callback(step, None)
 
-        velocity = self._guided_velocity(condition.to(self.device), settings)
         state = noise.double() if self.dtype == torch.float64 else noise
-        if settings.solver == "sde":
-            state = integrate_sde(
-                velocity,
-                state,
-                settings.times(),
-                draw=lambda: self._noise(state.shape[0], self.device, rng).to(state.dtype),
-                after_step=report,
-            )
-        else:
-            state = integrate(velocity, state, settings.times(), solver=settings.solver, after_step=report)
+        state = integrate(
+            self._guided_velocity(condition.to(self.device), settings),
+            state,
+            settings.times(),
+            solver=settings.solver,
+            draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
+            after_step=report,
+        )
         pyramid = TokenPyramid.split(self.standardize.inverse(state), self._specs)
         if callback is not None:
             callback(settings.num_steps - 1, pyramid)
         return pyramid
 
     def compile_sampling(self, **options: Any) -> FlowTransformer:
-        """Compile the velocity that `generate` calls at every step, in place, one graph a batch size; return the model.
+        """Compile the velocity that `generate` calls at every step, in place, one graph per batch size; return the model.
 
         Training is left as it is.
 
         Args:
-            options: Of `torch.compile`. `mode="reduce-overhead"` records CUDA graphs.
+            options: Arguments of `torch.compile`. `mode="reduce-overhead"` records CUDA graphs.
         """
         self._compiled = torch.compile(self.velocity, fullgraph=True, dynamic=False, **options)
         return self
@@ -338,7 +338,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     def _guided_velocity(self, condition: Tensor, settings: FlowSettings) -> VelocityFn:
         warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
         dense_until = settings.times()[min(warmup, settings.num_steps)]
-        both = torch.cat((condition, torch.full_like(condition, self.null_label)))
+        both = with_null_labels(condition, self.null_label)
         compute = self._compiled or self.velocity
 
         def velocity(state: Tensor, time: float) -> Tensor:
@@ -353,7 +353,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             if not is_guided:
                 return slope
             conditional, null = slope.chunk(2)
-            return guide(conditional, null, settings)
+            return guide(conditional, null, settings.scale_at(time), num_channels=settings.cfg_channels)
 
         return velocity
 

@@ -17,6 +17,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
+from hiergen.generators.guidance import GuidanceSettings
+
 TimeDistribution = Literal["logit_normal", "uniform"]
 Solver = Literal["euler", "heun", "sde"]
 
@@ -24,41 +26,43 @@ Solver = Literal["euler", "heun", "sde"]
 VelocityFn = Callable[[Tensor, float], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
-class FlowSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowSettings(GuidanceSettings):
     """How to integrate from noise to data.
 
+    Guidance: r is the time t.
+
     Attributes:
-        num_steps: Intervals of the time grid: model calls of "euler"; "heun" makes twice as many. LightningDiT's "250 steps" are
-            250 grid points, hence 249.
+        num_steps: Number of intervals of the time grid. "euler" calls the model once per interval, "heun" twice. LightningDiT's
+            "250 steps" are 250 grid points, hence 249.
         solver: "euler" (first order) or "heun" (second order) follow the flow; "sde" follows the diffusion with the same marginals
-            by Euler-Maruyama steps, SiT's other sampler (`integrate_sde`).
-        last_step: What is left of the time for the last step of "sde", which adds no noise.
+            by Euler-Maruyama steps, SiT's other sampler (`integrate`).
+        last_step: Length of the last step of "sde", which adds no noise, as a share of the time.
         timestep_shift: s in t' = s t / (1 + (s - 1) t); below 1 the grid is denser near the noise, 1 leaves it even.
-        guidance_scale: w in v = v_null + w (v_condition - v_null); 1 turns guidance off, and with it half of the work.
-        cfg_channels: How many leading channels are guided; None for all. The official sampler guides three (and needs a larger
-            w for it).
-        guidance_start: Guidance acts where guidance_start <= t <= guidance_end; elsewhere the velocity is the conditional one.
-        guidance_end: See `guidance_start`.
+        cfg_channels: Number of leading channels that are guided; None for all. The official sampler guides three (and needs a larger
+            scale for it).
+        guidance_start: Time from which guidance acts. Outside of guidance_start <= t <= guidance_end the velocity is the
+            conditional one, at half of the work.
+        guidance_end: Time up to which guidance acts.
 
     Raises:
         ValueError: If a value is out of its range.
 
     Source:
-        LightningDiT, arXiv:2501.01423: num_steps 249, shift 0.3, cfg_channels 3; w 10 from t = 0.1 (64 epochs), w 6.7 from
-        t = 0.125 (800 epochs).
+        LightningDiT, arXiv:2501.01423: num_steps 249, shift 0.3, cfg_channels 3; scale 10 from t = 0.1 (64 epochs), scale 6.7
+        from t = 0.125 (800 epochs).
     """
 
     num_steps: int = 249
     solver: Solver = "euler"
     last_step: float = 0.04
     timestep_shift: float = 0.3
-    guidance_scale: float = 1.0
     cfg_channels: int | None = None
     guidance_start: float = 0.0
     guidance_end: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}, expected at least 1")
         if self.solver not in get_args(Solver):
@@ -85,13 +89,9 @@ class FlowSettings:
             return [time * (1 - self.last_step) for time in even] + [1.0]
         return time_grid(self.num_steps, self.timestep_shift)
 
-    @property
-    def uses_guidance(self) -> bool:
-        return self.guidance_scale != 1.0
-
     def is_guided_at(self, time: float) -> bool:
         """Return whether guidance acts at a time in [0, 1]."""
-        return self.uses_guidance and self.guidance_start <= time <= self.guidance_end
+        return self.is_guided and self.guidance_start <= time <= self.guidance_end
 
 
 def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
@@ -107,72 +107,45 @@ def integrate(
     times: list[float],
     *,
     solver: Solver = "euler",
+    draw: Callable[[], Tensor] | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Return the state at the last time of a grid, starting with `state` at the first.
 
+    "euler" and "heun" (the mean of the slopes at both ends of a step) solve dx = v dt. "sde" draws from the diffusion whose marginals
+    are the flow's, dx = (v + s (1 - t)) dt + sqrt(2 (1 - t)) dW. Its score s = -(x - t v) / (1 - t) follows from the velocity, so the
+    drift is (1 + t) v - x, without a division. The last step adds no noise.
+
     Args:
-        velocity: Right-hand side of the equation.
-        state: Start, any shape.
-        times: Increasing or decreasing times.
-        solver: "euler", or "heun" (the mean of the slopes at both ends of a step).
+        velocity: Right-hand side of the equation, the velocity of the flow.
+        state: Start, any shape; for "sde" it is noise.
+        times: Increasing or decreasing times; for "sde" increasing ones from 0 on.
+        solver: "euler", "heun" or "sde".
+        draw: Returns fresh unit normal numbers in the shape of the state; needed by "sde", once per step but the last.
         after_step: Called with the index of each step when it is done.
+
+    Raises:
+        ValueError: If `solver` is "sde" and `draw` is missing.
+
+    Source:
+        For "sde" SiT, arXiv:2401.08740, section 2.4 and appendix, with the diffusion coefficient that it calls sigma_t; 250 steps, the
+        last of 0.04.
     """
+    if solver == "sde" and draw is None:
+        raise ValueError("draw is None, expected a source of noise: solver is 'sde'")
     for step, (time, following) in enumerate(itertools.pairwise(times)):
         width = following - time
         slope = velocity(state, time)
         if solver == "heun":
             slope = (slope + velocity(state + width * slope, following)) / 2
+        elif solver == "sde":
+            slope = (1 + time) * slope - state
         state = state + width * slope
-        if after_step is not None:
-            after_step(step)
-    return state
-
-
-def integrate_sde(
-    velocity: VelocityFn,
-    state: Tensor,
-    times: list[float],
-    *,
-    draw: Callable[[], Tensor],
-    after_step: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Return a sample at the last time of the diffusion whose marginals are the flow's, starting with noise, `state`, at time 0.
-
-    The diffusion is dx = (v + s (1 - t)) dt + sqrt(2 (1 - t)) dW. Its score s = -(x - t v) / (1 - t) follows from the velocity, so
-    the drift is (1 + t) v - x, without a division. The last step adds no noise.
-
-    Args:
-        velocity: Of the flow.
-        state: Start, any shape.
-        times: Increasing times from 0 on.
-        draw: Returns fresh unit normal numbers in the shape of the state; called once a step but the last.
-        after_step: Called with the index of each step when it is done.
-
-    Source:
-        SiT, arXiv:2401.08740, section 2.4 and appendix, with the diffusion coefficient that it calls sigma_t; 250 steps, the last of
-        0.04.
-    """
-    for step, (time, following) in enumerate(itertools.pairwise(times)):
-        width = following - time
-        drift = (1 + time) * velocity(state, time) - state
-        state = state + width * drift
-        if step < len(times) - 2:
+        if draw is not None and solver == "sde" and step < len(times) - 2:
             state = state + math.sqrt(2 * (1 - time) * width) * draw()
         if after_step is not None:
             after_step(step)
     return state
-
-
-def guide(
-    conditional: Float[Tensor, "b n c"], null: Float[Tensor, "b n c"], settings: FlowSettings
-) -> Float[Tensor, "b n c"]:
-    """Return the guided velocity; channels from `cfg_channels` on stay conditional."""
-    guided = null + settings.guidance_scale * (conditional - null)
-    if settings.cfg_channels is None:
-        return guided
-    count = settings.cfg_channels
-    return torch.cat((guided[..., :count], conditional[..., count:]), dim=-1)
 
 
 def draw_times(
@@ -183,14 +156,14 @@ def draw_times(
     shift: float = 1.0,
     rng: torch.Generator | None = None,
 ) -> Float[Tensor, " b"]:
-    """Return random times in (0, 1), one a sample: the logistic function of one normal each, or its quantile, then shifted.
+    """Return random times in (0, 1), one per sample: the logistic function of one normal each, or its quantile, then shifted.
 
     Both distributions read the same `batch` normal numbers, so that the order of random draws does not depend on the choice.
 
     Args:
-        batch: How many.
-        distribution: Before the shift.
-        device: Where they are wanted.
+        batch: Number of times.
+        distribution: Distribution of the times before the shift.
+        device: Where the times are wanted.
         shift: s in t' = s t / (1 + (s - 1) t), as in `FlowSettings.timestep_shift`.
         rng: Source of the draws; None for the global one.
     """

@@ -1,4 +1,4 @@
-"""Pyramid sparse attention inside a generator whose tokens lie on one grid: its settings, its order of tokens, who is told of its plans.
+"""Pyramid sparse attention inside a generator whose tokens lie on one grid.
 
 Letters: `b` batch, `h` heads, `n` tokens, `k` channels of a head.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, make_plan, pyramid_sparse_attention, token_order
 
-#: Told of every plan before it is used, e.g. to note its density.
+#: Called with every plan before it is used, e.g. to note its density.
 PlanListener = Callable[[PyramidPlan], None]
 
 
@@ -23,12 +23,12 @@ class SparseAttention:
     Tokens are put in order once before the first block and back after the last; rotary tables go with them.
 
     Args:
-        config: Settings, or their JSON form (`hiergen.config.to_json`).
+        config: Settings of the attention, or their JSON form (`hiergen.config.to_json`).
         grid: Frames, rows and columns of the tokens; two sizes are one frame.
-        on_plan: Told of every plan.
+        on_plan: Called with every plan.
 
     Raises:
-        ValueError: If the settings are not those of `PSAConfig`, or ask for protected text, which there is none of.
+        ValueError: If the settings are not those of `PSAConfig`, or ask for protected text, of which there is none.
     """
 
     def __init__(

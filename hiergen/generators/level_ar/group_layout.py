@@ -16,7 +16,7 @@ class Segment:
     Attributes:
         kind: "condition" (one position), "token" (embeddings of ids) or "special" (learned embeddings).
         start: First id of the sequence or row of the table that is read.
-        end: One past the last.
+        end: One past the last id or row that is read.
     """
 
     kind: Literal["condition", "token", "special"]
@@ -45,7 +45,7 @@ class GroupLayout:
 
     @property
     def num_special_tokens(self) -> int:
-        """Rows of the special embeddings that are read."""
+        """Number of rows of the special embeddings that are read."""
         return max((part.end for step in self.steps for part in step.segments if part.kind == "special"), default=0)
 
     @functools.cached_property

@@ -1,14 +1,24 @@
-"""HAR: a class-conditional transformer that predicts the levels of discrete tokens one after another.
+"""HAR: a class-conditional transformer that predicts the levels of discrete tokens, one group of tokens after another.
+
+    p(tokens | class) = product over groups g, over tokens i of g, of p(token i | class, all groups before g)
+
+Groups are single tokens at first, then all tokens that double the sequence: levels of 1, 1, 2, 4, 8 ... tokens take one step each. The
+input sequence is as long as the token sequence, and input position p predicts token p. Position 0 holds the class; the others hold
+tokens of the group before, and learned special embeddings where a group is larger than the one before it. A position sees its own group
+and all earlier ones. A step of generation is
+
+    logits = head(blocks(embed(ids of the group before), cache))
+    ids of the group = draw(null + scale (logits - null))            null: the logits for "no class"
 
 Letters: `b` batch, `n` tokens, `d` channels, `v` vocabulary.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,13 +27,17 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hiergen.generators.base import Generator, StepCallback, check_labels
+from hiergen.generators.base import Generator, StepCallback
+from hiergen.generators.conditioning import check_labels, drop_labels, with_null_labels
 from hiergen.generators.guidance import GuidanceSettings, guide
 from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, level_layout, token_layout
 from hiergen.generators.sampling import DrawSettings, draw_ids
-from hiergen.nn.blocks.llama import LlamaBlock, RMSNorm, swiglu_dim
+from hiergen.nn.blocks.cached import CachedBlock
+from hiergen.nn.blocks.layers import RMSNorm, swiglu_dim
 from hiergen.nn.cache import KVCache
+from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Constants
+from hiergen.nn.modes import evaluating
 from hiergen.nn.positions import rotary_table
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng
@@ -31,11 +45,11 @@ from hiergen.seeding import Rng
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LevelARSettings(GuidanceSettings, DrawSettings):
-    """How `LevelAR.generate` samples: guidance and drawing, and
+    """How `LevelAR.generate` samples: guidance (r is the share of steps done before the step), drawing, and what is below.
 
     Attributes:
-        guidance_interval: Steps whose first token lies behind this index follow the condition alone; -1 guides all.
-        num_levels: Stop after so many levels; None generates all. The levels equal those of a full run with the same seed.
+        guidance_interval: Index of the last token that is guided: steps that begin behind it follow the condition alone; -1 guides all.
+        num_levels: Number of levels to generate; None is all. They equal the first levels of a full run with the same seed.
         use_cache: Keep keys and values of earlier tokens. False computes the whole sequence again at every step: the same
             tokens, slower.
     """
@@ -49,29 +63,38 @@ class LevelARSettings(GuidanceSettings, DrawSettings):
         """Return the settings of the published ImageNet result (gFID 2.34 with HAR-L)."""
         return cls(guidance_scale=3.75, guidance_schedule="step", window_start=0.25, top_p=0.95)
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether any step is guided: a scale of 1 or less turns guidance off, as in the official sampler."""
+        return self.guidance_scale > 1
 
-class LevelAR(Generator):
+    def num_guided_steps(self, layout: GroupLayout) -> int:
+        """Return how many steps of a layout, from the first on, are guided."""
+        if not self.is_guided:
+            return 0
+        if self.guidance_interval < 0:
+            return len(layout.steps)
+        return sum(step.start <= self.guidance_interval for step in layout.steps)
+
+
+class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
     """Autoregression over groups of tokens: HAR's levels (`layout="level"`) or single tokens (`layout="token"`).
-
-    The input sequence is as long as the token sequence, and input position p predicts token p. Position 0 holds the class; the
-    others hold tokens of the group before, and learned special embeddings where a group is larger than the one before it. A
-    position sees its own group and all earlier ones.
 
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine; all discrete, of one vocabulary.
-        num_classes: Classes; the class embedding has one row more, for no class.
-        dim: Channels.
-        depth: Transformer blocks.
+        num_classes: Number of classes; the class embedding has one row more, for no class.
+        dim: Channels of a token inside the transformer.
+        depth: Number of transformer blocks.
         num_heads: Attention heads.
         ffn_dim: Hidden size of the feed-forward layers; None is 8/3 of `dim`, rounded up to a multiple of 256.
-        layout: "level": the first `num_ar_tokens` tokens one by one, then a step for each doubling of the sequence, which for
-            levels of 1, 1, 2, 4, 8 ... tokens is a step a level. "token": one by one to the end.
-        num_ar_tokens: As above; the levels must hold this many tokens times a power of two. Not read with `layout="token"`.
+        layout: "level": the first `num_ar_tokens` tokens one by one, then a step for each doubling of the sequence. "token": one by
+            one to the end.
+        num_ar_tokens: Number of tokens that "level" predicts one by one; the levels must hold this many times a power of two.
         num_special_tokens: Rows of the table of special embeddings. None is one less than the number of tokens, like the published
             weights, of which only the first half is ever read; no table with `layout="token"`.
-        embedding_dropout: On the whole input sequence.
-        attention_dropout: After the output projection of attention.
-        ffn_dropout: After the feed-forward layers.
+        embedding_dropout: Probability of dropping a channel of the input sequence.
+        attention_dropout: Probability of dropping a channel after the output projection of attention.
+        ffn_dropout: Probability of dropping a channel after a feed-forward layer.
         class_dropout: Probability that `loss` replaces a label by "no class".
         rope_theta: Base of the rotary frequencies.
 
@@ -84,7 +107,7 @@ class LevelAR(Generator):
 
     settings_class = LevelARSettings
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["LlamaBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _no_split_modules = ["CachedBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -119,7 +142,7 @@ class LevelAR(Generator):
         self.special_embedding = nn.Embedding(num_special, dim) if num_special else None
         self.input_dropout = nn.Dropout(embedding_dropout)
         self.blocks = nn.ModuleList(
-            LlamaBlock(dim, num_heads, hidden, attention_dropout=attention_dropout, ffn_dropout=ffn_dropout)
+            CachedBlock(dim, num_heads, hidden, attention_dropout=attention_dropout, ffn_dropout=ffn_dropout)
             for _ in range(depth)
         )
         self.norm = RMSNorm(dim)
@@ -127,7 +150,6 @@ class LevelAR(Generator):
         positions = torch.arange(self.num_tokens, device="cpu", dtype=torch.float64)[:, None]
         rotary = rotary_table(positions, dim // num_heads, theta=rope_theta)
         self._constants = Constants(rotary=rotary, mask=self._layout.mask.dense("cpu"))
-        self.gradient_checkpointing = False
         self.apply(_init_weights)
         nn.init.zeros_(self.head.weight)
 
@@ -149,7 +171,7 @@ class LevelAR(Generator):
         """Return the logits of every token, each from the groups before its own.
 
         Args:
-            ids: All tokens, int64, coarse to fine. Those of the last group are not read.
+            ids: All tokens, int64, coarse to fine. The tokens of the last group are not read.
             condition: Class labels `(b,)`, int64; `num_classes` stands for no class.
 
         Raises:
@@ -157,12 +179,14 @@ class LevelAR(Generator):
         """
         if ids.shape[1] != self.num_tokens:
             raise ValueError(
-                f"ids holds {ids.shape[1]} tokens a sample, this generator's levels hold {self.num_tokens}"
+                f"ids holds {ids.shape[1]} tokens per sample, this generator's levels hold {self.num_tokens}"
             )
         if condition.shape != ids.shape[:1]:
-            raise ValueError(f"condition has shape {tuple(condition.shape)}, expected ({ids.shape[0]},), one a sample")
+            raise ValueError(
+                f"condition has shape {tuple(condition.shape)}, expected ({ids.shape[0]},), one per sample"
+            )
         x = self.input_dropout(self._embed(ids, condition, self._segments))
-        return self.head(self.norm(self._run_blocks(x, self.num_tokens)))
+        return self.head(self.norm(self._transform(x)))
 
     def loss(
         self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
@@ -172,16 +196,15 @@ class LevelAR(Generator):
         Args:
             pyramid: All levels.
             condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
-            rng: Draws which labels are dropped, in train mode. Module dropout follows PyTorch's global generator.
+            rng: Source of the draw of which labels are dropped, in train mode. Module dropout follows PyTorch's global generator.
 
         Raises:
             ValueError: If the pyramid is of another tokenizer or lacks levels.
         """
-        if pyramid.specs != self._specs:
-            raise ValueError(f"the pyramid's levels are {pyramid.specs}, this generator was trained for {self._specs}")
+        self.check_pyramid(pyramid)
         ids = pyramid.concat()
-        if self.training and self.config["class_dropout"] > 0:
-            condition = self._drop_labels(condition, rng)
+        if self.training:
+            condition = drop_labels(condition, self.config["num_classes"], self.config["class_dropout"], rng=rng)
         logits = self(ids, condition)
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
         accuracy = (logits.detach().argmax(dim=-1) == ids).float().mean()
@@ -196,12 +219,12 @@ class LevelAR(Generator):
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
-        """Return one pyramid of ids a label, generated coarse to fine with dropout off.
+        """Return one pyramid of ids per label, generated coarse to fine with dropout off.
 
         Args:
             condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
-            rng: Draws the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
+            rng: Source of the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each step with its index and the levels that are complete.
 
         Raises:
@@ -209,59 +232,32 @@ class LevelAR(Generator):
         """
         settings = LevelARSettings() if settings is None else settings
         check_labels(condition, self.config["num_classes"])
-        num_levels = len(self._specs) if settings.num_levels is None else settings.num_levels
-        if not 1 <= num_levels <= len(self._specs):
-            raise ValueError(f"num_levels is {num_levels}, expected 1 to {len(self._specs)}")
-        wanted = sum(spec.num_tokens for spec in self._specs[:num_levels])
-        layout = self._layout.prefix(sum(step.start < wanted for step in self._layout.steps))
-        with _evaluating(self):
-            ids = self._sample(condition, layout, settings, rng, callback)
-        return TokenPyramid.split(ids, self._specs)
-
-    def _sample(
-        self,
-        condition: Tensor,
-        layout: GroupLayout,
-        settings: LevelARSettings,
-        rng: Rng | None,
-        callback: StepCallback | None,
-    ) -> Tensor:
-        batch = condition.shape[0]
+        batch, layout = len(condition), self._layout_of_levels(settings.num_levels)
         # The schedule is that of all levels, so that stopping early changes nothing in the levels that are generated.
-        scales = settings.scales(self.num_steps)
-        last_guided = _last_guided_step(layout, settings)
-        if last_guided >= 0:
-            condition = torch.cat((condition, torch.full_like(condition, self.config["num_classes"])))
+        scales, num_guided = settings.scales(self.num_steps), settings.num_guided_steps(layout)
+        labels = with_null_labels(condition, self.config["num_classes"]) if num_guided else condition
         ids = condition.new_empty(batch, layout.num_tokens)
         cache = KVCache(len(self.blocks), layout.num_tokens) if settings.use_cache else None
-        for index, step in enumerate(layout.steps):
-            if index == last_guided + 1 and index > 0:
-                # From here on the half without a class is of no use to anyone.
-                condition = condition[:batch]
-                if cache is not None:
-                    cache.keep_first(batch)
-            logits = self._predict(ids, condition, layout, index, cache)
-            if index <= last_guided:
-                logits = guide(logits.float(), scales[index])
-            ids[:, step.start : step.end] = draw_ids(logits, settings, rng=rng)
-            if callback is not None:
-                callback(index, self._complete_levels(ids, step.end))
-        return ids
-
-    def _predict(
-        self, ids: Tensor, condition: Tensor, layout: GroupLayout, index: int, cache: KVCache | None
-    ) -> Tensor:
-        """Return the logits of the tokens of one step, from the ids of the steps before it."""
-        step = layout.steps[index]
-        if cache is None:
-            x = self._embed(ids, condition, layout.prefix(index + 1).segments)
-            x = self._run_blocks(x, step.end)[:, step.start :]
-        else:
-            x = self._embed(ids, condition, step.segments)
-            rotary = self._constants.on(x.device)["rotary"][:, step.start : step.end]
-            for block, layer in zip(self.blocks, cache.layers, strict=True):
-                x = block(x, rotary, cache=layer)
-        return self.head(self.norm(x))
+        with evaluating(self):
+            for index, step in enumerate(layout.steps):
+                if index == num_guided and index > 0:
+                    # From here on the half without a class is of no use to anyone.
+                    labels = labels[:batch]
+                    if cache is not None:
+                        cache.keep_first(batch)
+                # With a cache the step's own inputs are enough, without one all inputs so far are computed again.
+                start, segments = (
+                    (0, layout.prefix(index + 1).segments) if cache is None else (step.start, step.segments)
+                )
+                x = self._transform(self._embed(ids, labels, segments), start, cache)
+                logits = self.head(self.norm(x[:, step.start - start :]))  # (b, n, v), twice the batch if guided
+                if index < num_guided:
+                    conditional, null = logits.float().chunk(2)
+                    logits = guide(conditional, null, scales[index])
+                ids[:, step.start : step.end] = draw_ids(logits, settings, rng=rng)
+                if callback is not None:
+                    callback(index, self._complete_levels(ids, step.end))
+        return TokenPyramid.split(ids, self._specs)
 
     def _embed(self, ids: Tensor, condition: Tensor, segments: Sequence[Segment]) -> Tensor:
         """Return the input embeddings of some segments. `condition` may stack labels for several passes over one `ids`."""
@@ -281,29 +277,28 @@ class LevelAR(Generator):
                 pieces.append(self.special_embedding.weight[part.start : part.end].expand(rows, -1, -1))
         return torch.cat(pieces, dim=1)
 
-    def _run_blocks(self, x: Tensor, num_tokens: int) -> Tensor:
-        """Return the first `num_tokens` positions after all blocks, computed together."""
-        constants = self._constants.on(x.device)
-        rotary, mask = constants["rotary"][:, :num_tokens], constants["mask"][:num_tokens, :num_tokens]
-        for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(functools.partial(block, mask=mask), x, rotary)
+    def _transform(self, x: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
+        """Return inputs from position `start` on after all blocks; a cache holds all inputs before them."""
+        constants, end = self._constants.on(x.device), start + x.shape[1]
+        rotary, mask = constants["rotary"][:, start:end], constants["mask"][:end, :end]
+        for index, block in enumerate(self.blocks):
+            if cache is None:
+                x = self.run(functools.partial(block, mask=mask), x, rotary)
             else:
-                x = block(x, rotary, mask=mask)
+                x = block(x, rotary, cache=cache.layers[index])
         return x
 
-    def _drop_labels(self, condition: Tensor, rng: torch.Generator | None) -> Tensor:
-        device = condition.device if rng is None else rng.device
-        chance = torch.rand(condition.shape, generator=rng, device=device).to(condition.device)
-        return condition.masked_fill(chance < self.config["class_dropout"], self.config["num_classes"])
-
     def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
-        length = 0
-        for spec in self._specs:
-            if length + spec.num_tokens > num_tokens:
-                break
-            length += spec.num_tokens
-        return TokenPyramid.split(ids[:, :length], self._specs) if length else None
+        ends = [end for end in itertools.accumulate(spec.num_tokens for spec in self._specs) if end <= num_tokens]
+        return TokenPyramid.split(ids[:, : ends[-1]], self._specs) if ends else None
+
+    def _layout_of_levels(self, num_levels: int | None) -> GroupLayout:
+        """Return the steps that make the first levels, or all of them for None."""
+        num_levels = len(self._specs) if num_levels is None else num_levels
+        if not 1 <= num_levels <= len(self._specs):
+            raise ValueError(f"num_levels is {num_levels}, expected 1 to {len(self._specs)}")
+        wanted = sum(spec.num_tokens for spec in self._specs[:num_levels])
+        return self._layout.prefix(sum(step.start < wanted for step in self._layout.steps))
 
     def _count_special_rows(self, layout: str, wanted: int | None) -> int:
         needed = self._layout.num_special_tokens
@@ -331,26 +326,6 @@ def _build_layout(specs: tuple[LevelSpec, ...], layout: str, num_ar_tokens: int)
         if end not in step_ends:
             raise ValueError(f"level {index} ends after {end} tokens, inside a step; steps end at {sorted(step_ends)}")
     return built
-
-
-def _last_guided_step(layout: GroupLayout, settings: LevelARSettings) -> int:
-    if not settings.is_guided:
-        return -1
-    if settings.guidance_interval < 0:
-        return len(layout.steps) - 1
-    return sum(step.start <= settings.guidance_interval for step in layout.steps) - 1
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    if not model.training:
-        yield
-        return
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -1,12 +1,16 @@
 """The cascade of MAR-3D: a coarse stage of few tokens, then a fine stage that sees the coarse tokens through noise.
 
+    p(fine, coarse | condition) = p(coarse | condition) p(fine | t noise + (1 - t) coarse, condition)
+
+Each factor is a `MaskedAR`; t is drawn while training and 0.5 while generating.
+
 Letters: `b` batch, `n` tokens of the coarse level, `c` its channels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,24 +18,24 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from hiergen.generators.base import Generator, StepCallback
+from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.diffusion_chain import HeadSpacing
 from hiergen.generators.masked.model import MaskedAR
-from hiergen.generators.masked.orders import MaskedARSettings
-from hiergen.generators.masked.prefix import Condition
+from hiergen.generators.masked.settings import MaskedARSettings
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json, specs_to_json
 from hiergen.seeding import Rng
 
 StageChoice = Literal["both", "low", "high"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedCascadeSettings(MaskedARSettings):
     """How `MaskedCascade` generates: the settings of `MaskedARSettings` for both stages, and what only the fine one has.
 
     Attributes:
-        num_steps: Steps of both stages, or of the coarse and the fine one.
+        num_steps: Most steps of each stage, or one number for the coarse and one for the fine stage.
         guidance_scale: Weight of the condition; 3 is what the released program validates with.
-        high_guidance_scale: That of the fine stage, which the paper does not state; None takes the same.
+        high_guidance_scale: Weight of the condition in the fine stage, which the paper does not state; None takes the same.
         head_spacing: "leading", unlike the released program's "linspace": small cascades were useless with that (docs/log.md).
         low_res_noise: Share of noise mixed into the coarse tokens for the fine stage.
 
@@ -58,6 +62,57 @@ class MaskedCascadeSettings(MaskedARSettings):
         return MaskedARSettings(**values)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What the two stages have in common: entries of `MaskedCascade`'s config, under the same names.
+
+    An encoder and its decoder have the same size here, which `MaskedAR` says once for each.
+    """
+
+    num_classes: int | None
+    num_buffer: int
+    feature_shapes: Sequence[Sequence[int]] | None
+    dim: int
+    depth: int
+    num_heads: int
+    norm_eps: float
+    attention_dropout: float
+    dropout: float
+    head_dim: int
+    head_depth: int
+    diffusion_batch_mul: int
+    condition_drop: float
+    latent_multiplier: float
+
+    @classmethod
+    def of_cascade(cls, config: Mapping[str, Any]) -> StageConfig:
+        """Return the part of a `MaskedCascade` config that both stages share."""
+        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+
+    @classmethod
+    def of_stage(cls, config: Mapping[str, Any]) -> StageConfig:
+        """Return what a `MaskedAR` config shares with the other stage.
+
+        Raises:
+            ValueError: If encoder and decoder differ in size.
+        """
+        for name in ("dim", "depth", "heads"):
+            encoder, decoder = config[f"encoder_{name}"], config[f"decoder_{name}"]
+            if encoder != decoder:
+                raise ValueError(
+                    f"the coarse stage has encoder_{name} {encoder} and decoder_{name} {decoder}, expected the same"
+                )
+        size = {"dim": config["encoder_dim"], "depth": config["encoder_depth"], "num_heads": config["encoder_heads"]}
+        return cls.of_cascade({**config, **size})
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of `MaskedAR`."""
+        values = dataclasses.asdict(self)
+        for name, theirs in (("dim", "dim"), ("depth", "depth"), ("num_heads", "heads")):
+            values[f"encoder_{theirs}"] = values[f"decoder_{theirs}"] = values.pop(name)
+        return values
+
+
 class MaskedCascade(Generator):
     """Two `MaskedAR` stages of the same size, `low` and `high`, for the two resolutions of the pyramid VAE.
 
@@ -69,21 +124,21 @@ class MaskedCascade(Generator):
     Args:
         level_specs: The tokenizer's two levels (`specs_to_json`).
         num_classes: Number of classes, or None.
-        num_buffer: Rows that a class fills.
+        num_buffer: Number of rows that a class fills.
         feature_shapes: `[length, channels]` of every image encoder's features, or None.
         embed_low_res_time: Whether the fine stage is told t.
         drop_low_res: Whether dropping the condition drops the coarse tokens too.
         low_res_noise: Range of t while training.
         dim: Width of encoders and decoders.
-        depth: Blocks of each encoder and of each decoder.
+        depth: Number of blocks of each encoder and of each decoder.
         num_heads: Attention heads.
         norm_eps: Epsilon of the layer norms: 1e-5 as released, unlike MAR on images.
-        attention_dropout: Probability of dropping an attention weight; `dropout` that of dropping a channel.
-        head_dim: Width of the diffusion heads; `head_depth` their residual blocks.
+        attention_dropout: Probability of dropping an attention weight; `dropout` is the probability of dropping a channel.
+        head_dim: Width of the diffusion heads, which have `head_depth` residual blocks.
         diffusion_batch_mul: Copies of every token in a training step.
         condition_drop: Probability of losing the condition in training.
         latent_mean: Mean of each channel of each level; None for 0. The release does not standardize.
-        latent_std: Their deviation; None for 1.
+        latent_std: Standard deviation of each channel of each level; None for 1.
         latent_multiplier: Standardized tokens of both levels are multiplied by it.
 
     Raises:
@@ -96,7 +151,7 @@ class MaskedCascade(Generator):
 
     settings_class = MaskedCascadeSettings
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["MARBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _no_split_modules = ["EncoderBlock"]  # type: ignore[assignment]  # noqa: RUF012
     _keep_in_fp32_modules = ["head"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
@@ -128,12 +183,23 @@ class MaskedCascade(Generator):
         specs = specs_from_json(level_specs)
         if len(specs) != 2:
             raise ValueError(f"level_specs holds {len(specs)} levels, a cascade has 2")
+        own: list[dict[str, Any]] = [{"level_specs": [spec]} for spec in level_specs]
         for name, values in (("latent_mean", latent_mean), ("latent_std", latent_std)):
             if values is not None and len(values) != 2:
-                raise ValueError(f"{name} holds {len(values)} lists, expected 2, one a level")
+                raise ValueError(f"{name} holds {len(values)} lists, expected 2, one per level")
+            for stage in (0, 1):
+                own[stage][name] = None if values is None else values[stage]
         self._specs = specs
-        self.low = MaskedAR(**_stage_config(self.config, 0))
-        self.high = MaskedAR(**_stage_config(self.config, 1))
+        shared = StageConfig.of_cascade(self.config).options()
+        self.low = MaskedAR(**own[0], **shared)
+        self.high = MaskedAR(
+            **own[1],
+            **shared,
+            low_res_shape=[specs[0].num_tokens, specs[0].dim],
+            embed_low_res_time=embed_low_res_time,
+            drop_low_res=drop_low_res,
+            low_res_noise=low_res_noise,
+        )
 
     @classmethod
     def from_low_stage(cls, low: MaskedAR, high_spec: LevelSpec, **overrides: Any) -> MaskedCascade:
@@ -151,14 +217,7 @@ class MaskedCascade(Generator):
         config = dict(low.config)
         if len(low.specs) != 1:
             raise ValueError(f"the coarse stage has {len(low.specs)} levels, expected 1")
-        for name in _STAGE_NAMES.values():
-            encoder, decoder = config[f"encoder_{name}"], config[f"decoder_{name}"]
-            if encoder != decoder:
-                raise ValueError(
-                    f"the coarse stage has encoder_{name} {encoder} and decoder_{name} {decoder}, expected the same"
-                )
-        values = {name: config[name] for name in _SHARED}
-        values |= {name: config[f"encoder_{old}"] for name, old in _STAGE_NAMES.items()}
+        values = dataclasses.asdict(StageConfig.of_stage(config))
         for name in ("latent_mean", "latent_std"):
             if config[name] is not None and name not in overrides:
                 raise ValueError(f"the coarse stage has {name}: give {name} of both levels")
@@ -209,8 +268,7 @@ class MaskedCascade(Generator):
         """
         if stages not in ("both", "low", "high"):
             raise ValueError(f"stages is {stages!r}, expected 'both', 'low' or 'high'")
-        if pyramid.specs != self.specs:
-            raise ValueError(f"the pyramid's levels are {pyramid.specs}, this generator was built for {self.specs}")
+        self.check_pyramid(pyramid)
         terms: dict[str, dict[str, Tensor]] = {}
         if stages != "high":
             terms["low"] = self.low.loss(pyramid.prefix(1), condition, rng=rng)
@@ -231,13 +289,13 @@ class MaskedCascade(Generator):
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
-        """Return both levels, one sample a row of the condition.
+        """Return both levels, one sample per row of the condition.
 
         The coarse stage draws from `rng` first, then the fine one, each as `MaskedAR.generate` does.
 
         Args:
             condition: Class labels, or features.
-            settings: None takes `MaskedCascadeSettings()`.
+            settings: How to generate; None takes `MaskedCascadeSettings()`.
             low: The coarse level of an earlier call, which is then not generated again.
             callback: Called after every step; the coarse level is complete after the coarse stage.
 
@@ -257,40 +315,6 @@ class MaskedCascade(Generator):
             condition, settings.stage(1), low_res=tokens, rng=rng, callback=None if callback is None else count.forward
         )
         return TokenPyramid((coarse.levels[0], fine.levels[0]), self.specs)
-
-
-#: Config entries that both stages take as they are.
-_SHARED = (
-    "num_classes",
-    "num_buffer",
-    "feature_shapes",
-    "norm_eps",
-    "attention_dropout",
-    "dropout",
-    "head_dim",
-    "head_depth",
-    "diffusion_batch_mul",
-    "condition_drop",
-    "latent_multiplier",
-)
-
-#: Config entries that a stage has once for its encoder and once for its decoder, and their names there.
-_STAGE_NAMES = {"dim": "dim", "depth": "depth", "num_heads": "heads"}
-
-
-def _stage_config(config: Any, stage: int) -> dict[str, Any]:
-    """Return the `MaskedAR` config of the coarse stage (0) or the fine one (1)."""
-    values: dict[str, Any] = {name: config[name] for name in _SHARED}
-    for name, stage_name in _STAGE_NAMES.items():
-        values |= {f"{part}_{stage_name}": config[name] for part in ("encoder", "decoder")}
-    for name in ("latent_mean", "latent_std"):
-        values[name] = None if config[name] is None else config[name][stage]
-    values["level_specs"] = [config["level_specs"][stage]]
-    if stage == 1:
-        coarse = config["level_specs"][0]
-        values["low_res_shape"] = [coarse["num_tokens"], coarse["dim"]]
-        values |= {name: config[name] for name in ("embed_low_res_time", "drop_low_res", "low_res_noise")}
-    return values
 
 
 class _StepCount:

@@ -24,7 +24,7 @@ class HeadSampler:
 
     Attributes:
         kind: "ddpm" is the ancestral sampler with the learned variance; "ddim" has the variance that `eta` sets.
-        steps: Network evaluations a token, at least 2 and at most the length of the chain.
+        steps: Network evaluations per token, at least 2 and at most the length of the chain.
         spacing: "linspace" (the released program's) rounds evenly spaced steps from the first to the last. "leading" takes every
             k-th from 0 on and so leaves out the very last, at which an error of the predicted noise is amplified 2e4 times: heads
             that were trained briefly need it.
@@ -77,7 +77,7 @@ class StepCoefficients:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionTables:
-    """What follows from the betas of a chain, float64 on the CPU, one entry a step.
+    """What follows from the betas of a chain, float64 on the CPU, one entry per step.
 
     Attributes:
         signal: sqrt(abar), the factor of x_0 in x_t.

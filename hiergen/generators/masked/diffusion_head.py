@@ -1,6 +1,6 @@
 """The small network that denoises one continuous token given what the transformer knows about it.
 
-The transformer predicts a vector z a token; this head turns z into a distribution over the token's value by diffusion. Schedule and
+The transformer predicts a vector z for every token; this head turns z into a distribution over the token's value by diffusion. Schedule and
 loss are in `diffusion_chain`. Letters: `b` batch, `k` tokens, `c` channels of a token, `d` channels of z, `w` width of the head.
 """
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hiergen.generators.guidance import guide
 from hiergen.generators.masked.diffusion_chain import (
     HeadSampler,
     StepCoefficients,
@@ -22,7 +23,7 @@ from hiergen.generators.masked.diffusion_chain import (
     diffusion_loss,
     sampler_coefficients,
 )
-from hiergen.nn.blocks.mar import xavier_linears
+from hiergen.nn.initialization import xavier_linears
 from hiergen.nn.precision import without_autocast
 
 #: Largest number of modulation values that `DiffusionHead.sample` holds at a time (64 MiB in float32).
@@ -158,10 +159,10 @@ class DiffusionHead(nn.Module):
         guidance: float = 1.0,
         times: Float[Tensor, "steps w"] | None = None,
     ) -> Float[Tensor, "b k c"]:
-        """Return one sample a row.
+        """Return one sample per row.
 
-        With `null_z` the predicted noise is eps_null + guidance (eps - eps_null), both on the same noisy token; the variance is that
-        of the condition, unguided.
+        With `null_z` the predicted noise is guided, both predictions being made on the same noisy token; the variance is that of the
+        condition, unguided.
 
         Args:
             noise: Unit normal; `noise[0]` is where the chains start, `noise[i]` is added after step `i - 1`. Nothing is added after
@@ -169,7 +170,7 @@ class DiffusionHead(nn.Module):
             times: `time_table` of the sampler, where a caller samples more than once.
 
         Raises:
-            ValueError: If `noise` does not hold one entry a step.
+            ValueError: If `noise` does not hold one entry per step.
         """
         steps = sampler_coefficients(sampler, self.num_timesteps)
         if noise.shape[0] != len(steps):
@@ -178,7 +179,7 @@ class DiffusionHead(nn.Module):
             dtype = self.input.weight.dtype
             rows = z[None] if null_z is None else torch.stack((z, null_z))
             condition = self.condition(rows.to(dtype))
-            # Everything the blocks need besides the token itself is known before the chain starts: one large product, not one a step.
+            # Everything the blocks need besides the token itself is known before the chain starts: one large product, not one per step.
             table = self.time_table(sampler, z.device) if times is None else times
             values = condition.numel() * (3 * len(self.blocks) + 2)
             chunk = max(1, _MODULATION_BUDGET // max(1, values))
@@ -197,7 +198,7 @@ class DiffusionHead(nn.Module):
         """Compile the step that `sample` repeats: one graph whatever the step, the guidance and the number of tokens.
 
         Args:
-            options: Of `torch.compile`.
+            options: Arguments of `torch.compile`.
         """
         self._compiled = torch.compile(self._step, fullgraph=True, dynamic=True, **options)
 
@@ -226,7 +227,7 @@ class DiffusionHead(nn.Module):
         x_scale, eps_scale, sigma, low, high, guidance = numbers
         output = self._denoise(self.input(x.to(self.input.weight.dtype)), modulations).to(x.dtype)
         eps, fraction = output.chunk(2, dim=-1)
-        guided = eps[0] if output.shape[0] == 1 else eps[1] + guidance * (eps[0] - eps[1])
+        guided = eps[0] if output.shape[0] == 1 else guide(eps[0], eps[1], guidance)
         mean = x_scale * x + eps_scale * guided
         if noise is None:
             return mean

@@ -1,9 +1,18 @@
 """MAR: continuous tokens generated set by set in random order, each from a small diffusion model.
 
-A transformer with holes predicts a vector for every hidden token; a diffusion head turns the vector into the token. One model serves
-images (condition: a class) and the stages of the shape cascade (condition: image features, and the tokens of a coarser stage).
+    p(tokens | condition) = product over steps s of p(tokens that step s reveals | tokens known before, condition)
 
-Letters: `b` batch, `n` tokens, `c` channels of a token, `k` hidden tokens, `w` width of the decoder.
+A transformer with holes turns the known tokens into a vector z for each hidden place; a diffusion head turns z into the token. Training
+hides a random share of the tokens, at least 0.7, and asks for all of them. A step of generation is
+
+    z = transformer(condition, known tokens, places asked for)       also for "no condition", with guidance
+    tokens = head.sample(z, noise)                                   its predicted noise guided: null + scale (eps - null)
+
+and the cosine schedule says how many places a step asks for. One model serves images (condition: a class) and the stages of the shape
+cascade (condition: image features, and the tokens of a coarser stage).
+
+Letters: `b` batch, `n` tokens, `c` channels of a token, `k` hidden tokens, `p` rows of the condition, `d` width of the encoder, `w` width
+of the decoder, `m` tokens of a coarser stage.
 """
 
 from __future__ import annotations
@@ -18,21 +27,20 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hiergen.generators.base import Generator, StepCallback, check_labels
+from hiergen.generators.base import Generator, StepCallback
+from hiergen.generators.conditioning import Condition, draw_dropped
 from hiergen.generators.masked.diffusion_head import DiffusionHead
 from hiergen.generators.masked.orders import (
-    MaskedARSettings,
     MaskedDraws,
     Order,
     Stage,
-    check_masked_config,
-    guidance_at,
     make_stages,
     mask_ratio,
     random_orders,
     unmask_counts,
 )
-from hiergen.generators.masked.prefix import Condition, ConditionPrefix, augment_low_res
+from hiergen.generators.masked.prefix import ConditionPrefix, augment_low_res
+from hiergen.generators.masked.settings import MaskedARSettings, check_masked_config
 from hiergen.generators.masked.transformer import (
     MaskedTransformer,
     MaskedTransformerSize,
@@ -40,6 +48,7 @@ from hiergen.generators.masked.transformer import (
     scatter_tokens,
 )
 from hiergen.nn.latent_statistics import ChannelValues, LatentStandardizer
+from hiergen.nn.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_normal, draw_uniform
 
@@ -57,26 +66,26 @@ class MaskedAR(Generator):
     Args:
         level_specs: The tokenizer's levels (`specs_to_json`), continuous and all of the same channels.
         num_classes: Number of classes, or None.
-        num_buffer: Rows that a class fills in front of the tokens.
+        num_buffer: Number of rows that a class fills in front of the tokens.
         feature_shapes: `[length, channels]` of every image encoder's features, or None.
         low_res_shape: `[tokens, channels]` of the coarse stage, or None.
         embed_low_res_time: Whether the fine stage is told how much noise was mixed into the coarse tokens.
         drop_low_res: Whether dropping the condition drops the coarse tokens too.
-        low_res_noise: Range of the share of noise mixed in while training.
-        encoder_dim: Width of the encoder; `encoder_depth` its blocks, `encoder_heads` their attention heads.
-        decoder_dim: Width of the decoder; `decoder_depth` its blocks, `decoder_heads` their attention heads.
+        low_res_noise: Range of the share of noise mixed into the coarse tokens while training.
+        encoder_dim: Width of the encoder, which has `encoder_depth` blocks of `encoder_heads` attention heads.
+        decoder_dim: Width of the decoder, which has `decoder_depth` blocks of `decoder_heads` attention heads.
         mlp_ratio: Hidden width of a block over its width.
         norm_eps: Epsilon of the layer norms: 1e-6 in MAR, 1e-5 in MAR-3D.
-        attention_dropout: Probability of dropping an attention weight; `dropout` that of dropping a channel.
-        head_dim: Width of the diffusion head; `head_depth` its residual blocks, `num_timesteps` the length of its chain.
+        attention_dropout: Probability of dropping an attention weight; `dropout` is the probability of dropping a channel.
+        head_dim: Width of the diffusion head, which has `head_depth` residual blocks and a chain of `num_timesteps` steps.
         diffusion_batch_mul: Copies of every token in a training step, each with its own timestep and noise.
         mask_ratio_min: Smallest share of hidden tokens in training: a normal of mean 1 and `mask_ratio_std`, cut to [this, 1].
         condition_drop: Probability of losing the condition in training.
         order: "random" or "levelwise".
         level_weights: Relative frequency of the levels in level-by-level training; None takes the square roots of their sizes, between
             "every level alike" and "every token alike".
-        latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`), or one list a level; None for 0.
-        latent_std: Their deviation likewise; None for 1.
+        latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`), or one list per level; None for 0.
+        latent_std: Standard deviation of each channel, or one list per level; None for 1.
         latent_multiplier: Standardized tokens are multiplied by it; published MAR multiplies raw KL-16 latents by 0.2325.
 
     Raises:
@@ -88,7 +97,7 @@ class MaskedAR(Generator):
 
     settings_class = MaskedARSettings
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["MARBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _no_split_modules = ["EncoderBlock"]  # type: ignore[assignment]  # noqa: RUF012
     _keep_in_fp32_modules = ["head"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
@@ -166,7 +175,7 @@ class MaskedAR(Generator):
 
         Args:
             tokens: Standardized tokens of a stage.
-            order: Their places, the hidden ones first.
+            order: Places of the tokens, the hidden ones first.
             num_masked: Number of hidden tokens.
             prefix: The condition's rows, without positions: `model.prefix(condition)`.
         """
@@ -195,9 +204,8 @@ class MaskedAR(Generator):
         Raises:
             ValueError: If the pyramid or the condition are not what the model was built for.
         """
-        if pyramid.specs != self.specs:
-            raise ValueError(f"the pyramid's levels are {pyramid.specs}, this generator was built for {self.specs}")
-        batch = self._check_condition(condition, low_res)
+        self.check_pyramid(pyramid)
+        batch = self.prefix.check(condition, low_res)
         if batch != pyramid.batch_size:
             raise ValueError(f"condition holds {batch} samples, the pyramid {pyramid.batch_size}")
         tokens = self.standardize(pyramid.concat().to(self.device))
@@ -206,7 +214,7 @@ class MaskedAR(Generator):
     def draw(
         self, batch: int, *, rng: torch.Generator | None = None, dtype: torch.dtype = torch.float32
     ) -> MaskedDraws:
-        """Draw the random parts of a training step, in the order of `MaskedDraws`; the mask ratio is one number a batch."""
+        """Draw the random parts of a training step, in the order of `MaskedDraws`; the whole batch has one mask ratio."""
         config: Any = self.config
         device = self.device
         stage = self._draw_stage(rng)
@@ -221,7 +229,7 @@ class MaskedAR(Generator):
             time = low + (high - low) * draw_uniform((batch,), rng=rng, device=device)
             noise = draw_normal((batch, *config.low_res_shape), rng=rng, device=device, dtype=dtype)
         if self.training and config.condition_drop > 0:
-            drop = draw_uniform((batch,), rng=rng, device=device) < config.condition_drop
+            drop = draw_dropped(batch, config.condition_drop, rng=rng, device=device)
         rows = (config.diffusion_batch_mul, batch, num_masked)
         timesteps = (draw_uniform(rows, rng=rng, device=device) * config.num_timesteps).long()
         head_noise = draw_normal((*rows, self.specs[0].dim), rng=rng, device=device, dtype=dtype)
@@ -258,26 +266,77 @@ class MaskedAR(Generator):
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
-        """Return one pyramid a row of the condition, without dropout whatever the mode of the module.
+        """Return one pyramid per row of the condition, without dropout whatever the mode of the module.
 
         Drawn from `rng`: the noise mixed into `low_res`, if any; then for every stage its orders, and for every step of it the
         diffusion head's noise `(head_steps, b, tokens of the step, c)`. A generator on the model's device saves copies.
 
         Args:
             condition: Class labels `(b,)`, or features.
-            settings: None takes `MaskedARSettings()`.
+            settings: How to generate; None takes `MaskedARSettings()`.
             low_res: Standardized tokens of the coarse stage, where the model takes them.
             callback: Called after every step with the levels that are complete by then.
 
         Raises:
             ValueError: If the condition or the settings do not fit the model.
         """
-        was_training = self.training
-        self.eval()
-        try:
-            return _generate(self, condition, settings or MaskedARSettings(), low_res, rng, callback)
-        finally:
-            self.train(was_training)
+        settings = settings or MaskedARSettings()
+        batch, device, channels = self.prefix.check(condition, low_res), self.device, self.specs[0].dim
+        wide, sampler = torch.promote_types(self.dtype, torch.float32), settings.sampler()
+        halves = 2 if settings.is_guided else 1
+        index, complete = 0, None
+        with evaluating(self):
+            prefix = self._sampling_prefix(condition, settings, low_res, rng, wide)  # (halves b, p, d)
+            # A token's input row never changes once the token is known, nor does the prefix: both are computed once.
+            tokens = torch.zeros(batch, self.stages[-1].length, channels, device=device, dtype=wide)
+            rows = torch.zeros(batch, tokens.shape[1], prefix.shape[-1], device=device, dtype=prefix.dtype)
+            times = self.head.time_table(sampler, device)
+            for number, stage in enumerate(self.stages):
+                order = random_orders(batch, stage, rng=rng, device=device)
+                counts = unmask_counts(stage.num_tokens, settings.steps_of(number, len(self.stages)))
+                for (before, after, _), scale in zip(counts, settings.step_scales(counts), strict=True):
+                    queries, visible = order[:, after:before], order[:, before:]
+                    # Both halves of the guidance share tokens and places.
+                    seen = (torch.cat((x,) * halves) for x in (gather_tokens(rows, visible), visible, queries))
+                    z = self.transformer(prefix, *seen, stage.length)  # (halves b, before - after, w)
+                    shape = (settings.head_steps, batch, before - after, channels)
+                    values = self.head.sample(
+                        z[:batch],
+                        draw_normal(shape, rng=rng, device=device, dtype=wide, batch_dim=1),
+                        sampler,
+                        null_z=z[batch:] if settings.is_guided else None,
+                        guidance=scale,
+                        times=times,
+                    )
+                    tokens = scatter_tokens(tokens, queries, values)
+                    rows = scatter_tokens(rows, queries, self.transformer.embed_tokens(values, queries))
+                    if after == 0:
+                        complete = TokenPyramid.split(self.standardize.inverse(tokens[:, : stage.length]), self.specs)
+                    if callback is not None:
+                        callback(index, complete)
+                    index += 1
+        assert complete is not None
+        return complete
+
+    def _sampling_prefix(
+        self,
+        condition: Condition,
+        settings: MaskedARSettings,
+        low_res: Tensor | None,
+        rng: Rng | None,
+        wide: torch.dtype,
+    ) -> Tensor:
+        """Return the embedded prefix, `(b, p, d)`, or with guidance that of "no condition" below it, `(2 b, p, d)`."""
+        time = None
+        if low_res is not None:
+            noise = draw_normal(tuple(low_res.shape), rng=rng, device=self.device, dtype=wide)
+            time = torch.full((len(low_res),), settings.low_res_noise, device=self.device)
+            low_res = augment_low_res(low_res.to(self.device, wide), time, noise)
+        prefix = self.prefix(condition, low_res, time)
+        if settings.is_guided:
+            drop = torch.ones(len(prefix), dtype=torch.bool, device=self.device)
+            prefix = torch.cat((prefix, self.prefix(condition, low_res, time, drop)))
+        return self.transformer.embed_prefix(prefix)
 
     def compile_sampling(self, **options: Any) -> MaskedAR:
         """Compile what `generate` repeats, in place: the transformer and a step of the diffusion head; return the model.
@@ -285,7 +344,7 @@ class MaskedAR(Generator):
         Shapes are known on the host, so no step compiles anything once the first image is made. Training is left as it is.
 
         Args:
-            options: Of `torch.compile`. `mode="reduce-overhead"` records CUDA graphs, one for each number of visible tokens and
+            options: Arguments of `torch.compile`. `mode="reduce-overhead"` records CUDA graphs, one for each number of visible tokens and
                 of tokens of a step.
         """
         self.transformer.compile_sampling(**options)
@@ -300,80 +359,3 @@ class MaskedAR(Generator):
         edges = torch.tensor(weights, dtype=torch.float64, device="cpu").cumsum(0)
         u = float(draw_uniform((), rng=rng, device=torch.device("cpu")))
         return self.stages[int(torch.searchsorted(edges, u * edges[-1], right=True))]
-
-    def _check_condition(self, condition: Condition, low_res: Tensor | None) -> int:
-        batch = self.prefix.check(condition, low_res)
-        if isinstance(condition, Tensor) and self.prefix.num_classes is not None:
-            check_labels(condition, self.prefix.num_classes)
-        return batch
-
-
-def _generate(
-    model: MaskedAR,
-    condition: Condition,
-    settings: MaskedARSettings,
-    low_res: Tensor | None,
-    rng: Rng | None,
-    callback: StepCallback | None,
-) -> TokenPyramid:
-    batch, device = model._check_condition(condition, low_res), model.device
-    wide = torch.promote_types(model.dtype, torch.float32)
-    prefix = _sampling_prefix(model, condition, settings, low_res, rng, wide)
-    tokens = torch.zeros(batch, model.stages[-1].length, model.specs[0].dim, device=device, dtype=wide)
-    # A token's input row never changes once the token is known, nor does the prefix: both are computed once.
-    rows = torch.zeros(batch, tokens.shape[1], prefix.shape[-1], device=device, dtype=prefix.dtype)
-    times = model.head.time_table(settings.sampler(), device)
-    index, complete = 0, None
-    for number, stage in enumerate(model.stages):
-        order = random_orders(batch, stage, rng=rng, device=device)
-        counts = unmask_counts(stage.num_tokens, settings.steps_of(number, len(model.stages)))
-        for step, (before, after, hidden) in enumerate(counts):
-            queries, visible = order[:, after:before], order[:, before:]
-            z = _predict(model, prefix, gather_tokens(rows, visible), visible, queries, stage.length)
-            shape = (settings.head_steps, batch, before - after, tokens.shape[-1])
-            guidance = guidance_at(settings, step, len(counts), hidden=hidden, num_tokens=stage.num_tokens)
-            values = model.head.sample(
-                z[:batch],
-                draw_normal(shape, rng=rng, device=device, dtype=wide, batch_dim=1),
-                settings.sampler(),
-                null_z=z[batch:] if settings.is_guided else None,
-                guidance=guidance,
-                times=times,
-            )
-            tokens = scatter_tokens(tokens, queries, values)
-            rows = scatter_tokens(rows, queries, model.transformer.embed_tokens(values, queries))
-            if step == len(counts) - 1:
-                complete = TokenPyramid.split(model.standardize.inverse(tokens[:, : stage.length]), model.specs)
-            if callback is not None:
-                callback(index, complete)
-            index += 1
-    assert complete is not None
-    return complete
-
-
-def _sampling_prefix(
-    model: MaskedAR,
-    condition: Condition,
-    settings: MaskedARSettings,
-    low_res: Tensor | None,
-    rng: Rng | None,
-    wide: torch.dtype,
-) -> Tensor:
-    """Return the embedded prefix, `(b, p, d)`, or with guidance that of "no condition" below it, `(2 b, p, d)`."""
-    time, drop = None, None
-    if low_res is not None:
-        noise = draw_normal(tuple(low_res.shape), rng=rng, device=model.device, dtype=wide)
-        time = torch.full((len(low_res),), settings.low_res_noise, device=model.device)
-        low_res = augment_low_res(low_res.to(model.device, wide), time, noise)
-    prefix = model.prefix(condition, low_res, time)
-    if settings.is_guided:
-        drop = torch.ones(len(prefix), dtype=torch.bool, device=model.device)
-        prefix = torch.cat((prefix, model.prefix(condition, low_res, time, drop)))
-    return model.transformer.embed_prefix(prefix)
-
-
-def _predict(model: MaskedAR, prefix: Tensor, rows: Tensor, visible: Tensor, queries: Tensor, length: int) -> Tensor:
-    """Return z for both halves of the guidance, which share tokens and places, in one pass."""
-    if len(prefix) != len(rows):
-        rows, visible, queries = (torch.cat((x, x)) for x in (rows, visible, queries))
-    return model.transformer(prefix, rows, visible, queries, length)

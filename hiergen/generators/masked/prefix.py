@@ -11,11 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hiergen.generators.conditioning import Condition, check_labels
 from hiergen.generators.masked.diffusion_head import TimeEmbedding
-from hiergen.nn.blocks.mar import xavier_linears
-
-#: Class labels `(b,)`; or features `(b, n, channels)` of one encoder, or of several in a list.
-Condition = Tensor | Sequence[Tensor]
+from hiergen.nn.initialization import xavier_linears
 
 
 def augment_low_res(
@@ -34,14 +32,14 @@ class ConditionPrefix(nn.Module):
     """Makes the rows that stand before the tokens, without their positions.
 
     Exactly one of `num_classes` and `feature_shapes` is given. A class fills all `num_buffer` rows with its embedding, and one
-    learned row stands for "no class". Features are projected one linear an encoder (none where the widths agree, which is how
-    MAR-3D was released) and joined along the sequence; every row has its own learned stand-in for "no features". The tokens of a
+    learned row stands for "no class". Features are projected by one linear layer per encoder (by none where the widths agree, which is
+    how MAR-3D was released) and joined along the sequence; every row has its own learned stand-in for "no features". The tokens of a
     coarser stage, if any, come last.
 
     Args:
         dim: Width of the encoder.
         num_classes: Number of classes, or None.
-        num_buffer: Rows that a class fills.
+        num_buffer: Number of rows that a class fills.
         feature_shapes: `(length, channels)` of every encoder's features, or None.
         low_res_shape: `(tokens, channels)` of the coarser stage, or None.
         embed_low_res_time: Whether the rows of the coarser stage are told how much noise was mixed in.
@@ -92,7 +90,7 @@ class ConditionPrefix(nn.Module):
 
     @property
     def num_rows(self) -> int:
-        """Rows of the whole prefix."""
+        """Number of rows of the whole prefix."""
         return self.num_condition_rows + (self.low_res_shape[0] if self.low_res_shape else 0)
 
     def forward(
@@ -106,7 +104,7 @@ class ConditionPrefix(nn.Module):
 
         Args:
             low_res: Tokens of the coarser stage, already mixed with noise.
-            low_res_time: How much noise, 0 to 1.
+            low_res_time: Share of noise that was mixed in, 0 to 1.
             drop: Samples whose condition is replaced by the learned stand-in.
         """
         rows = self._condition_rows(condition)
@@ -118,14 +116,16 @@ class ConditionPrefix(nn.Module):
         return rows if coarse is None else torch.cat((rows, coarse), dim=1)
 
     def check(self, condition: Condition, low_res: Tensor | None) -> int:
-        """Check the shapes of a condition and return the batch size.
+        """Check the kind, shapes and labels of a condition and return the batch size.
 
         Raises:
-            ValueError: If the condition is of the other kind or has other shapes, or the coarser stage is missing or unexpected.
+            ValueError: If the condition is of the other kind or has other shapes, a label is out of range, or the coarser stage is
+                missing or unexpected.
         """
         if self.num_classes is not None:
             if not isinstance(condition, Tensor) or condition.is_floating_point() or condition.ndim != 1:
                 raise ValueError(f"condition is {_describe(condition)}, expected class labels (b,)")
+            check_labels(condition, self.num_classes)
             batch = condition.shape[0]
         else:
             features = [condition] if isinstance(condition, Tensor) else list(condition)

@@ -14,17 +14,18 @@ KL16_SPECS = (LevelSpec(num_tokens=256, grid=(16, 16), dim=16),)
 SHAPE_SPECS = (LevelSpec(num_tokens=256, dim=64), LevelSpec(num_tokens=1024, dim=64))
 
 
+def _size(dim: int, depth: int, num_heads: int) -> dict[str, Any]:
+    """Return the sizes of an encoder and a decoder that are alike."""
+    sizes = {"dim": dim, "depth": depth, "heads": num_heads}
+    return {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in sizes.items()}
+
+
 def _config(dim: int, depth: int, num_heads: int, head_depth: int, head_dim: int) -> dict[str, Any]:
-    """Return a published size: encoder and decoder are alike."""
+    """Return a published size."""
     return {
         "level_specs": specs_to_json(KL16_SPECS),
         "num_classes": 1000,
-        "encoder_dim": dim,
-        "encoder_depth": depth,
-        "encoder_heads": num_heads,
-        "decoder_dim": dim,
-        "decoder_depth": depth,
-        "decoder_heads": num_heads,
+        **_size(dim, depth, num_heads),
         "head_dim": head_dim,
         "head_depth": head_depth,
         "latent_multiplier": 0.2325,
@@ -34,12 +35,7 @@ def _config(dim: int, depth: int, num_heads: int, head_depth: int, head_dim: int
 _TINY: dict[str, Any] = {
     "num_classes": 10,
     "num_buffer": 4,
-    "encoder_dim": 128,
-    "encoder_depth": 3,
-    "encoder_heads": 4,
-    "decoder_dim": 128,
-    "decoder_depth": 3,
-    "decoder_heads": 4,
+    **_size(128, 3, 4),
     "attention_dropout": 0.0,
     "dropout": 0.0,
     "head_dim": 192,

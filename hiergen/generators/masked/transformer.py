@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hiergen.nn.blocks.mar import MARBlock, xavier_linears
+from hiergen.nn.blocks.transformer import EncoderBlock
 from hiergen.nn.checkpointing import CheckpointedModule
+from hiergen.nn.initialization import xavier_linears
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,13 @@ class MaskedTransformerSize:
         num_tokens: Places for tokens; each has its own learned position.
         num_prefix: Rows of the condition in front of them.
         encoder_dim: Width of the encoder.
-        encoder_depth: Its blocks.
-        encoder_heads: Its attention heads.
+        encoder_depth: Number of blocks of the encoder.
+        encoder_heads: Attention heads of the encoder.
         decoder_dim: Width of the decoder.
-        decoder_depth: Its blocks.
-        decoder_heads: Its attention heads.
+        decoder_depth: Number of blocks of the decoder.
+        decoder_heads: Attention heads of the decoder.
         mlp_ratio: Hidden width of a block's MLP over the block's width.
-        norm_eps: Epsilon of the blocks' and the final layer norms; that of the input norm is always 1e-6.
+        norm_eps: Epsilon of the layer norms; the norm of the input always has 1e-6.
         attention_dropout: Probability of dropping an attention weight.
         dropout: Probability of dropping a channel after a projection.
     """
@@ -115,7 +116,7 @@ class MaskedTransformer(CheckpointedModule):
         Args:
             prefix: What `embed_prefix` returned.
             rows: What `embed_tokens` returned for the visible tokens.
-            visible: Their places, each 0 to `length - 1`.
+            visible: Places of the visible tokens, each 0 to `length - 1`.
             queries: The places asked for, hidden or not.
             length: Places that the decoder sees: all of them, or fewer from the front.
         """
@@ -131,7 +132,7 @@ class MaskedTransformer(CheckpointedModule):
         """Compile encoder and decoder for evaluation: one graph whatever the number of visible tokens.
 
         Args:
-            options: Of `torch.compile`.
+            options: Arguments of `torch.compile`.
         """
         self._compiled = torch.compile(self._transform, fullgraph=True, dynamic=True, **options)
 
@@ -149,7 +150,7 @@ class MaskedTransformer(CheckpointedModule):
 
 def _blocks(size: MaskedTransformerSize, dim: int, depth: int, num_heads: int) -> nn.ModuleList:
     return nn.ModuleList(
-        MARBlock(
+        EncoderBlock(
             dim,
             num_heads,
             mlp_ratio=size.mlp_ratio,

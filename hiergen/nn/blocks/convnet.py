@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder in the manner of MaskGIT's VQGAN: residual blocks, no attention.
+"""A convolutional encoder and its mirrored decoder: residual blocks, no attention.
 
 Letters: `b` batch, `c h w` image, `z` channels of the small map.
 """
@@ -27,10 +27,10 @@ class ConvNetConfig:
         image_channels: Channels of the image.
         channels: Channels at full resolution.
         multipliers: Channels of each resolution, fine to coarse, as multiples of `channels`; each step halves the resolution.
-        blocks: Residual blocks of each resolution.
-        mid_blocks: Residual blocks at the coarsest resolution, beyond `blocks`.
+        blocks: Number of residual blocks of each resolution.
+        mid_blocks: Number of residual blocks at the coarsest resolution, beyond `blocks`.
         z_channels: Channels of the small map.
-        groups: Groups of every GroupNorm.
+        groups: Number of groups of every GroupNorm.
         shortcut: "input" is an ordinary residual block. "branch" is what published weights need: where the channels change, the
             1x1 convolution reads the block's output and the block's input is dropped.
     """
@@ -65,7 +65,7 @@ class ConvNetConfig:
 
     @property
     def stride(self) -> int:
-        """Image pixels a side of one cell of the small map."""
+        """Side of the square of pixels that one cell of the small map stands for."""
         return 2 ** (len(self.multipliers) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Attention blocks of the 3DShape2VecSet / Michelangelo family, and the Fourier embedding of points.
+"""Blocks in which a set of queries reads a set of points and then itself, and the Fourier embedding of points.
 
 Their projections are fused with *interleaved* heads: the output channels are `(heads, 3, k)` (query, key, value inside each
 head), not `(3, heads, k)`. Published weights depend on it.
@@ -9,8 +9,6 @@ Letters: `b` batch, `q` queries, `n` tokens, `d` channels of a token, `p` points
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -18,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
+from hiergen.nn.checkpointing import CheckpointedModule
 
 #: Key and value of every head, each `(b, heads, n, k)`.
 KeyValue = tuple[Tensor, Tensor]
@@ -38,7 +37,7 @@ def fourier_embedding(
 
     Args:
         points: Coordinates, in [-1, 1] where the model was trained.
-        num_frequencies: F.
+        num_frequencies: Number F of frequencies.
         include_pi: Multiply the frequencies by pi.
 
     Source:
@@ -64,7 +63,7 @@ class FeedForward(nn.Module):
         return self.down(nn.functional.gelu(self.up(x)))
 
 
-class SelfAttention(nn.Module):
+class InterleavedAttention(nn.Module):
     """Full self-attention with one fused, head-interleaved projection."""
 
     def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
@@ -104,7 +103,7 @@ class SelfBlock(nn.Module):
     def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, num_heads, qkv_bias=qkv_bias)
+        self.attention = InterleavedAttention(width, num_heads, qkv_bias=qkv_bias)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = FeedForward(width)
 
@@ -138,22 +137,16 @@ class CrossBlock(nn.Module):
         return read + self.mlp(self.norm_mlp(x + read))
 
 
-class SelfStack(nn.Module):
-    """Self blocks one after another, with optional gradient checkpointing (diffusers' switch)."""
-
-    _gradient_checkpointing_func: Callable[..., Any]
+class SelfStack(CheckpointedModule):
+    """Self blocks one after another."""
 
     def __init__(self, depth: int, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
         self.blocks = nn.ModuleList(SelfBlock(width, num_heads, qkv_bias=qkv_bias) for _ in range(depth))
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, x)
-            else:
-                x = block(x)
+            x = self.run(block, x)
         return x
 
 

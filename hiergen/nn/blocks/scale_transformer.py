@@ -12,12 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.blocks.adaptive import TransformerBlock, pairwise_table
+from hiergen.nn.blocks.transformer import TransformerBlock
 from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Constants
 from hiergen.nn.level_masks import AttentionForm, MaskKind, ScaleAttention, ScaleMask
-from hiergen.nn.positions import rotary_table
-from hiergen.nn.pyramid_positions import common_frame_positions
+from hiergen.nn.positions import common_frame_positions, rotary_table
 
 PositionKind = Literal["rotary", "learned"]
 
@@ -27,11 +26,11 @@ class ScaleTransformer(CheckpointedModule):
 
     Args:
         dim: Channels of a token.
-        depth: Blocks.
+        depth: Number of blocks.
         num_heads: Attention heads; `dim / num_heads` must be a multiple of 4 with rotary positions.
         sides: Sides of the square levels, coarse to fine.
-        mask: Which levels a level sees.
-        attention: See `ScaleAttention`.
+        mask: Rule of which levels a level sees (`ScaleMask`).
+        attention: How the rule is carried out (`ScaleAttention`).
         positions: "rotary" turns queries and keys by (row, column) on the common frame; "learned" adds a table instead.
 
     Raises:
@@ -62,7 +61,7 @@ class ScaleTransformer(CheckpointedModule):
         self.position_embed: nn.Parameter | None = None
         if positions == "rotary":
             frame = common_frame_positions([(side, side) for side in sides])
-            tables["rotary"] = pairwise_table(rotary_table(frame, dim // num_heads))
+            tables["rotary"] = rotary_table(frame, dim // num_heads)
         else:
             self.position_embed = nn.Parameter(torch.empty(len(levels), dim))
         self._constants = Constants(**tables)

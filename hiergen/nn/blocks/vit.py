@@ -1,4 +1,4 @@
-"""The pre-norm transformer block with layer scale and normalized queries and keys that ResTok's encoder and decoder stack.
+"""The vision-transformer block with layer scale, rotary positions and normalized queries and keys.
 
 Letters: `b` batch, `n` tokens, `d` channels of a token.
 """
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
+from hiergen.nn.blocks.layers import GeluMLP
 from hiergen.nn.positions import apply_rotary
 
 
@@ -22,7 +23,7 @@ class ViTAttention(nn.Module):
 
     Args:
         dim: Channels of a token.
-        num_heads: Heads; a head has `dim / num_heads` channels, a multiple of 4 with positions on two axes.
+        num_heads: Attention heads; a head has `dim / num_heads` channels, a multiple of 4 with positions on two axes.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -49,20 +50,8 @@ class ViTAttention(nn.Module):
         return self.out(rearrange(attention(query, key, value, mask=mask), "b h n k -> b n (h k)"))
 
 
-class ViTMLP(nn.Module):
-    """Linear, exact GELU, linear."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.fc2(F.gelu(self.fc1(tokens)))
-
-
 class ViTBlock(nn.Module):
-    """x + scale1 * attention(norm1(x)), then x + scale2 * mlp(norm2(x)), scales starting at 1.
+    """x += scale1 * Attn(LN(x)); x += scale2 * MLP(LN(x)), with scales that start at 1.
 
     Args:
         dim: Channels of a token.
@@ -79,7 +68,7 @@ class ViTBlock(nn.Module):
         self.attention = ViTAttention(dim, num_heads)
         self.scale1 = nn.Parameter(torch.ones(dim))
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = ViTMLP(dim, hidden_dim)
+        self.mlp = GeluMLP(dim, hidden_dim)
         self.scale2 = nn.Parameter(torch.ones(dim))
 
     def forward(
@@ -92,7 +81,7 @@ class ViTBlock(nn.Module):
         """Return the tokens after the block.
 
         Args:
-            tokens: The sequence.
+            tokens: Tokens of the sequence.
             rotary: `hiergen.nn.positions.rotary_table` of the sequence's positions.
             mask: True where row may see column; None for full attention.
             between: Applied between attention and MLP; may change the number of tokens (`m` is then not `n`).

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.bottlenecks.gaussian import GaussianBottleneck, GaussianPosterior
-from hiergen.nn.blocks.adaptive import TransformerBlock, make_norm
+from hiergen.nn.blocks.layers import make_norm
 from hiergen.nn.blocks.scale_transformer import PositionKind, ScaleTransformer
+from hiergen.nn.blocks.transformer import TransformerBlock
 from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.level_masks import AttentionForm, MaskKind

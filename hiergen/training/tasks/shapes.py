@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.data.shapes.dataset import ShapeDataConfig, open_shapes
+from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings, StageChoice
-from hiergen.generators.masked.prefix import Condition
 from hiergen.losses.occupancy import shape_tokenizer_losses
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pyramid import TokenPyramid

@@ -22,7 +22,7 @@ from hiergen.evaluation.protocol import PassConfig, small_sample_warning
 from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.generators.level_ar.model import LevelARSettings
 from hiergen.generators.masked.cascade import MaskedCascadeSettings
-from hiergen.generators.masked.orders import MaskedARSettings
+from hiergen.generators.masked.settings import MaskedARSettings
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.registry import create
 

@@ -10,9 +10,7 @@ from torchdiffeq import odeint
 from hiergen.generators.flow.sampling import (
     FlowSettings,
     draw_times,
-    guide,
     integrate,
-    integrate_sde,
     interpolate,
     time_grid,
     velocity_losses,
@@ -90,8 +88,8 @@ def test_the_diffusion_has_the_flows_marginals() -> None:
         return torch.randn(20_000, generator=rng, dtype=torch.float64)
 
     times = FlowSettings(num_steps=200, solver="sde", timestep_shift=1.0).times()
-    half = integrate_sde(velocity, draw(), [time for time in times if time <= 0.5] + [0.5], draw=draw)
-    end = integrate_sde(velocity, draw(), times, draw=draw)
+    half = integrate(velocity, draw(), [time for time in times if time <= 0.5] + [0.5], solver="sde", draw=draw)
+    end = integrate(velocity, draw(), times, solver="sde", draw=draw)
     assert float(half.mean()) == pytest.approx(0.5 * mean, abs=0.02)
     assert float(half.std()) == pytest.approx(math.sqrt(0.25 * deviation**2 + 0.25), abs=0.02)
     assert float(end.mean()) == pytest.approx(mean, abs=0.02)
@@ -108,7 +106,9 @@ def test_steps_of_the_diffusion_by_its_score() -> None:
         draws.append(noise * (len(draws) + 1))
         return draws[-1]
 
-    made = integrate_sde(lambda x, t: x.cos() + t, start, settings.times(), draw=draw, after_step=steps.append)
+    made = integrate(
+        lambda x, t: x.cos() + t, start, settings.times(), solver="sde", draw=draw, after_step=steps.append
+    )
     x = start
     for t, width, fresh in ((0.0, 0.45, noise), (0.45, 0.45, 2 * noise), (0.9, 0.1, 0 * noise)):
         v = x.cos() + t
@@ -117,6 +117,8 @@ def test_steps_of_the_diffusion_by_its_score() -> None:
         x = x + (v + (1 - t) * score) * width + (2 * (1 - t) * width) ** 0.5 * fresh
     torch.testing.assert_close(made, x)
     assert (len(draws), steps) == (2, [0, 1, 2])
+    with pytest.raises(ValueError, match="draw is None, expected a source of noise: solver is 'sde'"):
+        integrate(lambda x, t: x, start, settings.times(), solver="sde")
 
 
 def test_number_of_calls_and_reports() -> None:
@@ -130,15 +132,6 @@ def test_number_of_calls_and_reports() -> None:
         integrate(slope, torch.ones(()), time_grid(249), solver=solver, after_step=steps.append)
         assert len(calls) == 249 * calls_per_step
         assert steps == list(range(249))
-
-
-def test_guidance_touches_the_leading_channels_only() -> None:
-    conditional, null = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
-    plain = guide(conditional, null, FlowSettings(guidance_scale=4.0))
-    torch.testing.assert_close(plain, null + 4 * (conditional - null))
-    partial = guide(conditional, null, FlowSettings(guidance_scale=4.0, cfg_channels=3))
-    assert torch.equal(partial[..., :3], plain[..., :3])
-    assert torch.equal(partial[..., 3:], conditional[..., 3:])
 
 
 def test_guidance_interval() -> None:

@@ -112,7 +112,7 @@ def test_a_model_saved_before_the_rules_had_a_class_loads(tmp_path) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="attention has no field 'bound'; did you mean 'bounds'"):
+    with pytest.raises(ValueError, match="attention has no field 'bound'; did you mean bounds"):
         make(attention={"bound": []})
     with pytest.raises(ValueError, match="text_tokens 5, expected 0"):
         make(attention={"text_tokens": 5})

@@ -299,9 +299,9 @@ def test_config_errors(config: dict[str, Any], message: str) -> None:
 
 def test_call_errors() -> None:
     model, pyramid = make(), random_pyramid(2)
-    with pytest.raises(ValueError, match="ids holds 8 tokens a sample, this generator's levels hold 16"):
+    with pytest.raises(ValueError, match="ids holds 8 tokens per sample, this generator's levels hold 16"):
         model(pyramid.prefix(4).concat(), torch.arange(2))
-    with pytest.raises(ValueError, match=r"condition has shape \(3,\), expected \(2,\), one a sample"):
+    with pytest.raises(ValueError, match=r"condition has shape \(3,\), expected \(2,\), one per sample"):
         model(pyramid.concat(), torch.arange(3))
     with pytest.raises(ValueError, match="this generator was trained for"):
         model.loss(pyramid.prefix(4), torch.arange(2))

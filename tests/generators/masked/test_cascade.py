@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings
+from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings, StageConfig
 from hiergen.generators.masked.model import MaskedAR
-from hiergen.generators.masked.orders import MaskedARSettings
+from hiergen.generators.masked.settings import MaskedARSettings
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 
 SPECS = (LevelSpec(8, dim=3), LevelSpec(12, dim=3))
@@ -128,6 +128,20 @@ def test_image_features_and_dropped_coarse_tokens() -> None:
     assert model.generate(features, FAST, rng=_rng()).batch_size == 2
 
 
+def test_stages_get_the_entries_of_the_flat_config() -> None:
+    model = _cascade(dim=32, depth=2, condition_drop=0.3, low_res_noise=(0.1, 0.2), latent_std=[[2.0] * 3, [3.0] * 3])
+    low, high = model.low.config, model.high.config
+    for config in (low, high):
+        for part in ("encoder", "decoder"):
+            assert [config[f"{part}_{name}"] for name in ("dim", "depth", "heads")] == [32, 2, 2]
+        assert (config["condition_drop"], config["num_classes"], config["head_dim"]) == (0.3, 5, 16)
+    assert (low["latent_std"], high["latent_std"]) == ([2.0] * 3, [3.0] * 3)
+    assert (low["low_res_shape"], high["low_res_shape"]) == (None, [8, 3])
+    assert list(high["low_res_noise"]) == [0.1, 0.2]
+    shared = StageConfig.of_cascade(model.config)
+    assert StageConfig.of_stage(low) == StageConfig.of_stage(high) == shared
+
+
 def test_the_fine_stage_starts_from_the_coarse_one() -> None:
     low = _cascade().low
     cascade = MaskedCascade.from_low_stage(low, SPECS[1], drop_low_res=True)
@@ -170,7 +184,7 @@ def test_errors_say_what_came_and_what_was_expected() -> None:
     model = _cascade()
     with pytest.raises(ValueError, match="level_specs holds 1 levels, a cascade has 2"):
         _cascade(level_specs=specs_to_json(SPECS[:1]))
-    with pytest.raises(ValueError, match="latent_mean holds 1 lists, expected 2, one a level"):
+    with pytest.raises(ValueError, match="latent_mean holds 1 lists, expected 2, one per level"):
         _cascade(latent_mean=[[0.0] * 3])
     with pytest.raises(ValueError, match="the pyramid's levels are"):
         model.loss(_pyramid().prefix(1), LABELS)

@@ -9,7 +9,7 @@ from torch import nn
 
 from hiergen.nn.blocks.perceiver import (
     CrossBlock,
-    SelfAttention,
+    InterleavedAttention,
     SelfStack,
     fourier_dim,
     fourier_embedding,
@@ -31,7 +31,7 @@ def test_embedding_of_a_point_by_hand() -> None:
 def test_heads_are_interleaved_in_the_fused_projection() -> None:
     """Sorting the interleaved rows into [all q | all k | all v] must give PyTorch's own multi-head attention."""
     width, heads, head_dim = 12, 3, 4
-    ours = SelfAttention(width, heads).double()
+    ours = InterleavedAttention(width, heads).double()
     theirs = nn.MultiheadAttention(width, heads, batch_first=True, dtype=torch.float64)
     rows = [h * 3 * head_dim + c * head_dim + k for c in range(3) for h in range(heads) for k in range(head_dim)]
     nn.init.normal_(ours.query_key_value.bias)

@@ -1,44 +1,20 @@
-"""The decoder block of Llama: RMSNorm, rotary attention with fused projections, SwiGLU. No biases anywhere.
+"""The transformer block of autoregression, which can continue from a cache of keys and values. It has no biases.
 
 Letters: `b` batch, `n` tokens, `d` channels, `h` heads, `k` channels of a head.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
+from hiergen.nn.blocks.layers import RMSNorm, SwiGLU
 from hiergen.nn.cache import LayerCache
 from hiergen.nn.positions import apply_rotary
 
 
-def swiglu_dim(dim: int, multiple: int = 256) -> int:
-    """Return the hidden size of Llama's feed-forward layer: 8/3 of `dim`, rounded up to a multiple."""
-    return -(-int(8 * dim / 3) // multiple) * multiple
-
-
-class RMSNorm(nn.Module):
-    """Divide by the root mean square of the channels, in float32, then scale each channel.
-
-    Args:
-        dim: Channels.
-        eps: Added to the mean square.
-    """
-
-    def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        wide = x if x.dtype == torch.float64 else x.float()
-        return F.rms_norm(wide, x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
-
-
-class LlamaAttention(nn.Module):
+class CachedAttention(nn.Module):
     """Self-attention with rotary positions; with a cache, attention to all tokens stored so far."""
 
     def __init__(self, dim: int, num_heads: int, *, dropout: float = 0.0) -> None:
@@ -68,29 +44,15 @@ class LlamaAttention(nn.Module):
         return self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
 
 
-class SwiGLU(nn.Module):
-    """Feed-forward layer `down(silu(gate(x)) * up(x))`."""
-
-    def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.gate = nn.Linear(dim, hidden_dim, bias=False)
-        self.up = nn.Linear(dim, hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
-
-
-class LlamaBlock(nn.Module):
-    """Pre-norm residual block of attention and SwiGLU.
+class CachedBlock(nn.Module):
+    """x += Attn(RMS(x)); x += SwiGLU(RMS(x)), with rotary positions.
 
     Args:
-        dim: Channels.
+        dim: Channels of a token.
         num_heads: Attention heads; `dim / num_heads` must be even.
         ffn_dim: Hidden size of the feed-forward layer.
-        attention_dropout: After the output projection of attention (the attention weights themselves are never dropped).
-        ffn_dropout: After the feed-forward layer.
+        attention_dropout: Probability of dropping a channel after the output projection of attention. Attention weights are never dropped.
+        ffn_dropout: Probability of dropping a channel after the feed-forward layer.
 
     Source:
         LLaMA, arXiv:2302.13971; for images LlamaGen, arXiv:2406.06525.
@@ -101,7 +63,7 @@ class LlamaBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(dim)
-        self.attention = LlamaAttention(dim, num_heads, dropout=attention_dropout)
+        self.attention = CachedAttention(dim, num_heads, dropout=attention_dropout)
         self.ffn_norm = RMSNorm(dim)
         self.ffn = SwiGLU(dim, ffn_dim, dropout=ffn_dropout)
 
@@ -116,10 +78,10 @@ class LlamaBlock(nn.Module):
         """Return the block's output.
 
         Args:
-            x: Tokens; with a cache, those of the current group only.
+            x: Tokens; with a cache, the tokens of the current group only.
             rotary: `rotary_table` at the positions of these tokens.
             mask: Which tokens of `x` see which; None for all.
-            cache: Keys and values of the earlier tokens; extended by those of `x`, all of which `x` then sees.
+            cache: Keys and values of the earlier tokens. Those of `x` are appended, and `x` sees all that the cache holds then.
         """
         x = x + self.attention(self.attention_norm(x), rotary, mask=mask, cache=cache)
         return x + self.ffn(self.ffn_norm(x))

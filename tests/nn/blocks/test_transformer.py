@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.nn.blocks.mar import MARBlock
+from hiergen.nn.blocks.transformer import EncoderBlock
 
 
 def test_block_is_the_pre_norm_encoder_layer_of_torch() -> None:
-    ours = MARBlock(24, 3, norm_eps=1e-5).double()
+    ours = EncoderBlock(24, 3, norm_eps=1e-5).double()
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.normal_(std=0.3)
@@ -31,14 +31,14 @@ def test_block_is_the_pre_norm_encoder_layer_of_torch() -> None:
 
 
 def test_epsilon_of_the_norms_is_the_configured_one() -> None:
-    small, large = MARBlock(8, 2, norm_eps=1e-6), MARBlock(8, 2, norm_eps=1e-5)
+    small, large = EncoderBlock(8, 2, norm_eps=1e-6), EncoderBlock(8, 2, norm_eps=1e-5)
     large.load_state_dict(small.state_dict())
     x = 1e-2 * torch.randn(1, 4, 8)
     assert not torch.allclose(small(x), large(x), rtol=1e-6)
 
 
 def test_dropout_acts_in_train_mode_only() -> None:
-    block = MARBlock(8, 2, attention_dropout=0.5, dropout=0.5)
+    block = EncoderBlock(8, 2, attention_dropout=0.5, dropout=0.5)
     x = torch.randn(1, 6, 8)
     assert not torch.equal(block(x), block(x))
     block.eval()
@@ -46,5 +46,5 @@ def test_dropout_acts_in_train_mode_only() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="width 8 does not divide by num_heads 3"):
-        MARBlock(8, 3)
+    with pytest.raises(ValueError, match="num_heads is 3, expected a divisor of dim 8"):
+        EncoderBlock(8, 3)
