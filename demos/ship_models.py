@@ -52,8 +52,8 @@ SHAPES = "{count:,} procedural shapes of {classes} classes of furniture and hous
 #: The commands that write a run, by the settings that its report holds.
 COMMANDS: dict[str, tuple[str, type[Any]]] = {
     "QuickstartSettings": ("hiergen quickstart", QuickstartSettings),
-    "ShapesQuickstartSettings": ("hiergen quickstart-shapes", ShapesQuickstartSettings),
-    "VideoQuickstartSettings": ("hiergen quickstart-video", VideoQuickstartSettings),
+    "ShapesQuickstartSettings": ("hiergen quickstart shapes", ShapesQuickstartSettings),
+    "VideoQuickstartSettings": ("hiergen quickstart video", VideoQuickstartSettings),
 }
 #: Settings that change nothing about the weights.
 WITHOUT_EFFECT = ("kind", "out", "seed", "num_generated", "num_test", "depth", "num_workers", "densities")
@@ -258,9 +258,8 @@ def card(
         "## Use",
         "```python",
         "import hiergen",
-        "from hiergen.pretrained.packaged import PACKAGED",
         "",
-        f'pipe = hiergen.from_pretrained(PACKAGED / "{folder.name}")',
+        f'pipe = hiergen.from_pretrained("{folder.name}")',
         "```",
     ]
     return "\n".join(lines).replace("\n## ", "\n\n## ").replace("\n# ", "\n\n# ") + "\n"

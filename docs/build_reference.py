@@ -4,10 +4,13 @@ python docs/build_reference.py --out site/reference
 """
 
 import argparse
+import ast
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,6 +81,21 @@ def docstring(value: Any) -> str:
     return "\n".join(lines)
 
 
+def fields(value: type) -> str:
+    """Return the fields of a class that have a string below them as their description, as a list."""
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
+    except (OSError, TypeError):
+        return ""
+    pairs = itertools.pairwise(tree.body) if isinstance(tree, ast.ClassDef) else ()
+    return "\n".join(
+        f"- `{field.target.id}`: {' '.join(text.value.value.split())}"
+        for field, text in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    )
+
+
 def members(value: type) -> list[tuple[str, Any]]:
     """Return the public methods and properties that a class defines itself."""
     own = [(name, member) for name, member in vars(value).items() if not name.startswith("_")]
@@ -94,6 +112,7 @@ def page(module: ModuleType) -> str:
     for name, value in public(module):
         kind = "class " if inspect.isclass(value) else ""
         parts += [f"## {kind}`{name}`", f"```python\n{name}{signature(value)}\n```", docstring(value)]
+        parts.append(fields(value) if inspect.isclass(value) else "")
         for member, what in members(value) if inspect.isclass(value) else ():
             target = getattr(what, "__func__", getattr(what, "fget", what))
             shown = "" if isinstance(what, property) else signature(target)

@@ -36,7 +36,7 @@ class Settings:
     """What is measured.
 
     Attributes:
-        images: Folder of pictures of at least 176 pixels a side.
+        images: Folder of pictures whose sides are at least 176 pixels long.
         lpips: Folder with LPIPS' AlexNet; "" leaves LPIPS out.
         out: Folder of the table.
     """

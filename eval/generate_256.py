@@ -7,7 +7,8 @@ import sys
 
 from hiergen.__main__ import explain
 from hiergen.config import parse
-from hiergen.evaluation.images.generation import GfidSettings, run_gfid
+from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
+from hiergen.evaluation.runner import tell
 
 DEFAULT = GfidSettings(
     pipeline="runs/har_l_128/pipeline",
@@ -18,4 +19,4 @@ DEFAULT = GfidSettings(
 )
 
 if __name__ == "__main__":
-    sys.exit(explain(lambda: run_gfid(parse(DEFAULT, None, prog="generate_256")), "generate_256"))
+    sys.exit(explain(lambda: tell(evaluate_generations(parse(DEFAULT, None, prog="generate_256"))), "generate_256"))

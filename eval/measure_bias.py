@@ -25,7 +25,7 @@ from hiergen.evaluation.report import table
 from hiergen.figures import save_curves
 from hiergen.files import check_writable, write_json, write_text
 from hiergen.metrics.fidelity import kernel_distance_by_block
-from hiergen.metrics.frechet import frechet_distance
+from hiergen.metrics.frechet import Moments, frechet_distance
 from hiergen.seeding import make_rng
 
 
@@ -35,11 +35,11 @@ class Settings:
 
     Attributes:
         data: Real images.
-        extractor: Where distances are measured.
+        extractor: Feature extractor on which distances are measured.
         out: Folder of the table and the plot.
-        smallest: Images of the smallest pair of halves; the others are twice, four times, ... as large, the last is half of all.
-        repeats: Random pairs of each size.
-        seed: Of the pairs.
+        smallest: Number of images in each of the smallest halves; the others are twice, four times, ... as large, the last is half of all.
+        repeats: Number of random pairs of each size.
+        seed: Seed of the pairs.
         cache: Folder of the features.
         passes: Batch size, part size, device.
     """
@@ -65,7 +65,7 @@ def main(settings: Settings) -> None:
     extractor = build_extractor(settings.extractor, device)
     reference = open_reference(
         settings.data, extractor, rounding="nearest", passes=settings.passes, cache=settings.cache, device=device
-    )()
+    )
     assert reference.features is not None
     rows = two_halves(reference.features, settings)
     name = extractor.distance
@@ -104,7 +104,7 @@ def two_halves(features: Tensor, settings: Settings) -> list[dict[str, Any]]:
         for _ in range(settings.repeats):
             order = torch.randperm(len(wide), generator=rng)
             first, second = wide[order[:count]], wide[order[count : 2 * count]]
-            frechet.append(frechet_distance(first.numpy(), second.numpy()))
+            frechet.append(frechet_distance(Moments.of(first), Moments.of(second)))
             kernel.append(float(kernel_distance_by_block(first, second, num_blocks=1, is_paired=False)))
         rows.append(
             {

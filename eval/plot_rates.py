@@ -24,9 +24,9 @@ class Settings:
 
     Attributes:
         reports: Folders of reports, or their report.json.
-        names: What each is called; their folders' names by default.
-        rate: On the x axis: "tokens", "bits" (discrete tokens) or "numbers" (continuous ones).
-        out: The picture.
+        names: Names of the tokenizers in the picture; their folders' names by default.
+        rate: Quantity on the x axis: "tokens", "bits" (discrete tokens) or "numbers" (continuous ones).
+        out: File of the picture.
     """
 
     reports: tyro.conf.Positional[tuple[str, ...]]

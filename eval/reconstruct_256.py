@@ -8,7 +8,8 @@ import sys
 from hiergen.__main__ import explain
 from hiergen.config import parse
 from hiergen.data.sources import DataConfig
-from hiergen.evaluation.images.reconstruction import RfidSettings, run_rfid
+from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
+from hiergen.evaluation.runner import tell
 
 DEFAULT = RfidSettings(
     tokenizer="runs/restok_l_128/model",
@@ -18,4 +19,6 @@ DEFAULT = RfidSettings(
 )
 
 if __name__ == "__main__":
-    sys.exit(explain(lambda: run_rfid(parse(DEFAULT, None, prog="reconstruct_256")), "reconstruct_256"))
+    sys.exit(
+        explain(lambda: tell(evaluate_reconstructions(parse(DEFAULT, None, prog="reconstruct_256"))), "reconstruct_256")
+    )

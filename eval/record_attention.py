@@ -32,9 +32,9 @@ class Settings:
         pipeline: Folder of a `ClassToVideoPipeline` whose generator attends densely to all tokens of a clip.
         out: The safetensors file to write.
         label: Class of the clip.
-        num_steps: Steps of the sampler.
-        step: The step that is recorded.
-        seed: Of the noise.
+        num_steps: Number of steps of the sampler.
+        step: Step that is recorded.
+        seed: Seed of the noise.
     """
 
     pipeline: str = "quickstart-video/pipeline"

@@ -17,12 +17,10 @@ from hiergen.config import parse
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig, open_images
-from hiergen.evaluation.features.extractors import ExtractorConfig, build_extractor
+from hiergen.evaluation.features.extractors import inception_or_trained
 from hiergen.evaluation.images.prefix_scores import PrefixScore, score_generations, score_reconstructions
 from hiergen.figures import save_curves
 from hiergen.files import check_writable, write_json, write_text
-from hiergen.metrics.classifiers import saved_feature_network
-from hiergen.metrics.fidelity import FeatureExtractor
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 
@@ -36,9 +34,9 @@ class Settings:
         out: Folder of the report and the plot.
         images: Real images, best held-out ones, of the same size and classes.
         inception: Weights file of InceptionV3, for FID; empty for a small classifier of the images.
-        num_generated: Images of each score of generations, labels in turn; 0 for reconstructions only.
-        seed: Of the generations.
-        guidance_scale: Of the generations; 1 is no guidance.
+        num_generated: Number of images behind each score of generations, labels in turn; 0 for reconstructions only.
+        seed: Seed of the generations.
+        guidance_scale: Guidance scale of the generations; 1 is no guidance.
     """
 
     pipeline: str = "quickstart/pipeline"
@@ -56,11 +54,8 @@ def main(settings: Settings) -> None:
     pipeline = cast(ClassToImagePipeline, from_pretrained(settings.pipeline))
     images = cast(ImageSet, open_images(settings.images))
     real, labels = to_uint8(images.images), images.labels
-    if settings.inception:
-        extractor: FeatureExtractor = build_extractor(ExtractorConfig("inception", settings.inception))
-    else:
-        network = saved_feature_network(out / "images-cnn-32.safetensors", real, labels)
-        extractor = FeatureExtractor("images-cnn-32", "32 features of a classifier of the images", network)
+    path = out / "images-cnn-32.safetensors"
+    extractor = inception_or_trained(settings.inception, path, real, labels, of="the images")
     scores = {"reconstruction": score_reconstructions(pipeline.tokenizer, images.images, extractor)}
     if settings.num_generated:
         wanted = torch.arange(settings.num_generated) % pipeline.generator.config["num_classes"]
@@ -79,7 +74,7 @@ def main(settings: Settings) -> None:
 
 
 def table(scores: dict[str, list[PrefixScore]], extractor: str) -> str:
-    """Return Markdown: a row a prefix."""
+    """Return Markdown: one row per prefix."""
     lines = [f"| | levels | tokens | Fréchet ({extractor}) | PSNR (dB) | seconds |", "|---|---|---|---|---|---|"]
     for name, rows in scores.items():
         for row in rows:

@@ -19,12 +19,11 @@ from hiergen.config import parse
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig, open_images
-from hiergen.evaluation.features.extractors import ExtractorConfig, build_extractor
+from hiergen.evaluation.features.extractors import inception_or_trained
 from hiergen.evaluation.images.guidance_search import SearchPoint, SearchSettings, rectangular_windows, search_guidance
 from hiergen.figures import save_curves
 from hiergen.files import check_writable
-from hiergen.metrics.classifiers import saved_feature_network
-from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
+from hiergen.metrics.fidelity import compare_image_sets
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 
@@ -38,8 +37,8 @@ class Settings:
         out: Folder of the table and the plot.
         reference: Real images of the same size and classes.
         inception: Weights file of InceptionV3, for FID; empty for a small classifier of the reference.
-        search: The search.
-        all_windows: With the rectangular schedule: search every window of ResTok's grid.
+        search: What is searched, and with which draws.
+        all_windows: Whether to search every window of ResTok's grid, with the rectangular schedule.
     """
 
     pipeline: str = "quickstart/pipeline"
@@ -56,11 +55,8 @@ def main(settings: Settings) -> None:
     pipeline = cast(ClassToImagePipeline, from_pretrained(settings.pipeline))
     images = cast(ImageSet, open_images(settings.reference))
     real, labels = to_uint8(images.images), images.labels
-    if settings.inception:
-        extractor: FeatureExtractor = build_extractor(ExtractorConfig("inception", settings.inception))
-    else:
-        network = saved_feature_network(out / "reference-cnn-32.safetensors", real, labels)
-        extractor = FeatureExtractor("reference-cnn-32", "32 features of a classifier of the reference", network)
+    path = out / "reference-cnn-32.safetensors"
+    extractor = inception_or_trained(settings.inception, path, real, labels, of="the reference")
     metric = f"frechet-{extractor.name}-{images.fingerprint}"
 
     def measure(made: Tensor, _: Tensor) -> float:
@@ -82,7 +78,7 @@ def _show(point: SearchPoint) -> None:
 
 
 def _curves(points: list[SearchPoint]) -> Mapping[str, tuple[list[float], list[float]]]:
-    """Return a curve a window, of the six best windows."""
+    """Return one curve per window, of the six best windows."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for window in list(dict.fromkeys(point.window for point in points))[:6]:
         part = sorted((point.scale, point.value) for point in points if point.window == window)

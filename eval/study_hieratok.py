@@ -13,26 +13,21 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hiergen.config import parse
-from hiergen.data.images.in_memory import ImageSet
-from hiergen.data.images.on_disk import PictureSet
-from hiergen.data.images.pixels import to_uint8
-from hiergen.data.sources import DataConfig, open_images
-from hiergen.evaluation.study import StudyResult, run_study
+from hiergen.evaluation.images.study import ImageStudy, ImageStudySettings
+from hiergen.evaluation.study import StudyResult
 from hiergen.figures import save_curves
 from hiergen.files import write_text
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.generators.flow.sampling import FlowSettings
-from hiergen.metrics.classifiers import saved_feature_network
-from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.latents import (
     channel_statistics,
     interpolation_detour,
@@ -46,7 +41,8 @@ from hiergen.seeding import make_rng
 from hiergen.tokenizers.hieratok.model import HieraTok
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.generator import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 #: What all have in common: `hieratok-tiny`, narrower, without preview heads, whose loss a single scale could not have.
 MODEL = {"encoder_dim": 96, "decoder_dim": 96, "has_preview_heads": False}
@@ -55,47 +51,24 @@ IMAGE_SIZE = 32
 EXTRACTOR_SAMPLES = 80_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(ImageStudySettings):
     """Budget and data of the study.
 
     Attributes:
-        data: Source of the images, as `DataConfig.source`.
-        hold_out: As `DataConfig.hold_out`, for a source without a test split.
-        lpips: Folder of LPIPS' AlexNet weights.
-        out: Folder of all runs and results.
-        part: "reconstruction" (all variants) or "generation" (after it, on the tokenizers of one and of all scales).
+        part: Part of the study: "reconstruction" (all variants) or "generation" (after it, on the tokenizers of one and of all scales).
         chosen: Names of the variants to rebuild with; all if none is named.
-        seeds: Of every variant.
-        extractor: What the network behind the Fréchet distance is called in the tables.
-        patch_size: Pixels of a patch, a power of two: the finest map is 32 / patch_size wide, and scales go down to 1.
-        tokenizer_samples: Training samples of a tokenizer.
-        generator_samples: Training samples of a generator.
-        checkpoints: Places on a generator's way, evenly spaced, where it is scored.
-        num_codes: Training images that generators are trained on: the first ones, so a source sorted by class must be taken whole.
-        num_test: Held-out images for reconstruction, also the first.
-        num_generated: Images generated for each score.
+        patch_size: Pixels along a side of a patch, a power of two: the finest map is 32 / patch_size wide, and scales go down to 1.
+        checkpoints: Number of places on a generator's way, evenly spaced, where it is scored.
+        num_codes: Number of training images that generators are trained on: the first ones, so a source sorted by class must be taken
+            whole.
     """
 
-    data: str = "idx:DATA/fashion-mnist"
-    hold_out: int = 0
-    lpips: str = "DATA/lpips"
     out: str = "runs/study_hieratok"
-    part: Literal["reconstruction", "generation"] = "reconstruction"
     chosen: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
-    extractor: str = "fashion-cnn-32"
     patch_size: int = 8
-    tokenizer_samples: int = 24_000
-    generator_samples: int = 25_000
     checkpoints: int = 5
     num_codes: int = 20_000
-    num_test: int = 2_000
-    num_generated: int = 1_000
-
-
-#: What may change without making results stale.
-_FREE = ("data", "lpips", "out", "part", "chosen", "seeds")
 
 
 def variants(patch_size: int) -> dict[str, dict[str, Any]]:
@@ -114,18 +87,19 @@ def variants(patch_size: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-class Study:
-    """The runs, and what they share: images and the network that scores them."""
+class Study(ImageStudy[Settings]):
+    """The runs of all variants."""
+
+    FREE = (*ImageStudy.FREE, "chosen")
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.out = Path(settings.out)
+        super().__init__(settings, settings.num_codes)
         self.variants = variants(settings.patch_size)
         scales_only = [name for name, changes in self.variants.items() if changes.keys() == {"scales"}]
         self.generated_on = (scales_only[0], scales_only[-1])
-        self.train = _first_images(_data(settings, "train"), settings.num_codes)
-        self.test = _first_images(_data(settings, "test"), settings.num_test)
-        self.extractor = self._extractor()
+
+    def common(self) -> dict[str, Any]:
+        return {**super().common(), "model": MODEL}
 
     def reconstruction(self) -> StudyResult:
         """Train and score all tokenizers."""
@@ -135,10 +109,6 @@ class Study:
             pyramid = encode_batches(tokenizer, self.test.images)
             rebuilt = decode_batches(tokenizer, pyramid)
             lpips = LPIPS.from_files("alex", folder=self.settings.lpips)
-            with torch.no_grad():
-                parts = zip(rebuilt.split(250), self.test.images.split(250), strict=True)
-                perceptual = torch.cat([lpips(a, b) for a, b in parts]).mean()
-            distances = compare_image_sets(to_uint8(rebuilt), to_uint8(self.test.images), self.extractor)
             channels = channel_statistics(pyramid)
             # LPIPS averages squares; its root is a length.
             detour = interpolation_detour(
@@ -146,8 +116,8 @@ class Study:
             )
             return {
                 "psnr": float(psnr(rebuilt, self.test.images).mean()),
-                "lpips": float(perceptual),
-                "frechet": distances["frechet_distance"],
+                "lpips": self.lpips(rebuilt),
+                "frechet": self.distances(rebuilt, to="test")["frechet_distance"],
                 "least_std": min(channel.std for channel in channels),
                 "greatest_std": max(channel.std for channel in channels),
                 "kurtosis": sum(channel.kurtosis for channel in channels) / len(channels),
@@ -156,7 +126,8 @@ class Study:
                 "detour": float(detour.mean()),
             }
 
-        return self._run("reconstruction", run, self.settings.chosen or tuple(self.variants))
+        names = self.settings.chosen or tuple(self.variants)
+        return self.run("reconstruction", run, names, {name: self.variants[name] for name in names})
 
     def generation(self) -> StudyResult:
         """Train and score a generator on the tokenizers of one and of several scales."""
@@ -168,32 +139,23 @@ class Study:
             model = fit(config, title=f"{variant}, seed {seed}").model_dir
             generator = cast(FlowTransformer, FlowTransformer.from_pretrained(model).eval())
             found: dict[str, float] = {}
-            reference = to_uint8(self.train.images[:5_000])
             for checkpoint in sorted((folder / "generator" / "checkpoints").glob("samples-*")):
                 generator.load_state_dict(load_file(checkpoint / "ema.safetensors"), strict=False)
                 images = self._generate(generator, tokenizer, seed)
-                distances = compare_image_sets(to_uint8(images), reference, self.extractor)
+                distances = self.distances(images, to="train")
                 samples = int(checkpoint.name.removeprefix("samples-"))
                 found[f"frechet_{samples}"] = distances["frechet_distance"]
             return {**found, "frechet": distances["frechet_distance"], "recall": distances["recall"]}
 
-        return self._run("generation", run, self.generated_on)
-
-    def _run(self, part: str, run: Any, names: Sequence[str]) -> StudyResult:
-        common = {key: value for key, value in dataclasses.asdict(self.settings).items() if key not in _FREE}
-        return run_study(
-            {name: lambda seed, folder, name=name: run(name, seed, folder) for name in names},
-            seeds=self.settings.seeds,
-            out=self.out / part,
-            settings={**common, "model": MODEL, **{name: self.variants[name] for name in names}},
-        )
+        changes = {name: self.variants[name] for name in self.generated_on}
+        return self.run("generation", run, self.generated_on, changes)
 
     def _tokenizer(self, variant: str, seed: int, folder: Path) -> HieraTok:
         config = TrainConfig(
             task=TokenizerTaskConfig(
                 preset="hieratok-tiny",
                 overrides={**MODEL, "patch_size": self.settings.patch_size, **self.variants[variant]},
-                data=_data(self.settings, "train"),
+                data=self.data("train"),
                 pixel_weight=10.0,
             ),
             out=str(folder / "tokenizer"),
@@ -229,14 +191,6 @@ class Study:
         rng = make_rng(seed, "sample")
         parts = [generator.generate(part, settings, rng=rng) for part in labels.split(200)]
         return torch.cat([decode_batches(tokenizer, part) for part in parts])
-
-    def _extractor(self) -> FeatureExtractor:
-        name, images = self.settings.extractor, to_uint8(self.train.images)
-        epochs = max(1, round(EXTRACTOR_SAMPLES / len(images)))
-        network = saved_feature_network(self.out / f"{name}.safetensors", images, self.train.labels, epochs=epochs)
-        right = network.scores(to_uint8(self.test.images)).argmax(1) == self.test.labels
-        print(f"{name}: {float(right.float().mean()):.1%} of {len(self.test)} test images", file=sys.stderr)
-        return FeatureExtractor(name, "32 features of a 3-convolution classifier of the train images", network)
 
 
 def samples_to_reach(curve: Mapping[int, float], value: float) -> float:
@@ -289,16 +243,6 @@ def main(settings: Settings) -> None:
         save_curves(folder / "generation.png", {f"Fréchet distance ({settings.extractor}), mean of the seeds": panel})
     write_text(folder / f"{settings.part}.md", text)
     print(text)
-
-
-def _data(settings: Settings, split: Literal["train", "test"]) -> DataConfig:
-    return DataConfig(source=settings.data, split=split, hold_out=settings.hold_out, size=IMAGE_SIZE, in_memory=False)
-
-
-def _first_images(config: DataConfig, count: int) -> ImageSet:
-    pictures = cast(PictureSet, open_images(config))
-    batch = pictures.batch([(index, 0) for index in range(min(count, len(pictures)))], seed=0)
-    return ImageSet(batch["image"], batch["label"], pictures.classes)
 
 
 if __name__ == "__main__":

@@ -13,35 +13,30 @@ import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from hiergen.benchmarks.timing import take_turns
 from hiergen.config import parse
-from hiergen.data.images.in_memory import ImageSet
-from hiergen.data.images.on_disk import PictureSet
-from hiergen.data.images.pixels import to_uint8
-from hiergen.data.sources import DataConfig, open_images
-from hiergen.evaluation.study import StudyResult, run_study
+from hiergen.evaluation.images.study import ImageStudy, ImageStudySettings
+from hiergen.evaluation.study import StudyResult
 from hiergen.figures import save_image_grid
 from hiergen.files import write_text
 from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
-from hiergen.metrics.classifiers import saved_feature_network
 from hiergen.metrics.codebook import codebook_use
-from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.encoding import decode_batches, encode_batches, encode_images
 from hiergen.pipelines.prefixes import rebuild_prefixes
-from hiergen.pretrained.perceptual import LPIPS
 from hiergen.registry import create
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.restok.model import ResTok
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 #: What all tokenizers have in common: `restok-tiny`, narrower.
 MODEL: dict[str, Any] = {"cnn_channels": 8, "encoder_dim": 96, "decoder_dim": 96}
@@ -59,69 +54,40 @@ GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "token-by-token": ("preset", {"layout": "token"}),
     "levels-of-official": ("official", {}),
 }
-#: Samples that the network behind the Fréchet distance is trained on.
-EXTRACTOR_SAMPLES = 80_000
 GUIDANCE = (1.0, 1.5)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(ImageStudySettings):
     """Budget and data of the study.
 
     Attributes:
-        data: Source of the images, as `DataConfig.source`.
-        hold_out: As `DataConfig.hold_out`, for a source without a test split.
-        lpips: Folder of LPIPS' AlexNet weights.
-        out: Folder of all runs and results.
-        part: "reconstruction" (all tokenizers) or "generation" (after it, on two of them).
-        variants: Which tokenizers; all if none is named.
-        seeds: Of every variant.
-        extractor: What the network behind the Fréchet distance is called in the tables.
-        revive_after: As `CodebookConfig.revive_after`, for every tokenizer.
-        batch_size: Samples of a step, of tokenizers and generators.
-        tokenizer_samples: Training samples of a tokenizer.
-        generator_samples: Training samples of a generator.
-        num_train: Training images that generators and the extractor are trained on; tokenizers see all.
-        num_test: Held-out images. Like `num_train` the first ones, so a source sorted by class must be taken whole.
-        num_generated: Images generated for each score.
+        variants: Names of the tokenizers to compare; all if none is named.
+        revive_after: Number of samples after which unused codes are revived, as `CodebookConfig.revive_after`, for every tokenizer.
+        batch_size: Number of samples per step, of tokenizers and generators.
+        num_train: Number of training images that generators and the extractor are trained on, the first ones; tokenizers see all.
     """
 
-    data: str = "idx:DATA/fashion-mnist"
-    hold_out: int = 0
-    lpips: str = "DATA/lpips"
     out: str = "runs/study_restok"
-    part: Literal["reconstruction", "generation"] = "reconstruction"
     variants: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
-    extractor: str = "fashion-cnn-32"
     revive_after: int | None = None
     batch_size: int = 32
     tokenizer_samples: int = 6_000
     generator_samples: int = 8_000
     num_train: int = 8_000
     num_test: int = 1_000
-    num_generated: int = 1_000
 
 
-#: What may change without making results stale.
-_FREE = ("data", "lpips", "out", "part", "variants", "seeds")
+class Study(ImageStudy[Settings]):
+    """The runs of all tokenizers and generators."""
 
-
-class Study:
-    """The runs, and what they share: images and the network that scores them."""
+    FREE = (*ImageStudy.FREE, "variants")
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.out = Path(settings.out)
-        self.train = _first_images(_data(settings, "train"), settings.num_train)
-        self.test = _first_images(_data(settings, "test"), settings.num_test)
-        path = self.out / f"{settings.extractor}.safetensors"
-        epochs = max(1, round(EXTRACTOR_SAMPLES / len(self.train)))
-        self.network = saved_feature_network(path, to_uint8(self.train.images), self.train.labels, epochs=epochs)
-        description = f"32 features of a 3-convolution classifier of {len(self.train)} train images"
-        self.extractor = FeatureExtractor(settings.extractor, description, self.network)
-        share = self._agreement(self.test.images, self.test.labels)
-        print(f"{settings.extractor}: {share:.1%} of {len(self.test)} test images", file=sys.stderr)
+        super().__init__(settings, settings.num_train)
+
+    def common(self) -> dict[str, Any]:
+        return {**super().common(), "model": MODEL}
 
     def reconstruction(self) -> StudyResult:
         """Train and score all tokenizers."""
@@ -130,16 +96,11 @@ class Study:
             tokenizer = self._tokenizer(variant, seed, folder)
             prefixes = rebuild_prefixes(tokenizer, self.test.images)
             use = codebook_use(prefixes.pyramid.concat(), tokenizer.config["vocab_size"])
-            real = to_uint8(self.test.images)
-            lpips = LPIPS.from_files("alex", folder=self.settings.lpips)
             found = {"used": use.used, "perplexity": use.perplexity}
             for tokens, images in zip(prefixes.tokens, prefixes.images, strict=True):
                 found[f"psnr_{tokens}"] = float(psnr(images, self.test.images).mean())
-                with torch.no_grad():
-                    parts = zip(images.split(250), self.test.images.split(250), strict=True)
-                    found[f"lpips_{tokens}"] = float(torch.cat([lpips(a, b) for a, b in parts]).mean())
-                distances = compare_image_sets(to_uint8(images), real, self.extractor)
-                found[f"frechet_{tokens}"] = distances["frechet_distance"]
+                found[f"lpips_{tokens}"] = self.lpips(images)
+                found[f"frechet_{tokens}"] = self.distances(images, to="test")["frechet_distance"]
             rows = [self.test.images[:12], *(images[:12] for images in prefixes.images)]
             save_image_grid(
                 folder / "prefixes.png", rows, row_labels=["input", *(f"{count} tokens" for count in prefixes.tokens)]
@@ -147,7 +108,7 @@ class Study:
             return found
 
         chosen = self.settings.variants or tuple(TOKENIZERS)
-        return self._run("reconstruction", run, {name: TOKENIZERS[name] for name in chosen})
+        return self.run("reconstruction", run, chosen, {name: TOKENIZERS[name] for name in chosen})
 
     def generation(self) -> StudyResult:
         """Train and score all generators."""
@@ -161,29 +122,20 @@ class Study:
             found = {"test_nats": self._test_loss(generator, tokenizer)}
             for scale in GUIDANCE:
                 images, labels = self._generate(generator, tokenizer, seed, scale)
-                distances = compare_image_sets(to_uint8(images), to_uint8(self.train.images[:5_000]), self.extractor)
+                distances = self.distances(images, to="train")
                 found[f"frechet_{scale}"] = distances["frechet_distance"]
                 found[f"recall_{scale}"] = distances["recall"]
-                found[f"agreement_{scale}"] = self._agreement(images, labels)
+                found[f"agreement_{scale}"] = self.agreement(images, labels)
             return found
 
-        return self._run("generation", run, GENERATORS)
-
-    def _run(self, part: str, run: Any, variants: Mapping[str, Any]) -> StudyResult:
-        common = {key: value for key, value in dataclasses.asdict(self.settings).items() if key not in _FREE}
-        return run_study(
-            {name: lambda seed, folder, name=name: run(name, seed, folder) for name in variants},
-            seeds=self.settings.seeds,
-            out=self.out / part,
-            settings={**common, "model": MODEL, **variants},
-        )
+        return self.run("generation", run, tuple(GENERATORS), GENERATORS)
 
     def _tokenizer(self, variant: str, seed: int, folder: Path) -> ResTok:
         config = TrainConfig(
             task=TokenizerTaskConfig(
                 preset="restok-tiny",
                 overrides={**MODEL, **TOKENIZERS[variant]},
-                data=_data(self.settings, "train"),
+                data=self.data("train"),
                 pixel_weight=10.0,
                 codebook=CodebookConfig(revive_after=self.settings.revive_after),
             ),
@@ -212,7 +164,7 @@ class Study:
 
     @torch.no_grad()
     def _test_loss(self, generator: LevelAR, tokenizer: ResTok) -> float:
-        """Return the nats a token of the held-out images."""
+        """Return the nats per token of the held-out images."""
         pyramid = encode_batches(tokenizer, self.test.images)
         starts = range(0, len(self.test), 100)
         losses = [generator.loss(pyramid[i : i + 100], self.test.labels[i : i + 100])["loss"] for i in starts]
@@ -224,10 +176,6 @@ class Study:
         rng = make_rng(seed, "sample")
         parts = [generator.generate(part, settings, rng=rng) for part in labels.split(100)]
         return torch.cat([decode_batches(tokenizer, part) for part in parts]), labels
-
-    def _agreement(self, images: Tensor, labels: Tensor) -> float:
-        right = self.network.scores(to_uint8(images)).argmax(1) == labels
-        return float(right.double().mean())
 
 
 def sampling_times(*, repeats: int = 7) -> str:
@@ -265,7 +213,7 @@ def main(settings: Settings) -> None:
         text += "\n" + result.table({"used": "codebook in use", "perplexity": "perplexity"}, digits=2)
     else:
         result = study.generation()
-        text = result.table({"test_nats": "held-out nats a token"})
+        text = result.table({"test_nats": "held-out nats per token"})
         for scale in GUIDANCE:
             columns = {
                 "frechet": f"Fréchet ({settings.extractor})",
@@ -277,16 +225,6 @@ def main(settings: Settings) -> None:
         text += f"\n{sampling_times()}"
     write_text(Path(settings.out) / f"{settings.part}.md", text)
     print(text)
-
-
-def _data(settings: Settings, split: Literal["train", "test"]) -> DataConfig:
-    return DataConfig(source=settings.data, split=split, hold_out=settings.hold_out, size=32, in_memory=False)
-
-
-def _first_images(config: DataConfig, count: int) -> ImageSet:
-    pictures = cast(PictureSet, open_images(config))
-    batch = pictures.batch([(index, 0) for index in range(min(count, len(pictures)))], seed=0)
-    return ImageSet(batch["image"], batch["label"], pictures.classes)
 
 
 if __name__ == "__main__":

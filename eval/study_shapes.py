@@ -11,7 +11,7 @@ them. The paper's 256 and 1024 tokens became 8 and 32, a size that a CPU trains 
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -30,7 +30,7 @@ from hiergen.data.shapes.dataset import (
 from hiergen.data.shapes.preparation import prepare_shapes
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shapes.views import ViewSettings
-from hiergen.evaluation.study import StudyResult, run_study
+from hiergen.evaluation.study import Study, StudyResult, StudySettings
 from hiergen.files import write_text
 from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings
 from hiergen.geometry.field_grid import ExtractionSettings
@@ -80,26 +80,23 @@ POINTS = SamplingSettings(num_surface=4096, num_volume=8192, num_near=4096, near
 NUM_POINTS = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(StudySettings):
     """Budget and data of the study.
 
     Attributes:
-        out: Folder of all runs and results.
-        part: "reconstruction" (all tokenizers) or "generation" (after it, on the tokens of the first one).
-        seeds: Of every variant.
-        chosen: Tokenizers to compare in the part "reconstruction", of `TOKENIZERS`; the first is the baseline.
-        num_tokens: Of the coarse and of the fine level.
-        num_shapes: Training shapes.
-        num_test: Held-out shapes, and shapes of every generated set.
-        tokenizer_samples: Training samples of a tokenizer.
-        stage_samples: Training samples of each stage of a cascade.
-        depth: Meshes come from a grid of `2 ** depth + 1` nodes an axis, all of them evaluated.
+        part: Part of the study: "reconstruction" (all tokenizers) or "generation" (after it, on the tokens of the first one).
+        chosen: Names of the tokenizers to compare in the part "reconstruction", of `TOKENIZERS`; the first is the baseline.
+        num_tokens: Numbers of tokens of the coarse and of the fine level.
+        num_shapes: Number of training shapes.
+        num_test: Number of held-out shapes, and of shapes in every generated set.
+        tokenizer_samples: Number of training samples of a tokenizer.
+        stage_samples: Number of training samples of each stage of a cascade.
+        depth: Meshes come from a grid of `2 ** depth + 1` nodes along each axis, all of them evaluated.
     """
 
     out: str = "runs/study_shapes"
     part: Literal["reconstruction", "generation"] = "reconstruction"
-    seeds: tuple[int, ...] = (0, 1, 2)
     chosen: tuple[str, ...] = tuple(TOKENIZERS)
     num_tokens: tuple[int, int] = (8, 32)
     num_shapes: int = 512
@@ -116,16 +113,13 @@ class Settings:
             )
 
 
-#: What may change without making results stale.
-_FREE = ("out", "part", "seeds", "chosen")
-
-
-class Study:
+class ShapeStudy(Study[Settings]):
     """The runs, and what they share: prepared shapes, and the meshes that results are compared with."""
 
+    FREE = ("out", "part", "seeds", "chosen")
+
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.out = Path(settings.out)
+        super().__init__(settings)
         self.extraction = ExtractionSettings(depth=settings.depth, coarse_depth=settings.depth)
         prepare_shapes(
             PrepareShapesSettings(
@@ -139,6 +133,9 @@ class Study:
         )
         self.test = _meshes(TEST_OFFSET, settings.num_test)
         self.judges = _meshes(0, 8 * len(PROCEDURAL_CLASSES))
+
+    def common(self) -> dict[str, Any]:
+        return {**super().common(), "model": MODEL}
 
     def reconstruction(self) -> StudyResult:
         """Train and score the tokenizers."""
@@ -157,27 +154,27 @@ class Study:
             return {**found, **{f"gain_{name}": value for name, value in gains.items()}}
 
         chosen = {name: TOKENIZERS[name] for name in self.settings.chosen}
-        return self._run("reconstruction", dict.fromkeys(chosen, run), chosen)
+        return self.run("reconstruction", run, self.settings.chosen, chosen)
 
     def generation(self) -> StudyResult:
         """Train and score the stages, beside rebuilt and real training shapes: what the tokenizer allows, and what there is to reach."""
 
-        def generated(variant: str, seed: int, folder: Path) -> Mapping[str, float]:
-            return self._set_scores(self.decode(seed, self.generate(variant, seed)), seed)
+        def run(variant: str, seed: int, folder: Path) -> Mapping[str, float]:
+            if variant == "real":
+                meshes = _meshes(*self._others)
+            elif variant in rebuilt:
+                levels = self.rebuild(self.tokenizer(next(iter(TOKENIZERS)), seed), *self._others)
+                meshes = levels[rebuilt[variant]]
+            else:
+                meshes = self.decode(seed, self.generate(variant, seed))
+            return self._set_scores(meshes, seed)
 
-        def rebuilt(variant: str, seed: int, folder: Path) -> Mapping[str, float]:
-            levels = self.rebuild(self.tokenizer(next(iter(TOKENIZERS)), seed), *self._others)
-            return self._set_scores(levels[int(variant.removeprefix("rebuilt-"))], seed)
-
-        def real(variant: str, seed: int, folder: Path) -> Mapping[str, float]:
-            return self._set_scores(_meshes(*self._others), seed)
-
-        runs: dict[str, Callable[[str, int, Path], Mapping[str, float]]] = dict.fromkeys(
-            ("coarse", *CASCADES, "coarse-longer"), generated
-        )
-        runs |= {f"rebuilt-{count}": rebuilt for count in self.settings.num_tokens} | {"real": real}
+        rebuilt = {f"rebuilt-{count}": count for count in self.settings.num_tokens}
+        names = ("coarse", *CASCADES, "coarse-longer", *rebuilt, "real")
         own = {**COARSE, **{name: {**change, "noise": NOISE[name]} for name, change in CASCADES.items()}}
-        return self._run("generation", runs, {name: own.get(name, name) for name in runs} | {"sampling": SAMPLING})
+        return self.run(
+            "generation", run, names, {name: own.get(name, name) for name in names} | {"sampling": SAMPLING}
+        )
 
     def tokenizer(self, variant: str, seed: int) -> PyramidVAE:
         """Return a tokenizer, trained unless it was."""
@@ -270,17 +267,8 @@ class Study:
             "without_surface": 1 - len(usable) / len(meshes),
         }
 
-    def _run(self, part: str, runs: Mapping[str, Any], own: Mapping[str, Any]) -> StudyResult:
-        common = {key: value for key, value in dataclasses.asdict(self.settings).items() if key not in _FREE}
-        return run_study(
-            {name: lambda seed, folder, name=name, run=run: run(name, seed, folder) for name, run in runs.items()},
-            seeds=self.settings.seeds,
-            out=self.out / part,
-            settings={**common, "model": MODEL, **own},
-        )
 
-
-def draw(study: Study, part: str) -> None:
+def draw(study: ShapeStudy, part: str) -> None:
     """Write a picture of the first seed: one held-out shape of each class, rebuilt; or the first generated shape of each class."""
     seed, count = study.settings.seeds[0], len(PROCEDURAL_CLASSES)
     rows: dict[str, Sequence[trimesh.Trimesh]] = {}
@@ -314,7 +302,7 @@ def table(result: StudyResult, part: str, num_tokens: tuple[int, int]) -> str:
 def main(settings: Settings) -> None:
     """Run a part of the study, write its table and its picture."""
     torch.set_num_threads(1)
-    study = Study(settings)
+    study = ShapeStudy(settings)
     result = study.reconstruction() if settings.part == "reconstruction" else study.generation()
     text = table(result, settings.part, settings.num_tokens)
     write_text(study.out / f"{settings.part}.md", text)

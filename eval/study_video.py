@@ -25,7 +25,7 @@ from hiergen.config import parse, to_json
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.videos.dataset import from_uint8
 from hiergen.data.videos.moving_digits import MovingDigits
-from hiergen.evaluation.study import StudyResult, run_study
+from hiergen.evaluation.study import Study, StudyResult, StudySettings
 from hiergen.figures import save_curves
 from hiergen.files import atomic_directory, write_json, write_text
 from hiergen.generators.flow.model import FlowTransformer
@@ -59,26 +59,24 @@ BLOCKS = (32, 16)
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(StudySettings):
     """Budget and data of the study.
 
     Attributes:
-        out: Folder of all runs and results.
-        part: "training" or "training-free".
-        seeds: Of every variant that is trained.
-        samples: Training samples of each.
-        density: Of PSA in training.
-        dense_samples: Training samples of the dense model that PSA is put into (seed 0).
-        densities: Of PSA in that model.
-        train_clips: Training clips.
-        num_clips: Held-out clips that velocities are compared on.
-        num_samples: Clips sampled with each attention; 0 compares velocities only.
+        part: Part of the study: "training" or "training-free".
+        seeds: Seeds of every variant that is trained.
+        samples: Number of training samples of each variant.
+        density: Density of PSA in training.
+        dense_samples: Number of training samples of the dense model that PSA is put into (seed 0).
+        densities: Densities of PSA in that model.
+        train_clips: Number of training clips.
+        num_clips: Number of held-out clips on which velocities are compared.
+        num_samples: Number of clips sampled with each attention; 0 compares velocities only.
     """
 
     out: str = "runs/study_video"
     part: Literal["training", "training-free"] = "training"
-    seeds: tuple[int, ...] = (0, 1, 2)
     samples: int = 1_500
     density: float = 0.2
     dense_samples: int = 8_000
@@ -92,8 +90,8 @@ class Probe:
     """Held-out clips on their way from noise, the same for every model.
 
     Args:
-        tokenizer: Whose tokens are meant.
-        num_clips: Clips.
+        tokenizer: Tokenizer of the clips.
+        num_clips: Number of clips.
     """
 
     def __init__(self, tokenizer: PatchComponents, num_clips: int) -> None:
@@ -152,6 +150,14 @@ def train_one(
     return FlowTransformer.from_pretrained(result.model_dir).eval()  # type: ignore[no-any-return]
 
 
+class TrainingStudy(Study[Settings]):
+    """Models that are trained with each kind of attention."""
+
+    def common(self) -> dict[str, Any]:
+        budget = to_json(dataclasses.replace(self.settings, out="", seeds=()))
+        return {"budget": budget, "sizes": SIZES, "patch": PATCH_SIZE}
+
+
 def train(settings: Settings, tokenizer: PatchComponents) -> StudyResult:
     """Train every variant with every seed and score it with both kinds of attention."""
     probe = Probe(tokenizer, settings.num_clips)
@@ -166,9 +172,7 @@ def train(settings: Settings, tokenizer: PatchComponents) -> StudyResult:
         own = errors["error_dense" if name == "dense" else "error_psa"]
         return {"cpu_seconds": seconds, **errors, "error_own": own}
 
-    variants = {name: lambda seed, folder, name=name: run(name, seed, folder) for name in attentions}
-    common = {"budget": to_json(dataclasses.replace(settings, out="", seeds=())), "sizes": SIZES, "patch": PATCH_SIZE}
-    return run_study(variants, seeds=settings.seeds, out=Path(settings.out) / "training", settings=common)
+    return TrainingStudy(settings).run("training", run, tuple(attentions))
 
 
 def training_curves(settings: Settings) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
@@ -256,7 +260,7 @@ def training_free_table(rows: list[dict[str, Any]]) -> str:
         "frechet": ("Fréchet", ".2f"),
         "psnr_db": ("PSNR to dense (dB)", ".2f"),
         "ssim": ("SSIM", ".3f"),
-        "cpu_seconds_per_clip": ("CPU seconds a clip", ".2f"),
+        "cpu_seconds_per_clip": ("CPU seconds per clip", ".2f"),
     }
     shown = {name: entry for name, entry in scores.items() if any(name in row for row in rows)}
     head += [title for title, _ in shown.values()]

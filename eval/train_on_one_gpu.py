@@ -29,7 +29,7 @@ from hiergen.figures import log_curves, save_curves
 from hiergen.files import check_writable, write_json
 from hiergen.training.config import TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.generator import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 #: Steps of the run that measures the speed; the discriminator plays in the second half, as it does in the run itself.
 CALIBRATION_STEPS = 20
@@ -40,19 +40,19 @@ class Settings:
     """Train for a time, evaluate, report.
 
     Attributes:
-        recipe: A recipe that trains a tokenizer of images.
-        minutes: How long to train; loading data, measuring the speed and the evaluation come on top.
+        recipe: Recipe that trains a tokenizer of images.
+        minutes: Time to train in minutes; loading data, measuring the speed and the evaluation come on top.
         out: Folder for the run and its report.
         source: Images to train on, as in `DataConfig.source`; "" takes the recipe's.
         test_source: Held-out images; "" is the test split of the embedded digits, a Hugging Face dataset or MNIST's files.
-        num_test: The first so many of them; 0 takes all.
-        batch_size: Samples a step; 0 takes the recipe's.
-        precision: Of the training; "auto" is bf16 on a GPU and float32 elsewhere.
-        num_workers: Processes that load data.
+        num_test: Number of held-out images, the first ones; 0 takes all.
+        batch_size: Number of samples per step; 0 takes the recipe's.
+        precision: Precision of the training; "auto" is bf16 on a GPU and float32 elsewhere.
+        num_workers: Number of processes that load data.
         lpips: Folder with LPIPS' AlexNet, for the perceptual term of the recipe and for the report; "" leaves both out.
-        extractor: Where the Fréchet distance of the report is measured.
-        seed: Of everything random.
-        evaluation_batch: Images a pass of the evaluation.
+        extractor: Feature extractor of the report's Fréchet distance.
+        seed: Seed of all random draws.
+        evaluation_batch: Number of images that the models take at once in the evaluation.
     """
 
     recipe: tyro.conf.Positional[str] = "tokenizers/restok_small_64.py"
@@ -142,7 +142,7 @@ def set_length(config: TrainConfig, samples: int) -> TrainConfig:
 
 
 def measure_speed(config: TrainConfig, folder: Path) -> float:
-    """Return samples a second of the run's second and fourth quarters, the others being warm-up of the two players."""
+    """Return samples per second of the run's second and fourth quarters, the others being warm-up of the two players."""
     quarter = CALIBRATION_STEPS // 4 * config.batch_size
     task: Any = config.task
     task = dataclasses.replace(task, validation=None)

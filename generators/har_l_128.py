@@ -1,4 +1,4 @@
-"""Train HAR-L on ten-crop codes of ResTok-L-128 as published: 256 samples a step, 8 GPUs, about 300 epochs.
+"""Train HAR-L on ten-crop codes of ResTok-L-128 as published: 256 samples per step, 8 GPUs, about 300 epochs.
 
 First: `hiergen encode --tokenizer runs/restok_l_128/model --data.source imagenet/train --data.size 256
 --data.in-memory False --views ten_crop --out runs/restok_l_128/codes`.

@@ -1,4 +1,4 @@
-"""Train mar-b on KL-16's latents of ImageNet at 256 x 256, as published: 400 epochs of 2,048 images a step.
+"""Train mar-b on KL-16's latents of ImageNet at 256 x 256, as published: 400 epochs of 2,048 images per step.
 
 First: `hiergen convert ldm-vae kl16.ckpt runs/kl-16`, then
 `hiergen encode --tokenizer runs/kl-16 --data.source "wds:DATA/imagenet/train-*.tar" --data.size 256 --data.in-memory False --views flips --out runs/kl-16/codes`.

@@ -1,6 +1,6 @@
 """Train flow-video-tiny on the moving digits for longer than the quickstart does.
 
-First: `hiergen quickstart-video`, which leaves the tokenizer and its codes.
+First: `hiergen quickstart video`, which leaves the tokenizer and its codes.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

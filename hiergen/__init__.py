@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
+
+from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES
 
 __version__ = "0.1.0.dev0"
 
@@ -19,21 +20,8 @@ _PUBLIC = {
     "list_presets": "hiergen.registry",
     "register": "hiergen.registry",
     "from_pretrained": "hiergen.pipelines.loading",
-    "ClassToImagePipeline": "hiergen.pipelines.image",
-    "ClassToShapePipeline": "hiergen.pipelines.shape",
-    "ImageToShapePipeline": "hiergen.pipelines.shape",
-    "ClassToVideoPipeline": "hiergen.pipelines.video",
-    "ResTok": "hiergen.tokenizers.restok.model",
-    "PyramidVAE": "hiergen.tokenizers.pyramid_vae.model",
-    "HieraTok": "hiergen.tokenizers.hieratok.model",
-    "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder.model",
-    "FrameTokenizer": "hiergen.tokenizers.videos.frames",
-    "PatchComponents": "hiergen.tokenizers.videos.patch_components",
-    "LevelAR": "hiergen.generators.level_ar.model",
-    "FlowTransformer": "hiergen.generators.flow.model",
-    "MaskedAR": "hiergen.generators.masked.model",
-    "MaskedCascade": "hiergen.generators.masked.cascade",
-    "ImageEncoder": "hiergen.pretrained.image_encoder",
+    **PIPELINE_CLASSES,
+    **MODEL_CLASSES,
     "load_mesh": "hiergen.geometry.meshes",
     "prepare_shapes": "hiergen.data.shapes.preparation",
     "load_clips": "hiergen.data.videos.dataset",
@@ -58,18 +46,13 @@ __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    module = _PUBLIC.get(name) or _FOUND_BY_DIFFUSERS.get(name) or _registered(name)
+    # Pipelines look their parts up here; `register` adds classes to the table of models.
+    module = _PUBLIC.get(name) or MODEL_CLASSES.get(name) or _FOUND_BY_DIFFUSERS.get(name)
     if module is None:
         raise AttributeError(f"module 'hiergen' has no attribute {name!r}")
     value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
-
-
-def _registered(name: str) -> str | None:
-    """Return the module of a class given to `hiergen.registry.register`: pipelines look their parts up here."""
-    registry = sys.modules.get("hiergen.registry")
-    return None if registry is None else registry.MODEL_CLASSES.get(name)
 
 
 def __dir__() -> list[str]:

@@ -40,13 +40,13 @@ def from_json(kind: type[C], value: Any, *, where: str = "") -> C:
 
 
 def with_defaults(saved: Any, config: Any) -> Any:
-    """Return what `to_json` once wrote of a config, with the defaults of the fields that there were not yet.
+    """Return what `to_json` once wrote of a config, with the defaults of the fields that have been added since.
 
-    So a field that is new must default to what was done before it. What is of another kind than `config` is left as it is.
+    So a new field must default to what was done before it existed. A value of another kind than `config` is left as it is.
 
     Args:
-        saved: JSON values.
-        config: A config of today, whose classes say what fields there are.
+        saved: JSON values that `to_json` wrote.
+        config: A config of today, whose classes say what fields there are now.
     """
     if (
         not dataclasses.is_dataclass(config)
@@ -85,7 +85,6 @@ def parse(default: C, args: Sequence[str] | None, *, prog: str, description: str
         prog=prog,
         description=description,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        compact_help=True,
     )
 
 

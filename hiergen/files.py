@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
         # mkstemp makes files private; a result should have the permissions any new file gets.
         temporary.chmod(0o666 & ~_umask())
-        flush_file(temporary)
+        flush(temporary)
         os.replace(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
-    flush_directory(final.parent)
+    flush(final.parent)
 
 
 @contextlib.contextmanager
@@ -56,18 +56,18 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
         temporary.chmod(0o777 & ~_umask())
         for file in sorted(temporary.rglob("*")):
-            flush_file(file) if file.is_file() else flush_directory(file)
-        flush_directory(temporary)
+            flush(file)
+        flush(temporary)
         remove_directory(final)
         os.rename(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    flush_directory(final.parent)
+    flush(final.parent)
 
 
 @contextlib.contextmanager
 def _raising_os_errors(path: Path) -> Iterator[None]:
-    """Around a write: what safetensors says of a disk that fails in a class of its own becomes an OSError, as from all others."""
+    """Turn safetensors' own error for a disk that fails into an OSError, as all other writers raise."""
     try:
         yield
     except SafetensorError as error:
@@ -106,7 +106,7 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 def check_writable(folder: str | os.PathLike[str], *, option: str = "--out") -> Path:
-    """Create `folder` if needed and return it as a `Path`; `option` is what a user sets it with.
+    """Create `folder` if needed and return it as a `Path`; `option` is the option that a user sets it with.
 
     Raises:
         ValueError: If the folder cannot be created or written to, with the reason of the operating system.
@@ -127,10 +127,10 @@ def check_writable(folder: str | os.PathLike[str], *, option: str = "--out") -> 
 def sole_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Inside, no other process that asks for it may write to `folder`; a process that is killed holds nothing.
 
-    Where the file system has no locks nothing is held.
+    A file system without locks lets all of them write.
 
     Raises:
-        ValueError: If another process is at it.
+        ValueError: If another process is writing.
     """
     # Not on all systems, and nothing else here needs it.
     import fcntl
@@ -147,23 +147,13 @@ def sole_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
-def flush_file(path: Path) -> None:
-    """Ask the operating system to bring a file's content to disk."""
-    _flush(path, os.O_RDONLY)
-
-
-def flush_directory(path: Path) -> None:
-    """Ask the operating system to bring a folder's list of names to disk (needed for a rename to survive a power cut)."""
-    _flush(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-
-
-def _flush(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    close: Callable[[int], None] = os.close
+def flush(path: Path) -> None:
+    """Ask the operating system to bring a file's content, or a folder's list of names, to disk: a rename must survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
-        close(descriptor)
+        os.close(descriptor)
 
 
 def _umask() -> int:

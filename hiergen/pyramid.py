@@ -27,7 +27,7 @@ class LevelSpec:
 
     Attributes:
         num_tokens: Tokens of the level.
-        grid: Their arrangement, row-major, e.g. `(16, 16)`; None when they have no order in space.
+        grid: Arrangement of the tokens, row-major, e.g. `(16, 16)`; None where they have no order in space.
         dim: Channels of a token: of the code vector if discrete, of the token itself if continuous.
         vocab_size: Number of ids of a discrete level; None for continuous tokens.
     """
@@ -68,12 +68,12 @@ def specs_from_json(values: Sequence[dict[str, Any]]) -> tuple[LevelSpec, ...]:
 class TokenPyramid:
     """Levels of tokens with their specs, coarse to fine; checks itself on construction.
 
-    A pyramid may hold a prefix of a tokenizer's levels (`prefix`): that is what nested dropout, previews and early-stopped
-    generation make. How present levels combine into data is the tokenizer's affair.
+    A pyramid may hold a prefix of a tokenizer's levels (`prefix`): nested dropout, previews and early-stopped generation make such
+    pyramids. The tokenizer decides how the levels that are present combine into data.
 
     Attributes:
-        levels: One tensor a level: int64 ids `(b, n)` where discrete, floating point `(b, n, d)` where continuous.
-        specs: One `LevelSpec` a level.
+        levels: One tensor per level: int64 ids `(b, n)` where discrete, floating point `(b, n, d)` where continuous.
+        specs: One `LevelSpec` per level.
 
     Raises:
         ValueError: If levels and specs disagree in number, shape, kind or batch size. Ids are *not* checked against

@@ -1,7 +1,7 @@
-"""Presets of every family by name: configurations with the paper they come from.
+"""The classes of hiergen by name, and the presets of every family: configurations with the paper they come from.
 
-Names are `<family>-<size>-<tokens>[.<training>]`. A name read from a file never chooses code: model classes come from the table
-of this module.
+Preset names are `<family>-<size>-<tokens>[.<training>]`. A name read from a file never chooses code: classes come from the tables of
+this module, which also make them public as `hiergen.<name>`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Preset:
 
     Attributes:
         model: Class name, a key of `hiergen.registry.MODEL_CLASSES`.
-        config: Arguments of its constructor.
+        config: Arguments of the class's constructor.
         source: Paper and table, or why the size was chosen.
     """
 
@@ -59,25 +59,27 @@ PIPELINE_CLASSES: dict[str, str] = {
 
 
 def model_class(name: str) -> type[Any]:
-    """Return a model class of hiergen by its name.
+    """Return a model class by its name.
 
     Raises:
         ValueError: If the name is not in `MODEL_CLASSES`.
     """
-    if name not in MODEL_CLASSES:
-        raise ValueError(f"unknown model class {name!r}{nearest(name, MODEL_CLASSES)}")
-    return getattr(importlib.import_module(MODEL_CLASSES[name]), name)
+    return _class("model", name, MODEL_CLASSES)
 
 
 def pipeline_class(name: str) -> type[Any]:
-    """Return a pipeline class of hiergen by its name.
+    """Return a pipeline class by its name.
 
     Raises:
         ValueError: If the name is not in `PIPELINE_CLASSES`.
     """
-    if name not in PIPELINE_CLASSES:
-        raise ValueError(f"unknown pipeline class {name!r}{nearest(name, PIPELINE_CLASSES)}")
-    return getattr(importlib.import_module(PIPELINE_CLASSES[name]), name)
+    return _class("pipeline", name, PIPELINE_CLASSES)
+
+
+def _class(what: str, name: str, table: Mapping[str, str]) -> type[Any]:
+    if name not in table:
+        raise ValueError(f"unknown {what} class {name!r}{nearest(name, table)}")
+    return getattr(importlib.import_module(table[name]), name)
 
 
 def presets(kind: Kind | None = None) -> dict[str, Preset]:
@@ -87,7 +89,7 @@ def presets(kind: Kind | None = None) -> dict[str, Preset]:
 
 @functools.cache
 def preset_table(kind: Kind) -> dict[str, Preset]:
-    """Return the one table of a kind: the families' literal tables, a `presets.py` in each folder, and what was registered."""
+    """Return the presets of a kind: those of every `presets.py` in its folder, and what was registered."""
     root = Path(__file__).parent
     files = sorted((root / f"{kind}s").rglob("presets.py"))
     names = [".".join(("hiergen", *file.relative_to(root).with_suffix("").parts)) for file in files]
@@ -100,14 +102,14 @@ def list_presets(pattern: str = "*", *, kind: Kind | None = None) -> list[str]:
 
 
 def register(model: type[Any], kind: Kind, named: Mapping[str, Preset]) -> None:
-    """Make a model class of your own, and presets of it, known by name: to recipes, to `create` and to `from_pretrained`.
+    """Make a model class of your own, and presets of it, known by name to recipes, to `create` and to `from_pretrained`.
 
     Call it where the class is defined, so that importing that module is all it takes. Nothing read from a file ever calls it.
 
     Args:
         model: A `Tokenizer` or a `Generator`.
-        kind: Which of the two.
-        named: Presets by name.
+        kind: Which of the two it is.
+        named: Presets of the class by name.
 
     Raises:
         ValueError: If a name is that of a class or preset of hiergen, or a preset is of another class.
@@ -129,7 +131,7 @@ def get_preset(name: str) -> Preset:
     """Return a preset by name.
 
     Raises:
-        ValueError: If there is none of that name, with the nearest names.
+        ValueError: If there is no preset of that name; the nearest names are given.
     """
     table = presets()
     if name not in table:

@@ -6,6 +6,7 @@ samples whatever the batch size and the number of processes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
@@ -27,7 +28,7 @@ def make_rng(*parts: int | str, device: torch.device | str = "cpu") -> torch.Gen
 
 
 class SampleRng:
-    """One source of random numbers a sample of a batch: what a sample draws does not depend on what else is in the batch.
+    """A source of random numbers for each sample of a batch: what a sample draws does not depend on what else is in the batch.
 
     Where a `torch.Generator` is accepted as `rng` for sampling, this is too. A draw for the whole batch is made of one draw of each
     sample's own generator, so the same sample gets the same numbers in a batch of 1 or 64, on one process or on many.
@@ -49,7 +50,7 @@ class SampleRng:
 
     @classmethod
     def of(cls, indices: Iterable[int], *parts: int | str) -> SampleRng:
-        """Return the generators `make_rng(*parts, index)`, one a sample, on the CPU: the same numbers on every device."""
+        """Return the generator `make_rng(*parts, index)` of each sample, on the CPU: the same numbers on every device."""
         return cls([make_rng(*parts, index) for index in indices])
 
     @property
@@ -62,7 +63,7 @@ class SampleRng:
     def stack(
         self, draw: Callable[[torch.Generator, tuple[int, ...]], Tensor], shape: Sequence[int], dim: int
     ) -> Tensor:
-        """Return a draw of `shape` whose slices along `dim`, one a sample, each come from that sample's generator.
+        """Return a draw of `shape` whose slices along `dim` each come from the generator of one sample.
 
         Raises:
             ValueError: If the shape holds another number of samples.
@@ -70,13 +71,13 @@ class SampleRng:
         sizes = tuple(shape)
         if not sizes or sizes[dim] != len(self._rngs):
             raise ValueError(
-                f"a draw of shape {sizes} has not {len(self._rngs)} samples, one a generator, along dim {dim}"
+                f"a draw of shape {sizes} has not {len(self._rngs)} samples, one per generator, along dim {dim}"
             )
         one = sizes[:dim] + sizes[dim + 1 :]
         return torch.stack([draw(rng, one) for rng in self._rngs], dim=dim)
 
 
-#: What draws: one generator for the whole batch, or one for each sample of it.
+#: A source of random numbers: one generator for the whole batch, or one for each sample.
 Rng = torch.Generator | SampleRng
 
 
@@ -84,16 +85,12 @@ def draw_uniform(shape: Sequence[int], *, rng: Rng | None, device: torch.device,
     """Return float32 numbers in [0, 1) on `device`, drawn where `rng` lives (on `device` without one).
 
     Args:
-        shape: Of the result.
-        rng: A `SampleRng` draws for each sample along `batch_dim` by itself.
-        device: Where the numbers are wanted.
-        batch_dim: Which dimension of `shape` counts samples.
+        shape: Shape of the result.
+        rng: Source of the numbers; a `SampleRng` draws for each sample along `batch_dim` by itself.
+        device: Device of the result.
+        batch_dim: Dimension of `shape` that counts samples.
     """
-
-    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
-        return torch.rand(size, generator=source, device=device if source is None else source.device)
-
-    return _draw(draw, shape, rng, batch_dim).to(device)
+    return _draw(torch.rand, shape, rng, device, batch_dim)
 
 
 def draw_normal(
@@ -105,23 +102,23 @@ def draw_normal(
     batch_dim: int = 0,
 ) -> Tensor:
     """Return unit normal numbers on `device`; see `draw_uniform`."""
-
-    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
-        return torch.randn(size, generator=source, device=device if source is None else source.device, dtype=dtype)
-
-    return _draw(draw, shape, rng, batch_dim).to(device)
+    return _draw(functools.partial(torch.randn, dtype=dtype), shape, rng, device, batch_dim)
 
 
 def draw_exponential(shape: Sequence[int], *, rng: Rng | None, device: torch.device) -> Tensor:
     """Return float32 numbers of the exponential distribution of mean 1 on `device`; see `draw_uniform`."""
+    return _draw(_exponential, shape, rng, device, 0)
 
-    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
-        return torch.empty(size, device=device if source is None else source.device).exponential_(generator=source)
 
-    return _draw(draw, shape, rng, 0).to(device)
+def _exponential(size: Sequence[int], *, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    return torch.empty(size, device=device).exponential_(generator=generator)
 
 
 def _draw(
-    draw: Callable[[torch.Generator | None, tuple[int, ...]], Tensor], shape: Sequence[int], rng: Rng | None, dim: int
+    make: Callable[..., Tensor], shape: Sequence[int], rng: Rng | None, device: torch.device, batch_dim: int
 ) -> Tensor:
-    return rng.stack(draw, shape, dim) if isinstance(rng, SampleRng) else draw(rng, tuple(shape))
+    def draw(source: torch.Generator | None, size: tuple[int, ...]) -> Tensor:
+        return make(size, generator=source, device=device if source is None else source.device)
+
+    drawn = rng.stack(draw, shape, batch_dim) if isinstance(rng, SampleRng) else draw(rng, tuple(shape))
+    return drawn.to(device)

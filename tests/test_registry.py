@@ -10,6 +10,7 @@ import hiergen
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import (
     MODEL_CLASSES,
+    PIPELINE_CLASSES,
     Preset,
     create,
     get_preset,
@@ -32,6 +33,12 @@ def test_every_preset_builds_on_the_meta_device_and_names_its_source() -> None:
             model = create(name)
         assert sum(parameter.numel() for parameter in model.parameters()) > 0
         assert sum(spec.num_tokens for spec in model.specs) > 0
+
+
+def test_every_class_of_the_tables_is_a_public_name() -> None:
+    for name, module in {**MODEL_CLASSES, **PIPELINE_CLASSES}.items():
+        assert name in hiergen.__all__
+        assert getattr(hiergen, name).__module__ == module
 
 
 def test_listing_takes_patterns() -> None:

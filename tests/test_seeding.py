@@ -46,7 +46,7 @@ def test_samples_may_lie_along_any_dimension() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="rngs are 0 generators on 0 devices"):
         SampleRng([])
-    with pytest.raises(ValueError, match=r"a draw of shape \(3, 4\) has not 2 samples, one a generator, along dim 0"):
+    with pytest.raises(ValueError, match=r"a draw of shape \(3, 4\) has not 2 samples, one per generator, along dim 0"):
         draw_uniform((3, 4), rng=SampleRng.of([0, 1]), device=CPU)
 
 

@@ -8,8 +8,9 @@ Without alignment (the paper's plain comparison): `--task.vae.foundation.weight 
 from hiergen.data.sources import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, PerceptualConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.perceptual_term import PerceptualConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 from hiergen.training.tasks.vae_terms import FoundationConfig, VAEConfig
 
 IMAGENET = 1_281_167

@@ -6,7 +6,7 @@ The folder is `--task.data.source clips:FOLDER`; here `videos`. Untested at this
 from hiergen.data.sources import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -9,8 +9,9 @@ no foundation model, and the discriminator waits for half of the run.
 from hiergen.data.sources import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, PerceptualConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.perceptual_term import PerceptualConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 from hiergen.training.tasks.vae_terms import VAEConfig
 
 ADAM = OptimConfig(lr=3e-4, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant", clip_norm=None)

@@ -1,4 +1,4 @@
-"""Train ResTok-L-128 on ImageNet at 256x256 as published: 256 samples a step, 8 GPUs, about 200 epochs.
+"""Train ResTok-L-128 on ImageNet at 256x256 as published: 256 samples per step, 8 GPUs, about 200 epochs.
 
 The checkpoint that the paper evaluates is the one of step 750,000, at 192 million samples. Give the images with
 `--task.data.source`: a folder of class folders, `wds:PATTERN`, or `hf:FOLDER`. The weights of VGG16 (LPIPS), DINO ViT-S/16 and
@@ -9,8 +9,10 @@ from hiergen.data.sources import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
 from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.generator import TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.perceptual_term import PerceptualConfig
+from hiergen.training.tasks.teacher_alignment import AlignmentConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 BATCH = 256
 

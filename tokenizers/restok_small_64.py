@@ -11,8 +11,9 @@ from hiergen.data.sources import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
 from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.generator import TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, PerceptualConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.perceptual_term import PerceptualConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -2,7 +2,7 @@
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

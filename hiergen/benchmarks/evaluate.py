@@ -14,12 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from hiergen.benchmarks.timing import (
-    describe_machine,
-    describe_times,
-    print_times,
-    take_turns,
-)
+from hiergen.benchmarks.timing import RepeatedSettings, describe_times, publish, take_turns
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import DataConfig
 from hiergen.environment import choose_device
@@ -34,22 +29,19 @@ from hiergen.registry import create
 from hiergen.tokenizers.base import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(RepeatedSettings):
     """Time a whole evaluation of PNG files beside its parts alone.
 
     Attributes:
-        kind: "rfid" rebuilds the pictures with a tokenizer, "samples" takes them as generated ones, with statistics of the reference
-            that are there already.
-        preset: Image tokenizer of "rfid", with random weights; of "samples" it gives the size of the pictures.
-        num_images: Pictures, written at the start.
-        extractor: Where distances are measured; "digits" needs no file.
-        resamples: Bootstrap draws of the intervals; 0 leaves them out.
-        workers: Threads that read ahead.
-        batch_size: Images a pass of the models.
-        repeats: Measured runs of each part; they take turns.
-        device: "auto" is CUDA where there is one.
-        seed: Of weights and pictures.
+        kind: What is evaluated: "rfid" rebuilds the pictures with a tokenizer, "samples" takes them as generated ones, with statistics of
+            the reference that are there already.
+        preset: Preset of the image tokenizer, with random weights; with "samples" it only gives the size of the pictures.
+        num_images: Number of pictures, which are written at the start.
+        extractor: Feature extractor of the distances; "digits" needs no file.
+        resamples: Number of bootstrap draws of the intervals; 0 leaves them out.
+        workers: Number of threads that read ahead.
+        batch_size: Images per pass of the models.
     """
 
     kind: Literal["rfid", "samples"] = "rfid"
@@ -60,13 +52,11 @@ class Settings:
     workers: int = 4
     batch_size: int = 64
     repeats: int = 3
-    device: str = "auto"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_images", 10), ("repeats", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        super().__post_init__()
+        if self.num_images < 10:
+            raise ValueError(f"num_images is {self.num_images}, expected at least 10")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -74,7 +64,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         JSON values: the settings, the machine, and under "rows" for each part the median, fastest and slowest time in seconds,
-        images a second, and the share of the whole evaluation's median. The "models" are the parts that would be there without this
+        images per second, and the share of the whole evaluation's median. The "models" are the parts that would be there without this
         library; "around the pass" is an evaluation whose parts are all there: opening models and data, distances, intervals, report.
     """
     device = choose_device(settings.device)
@@ -99,16 +89,15 @@ def run(settings: Settings) -> dict[str, Any]:
             "around the pass": lambda: evaluate(root / "finished"),
         }
         seconds = take_turns(calls, repeats=settings.repeats, device=device)
-    rows = _rows(seconds, settings.num_images)
-    machine = describe_machine(device)
-    print_times(
-        f"{settings.kind}, {settings.preset}, extractor {settings.extractor.name}, {machine['device']}, median of {settings.repeats}",
-        "models: tokenizer and extractor; every part alone, reading without threads",
-        rows,
+    return publish(
+        settings,
+        device,
+        _rows(seconds, settings.num_images),
+        title=f"{settings.kind}, {settings.preset}, extractor {settings.extractor.name}",
+        caption="models: tokenizer and extractor; every part alone, reading without threads",
         names=("part",),
         extra={"share": ("share_of_evaluation", ".1%")},
     )
-    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
 
 
 def _write_pictures(folder: Path, count: int, size: int) -> None:

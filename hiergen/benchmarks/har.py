@@ -12,14 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.benchmarks.plain.har import PlainSampler
-from hiergen.benchmarks.timing import (
-    TimingSettings,
-    describe_machine,
-    describe_times,
-    print_times,
-    random_model,
-    take_turns,
-)
+from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 
@@ -27,15 +20,15 @@ from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(TimingSettings):
     """Time the sampling of HAR.
 
     Attributes:
         preset: A generator preset with `layout="level"`; its weights are random.
-        depth: Transformer blocks, if fewer or more than the preset's are wanted.
-        guidance_scale: Of the published step schedule; 1 samples without guidance.
-        dtype: Of the weights.
+        depth: Number of transformer blocks; None is the preset's.
+        guidance_scale: Guidance scale of the published step schedule; 1 samples without guidance.
+        dtype: Number format of the weights.
     """
 
     preset: str = "har-b"
@@ -49,7 +42,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         JSON values: the settings, the machine, and under "rows" for each batch size and sampler the median, fastest and slowest
-        time of a batch in seconds, images a second, how many times faster than each plain sampler it is (medians), and the share
+        time of a batch in seconds, images per second, how many times faster than each plain sampler it is (medians), and the share
         of ids that equal those of the cached sampler with the same seed (1, but for rounding near the edge of a draw).
     """
     device = choose_device(settings.device)
@@ -57,9 +50,22 @@ def run(settings: Settings) -> dict[str, Any]:
     nn.Module.to(model, device=device, dtype=getattr(torch, settings.dtype))
     samplers = _samplers(model, settings)
     rows = [row for batch in settings.batches for row in _measure_batch(samplers, batch, model, settings)]
-    machine = describe_machine(device)
-    _print_table(settings, machine, rows)
-    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+    return publish(
+        settings,
+        device,
+        rows,
+        title=f"{settings.preset}, {settings.dtype}",
+        caption=(
+            "plain: a padded cache under a mask; rebuilding: the same with mask and rotary table built anew in every layer; "
+            "x: times faster than"
+        ),
+        names=("sampler",),
+        extra={
+            "x plain": ("times_faster_than_plain", ".2f"),
+            "x rebuilding": ("times_faster_than_rebuilding", ".2f"),
+            "same ids": ("equal_ids", ".1%"),
+        },
+    )
 
 
 def _random_model(settings: Settings) -> LevelAR:
@@ -107,18 +113,3 @@ def _measure_batch(
         }
         for name in samplers
     ]
-
-
-def _print_table(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    print_times(
-        f"{settings.preset}, {settings.dtype}, {machine['device']}, median of {settings.repeats}",
-        "plain: a padded cache under a mask; rebuilding: the same with mask and rotary table built anew in every layer; "
-        "x: times faster than",
-        rows,
-        names=("sampler",),
-        extra={
-            "x plain": ("times_faster_than_plain", ".2f"),
-            "x rebuilding": ("times_faster_than_rebuilding", ".2f"),
-            "same ids": ("equal_ids", ".1%"),
-        },
-    )

@@ -1,4 +1,4 @@
-"""`hiergen bench hieratok`: scale-causal attention with a dense mask against one call a scale, and what the extra scales cost."""
+"""`hiergen bench hieratok`: scale-causal attention with a dense mask against one call per scale, and what the extra scales cost."""
 
 from __future__ import annotations
 
@@ -11,27 +11,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hiergen.benchmarks.timing import (
-    TimingSettings,
-    describe_machine,
-    describe_times,
-    print_times,
-    random_model,
-    take_turns,
-)
+from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.hieratok.model import HieraTok
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(TimingSettings):
     """Time HieraTok's decoder, forward alone and with the backward pass.
 
     Attributes:
         preset: A HieraTok preset; its weights are random.
-        depth: Decoder blocks, if fewer or more than the preset's are wanted.
-        dtype: Of weights and latents.
+        depth: Number of decoder blocks; None is the preset's.
+        dtype: Number format of weights and latents.
     """
 
     preset: str = "hieratok-b"
@@ -44,11 +37,13 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         JSON values: the settings, the machine, and under "rows" for each batch size, pass and form the median, fastest and
-        slowest time in seconds, images a second, how many times faster than the dense mask it is (medians), and the largest
+        slowest time in seconds, images per second, how many times faster than the dense mask it is (medians), and the largest
         difference of its images from those of the dense mask (None for the single-scale baseline, another model).
     """
     device = choose_device(settings.device)
-    models = {name: _place(model, device, settings) for name, model in _random_models(settings).items()}
+    models = _random_models(settings)
+    for model in models.values():
+        nn.Module.to(model, device=device, dtype=getattr(torch, settings.dtype))
     rows = []
     for batch in settings.batches:
         rng = torch.Generator().manual_seed(settings.seed)
@@ -57,9 +52,15 @@ def run(settings: Settings) -> dict[str, Any]:
         codes = codes.to(device, getattr(torch, settings.dtype))
         for name, decode in (("forward", _forward), ("forward and backward", _forward_and_backward)):
             rows += _measure(models, codes, name, decode, settings.repeats)
-    machine = describe_machine(device)
-    _print_table(settings, machine, rows)
-    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+    return publish(
+        settings,
+        device,
+        rows,
+        title=f"{settings.preset} decoder, {settings.dtype}",
+        caption="masked: one call with a dense mask; grouped: one call per scale, keys cut; single scale: the baseline without pyramid",
+        names=("pass", "form"),
+        extra={"x masked": ("times_faster_than_masked", ".2f"), "difference": ("difference", ".1e")},
+    )
 
 
 def _random_models(settings: Settings) -> dict[str, HieraTok]:
@@ -71,11 +72,6 @@ def _random_models(settings: Settings) -> dict[str, HieraTok]:
     grouped.load_state_dict(masked.state_dict())
     finest = masked.specs[-1].grid or (1,)
     return {"masked": masked, "grouped": grouped, "single scale": make(scales=[finest[0]])}
-
-
-def _place(model: HieraTok, device: torch.device, settings: Settings) -> HieraTok:
-    nn.Module.to(model, device=device, dtype=getattr(torch, settings.dtype))
-    return model.eval()
 
 
 @torch.no_grad()
@@ -112,13 +108,3 @@ def _measure(
         }
         for form in models
     ]
-
-
-def _print_table(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    print_times(
-        f"{settings.preset} decoder, {settings.dtype}, {machine['device']}, median of {settings.repeats}",
-        "masked: one call with a dense mask; grouped: one call a scale, keys cut; single scale: the baseline without pyramid",
-        rows,
-        names=("pass", "form"),
-        extra={"x masked": ("times_faster_than_masked", ".2f"), "difference": ("difference", ".1e")},
-    )

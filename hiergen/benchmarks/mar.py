@@ -13,14 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.benchmarks.plain.mar import PlainSampler
-from hiergen.benchmarks.timing import (
-    TimingSettings,
-    describe_machine,
-    describe_times,
-    print_times,
-    random_model,
-    take_turns,
-)
+from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.generators.masked.model import MaskedAR, MaskedARSettings
 
@@ -28,17 +21,17 @@ from hiergen.generators.masked.model import MaskedAR, MaskedARSettings
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(TimingSettings):
     """Time the sampling of MAR.
 
     Attributes:
         preset: A generator preset of class-conditional MAR; its weights are random.
-        num_steps: Unmasking steps.
-        head_steps: Diffusion steps a token.
-        guidance_scale: 1 samples without guidance.
+        num_steps: Number of unmasking steps.
+        head_steps: Number of diffusion steps per token.
+        guidance_scale: Guidance scale; 1 samples without guidance.
         compile: Time the compiled sampler too; what compiling takes is not counted.
-        compile_mode: Of `torch.compile`; "reduce-overhead" records CUDA graphs.
+        compile_mode: Mode of `torch.compile`; "reduce-overhead" records CUDA graphs.
     """
 
     preset: str = "mar-b"
@@ -54,16 +47,22 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         JSON values: the settings, the machine, and under "rows" for each batch size and sampler the median, fastest and slowest
-        time of a batch in seconds, images a second, how many times faster than the plain sampler it is (medians), and the largest
+        time of a batch in seconds, images per second, how many times faster than the plain sampler it is (medians), and the largest
         relative difference of a sampler's tokens from the plain one's when both are given the same noise.
     """
     device = choose_device(settings.device)
     model = _random_model(settings)
     nn.Module.to(model, device)
     rows = [row for batch in settings.batches for row in _measure_batch(model, batch, settings)]
-    machine = describe_machine(device)
-    _print_table(settings, machine, rows)
-    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+    return publish(
+        settings,
+        device,
+        rows,
+        title=f"{settings.preset}, {settings.num_steps} steps, {settings.head_steps} head steps",
+        caption="x plain: how many times faster than a plain transcription of the official loop on the same weights",
+        names=("sampler",),
+        extra={"x plain": ("times_faster_than_plain", ".2f"), "difference": ("relative_difference", ".1e")},
+    )
 
 
 def _random_model(settings: Settings) -> MaskedAR:
@@ -118,14 +117,3 @@ def _draw(sampler: Sampler, labels: Tensor, seed: int) -> Tensor:
 
 def _rng(labels: Tensor, seed: int) -> torch.Generator:
     return torch.Generator(labels.device).manual_seed(seed)
-
-
-def _print_table(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    print_times(
-        f"{settings.preset}, {settings.num_steps} steps, {settings.head_steps} head steps, {machine['device']}, "
-        f"median of {settings.repeats}",
-        "x plain: how many times faster than a plain transcription of the official loop on the same weights",
-        rows,
-        names=("sampler",),
-        extra={"x plain": ("times_faster_than_plain", ".2f"), "difference": ("relative_difference", ".1e")},
-    )

@@ -6,36 +6,33 @@ An untrained model has no surface, so the decoder does its full work and a known
 from __future__ import annotations
 
 import dataclasses
-import platform
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
+from hiergen.benchmarks.timing import BenchmarkSettings, describe_machine, random_model, timed
+from hiergen.environment import choose_device
 from hiergen.geometry.field_grid import ExtractionSettings, Field, evaluate_grid
 from hiergen.geometry.surface_extraction import mesh_from_grid
 from hiergen.pyramid import TokenPyramid
-from hiergen.registry import create, get_preset
-from hiergen.tokenizers.pyramid_vae.model import ShapeField
+from hiergen.tokenizers.pyramid_vae.field import ShapeField
+from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(BenchmarkSettings):
     """Time surface extraction.
 
     Attributes:
         preset: A `PyramidVAE` preset; its weights are random. Its finest level is decoded.
-        shapes: Known surfaces, of "sphere" (radius 0.8, nearly the largest surface that fits) and "table" (a thin top, four legs).
-        depths: The grids have `2 ** depth + 1` nodes an axis: 7 is 129, 8 is 257, 9 is 513.
-        coarse_depth: As in `ExtractionSettings`.
-        dense_share: Part of the dense grid that is really evaluated, its time scaled up to all; 1 also compares the meshes.
-        chunk_size: Points at once.
-        device: "auto" is CUDA where there is one.
-        seed: Of the weights.
+        shapes: Known surfaces: "sphere" (radius 0.8, nearly the largest surface that fits) and "table" (a thin top, four legs).
+        depths: Depths of the grids, which have `2 ** depth + 1` nodes per axis: 7 is 129, 8 is 257, 9 is 513.
+        coarse_depth: Depth of the coarse grid, as in `ExtractionSettings`.
+        dense_share: Share of the dense grid that is really evaluated, its time scaled up to all; 1 also compares the meshes.
+        chunk_size: Points per call of the decoder.
     """
 
     preset: str = "pyramid-vae-tiny"
@@ -44,8 +41,6 @@ class Settings:
     coarse_depth: int = 5
     dense_share: float = 1.0
     chunk_size: int = 32_768
-    device: str = "auto"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.dense_share <= 1:
@@ -61,22 +56,17 @@ def run(settings: Settings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers.
 
     Returns:
-        JSON values: the settings, the machine, `tokens_s` (the part of the decoder that runs once a shape: repeating it for
-        each chunk would cost that much a chunk), and under "rows" for each shape and grid the queries and seconds of both
+        JSON values: the settings, the machine, `tokens_s` (the part of the decoder that runs once per shape: repeating it for
+        each chunk would cost that much per chunk), and under "rows" for each shape and grid the queries and seconds of both
         ways, their ratios, and whether the meshes are equal (None where the dense grid was not evaluated in full).
 
     Raises:
         ValueError: If the preset is no `PyramidVAE`.
     """
-    name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = choose_device(settings.device)
     tokens_s, decoded = _decode(settings, device)
     rows = [_measure(decoded, shape, depth, device, settings) for shape in settings.shapes for depth in settings.depths]
-    machine = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    machine = describe_machine(device)
     _print_table(settings, machine, tokens_s, rows)
     return {"settings": dataclasses.asdict(settings), "machine": machine, "tokens_s": tokens_s, "rows": rows}
 
@@ -84,18 +74,13 @@ def run(settings: Settings) -> dict[str, Any]:
 @torch.no_grad()
 def _decode(settings: Settings, device: torch.device) -> tuple[float, ShapeField]:
     """Return the seconds of reading the tokens, warmed up, and the field of random tokens."""
-    kind = get_preset(settings.preset).model
-    if kind != "PyramidVAE":
-        raise ValueError(f"preset {settings.preset!r} is a {kind}, expected a PyramidVAE")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = create(settings.preset).eval()
-        spec = model.specs[-1]
-        tokens = torch.randn(1, spec.num_tokens, spec.dim)
-    model.to(device)
+    model: PyramidVAE = random_model(settings.preset, "PyramidVAE", seed=settings.seed)
+    spec = model.specs[-1]
+    tokens = torch.randn(1, spec.num_tokens, spec.dim, generator=torch.Generator().manual_seed(settings.seed))
+    nn.Module.to(model, device)
     pyramid = TokenPyramid((tokens.to(device),), (spec,))
-    _timed(lambda: model.decode(pyramid), device)
-    return _timed(lambda: model.decode(pyramid), device)
+    timed(lambda: model.decode(pyramid), device)
+    return timed(lambda: model.decode(pyramid), device)
 
 
 def _measure(decoded: ShapeField, shape: str, depth: int, device: torch.device, settings: Settings) -> dict[str, Any]:
@@ -108,11 +93,11 @@ def _measure(decoded: ShapeField, shape: str, depth: int, device: torch.device, 
     refined = ExtractionSettings(depth=depth, coarse_depth=settings.coarse_depth, chunk_size=settings.chunk_size)
     dense = dataclasses.replace(refined, coarse_depth=depth)
     evaluate_grid(field, dataclasses.replace(refined, depth=2), device=device)
-    seconds, grid = _timed(lambda: evaluate_grid(field, refined, device=device), device)
+    seconds, grid = timed(lambda: evaluate_grid(field, refined, device=device), device)
     dense_queries = (2**depth + 1) ** 3
     is_equal = None
     if settings.dense_share == 1:
-        dense_s, full = _timed(lambda: evaluate_grid(field, dense, device=device), device)
+        dense_s, full = timed(lambda: evaluate_grid(field, dense, device=device), device)
         meshes = [mesh_from_grid(values, refined) for values in (grid.values, full.values)]
         is_equal = all(
             getattr(meshes[0], part).tolist() == getattr(meshes[1], part).tolist() for part in ("vertices", "faces")
@@ -139,18 +124,8 @@ def _sampled_dense_seconds(field: Field, queries: int, device: torch.device, set
     points = torch.rand(count, 3, device=device) * 2.1 - 1.05
     # The first chunk of this size also pays for memory that later ones find.
     field(points[: settings.chunk_size])
-    seconds, _ = _timed(lambda: [field(part) for part in points.split(settings.chunk_size)], device)
+    seconds, _ = timed(lambda: [field(part) for part in points.split(settings.chunk_size)], device)
     return seconds * queries / count
-
-
-def _timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started, result
 
 
 def _sphere(points: Tensor) -> Tensor:
@@ -176,7 +151,7 @@ _SHAPES: dict[str, Field] = {"sphere": _sphere, "table": _table}
 def _print_table(settings: Settings, machine: dict[str, Any], tokens_s: float, rows: list[dict[str, Any]]) -> None:
     table = Table(
         title=f"{settings.preset}, {machine['device']}, {machine['threads']} threads",
-        caption=f"Reading the tokens, once a shape: {1000 * tokens_s:.1f} ms. Meshing is not in the times."
+        caption=f"Reading the tokens, once per shape: {1000 * tokens_s:.1f} ms. Meshing is not in the times."
         + ("" if settings.dense_share == 1 else f" Dense times from {settings.dense_share:.1%} of the grid."),
     )
     for column in ("shape", "nodes", "queries", "x fewer", "s", "dense s", "x faster", "same mesh"):

@@ -21,7 +21,7 @@ from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, plan_from_
 from hiergen.kernels.pyramid_attention.backends.gather import gather_attention
 from hiergen.kernels.pyramid_attention.config import ImportanceName
 from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
-from hiergen.pretrained.weights import read_weights
+from hiergen.pretrained.weights import read_state_dict
 
 ESTIMATORS: tuple[ImportanceName, ...] = ("sampled", "sampled_softmax", "pyramid", "block_mean", "antidiagonal")
 
@@ -120,7 +120,7 @@ def _inputs(settings: Settings, rng: torch.Generator) -> tuple[Tensor, Tensor, T
     if settings.inputs is None:
         grid = video_grid(settings.tokens)
         return structured_heads(grid, heads=settings.heads, dim=settings.dim, rng=rng, sharpness=settings.sharpness)
-    found = read_weights(settings.inputs)
+    found = read_state_dict(settings.inputs)
     shapes = {name: tuple(x.shape) for name, x in found.items()}
     if sorted(shapes) != ["k", "q", "v"] or len(set(shapes.values())) > 1 or len(shapes["q"]) != 4:
         raise ValueError(f"inputs holds {shapes}, expected q, k and v of one shape (1, heads, tokens, channels)")

@@ -1,4 +1,4 @@
-"""`hiergen bench restok`: images a second through encoder and decoder, beside a plain transcription on the same weights."""
+"""`hiergen bench restok`: images per second through encoder and decoder, beside a plain transcription on the same weights."""
 
 from __future__ import annotations
 
@@ -11,25 +11,18 @@ import torch
 from torch import nn
 
 from hiergen.benchmarks.plain.restok import PlainResTok
-from hiergen.benchmarks.timing import (
-    TimingSettings,
-    describe_machine,
-    describe_times,
-    print_times,
-    random_model,
-    take_turns,
-)
+from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.tokenizers.restok.model import ResTok
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(TimingSettings):
     """Time ResTok.
 
     Attributes:
         preset: A ResTok preset; its weights are random.
-        dtype: Autocast, where not float32.
+        dtype: Number format of autocast; float32 is none.
     """
 
     preset: str = "restok-ss-128"
@@ -46,9 +39,18 @@ def run(settings: Settings) -> dict[str, Any]:
     model: ResTok = random_model(settings.preset, "ResTok", seed=settings.seed)
     nn.Module.to(model, device)
     rows = [row for batch in settings.batches for row in _measure(model, batch, settings, device)]
-    machine = describe_machine(device)
-    _print(settings, machine, rows)
-    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+    return publish(
+        settings,
+        device,
+        rows,
+        title=f"{settings.preset}, {settings.dtype}, random weights",
+        caption=(
+            "plain: mask and rotary table built anew in every layer, all code distances returned; "
+            "x plain: median of the ratios run by run; agreement: share of equal ids, or the largest difference of pixels"
+        ),
+        names=("direction", "program"),
+        extra={"x plain": ("times_faster_than_plain", ".2f"), "agreement": ("agreement", ".3g")},
+    )
 
 
 def _measure(model: ResTok, batch: int, settings: Settings, device: torch.device) -> list[dict[str, Any]]:
@@ -83,15 +85,3 @@ def _measure(model: ResTok, batch: int, settings: Settings, device: torch.device
                     }
                 )
     return rows
-
-
-def _print(settings: Settings, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    print_times(
-        f"{settings.preset}, {settings.dtype}, {machine['device']}, {machine['threads']} threads, "
-        f"median of {settings.repeats}, random weights",
-        "plain: mask and rotary table built anew in every layer, all code distances returned; "
-        "x plain: median of the ratios run by run; agreement: share of equal ids, or the largest difference of pixels",
-        rows,
-        names=("direction", "program"),
-        extra={"x plain": ("times_faster_than_plain", ".2f"), "agreement": ("agreement", ".3g")},
-    )

@@ -6,7 +6,7 @@ import dataclasses
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,25 +16,46 @@ from rich.table import Table
 from hiergen.registry import create, get_preset
 
 
-@dataclasses.dataclass(frozen=True)
-class TimingSettings:
-    """What every timing of a model is told.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    """Settings of every benchmark.
 
     Attributes:
-        batches: Numbers of images in a call.
-        repeats: Measured runs of each program; they take turns, so that a slow spell of the machine meets all of them.
-        device: "auto" is CUDA where there is one.
-        seed: Of weights, inputs and draws.
+        device: Device to run on; "auto" is CUDA where there is one.
+        seed: Seed of weights, inputs and draws.
     """
 
-    batches: tuple[int, ...] = (1, 8)
-    repeats: int = 5
     device: str = "auto"
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepeatedSettings(BenchmarkSettings):
+    """Settings of every benchmark that measures several times.
+
+    Attributes:
+        repeats: Number of measured runs of each program or part; the median counts.
+    """
+
+    repeats: int = 5
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise ValueError(f"repeats is {self.repeats}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimingSettings(RepeatedSettings):
+    """Settings of every benchmark that times whole batches.
+
+    Attributes:
+        batches: Numbers of images per call.
+    """
+
+    batches: tuple[int, ...] = (1, 8)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.batches or min(self.batches) < 1:
             raise ValueError(f"batches is {self.batches}, expected at least one, each at least 1")
 
@@ -59,43 +80,60 @@ def random_model(preset: str, kind: str, *, seed: int, **overrides: Any) -> Any:
 
 
 def take_turns(calls: Mapping[str, Callable[[], Any]], *, repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Return the seconds of each call, `repeats` a call, after one round that warms up."""
+    """Return `repeats` measured times of each call in seconds, after one round that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_index in range(repeats + 1):
         for name, call in calls.items():
-            _wait(device)
-            started = time.perf_counter()
-            call()
-            _wait(device)
+            taken, _ = timed(call, device)
             if round_index:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
     return seconds
 
 
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Return the seconds that a call takes until the device is done with it, and its result."""
+    started = clock(device)
+    result = call()
+    return clock(device) - started, result
+
+
+def clock(device: torch.device) -> float:
+    """Return the time in seconds at which the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def describe_times(seconds: Sequence[float], batch: int) -> dict[str, float]:
-    """Return the median, fastest and slowest of measured times in seconds, and the images a second of the median."""
+    """Return the median, fastest and slowest of measured times in seconds, and the images per second of the median."""
     median = statistics.median(seconds)
     return {"median_s": median, "min_s": min(seconds), "max_s": max(seconds), "images_per_s": batch / median}
 
 
-def print_times(
+def publish(
+    settings: RepeatedSettings,
+    device: torch.device,
+    rows: Sequence[Mapping[str, Any]],
+    *,
     title: str,
     caption: str,
-    rows: Iterable[Mapping[str, Any]],
-    *,
     names: Sequence[str],
     extra: Mapping[str, tuple[str, str]],
-) -> None:
-    """Print rows that hold `describe_times`.
+) -> dict[str, Any]:
+    """Print rows that hold `describe_times`, and return settings, machine and rows as JSON values.
 
     Args:
-        title: Above the table.
-        caption: Below it.
-        rows: One a line; each has "batch", the names, the times, and what `extra` formats.
+        settings: Settings of the benchmark.
+        device: Device that was measured.
+        rows: Rows of the table; each has "batch", the names, the times, and what `extra` formats.
+        title: Beginning of the text above the table; device, threads and repetitions follow.
+        caption: Text below the table.
         names: Keys of the text columns, e.g. ("direction", "program").
         extra: Key and format of each further column by its heading, e.g. {"x plain": ("times_faster_than_plain", ".2f")}; a dash
             stands where the value is None.
     """
+    machine = describe_machine(device)
+    title = f"{title}, {machine['device']}, {machine['threads']} threads, median of {settings.repeats}"
     table = Table(title=title, caption=caption)
     for column in ("batch", *names, "ms", "fastest - slowest", "images/s", *extra):
         table.add_column(column, justify="left" if column in names else "right")
@@ -109,6 +147,7 @@ def print_times(
             *("-" if row[key] is None else format(row[key], form) for key, form in extra.values()),
         )
     Console().print(table)
+    return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -119,8 +158,3 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

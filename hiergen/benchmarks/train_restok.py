@@ -8,43 +8,41 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiergen.benchmarks.timing import check_kind, describe_machine
+from hiergen.benchmarks.timing import RepeatedSettings, check_kind, clock, describe_machine, timed
 from hiergen.environment import choose_device
 from hiergen.pretrained.perceptual import LPIPSNetwork
 from hiergen.pretrained.teachers import TeacherName
 from hiergen.training.config import OptimConfig
 from hiergen.training.ema import Average
 from hiergen.training.optim import make_optimizer
+from hiergen.training.reporting.throughput import measure_peak
 from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.perceptual_term import PerceptualConfig
+from hiergen.training.tasks.teacher_alignment import AlignmentConfig
 from hiergen.training.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(RepeatedSettings):
     """Time a training step.
 
     Attributes:
         preset: A ResTok preset.
-        batch: Images a step.
+        batch: Images per step.
         perceptual: Network of LPIPS; "none" for no perceptual term.
-        discriminator: "dino", "patch", "blur"; "none" for a single player.
-        teacher: Of the alignment; "none" for no alignment.
-        repeats: Measured steps.
-        device: "auto" is CUDA where there is one.
-        dtype: Autocast, where not float32.
-        seed: Of weights and images.
+        discriminator: Kind of discriminator; "none" for a single player.
+        teacher: Teacher of the alignment; "none" for no alignment.
+        dtype: Number format of autocast; float32 is none.
     """
 
     preset: str = "restok-ss-128"
@@ -52,14 +50,12 @@ class Settings:
     perceptual: LPIPSNetwork | Literal["none"] = "none"
     discriminator: Literal["dino", "patch", "blur", "none"] = "none"
     teacher: TeacherName | Literal["none"] = "none"
-    repeats: int = 5
-    device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or self.batch < 1:
-            raise ValueError(f"repeats is {self.repeats} and batch {self.batch}, expected at least 1")
+        super().__post_init__()
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}, expected at least 1")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -80,11 +76,9 @@ def run(settings: Settings) -> dict[str, Any]:
     flops = counter.get_total_flops()
     seconds, parts = [], []
     for _ in range(settings.repeats):
-        started = step.clock()
-        step()
-        seconds.append(step.clock() - started)
+        seconds.append(timed(step, device)[0])
         parts.append(step.split())
-    peak = measure_peak(device, getattr(torch, settings.dtype))
+    peak = 1e12 * measure_peak(device, getattr(torch, settings.dtype))
     median = statistics.median(seconds)
     result = {
         "settings": dataclasses.asdict(settings),
@@ -140,38 +134,15 @@ class _Step:
     def split(self) -> dict[str, float]:
         """Return the seconds of the parts of a step that waits for the device after each."""
         seconds: dict[str, float] = {}
-        last = self.clock()
+        last = clock(self.device)
 
         def mark(part: str) -> None:
             nonlocal last
-            now = self.clock()
+            now = clock(self.device)
             seconds[part], last = now - last, now
 
         self(mark)
         return seconds
-
-    def clock(self) -> float:
-        """Return the time in seconds at which the device has nothing left to do."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-def measure_peak(device: torch.device, dtype: torch.dtype, *, repeats: int = 5) -> float:
-    """Return the FLOP/s of the best of a few square matrix products."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        product: Tensor = a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    del product
-    return 2 * size**3 / best
 
 
 def _config(settings: Settings) -> TokenizerTaskConfig:
@@ -194,7 +165,7 @@ def _config(settings: Settings) -> TokenizerTaskConfig:
 
 def _print(result: dict[str, Any]) -> None:
     settings, machine, step = result["settings"], result["machine"], result["step_s"]
-    table = Table(title=f"{settings['preset']}, {settings['batch']} images a step, {machine}")
+    table = Table(title=f"{settings['preset']}, {settings['batch']} images per step, {machine}")
     for column in ("part", "ms", "share"):
         table.add_column(column, justify="left" if column == "part" else "right")
     total = sum(result["split_s"].values())

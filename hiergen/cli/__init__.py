@@ -1,1 +1,1 @@
-"""The verbs of the command line, one module each: parse a dataclass, call the library, print."""
+"""The verbs of the command line, each in a module of its name: parse a dataclass, call the library, print."""

@@ -1,4 +1,4 @@
-"""`hiergen bench NAME`: one module of `hiergen.benchmarks` a name."""
+"""`hiergen bench NAME`: each benchmark is a module of `hiergen.benchmarks` with its name."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hiergen.config import nearest, parse
 BENCHMARKS = {
     "restok": "ResTok encode and decode, against a plain transcription that rebuilds masks and rotary tables",
     "train-restok": "a training step of ResTok: time, split, and FLOPs against the peak of a matrix product",
-    "hieratok": "HieraTok decoding with a dense mask, with one attention call a scale, and with a single scale",
+    "hieratok": "HieraTok decoding with a dense mask, with one attention call per scale, and with a single scale",
     "har": "HAR sampling with and without cache, against a plain transcription of the official loop",
     "mesh": "surface extraction: points evaluated and time, against the dense grid",
     "psa": "pyramid sparse attention, against dense attention and a binary block mask at equal compute",
-    "psa-quality": "error of pyramid sparse attention by density and by estimator of importance",
+    "psa-quality": "the error of pyramid sparse attention by density and by estimator of importance",
     "evaluate": "an evaluation beside its tokenizer, its feature extractor and its other parts alone",
     "mar": "MAR sampling, against a plain transcription of the official loop",
 }

@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from hiergen.config import nearest
-from hiergen.pretrained.weights import read_weights
+from hiergen.pretrained.weights import read_checkpoint
 
 #: Families and the module whose `from_official` converts them.
 FAMILIES = {
@@ -29,13 +29,13 @@ class ConvertSettings:
     """Convert official weights, or codes.
 
     Attributes:
-        family: Which official code wrote them: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D), flow
+        family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D), flow
             (LightningDiT, SiT) or ldm-vae; "codes" for the ids that ResTok's program extracted.
-        source: A .safetensors, .bin, .pt or .pth file; pickles are read with `weights_only=True`. Of codes, the folder that holds
-            `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
-        target: Folder to write, for `from_pretrained`; of codes, the cache that generators are trained on.
-        config: The official YAML or JSON config, where it is needed; sizes are read from the tensors.
-        tokenizer: Of codes: preset of the tokenizer that made them.
+        source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
+            holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
+        target: Folder to write, for `from_pretrained`; for codes, the cache that generators are trained on.
+        config: File of the official YAML or JSON config, where it is needed; sizes are read from the tensors.
+        tokenizer: Preset of the tokenizer that made the codes; not read for weights.
     """
 
     family: tyro.conf.Positional[str]
@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
         raise ValueError(f"unknown family {settings.family!r}{nearest(settings.family, {**FAMILIES, 'codes': ''})}")
     from hiergen.files import atomic_directory
 
-    state, config = read_weights(settings.source), read_config(settings.config)
+    state, config = read_checkpoint(settings.source), read_config(settings.config)
     model = importlib.import_module(FAMILIES[settings.family]).from_official(state, config)
     with atomic_directory(settings.target) as temporary:
         model.save_pretrained(temporary)

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hiergen.config import parse
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet, Views
 from hiergen.data.sources import DataConfig, open_images
 
+if TYPE_CHECKING:
+    from hiergen.data.codes import CodeSet
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodeSettings:
-    """Encode a dataset.
+    """Write a dataset as a cache of token pyramids.
 
     Attributes:
         tokenizer: Folder or Hub id of the tokenizer.
         out: Folder of the cache. A finished cache of the same tokenizer and data is left as it is.
-        data: The images; `data.size` must be the tokenizer's.
-        shapes: Encode shapes instead: a folder that `hiergen prepare-shapes` wrote (its train split), or "procedural".
-        image_encoder: Folder of an `ImageEncoder`: its features of the shapes' views are written too, and kept in
+        data: The images; `data.size` must be the image size of the tokenizer.
+        shapes: Folder of shapes to encode instead, which `hiergen prepare-shapes` wrote (its train split is read), or "procedural".
+        image_encoder: Folder of an `ImageEncoder`, whose features of the shapes' views are written too, and kept in
             `<out>-features` by the content of the view.
-        variants: Encodings of each shape, from other surface points (and other views with an image encoder).
-        videos: Encode clips instead: a folder of video files. A tokenizer of images takes them frame by frame.
-        num_frames: Frames of a clip, where the tokenizer is one of images.
-        stride: Frames of a file from one frame of a clip to the next.
+        variants: Number of encodings of each shape, from other surface points (and other views with an image encoder).
+        videos: Folder of video files to encode instead. A tokenizer of images takes them frame by frame.
+        num_frames: Number of frames of a clip, where the tokenizer is one of images.
+        stride: Number of frames of a file from one frame of a clip to the next.
         views: What is encoded of each image: "center"; "flips", with its mirror image; or "ten_crop", the published ten crops.
-        sample_seed: Draw an image's continuous tokens from their posterior, with this seed; by default they are its mode.
-        batch_size: Images a pass.
-        device: Where to run.
+        sample_seed: Seed with which the continuous tokens of images are drawn from their posterior; by default its mode is taken.
+        batch_size: Images per pass.
+        device: Device to run on; "auto" is a GPU where there is one.
     """
 
     tokenizer: str = "runs/restok_tiny/model"
@@ -44,26 +47,29 @@ class EncodeSettings:
     views: Views = "center"
     sample_seed: int | None = None
     batch_size: int = 64
-    device: str = "cpu"
+    device: str = "auto"
 
 
 def main(args: list[str]) -> None:
     settings = parse(EncodeSettings(), args, prog="hiergen encode")
-    from rich.progress import Progress
-
+    from hiergen.environment import choose_device
     from hiergen.files import check_writable
-    from hiergen.pipelines.encoding import encode_images
     from hiergen.pipelines.loading import from_pretrained
 
     check_writable(settings.out)
-    if settings.shapes:
-        _encode_shapes(settings)
-        return
-    if settings.videos:
-        _encode_videos(settings)
-        return
+    encode = _encode_shapes if settings.shapes else _encode_videos if settings.videos else _encode_images
+    device = choose_device(settings.device)
+    codes, what, more = encode(settings, from_pretrained(settings.tokenizer).eval().to(device))
+    tokens = sum(spec.num_tokens for spec in codes.specs)
+    print(f"{len(codes):,} {what} of {tokens} tokens in {settings.out}{more}")
+
+
+def _encode_images(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
+    from rich.progress import Progress
+
+    from hiergen.pipelines.encoding import encode_images
+
     images = cast("ImageSet | PictureSet", open_images(settings.data))
-    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     with Progress() as progress:
         bar = progress.add_task("encode", total=len(images))
         codes = encode_images(
@@ -75,41 +81,37 @@ def main(args: list[str]) -> None:
             batch_size=settings.batch_size,
             progress=lambda done: progress.update(bar, completed=done),
         )
-    print(f"{len(codes):,} pyramids of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}")
+    return codes, "pyramids", ""
 
 
-def _encode_shapes(settings: EncodeSettings) -> None:
+def _encode_shapes(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
     from hiergen.data.shapes.dataset import open_shapes
     from hiergen.pipelines.loading import from_pretrained
     from hiergen.pipelines.shape_encoding import cloud_config, encode_shapes
     from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
-    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     if not isinstance(tokenizer, PyramidVAE):
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no shapes")
-    encoder = from_pretrained(settings.image_encoder).eval().to(settings.device) if settings.image_encoder else None
-    shapes = open_shapes(cloud_config(tokenizer, settings.shapes, image=encoder is not None))
+    encoder = from_pretrained(settings.image_encoder).eval().to(tokenizer.device) if settings.image_encoder else None
     codes = encode_shapes(
         tokenizer,
-        shapes,
+        open_shapes(cloud_config(tokenizer, settings.shapes, image=encoder is not None)),
         settings.out,
         num_variants=settings.variants,
         batch_size=settings.batch_size,
         image_encoder=encoder,
         feature_cache=f"{settings.out}-features" if encoder is not None else None,
     )
-    print(f"{len(codes):,} shapes of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}")
+    return codes, "shapes", ""
 
 
-def _encode_videos(settings: EncodeSettings) -> None:
+def _encode_videos(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
     from hiergen.data.videos.dataset import load_clips
-    from hiergen.pipelines.loading import from_pretrained
     from hiergen.pipelines.video_encoding import encode_videos
     from hiergen.tokenizers.hieratok.model import HieraTok
     from hiergen.tokenizers.videos.frames import FrameTokenizer
     from hiergen.tokenizers.videos.patch_components import PatchComponents
 
-    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
     if isinstance(tokenizer, HieraTok):
         tokenizer = FrameTokenizer.of(tokenizer, settings.num_frames)
     if isinstance(tokenizer, FrameTokenizer):
@@ -120,7 +122,4 @@ def _encode_videos(settings: EncodeSettings) -> None:
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no videos")
     videos = load_clips(settings.videos, num_frames=frames, size=size, stride=settings.stride)
     codes = encode_videos(tokenizer, videos, settings.out, batch_size=max(settings.batch_size // frames, 1))
-    print(
-        f"{len(codes):,} clips of {sum(spec.num_tokens for spec in codes.specs)} tokens in {settings.out}; "
-        f"{len(videos.skipped)} files skipped"
-    )
+    return codes, "clips", f"; {len(videos.skipped)} files skipped"

@@ -1,4 +1,4 @@
-"""`hiergen evaluate KIND`: figures that say how they were made."""
+"""`hiergen evaluate KIND`: scores with a report that says how they were made."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CompareSettings:
     """Compare two reports.
 
     Attributes:
-        first: A report.json, or its folder.
-        second: Another; differences are second minus first.
-        resamples: Bootstrap draws.
-        seed: Of the draws.
-        out: JSON file for the result; none by default.
+        first: The first report.json, or its folder.
+        second: The second report.json, or its folder; differences are second minus first.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the bootstrap draws.
+        out: JSON file that the result is written to; by default it is only printed.
     """
 
     first: tyro.conf.Positional[str]
@@ -48,26 +48,29 @@ def main(args: list[str]) -> None:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of evaluation {kind!r}{nearest(kind, KINDS)}")
     prog = f"hiergen evaluate {kind}"
+    if kind == "compare":
+        _compare(tyro.cli(CompareSettings, args=rest, prog=prog))
+        return
+    from hiergen.evaluation.runner import tell
+
     if kind == "rfid":
-        from hiergen.evaluation.images.reconstruction import RfidSettings, run_rfid
+        from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
 
-        run_rfid(parse(RfidSettings(), rest, prog=prog))
+        tell(evaluate_reconstructions(parse(RfidSettings(), rest, prog=prog)))
     elif kind == "gfid":
-        from hiergen.evaluation.images.generation import GfidSettings, run_gfid
+        from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
 
-        run_gfid(parse(GfidSettings(), rest, prog=prog))
+        tell(evaluate_generations(parse(GfidSettings(), rest, prog=prog)))
     elif kind == "shapes":
-        from hiergen.evaluation.shapes.evaluate import run_shapes
+        from hiergen.evaluation.shapes.evaluate import evaluate_shapes
         from hiergen.evaluation.shapes.sources import ShapesSettings
 
-        run_shapes(parse(ShapesSettings(), rest, prog=prog))
-    elif kind == "video":
-        from hiergen.evaluation.videos.evaluate import run_video
+        tell(evaluate_shapes(parse(ShapesSettings(), rest, prog=prog)))
+    else:
+        from hiergen.evaluation.videos.evaluate import evaluate_videos
         from hiergen.evaluation.videos.sources import VideoSettings
 
-        run_video(parse(VideoSettings(), rest, prog=prog))
-    else:
-        _compare(tyro.cli(CompareSettings, args=rest, prog=prog))
+        tell(evaluate_videos(parse(VideoSettings(), rest, prog=prog)))
 
 
 def _compare(settings: CompareSettings) -> None:

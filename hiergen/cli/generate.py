@@ -21,27 +21,27 @@ SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_
 
 @dataclasses.dataclass(frozen=True)
 class GenerateSettings:
-    """Generate images, or clips or meshes where the pipeline makes those.
+    """Generate images, clips or meshes, whichever the pipeline makes.
 
     Attributes:
         pipeline: Folder or Hub id of a pipeline.
-        labels: Class labels; none given takes the first ten there are.
-        image: Picture files to make shapes of, in place of labels: one object each, on white or transparent.
-        count: Images, clips or meshes for each label or picture.
+        labels: Class labels; by default the first ten that there are.
+        image: Picture files to make shapes of, in place of labels; each shows one object, on white or transparent.
+        count: Number of images, clips or meshes for each label or picture.
         out: Folder for the PNG files and `grid.png`, the MP4 files and `grid.gif`, or the files of meshes.
-        depth: Meshes are extracted on a grid of 2**depth cells an axis.
-        max_faces: Meshes are simplified to about as many triangles.
-        mesh_format: Of the files of meshes; all have normals.
-        seed: Of all random draws.
-        guidance_scale: 1 is no guidance.
-        guidance_schedule: How guidance changes over the steps. This and what follows is the generator's own default where it is
-            not given, and an error where the generator knows no such setting.
-        temperature: Of the draws.
-        top_k: Draw among so many ids; 0 for all.
-        top_p: Draw among the ids that make up this probability; 1 for all.
-        num_steps: Steps of a masked or flow generator.
-        num_levels: Stop after so many levels and decode those; of a generator of levels.
-        device: Where to run.
+        depth: Depth of the grid that meshes are extracted on, of 2**depth cells per axis.
+        max_faces: Number of triangles that meshes are simplified to, about; by default they are not simplified.
+        mesh_format: Format of the files of meshes, all of which have normals.
+        seed: Seed of all random draws.
+        guidance_scale: Strength of guidance; 1 is none.
+        guidance_schedule: How guidance changes over the steps. By default the generator's own; so are the settings that follow. A
+            setting that the generator does not know is an error.
+        temperature: Temperature of the draws.
+        top_k: Number of likeliest ids to draw from; 0 for all.
+        top_p: Probability that the likeliest ids to draw from make up; 1 for all.
+        num_steps: Number of steps of a masked or flow generator.
+        num_levels: Number of levels after which a generator of levels stops; those are decoded.
+        device: Device to run on; "auto" is a GPU where there is one.
     """
 
     pipeline: str = "quickstart/pipeline"
@@ -60,7 +60,7 @@ class GenerateSettings:
     top_p: float | None = None
     num_steps: int | None = None
     num_levels: int | None = None
-    device: str = "cpu"
+    device: str = "auto"
 
 
 def main(args: list[str]) -> None:
@@ -68,6 +68,7 @@ def main(args: list[str]) -> None:
     import torch
 
     from hiergen.data.images.pixels import to_pictures
+    from hiergen.environment import choose_device
     from hiergen.figures import as_rows, save_image_grid
     from hiergen.files import atomic_path, check_writable
     from hiergen.pipelines.loading import from_pretrained
@@ -75,14 +76,18 @@ def main(args: list[str]) -> None:
     from hiergen.pipelines.video import ClassToVideoPipeline
 
     out = check_writable(settings.out)
-    pipeline = from_pretrained(settings.pipeline).to(settings.device)
+    device = choose_device(settings.device)
+    pipeline = from_pretrained(settings.pipeline)
+    if "generator" not in getattr(pipeline, "components", {}):
+        raise ValueError(f"{settings.pipeline!r} holds a {type(pipeline).__name__}, expected a pipeline")
+    pipeline.to(device)
     if isinstance(pipeline, ImageToShapePipeline) != bool(settings.image):
         takes = "images, give --image FILE" if isinstance(pipeline, ImageToShapePipeline) else "labels, not --image"
         raise ValueError(f"{settings.pipeline!r} is of class {type(pipeline).__name__}, which takes {takes}")
     if not settings.labels and not settings.image:
         count = min(10, pipeline.generator.config["num_classes"] or 0)
         settings = dataclasses.replace(settings, labels=tuple(range(count)))
-    rng = torch.Generator(settings.device).manual_seed(settings.seed)
+    rng = torch.Generator(device).manual_seed(settings.seed)
     sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
     if isinstance(pipeline, (ClassToShapePipeline, ImageToShapePipeline)):
         _generate_shapes(pipeline, settings, out, rng, sampling)

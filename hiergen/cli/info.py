@@ -19,12 +19,12 @@ class InfoSettings:
     """List presets, or describe one.
 
     Attributes:
-        name: A preset, a shell pattern such as "restok*", or the folder of a saved model. Everything by default.
-        plan: A preset or a shell pattern: say what memory training takes on each GPU, and how long it lasts.
-        gpus: With `plan`: how many there are.
-        samples: With `plan`: samples to see.
-        peak_tflops: With `plan`: 10^12 operations a second of one GPU at its best; 989 is an H100's dense bfloat16.
-        mfu: With `plan`: the share of that which training is assumed to reach.
+        name: Name of a preset, a shell pattern such as "restok*", or the folder of a saved model. By default all presets are listed.
+        plan: Preset or shell pattern to plan the training of: memory on each GPU, and hours.
+        gpus: Number of GPUs of the plan.
+        samples: Number of training samples of the plan.
+        peak_tflops: Peak of one GPU of the plan in 10^12 operations per second; 989 is an H100's dense bfloat16.
+        mfu: Share of the peak that training is assumed to reach in the plan.
     """
 
     name: tyro.conf.Positional[str] = "*"
@@ -59,7 +59,7 @@ def main(args: list[str]) -> None:
 
 def _describe_plan(console: Console, settings: InfoSettings, preset: str) -> None:
     from hiergen.registry import list_presets
-    from hiergen.training.plan import plan_training, training_hours
+    from hiergen.training.plan import plan_training
 
     if preset not in list_presets(preset):
         _compare_plans(console, settings, list_presets(preset) or [preset])
@@ -69,48 +69,53 @@ def _describe_plan(console: Console, settings: InfoSettings, preset: str) -> Non
     for name in ("weight", "gradient", "moment", "average", "fixed"):
         label = "all that does not grow with the batch" if name == "fixed" else f"{name}s"
         table.add_row(label, f"{getattr(plan, f'{name}_bytes') / 2**30:.2f}")
-    table.add_row("activations of a sample, float32", f"{plan.step.activation_bytes / 2**30:.3f}")
+    table.add_row("activations per sample, float32", f"{plan.step.activation_bytes / 2**30:.3f}")
     console.print(table)
-    hours = training_hours(
-        plan.step.flops, settings.samples, num_gpus=settings.gpus, peak_tflops=settings.peak_tflops, mfu=settings.mfu
-    )
     console.print(
-        f"{plan.step.flops:,} FLOPs a sample, forward and backward; {settings.samples:,} samples take {hours:.1f} hours on "
-        f"{settings.gpus} GPUs of {settings.peak_tflops:g} TFLOP/s if {settings.mfu:.0%} of that is reached (assumed, not measured)"
+        f"{plan.step.flops:,} FLOPs per sample, forward and backward; {settings.samples:,} samples take "
+        f"{_hours(plan.step.flops, settings):.1f} hours {_assumed(settings)}"
     )
 
 
 def _compare_plans(console: Console, settings: InfoSettings, names: list[str]) -> None:
-    from hiergen.training.plan import plan_training, training_hours
+    from hiergen.training.plan import plan_training
 
     table = Table(
-        *("preset", "parameters (M)", "fixed, a GPU (GiB)", "activations, a sample (GiB)", "GFLOPs a sample", "hours"),
+        *(
+            "preset",
+            "parameters (M)",
+            "fixed per GPU (GiB)",
+            "activations per sample (GiB)",
+            "GFLOPs per sample",
+            "hours",
+        ),
         box=rich.box.MARKDOWN,
     )
     for name in names:
         plan = plan_training(name, num_gpus=settings.gpus)
-        hours = training_hours(
-            plan.step.flops,
-            settings.samples,
-            num_gpus=settings.gpus,
-            peak_tflops=settings.peak_tflops,
-            mfu=settings.mfu,
-        )
         numbers = (
             f"{plan.parameters / 1e6:,.1f}",
             f"{plan.fixed_bytes / 2**30:.2f}",
             f"{plan.step.activation_bytes / 2**30:.3f}",
             f"{plan.step.flops / 1e9:,.1f}",
-            f"{hours:.2f}",
+            f"{_hours(plan.step.flops, settings):.2f}",
         )
         table.add_row(name, *numbers)
     # As wide as it is: a table that is wrapped is no Markdown.
     Console(width=max(console.width, 140)).print(table)
-    console.print(
-        f"hours: for {settings.samples:,} samples on {settings.gpus} GPUs of {settings.peak_tflops:g} TFLOP/s if {settings.mfu:.0%} of "
-        "that is reached (assumed, not measured)",
-        soft_wrap=True,
-    )
+    console.print(f"hours: for {settings.samples:,} samples {_assumed(settings)}", soft_wrap=True)
+
+
+def _hours(flops: int, settings: InfoSettings) -> float:
+    from hiergen.training.plan import training_hours
+
+    peak = {"peak_tflops": settings.peak_tflops, "mfu": settings.mfu}
+    return training_hours(flops, settings.samples, num_gpus=settings.gpus, **peak)
+
+
+def _assumed(settings: InfoSettings) -> str:
+    peak = f"{settings.gpus} GPUs of {settings.peak_tflops:g} TFLOP/s"
+    return f"on {peak} if {settings.mfu:.0%} of that is reached (assumed, not measured)"
 
 
 def _describe_preset(console: Console, name: str) -> None:

@@ -11,12 +11,11 @@ def main(args: list[str]) -> None:
     from hiergen.data.shapes.building import PrepareShapesSettings
     from hiergen.data.shapes.preparation import prepare_shapes
 
+    is_asked = bool({"-h", "--help"} & set(args))
     if len(args) < 2 or args[0].startswith("-") or args[1].startswith("-"):
-        print(
-            "usage: hiergen prepare-shapes SRC OUT [options]   (SRC: a folder, a mesh file, or 'procedural')\n",
-            file=sys.stderr if not {"-h", "--help"} & set(args) else sys.stdout,
-        )
-        if not {"-h", "--help"} & set(args):
+        usage = "usage: hiergen prepare-shapes SRC OUT [options]   (SRC: a folder, a mesh file, or 'procedural')\n"
+        print(usage, file=sys.stdout if is_asked else sys.stderr)
+        if not is_asked:
             raise SystemExit(2)
         source, out, rest = "procedural", "shapes", ["--help"]
     else:

@@ -1,13 +1,30 @@
-"""`hiergen quickstart`: the main job on embedded data."""
+"""`hiergen quickstart [images|shapes|video]`: the main job on embedded data; images if no kind is named."""
 
 from __future__ import annotations
 
-from hiergen.config import parse
-from hiergen.quickstart.settings import QuickstartSettings
+from hiergen.config import nearest, parse
+from hiergen.quickstart.settings import QuickstartSettings, ShapesQuickstartSettings, VideoQuickstartSettings
+
+#: Kinds of data and the settings of their quickstarts.
+KINDS = {"images": QuickstartSettings, "shapes": ShapesQuickstartSettings, "video": VideoQuickstartSettings}
 
 
 def main(args: list[str]) -> None:
-    settings = parse(QuickstartSettings(), args, prog="hiergen quickstart")
-    from hiergen.quickstart.images.run import run_quickstart
+    is_named = bool(args) and not args[0].startswith("-")
+    kind, rest = (args[0], args[1:]) if is_named else ("images", args)
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of quickstart {kind!r}{nearest(kind, KINDS)}")
+    shown = kind if is_named else f"[{'|'.join(KINDS)}]"
+    settings = parse(KINDS[kind](), rest, prog=f"hiergen quickstart {shown}")
+    if isinstance(settings, ShapesQuickstartSettings):
+        from hiergen.quickstart.shapes.run import run_shapes_quickstart
 
-    run_quickstart(settings)
+        run_shapes_quickstart(settings)
+    elif isinstance(settings, VideoQuickstartSettings):
+        from hiergen.quickstart.videos.run import run_video_quickstart
+
+        run_video_quickstart(settings)
+    else:
+        from hiergen.quickstart.images.run import run_quickstart
+
+        run_quickstart(settings)

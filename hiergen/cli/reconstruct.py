@@ -10,21 +10,21 @@ from hiergen.config import parse
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructSettings:
-    """Encode and decode images.
+    """Encode and decode images, level by level.
 
     Attributes:
         tokenizer: Folder or Hub id of the tokenizer.
-        images: "digits", or a picture, or a folder of pictures.
-        out: PNG with the inputs and a reconstruction from each prefix of levels.
-        count: Images to show, at most.
-        device: Where to run.
+        images: Images to reconstruct: "digits", a picture, or a folder of pictures.
+        out: PNG file for the inputs and their reconstructions from each prefix of levels.
+        count: Largest number of images to show.
+        device: Device to run on; "auto" is a GPU where there is one.
     """
 
     tokenizer: str = "quickstart/pipeline/tokenizer"
     images: str = "digits"
     out: str = "reconstruction.png"
     count: int = 10
-    device: str = "cpu"
+    device: str = "auto"
 
 
 def main(args: list[str]) -> None:
@@ -34,12 +34,13 @@ def main(args: list[str]) -> None:
     from hiergen.data.images.digits import load_digits
     from hiergen.data.images.files import list_images, read_image
     from hiergen.data.images.pixels import center_crop, to_tensor
+    from hiergen.environment import choose_device
     from hiergen.figures import save_image_grid
     from hiergen.metrics.pixel import psnr
     from hiergen.pipelines.encoding import decode_batches, encode_batches
     from hiergen.pipelines.loading import from_pretrained
 
-    tokenizer = from_pretrained(settings.tokenizer).eval().to(settings.device)
+    tokenizer = from_pretrained(settings.tokenizer).eval().to(choose_device(settings.device))
     size = tokenizer.config.image_size
     if settings.images == "digits":
         batch = load_digits("test", size=size).images[: settings.count]

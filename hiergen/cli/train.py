@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def load_recipe(path: str) -> TrainConfig:
     """Return what the function `recipe` of a Python file returns.
 
     Raises:
-        ValueError: If the file is missing or defines no `recipe() -> TrainConfig`.
+        ValueError: If the file is missing, fails, or defines no `recipe() -> TrainConfig`.
     """
     file = Path(path)
     if not file.is_file():
@@ -39,9 +40,14 @@ def load_recipe(path: str) -> TrainConfig:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses of a recipe look their module up by name.
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    recipe = getattr(module, "recipe", None)
-    config = recipe() if callable(recipe) else None
+    try:
+        spec.loader.exec_module(module)
+        recipe = getattr(module, "recipe", None)
+        config = recipe() if callable(recipe) else None
+    except Exception as error:
+        lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__) if entry.filename == str(file)]
+        place = f" in line {lines[-1]}" if lines else ""
+        raise ValueError(f"recipe {path!r} failed{place}: {type(error).__name__}: {error}") from error
     if not isinstance(config, TrainConfig):
         raise ValueError(f"recipe {path!r} must define a function recipe() that returns a TrainConfig")
     return config

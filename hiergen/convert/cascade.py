@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from hiergen.convert.masked import build, read_sizes, shape_of, with_heads
-from hiergen.convert.state_dicts import unwrap_state_dict
+from hiergen.convert.masked import build, read_sizes, with_heads
+from hiergen.convert.state_dicts import shape_of, unwrap_state_dict
 from hiergen.generators.masked.model import MaskedAR
 
-#: Parts of a released training checkpoint that are no part of the generator: the image encoder and the shape VAE.
+#: Prefixes of what a released training checkpoint holds beside the generator: the image encoder and the shape VAE.
 OTHER_PARTS = ("condition.", "shape_model.")
 
 
 def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> MaskedAR:
     """Return the generator of a released MAR-3D checkpoint in eval mode: the coarse stage, the only one that was released.
 
-    The prefix is the last hidden state of the image encoder itself, one row a feature, so the model takes features as wide as it
+    The prefix is the last hidden state of the image encoder itself, one row per feature, so the model takes features as wide as it
     is. Layer norm epsilon is 1e-5 and latents are not scaled, as in the released program. `MaskedCascade.from_low_stage` builds
     the fine stage around it.
 

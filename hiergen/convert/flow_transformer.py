@@ -1,6 +1,6 @@
-"""Checkpoints of LightningDiT and SiT as `FlowTransformer`.
+"""Official checkpoints of LightningDiT and SiT -> `FlowTransformer`.
 
-Layout of the LightningDiT repository at commit 2725fed; SiT's is the same without its options.
+The layout is that of the LightningDiT repository at commit 2725fed; SiT's is the same without the options of LightningDiT.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from hiergen.convert.state_dicts import check_settings, fill_model, unwrap_state_dict
+from hiergen.convert.state_dicts import check_settings, count_of, fill_model, shape_of, unwrap_state_dict
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.nn.latent_statistics import LatentStatistics
 
@@ -100,21 +100,19 @@ def _official_name(name: str) -> str:
 
 
 def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    dim, channels, patch_size, _ = _shape(tensors, "x_embedder.proj.weight", 4)
-    _, num_tokens, _ = _shape(tensors, "pos_embed", 3)
+    dim, channels, patch_size, _ = shape_of(tensors, "x_embedder.proj.weight", 4)
+    _, num_tokens, _ = shape_of(tensors, "pos_embed", 3)
     side = math.isqrt(num_tokens)
     if side**2 != num_tokens:
         raise ValueError(f"'pos_embed' holds {num_tokens} positions, expected a square number")
-    depth = 1 + max((int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))), default=-1)
-    if depth == 0:
-        raise ValueError("the state dict has no tensor named 'blocks.0.…'")
+    depth = count_of(tensors, "blocks")
     is_swiglu = "blocks.0.mlp.w12.weight" in tensors
-    hidden = _shape(tensors, "blocks.0.mlp.w3.weight" if is_swiglu else "blocks.0.mlp.fc2.weight", 2)[1]
+    hidden = shape_of(tensors, "blocks.0.mlp.w3.weight" if is_swiglu else "blocks.0.mlp.fc2.weight", 2)[1]
     grid = side * patch_size
-    out = _shape(tensors, "final_layer.linear.weight", 2)[0]
+    out = shape_of(tensors, "final_layer.linear.weight", 2)[0]
     return {
         "level_specs": [{"num_tokens": grid**2, "grid": [grid, grid], "dim": channels}],
-        "num_classes": _shape(tensors, "y_embedder.embedding_table.weight", 2)[0] - 1,
+        "num_classes": shape_of(tensors, "y_embedder.embedding_table.weight", 2)[0] - 1,
         "dim": dim,
         "depth": depth,
         "num_heads": _num_heads(tensors, dim),
@@ -123,20 +121,12 @@ def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "norm": "rms" if "blocks.0.norm1.weight" in tensors else "layer",
         "ffn": "swiglu" if is_swiglu else "gelu",
         "use_rotary": _ROTARY[0] in tensors,
-        "use_shift": _shape(tensors, "blocks.0.adaLN_modulation.1.weight", 2)[0] == 6 * dim,
+        "use_shift": shape_of(tensors, "blocks.0.adaLN_modulation.1.weight", 2)[0] == 6 * dim,
         "use_qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
         "has_double_output": out == 2 * channels * patch_size**2,
         "time_distribution": "logit_normal" if is_swiglu else "uniform",
         "cosine_weight": 1.0 if is_swiglu else 0.0,
     }
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise ValueError(f"the state dict has no tensor {name!r}")
-    if tensors[name].ndim != rank:
-        raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, expected {rank} dimensions")
-    return tuple(tensors[name].shape)
 
 
 def _num_heads(tensors: Mapping[str, Tensor], dim: int) -> int:

@@ -1,4 +1,4 @@
-"""KL autoencoders of the latent-diffusion family (VA-VAE f16d32, MAR's KL-16) as diffusers' `AutoencoderKL`."""
+"""Official KL autoencoders of the latent-diffusion family (VA-VAE f16d32, MAR's KL-16) -> diffusers' `AutoencoderKL`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from hiergen.convert.state_dicts import check_settings, fill_model, unwrap_state_dict
+from hiergen.convert.state_dicts import check_settings, count_of, fill_model, shape_of, unwrap_state_dict
 
 #: What a training checkpoint holds beside the autoencoder: loss modules, the frozen teacher, the alignment projection.
 TRAINING_PREFIXES = ("loss.", "foundation_model.", "linear_proj.")
 
-#: Our (diffusers') name pattern and theirs, within `encoder.` and `decoder.`; applied one after the other.
+#: Patterns in diffusers' names and their official replacements, within `encoder.` and `decoder.`, applied in this order.
 _NAMES = (
     (r"conv_norm_out", "norm_out"),
     (r"mid_block\.resnets\.0\.", "mid.block_1."),
@@ -37,12 +37,12 @@ _NAMES = (
 def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> AutoencoderKL:
     """Return the autoencoder of a checkpoint, with its dtype; sizes, and which levels have attention, come from the tensors.
 
-    Its latents are not scaled: `scaling_factor` is 1 unless given (MAR multiplies KL-16's latents by 0.2325).
+    The latents are not scaled: `scaling_factor` is 1 unless given (MAR multiplies KL-16's latents by 0.2325).
 
     Args:
         state_dict: Tensors by their official names, or a checkpoint that holds them under "state_dict" or "model". Tensors that
             only training needs (`TRAINING_PREFIXES`) are ignored.
-        config: Entries of `AutoencoderKL`'s config that shall differ.
+        config: Entries of `AutoencoderKL`'s config that replace what was found.
 
     Raises:
         ValueError: If a tensor is missing, surplus or of a wrong shape, sizes contradict each other, or `config` has an unknown
@@ -76,26 +76,22 @@ def _official_name(name: str, num_levels: int) -> str:
 
 
 def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    num_levels = 1 + max(
-        (int(m[1]) for name in tensors if (m := re.match(r"encoder\.down\.(\d+)\.", name))), default=-1
-    )
-    if num_levels == 0:
-        raise ValueError("the state dict has no tensor named 'encoder.down.0.…'")
-    widths = [_shape(tensors, f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
-    depth = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
-    latent = _shape(tensors, "decoder.conv_in.weight")[1]
-    moments = _shape(tensors, "encoder.conv_out.weight")[0]
+    num_levels = count_of(tensors, "encoder.down")
+    widths = [shape_of(tensors, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(num_levels)]
+    depth = count_of(tensors, "encoder.down.0.block")
+    latent = shape_of(tensors, "decoder.conv_in.weight", 4)[1]
+    moments = shape_of(tensors, "encoder.conv_out.weight", 4)[0]
     if moments != 2 * latent:
         raise ValueError(f"'encoder.conv_out.weight' gives {moments} moments, the decoder reads {latent} channels")
     for name, channels in (("quant_conv", moments), ("post_quant_conv", latent)):
-        shape = _shape(tensors, f"{name}.weight") if f"{name}.weight" in tensors else (channels, channels)
+        shape = shape_of(tensors, f"{name}.weight", 4) if f"{name}.weight" in tensors else (channels, channels)
         if shape[:2] != (channels, channels):
             raise ValueError(f"'{name}.weight' has shape {shape}, expected {channels} channels in and out")
     down = [f"encoder.down.{level}.attn.0.q.weight" in tensors for level in range(num_levels)]
     up = [f"decoder.up.{level}.attn.0.q.weight" in tensors for level in reversed(range(num_levels))]
     return {
-        "in_channels": _shape(tensors, "encoder.conv_in.weight")[1],
-        "out_channels": _shape(tensors, "decoder.conv_out.weight")[0],
+        "in_channels": shape_of(tensors, "encoder.conv_in.weight", 4)[1],
+        "out_channels": shape_of(tensors, "decoder.conv_out.weight", 4)[0],
         "down_block_types": tuple("AttnDownEncoderBlock2D" if has else "DownEncoderBlock2D" for has in down),
         "up_block_types": tuple("AttnUpDecoderBlock2D" if has else "UpDecoderBlock2D" for has in up),
         "block_out_channels": tuple(widths),
@@ -107,11 +103,3 @@ def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "use_quant_conv": "quant_conv.weight" in tensors,
         "use_post_quant_conv": "post_quant_conv.weight" in tensors,
     }
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    if name not in tensors:
-        raise ValueError(f"the state dict has no tensor {name!r}")
-    if tensors[name].ndim != 4:
-        raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, expected 4 dimensions")
-    return tuple(tensors[name].shape)

@@ -1,15 +1,14 @@
-"""Official weights of ResTok's generators (HAR and its token-by-token variant) <-> `LevelAR`."""
+"""Official checkpoints of ResTok's generators (HAR, and its token-by-token variant) <-> `LevelAR`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiergen.convert.state_dicts import fill_model, unwrap_state_dict
+from hiergen.convert.state_dicts import count_of, fill_model, shape_of, unwrap_state_dict
 from hiergen.generators.level_ar.model import LevelAR
 from hiergen.generators.level_ar.presets import doubling_specs
 from hiergen.pyramid import specs_to_json
@@ -78,14 +77,9 @@ def _official_names(depth: int, *, has_special: bool) -> dict[str, str]:
 
 
 def _model_settings(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    needed = ("cls_embedding.embedding_table.weight", "tok_embeddings.weight", "layers.0.feed_forward.w1.weight")
-    for name in needed:
-        if name not in tensors:
-            raise ValueError(f"the state dict lacks {name!r}")
-        if tensors[name].ndim != 2:
-            raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}, expected a matrix")
-    vocab_size, dim = tensors["tok_embeddings.weight"].shape
-    layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
+    num_labels = shape_of(tensors, "cls_embedding.embedding_table.weight", 2)[0]
+    vocab_size, dim = shape_of(tensors, "tok_embeddings.weight", 2)
+    ffn_dim = shape_of(tensors, "layers.0.feed_forward.w1.weight", 2)[0]
     has_special = _SPECIAL in tensors
     num_special = len(tensors[_SPECIAL]) if has_special else 0
     num_tokens = _find(config, "num_latent_tokens")
@@ -96,11 +90,11 @@ def _model_settings(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     specs = doubling_specs(int(num_tokens), dim=8 if code_dim is None else int(code_dim), vocab_size=vocab_size)
     return {
         "level_specs": specs_to_json(specs),
-        "num_classes": len(tensors["cls_embedding.embedding_table.weight"]) - 1,
+        "num_classes": num_labels - 1,
         "dim": dim,
-        "depth": max(layers) + 1,
+        "depth": count_of(tensors, "layers"),
         "num_heads": _num_heads(dim, config),
-        "ffn_dim": len(tensors["layers.0.feed_forward.w1.weight"]),
+        "ffn_dim": ffn_dim,
         "layout": "level" if has_special else "token",
         "num_ar_tokens": 4 if num_ar_tokens is None else int(num_ar_tokens),
         "num_special_tokens": num_special,

@@ -1,4 +1,4 @@
-"""MAR's published checkpoints -> `MaskedAR`."""
+"""Official checkpoints of MAR -> `MaskedAR`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from hiergen.convert.state_dicts import fill_model, unwrap_state_dict
+from hiergen.convert.state_dicts import count_of, fill_model, shape_of, unwrap_state_dict
 from hiergen.generators.masked.model import MaskedAR
 
 #: Attention heads of the published models by their width; a state dict does not tell.
@@ -19,7 +19,7 @@ HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}
 #: What the program that trained the published models multiplies KL-16 latents by before the model sees them.
 KL16_MULTIPLIER = 0.2325
 
-#: Beginnings of official names and ours. The longest that fits counts.
+#: Beginnings of official names and of ours. The longest one that fits is replaced.
 _NAMES = {
     "class_emb": "prefix.class_embedding",
     "fake_latent": "prefix.null",
@@ -70,19 +70,6 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     return build({**found, **with_heads(found, config)}, tensors)
 
 
-def shape_of(tensors: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
-    """Return the shape of a tensor.
-
-    Raises:
-        ValueError: If it is missing or of another rank.
-    """
-    if name not in tensors:
-        raise ValueError(f"tensor {name!r} is missing: not a checkpoint of MAR's layout")
-    if tensors[name].ndim != rank:
-        raise ValueError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {rank} dimensions")
-    return tuple(tensors[name].shape)
-
-
 def read_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the `MaskedAR` config entries that shapes tell, and "num_tokens"."""
     num_tokens, decoder_dim = shape_of(tensors, "diffusion_pos_embed_learned", 3)[1:]
@@ -94,11 +81,11 @@ def read_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "level_specs": [{"num_tokens": num_tokens, "grid": grid, "dim": token_dim, "vocab_size": None}],
         "encoder_dim": encoder_dim,
         "decoder_dim": decoder_dim,
-        "encoder_depth": _count(tensors, "encoder_blocks"),
-        "decoder_depth": _count(tensors, "decoder_blocks"),
+        "encoder_depth": count_of(tensors, "encoder_blocks"),
+        "decoder_depth": count_of(tensors, "decoder_blocks"),
         "mlp_ratio": shape_of(tensors, "encoder_blocks.0.mlp.fc1.weight", 2)[0] / encoder_dim,
         "head_dim": shape_of(tensors, "diffloss.net.input_proj.weight", 2)[0],
-        "head_depth": _count(tensors, "diffloss.net.res_blocks"),
+        "head_depth": count_of(tensors, "diffloss.net.res_blocks"),
     }
 
 
@@ -154,10 +141,3 @@ def official_name(name: str) -> str:
     official = start + name[len(_NAMES[start]) :]
     official = re.sub(r"(res_blocks\.\d+)\.norm\.", r"\1.in_ln.", official)
     return re.sub(r"(res_blocks\.\d+)\.modulation\.", r"\1.adaLN_modulation.1.", official)
-
-
-def _count(tensors: Mapping[str, Tensor], name: str) -> int:
-    numbers = {int(key[len(name) + 1 :].split(".")[0]) for key in tensors if key.startswith(name + ".")}
-    if not numbers:
-        raise ValueError(f"tensor '{name}.0' is missing: not a checkpoint of MAR's layout")
-    return max(numbers) + 1

@@ -1,4 +1,4 @@
-"""The official ResTok state dict to `ResTok` and back.
+"""Official checkpoints of ResTok <-> `ResTok`.
 
 Only names and shapes differ: every one of our parameters is one official tensor reshaped, or several stacked.
 """
@@ -44,7 +44,7 @@ _NAMES = {
     "encoder.patch_embed.*": "encoder.patch_embed.*",
 }
 
-#: Ours is a table with a row a level, the official one a list of `[1, D]` tensors.
+#: Tables with one row per level here, lists of `[1, D]` tensors there.
 _STACKED = {
     "encoder.level_embedding": "encoder.level_embedding",
     "encoder.latent_level_embedding": "encoder.latent_token_level_embedding",
@@ -66,17 +66,16 @@ def from_official(
 ) -> ResTok:
     """Return the model that an official checkpoint holds, in eval mode, float32, with its own memory.
 
-    Sizes are read from the tensors. The image size is in none of them: it comes from `image_size`, else from `config`
+    Sizes are read from the tensors. No tensor tells the image size: it comes from `image_size`, else from `config`
     (`crop_size` or `image_size`), else it is 256. Switches that leave no trace in the tensors (residuals, latent hierarchy) come
     from `config` and are otherwise those of the published model.
 
     Args:
-        state_dict: Official names, flat or under "ema", "model" or "state_dict", with or without `_orig_mod.` and `module.` before
-            them. Tensors that only training uses
-            (the teacher, its projections, the discriminator, the perceptual loss) are left out; the decoder's feature token is kept
-            only where `config` switches decoder supervision on.
+        state_dict: Tensors by official names, flat or under "ema", "model" or "state_dict", with or without `_orig_mod.` and
+            `module.` before them. Tensors that only training uses (the teacher and the projections to it, the discriminator, the
+            perceptual loss) are left out; the decoder's feature token is kept only where `config` switches decoder supervision on.
         config: The official configuration as nested dictionaries; keys are searched at any depth.
-        image_size: Pixels a side.
+        image_size: Height and width of the images in pixels.
 
     Raises:
         ValueError: If a tensor is missing, unknown, or of a shape that does not fit the others, naming it; if the configuration

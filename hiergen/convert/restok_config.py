@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hiergen.convert.state_dicts import unwrap_state_dict
+from hiergen.convert.state_dicts import count_of, shape_of, unwrap_state_dict
 
 #: Tensors that only training uses.
 _TRAINING_ONLY = (
@@ -68,8 +68,8 @@ def read_config(tensors: dict[str, Tensor], config: Mapping[str, Any], image_siz
 
 def _sizes(tensors: Mapping[str, Tensor], flags: _Flags) -> dict[str, Any]:
     """Return the arguments that the tensors tell, compared with what the configuration says of them."""
-    levels = _count(tensors, "encoder.latent_token_level_embedding")
-    vocab_size, code_dim = _shape(tensors, "quantize.embedding.weight", 2)
+    levels = count_of(tensors, "encoder.latent_token_level_embedding")
+    vocab_size, code_dim = shape_of(tensors, "quantize.embedding.weight", 2)
     sizes = {
         **_convnet_sizes(tensors),
         **_transformer_sizes(tensors, "encoder"),
@@ -78,7 +78,7 @@ def _sizes(tensors: Mapping[str, Tensor], flags: _Flags) -> dict[str, Any]:
         "num_latent_tokens": 2 ** (levels - 1),
         "code_dim": code_dim,
         "vocab_size": vocab_size,
-        "num_image_levels": _count(tensors, "encoder.level_embedding"),
+        "num_image_levels": count_of(tensors, "encoder.level_embedding"),
         "multi_projection": "encoder.conv_out.weight" not in tensors,
         "learnable_image_tokens": "decoder.mask_token" in tensors,
         "decoder_features": "decoder.feat_mask_token" in tensors,
@@ -138,10 +138,10 @@ def _settle_optional(tensors: dict[str, Tensor], flags: _Flags) -> None:
 
 
 def _convnet_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    resolutions = _count(tensors, "pixel_decoder.up")
-    widths = [_shape(tensors, f"pixel_decoder.up.{level}.block.0.conv2.weight", 4)[0] for level in range(resolutions)]
+    resolutions = count_of(tensors, "pixel_decoder.up")
+    widths = [shape_of(tensors, f"pixel_decoder.up.{level}.block.0.conv2.weight", 4)[0] for level in range(resolutions)]
     has_encoder = any(name.startswith("pixel_encoder.") for name in tensors)
-    channels = _shape(tensors, "pixel_encoder.conv_in.weight", 4)[0] if has_encoder else widths[0]
+    channels = shape_of(tensors, "pixel_encoder.conv_in.weight", 4)[0] if has_encoder else widths[0]
     for level, width in enumerate(widths):
         if width % channels:
             raise ValueError(
@@ -149,45 +149,27 @@ def _convnet_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
                 f"expected a multiple of {channels}"
             )
     return {
-        "in_channels": _shape(tensors, "pixel_decoder.conv_out.weight", 4)[0],
-        "z_channels": _shape(tensors, "pixel_decoder.conv_in.weight", 4)[1],
+        "in_channels": shape_of(tensors, "pixel_decoder.conv_out.weight", 4)[0],
+        "z_channels": shape_of(tensors, "pixel_decoder.conv_in.weight", 4)[1],
         "cnn_encoder": has_encoder,
         "cnn_channels": channels,
         "cnn_multipliers": [width // channels for width in widths],
-        "cnn_blocks": _count(tensors, "pixel_decoder.up.0.block"),
-        "cnn_mid_blocks": _count(tensors, "pixel_decoder.mid"),
+        "cnn_blocks": count_of(tensors, "pixel_decoder.up.0.block"),
+        "cnn_mid_blocks": count_of(tensors, "pixel_decoder.mid"),
         "cnn_groups": math.gcd(32, channels),
     }
 
 
 def _transformer_sizes(tensors: Mapping[str, Tensor], side: str) -> dict[str, int]:
-    (dim,) = _shape(tensors, f"{side}.ln_pre.weight", 1)
+    (dim,) = shape_of(tensors, f"{side}.ln_pre.weight", 1)
     name = f"{side}.blocks.0.attn.q_norm.weight"
-    (head_dim,) = _shape(tensors, name, 1)
+    (head_dim,) = shape_of(tensors, name, 1)
     if dim % head_dim:
         raise ValueError(f"tensor {name!r} has {head_dim} channels, expected a divisor of the width, {dim}")
-    depth = _count(tensors, f"{side}.blocks")
+    depth = count_of(tensors, f"{side}.blocks")
     return {f"{side}_dim": dim, f"{side}_depth": depth, f"{side}_heads": dim // head_dim}
 
 
 def _mlp_ratio(tensors: Mapping[str, Tensor]) -> float:
-    hidden, dim = _shape(tensors, "encoder.blocks.0.mlp.fc1.weight", 2)
+    hidden, dim = shape_of(tensors, "encoder.blocks.0.mlp.fc1.weight", 2)
     return hidden / dim
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Return how many entries of a list there are: one more than the highest index, so that a gap shows as a missing tensor."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)(\.|$)")
-    indices = [int(match[1]) for match in map(pattern.match, tensors) if match]
-    if not indices:
-        raise ValueError(f"the state dict lacks tensors {prefix + '.0'!r} and following")
-    return max(indices) + 1
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise ValueError(f"the state dict lacks tensor {name!r}")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != dims:
-        raise ValueError(f"tensor {name!r} has shape {shape}, expected {dims} dimensions")
-    return shape

@@ -1,4 +1,4 @@
-"""Weights of the released shape VAEs (Michelangelo, CraftsMan, MAR-3D) -> `PyramidVAE` with one level and one point resolution."""
+"""Official checkpoints of the shape VAEs Michelangelo, CraftsMan and MAR-3D -> `PyramidVAE` of one level, one point resolution."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiergen.convert.state_dicts import count_of, fill_model, shape_of
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 #: The tensor that every checkpoint of the family has; what stands before it is the checkpoint's prefix.
 _ANCHOR = "encoder.input_proj.weight"
 
-#: Our module names and theirs, outermost first.
+#: Patterns in our names and their official replacements, applied in this order.
 _MODULES = (
     (r"^query_banks\.0$", "encoder.query"),
     (r"^input_projections\.0\.", "encoder.input_proj."),
@@ -35,7 +36,7 @@ _MODULES = (
     (r"\.mlp\.up\.", ".mlp.c_fc."),
     (r"\.mlp\.down\.", ".mlp.c_proj."),
 )
-#: The norms count in another order of importance: a self block has two, a cross block three.
+#: The norms are numbered there: a self-attention block has two, a cross-attention block three.
 _SELF_NORMS = {"norm_attention": "ln_1", "norm_mlp": "ln_2"}
 _CROSS_NORMS = {"norm_query": "ln_1", "norm_data": "ln_2", "norm_mlp": "ln_3"}
 
@@ -61,21 +62,10 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     model_config = _read_config(tensors, config)
     with torch.device("meta"):
         model = PyramidVAE(**model_config)
-    expected = {_official_name(name): (name, parameter.shape) for name, parameter in model.named_parameters()}
-    for official, (_, shape) in expected.items():
-        if official not in tensors:
-            raise ValueError(f"tensor {official!r} is missing from the state dict")
-        if tensors[official].shape != shape:
-            raise ValueError(
-                f"tensor {official!r} has shape {tuple(tensors[official].shape)}, expected {tuple(shape)} by the other tensors"
-            )
-    unknown = sorted(set(tensors) - set(expected))
-    if unknown:
-        raise ValueError(f"tensor {unknown[0]!r} ({len(unknown)} in all) belongs to no released shape VAE")
-    model.load_state_dict(
-        {name: tensors[official].detach().clone() for official, (name, _) in expected.items()}, assign=True
-    )
-    return model.requires_grad_(True).eval()
+    names = {name: _official_name(name) for name in model.state_dict()}
+    ours = {name: tensors.pop(official) for name, official in names.items() if official in tensors}
+    fill_model(model, {**ours, **tensors}, names=names)
+    return model.eval()
 
 
 def _vae_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -89,8 +79,8 @@ def _vae_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _read_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `PyramidVAE` that these tensors fit."""
-    width, input_dim = _shape(tensors, _ANCHOR, 2)
-    embed_dim = _shape(tensors, "decoder.query_proj.weight", 2)[1]
+    width, input_dim = shape_of(tensors, _ANCHOR, 2)
+    embed_dim = shape_of(tensors, "decoder.query_proj.weight", 2)[1]
     if embed_dim % 6 != 3 or input_dim < embed_dim:
         raise ValueError(
             f"tensor 'decoder.query_proj.weight' takes {embed_dim} channels and {_ANCHOR!r} {input_dim}: "
@@ -99,9 +89,12 @@ def _read_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
     embeds_features = input_dim == 2 * embed_dim
     sizes = {
         "width": (width, _ANCHOR),
-        "embed_dim": (_shape(tensors, "post_kl.weight", 2)[1], "post_kl.weight"),
-        "num_encoder_layers": (_depth(tensors, "encoder.self_attn"), "encoder.self_attn.resblocks"),
-        "num_decoder_layers": (_depth(tensors, "transformer"), "transformer.resblocks"),
+        "embed_dim": (shape_of(tensors, "post_kl.weight", 2)[1], "post_kl.weight"),
+        "num_encoder_layers": (
+            count_of(tensors, "encoder.self_attn.resblocks", at_least=0),
+            "encoder.self_attn.resblocks",
+        ),
+        "num_decoder_layers": (count_of(tensors, "transformer.resblocks", at_least=0), "transformer.resblocks"),
         "num_freqs": ((embed_dim // 3 - 1) // 2, "decoder.query_proj.weight"),
         "point_feats": (3 if embeds_features else input_dim - embed_dim, _ANCHOR),
     }
@@ -131,7 +124,7 @@ def _read_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
 
 def _num_tokens(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
     if "encoder.query" in tensors:
-        count = _shape(tensors, "encoder.query", 2)[0]
+        count = shape_of(tensors, "encoder.query", 2)[0]
         if config.get("num_latents", count) != count:
             raise ValueError(f"config says num_latents = {config['num_latents']}, tensor 'encoder.query' says {count}")
         return count
@@ -140,20 +133,6 @@ def _num_tokens(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> int
             "tensor 'encoder.query' is absent, so the queries are farthest points: give config 'num_latents', how many"
         )
     return config["num_latents"]
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise ValueError(f"tensor {name!r} is missing from the state dict")
-    if tensors[name].ndim != ndim:
-        raise ValueError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {ndim} dimensions")
-    return tuple(tensors[name].shape)
-
-
-def _depth(tensors: Mapping[str, Tensor], stack: str) -> int:
-    """Return the number of blocks of a stack: one more than the highest index."""
-    pattern = re.compile(re.escape(stack) + r"\.resblocks\.(\d+)\.")
-    return 1 + max((int(match[1]) for name in tensors if (match := pattern.match(name))), default=-1)
 
 
 def _official_name(name: str) -> str:

@@ -1,8 +1,9 @@
-"""What every converter does with a foreign state dict: find it in a checkpoint, and fill a model with it, exactly."""
+"""What every converter does with a foreign state dict: find it in a checkpoint, read sizes off it, and fill a model with it."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any], *, containers: Collection[s
 
     Args:
         checkpoint: A state dict, or a checkpoint that holds one under a key of `containers`.
-        containers: Keys to look into, the first present wins.
+        containers: Keys under which a state dict may lie; the first one present is read.
 
     Raises:
         ValueError: If an entry is no tensor.
@@ -58,6 +59,33 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], *, names: Mappin
             )
     copies = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     model.load_state_dict(copies, assign=True)
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
+    """Return the shape of a tensor.
+
+    Raises:
+        ValueError: If the tensor is missing or of another rank.
+    """
+    if name not in tensors:
+        raise ValueError(f"the state dict lacks tensor {name!r}")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != rank:
+        raise ValueError(f"tensor {name!r} has shape {shape}, expected {rank} dimensions")
+    return shape
+
+
+def count_of(tensors: Mapping[str, Tensor], prefix: str, *, at_least: int = 1) -> int:
+    """Return how many modules a list `prefix.0`, `prefix.1`, ... has: one more than the highest, so that a gap shows as missing.
+
+    Raises:
+        ValueError: If there are fewer than `at_least`.
+    """
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)(\.|$)")
+    count = 1 + max((int(match[1]) for match in map(pattern.match, tensors) if match), default=-1)
+    if count < at_least:
+        raise ValueError(f"the state dict lacks tensors {prefix + '.0'!r} and following")
+    return count
 
 
 def check_settings(settings: Mapping[str, Any], model: type[Any]) -> None:

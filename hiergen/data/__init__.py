@@ -2,6 +2,6 @@
 
 `images/`, `videos/` and `shapes/` each hold the files of a medium, its datasets and its embedded set. Beside them: `dataset` (what the
 training loop asks of any dataset) and `stream` (the order of samples); `codes` and `code_importers` (caches of token pyramids); `sources`
-(which images a run reads, as a config); `content` (whether files still hold what they held); `folders` and `npz_files` (what several media
+(images of a run by the name of their source, as a config); `content` (whether files still hold what they held); `folders` and `npz_files` (what several media
 read alike); `worker_pool` (jobs in processes that may die). Computing with meshes, without any dataset, is `hiergen.geometry`.
 """

@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hiergen.data.npz_files import open_npz, read_array
-from hiergen.evaluation.features.distances import BLOCKS, NORMAL_95, mean_half_width
+from hiergen.evaluation.features.distances import BLOCKS
 from hiergen.evaluation.features.references import Reference
 from hiergen.metrics.fidelity import kernel_distance_by_block
 from hiergen.metrics.frechet import FrechetResampler, Moments, PairedFrechetResampler
+from hiergen.metrics.intervals import NORMAL_95, mean_half_width
 
-#: From the indices of a resample to a metric.
+#: Maps the indices of a resample to a metric.
 Statistic = Callable[[np.ndarray], float]
 
 
@@ -34,9 +35,9 @@ class StoredReport:
     """A report that was read back.
 
     Attributes:
-        path: Its JSON file.
-        report: Its entries.
-        values: One row an image: what its metrics were computed from.
+        path: JSON file of the report.
+        report: Entries of the report.
+        values: What its metrics were computed from, one row per item.
         reference: Moments of what it was compared with; None where images and references were resampled together.
     """
 
@@ -85,11 +86,12 @@ def statistics(
     """Return the metrics that can be resampled, each as a function of the indices of a resample.
 
     Args:
-        values: One row an image, NaN where it has no such measure; "pool" are features, "reference_pool" those of what each image was rebuilt from.
-        reference: A fixed reference; not used where there is "reference_pool": then images and what they were rebuilt from are
+        values: What metrics are computed from, one row per item, NaN where it has no such measure; "pool" are features, "reference_pool"
+            those of what each item was rebuilt from.
+        reference: Moments of a fixed reference; not used where there is "reference_pool": then images and what they were rebuilt from are
             resampled together.
         distance: Name of the Fréchet distance.
-        device: Where it is computed.
+        device: Device on which it is computed.
     """
     found: dict[str, Statistic] = {}
     for name, rows in values.items():
@@ -133,9 +135,9 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed
 
     Args:
         first: A report.json or its folder.
-        second: Another.
-        resamples: Bootstrap draws.
-        seed: Of the draws and the blocks.
+        second: Another report.json or its folder.
+        resamples: Number of bootstrap draws, at least 2.
+        seed: Seed of the draws and the blocks.
 
     Raises:
         ValueError: If a report is missing, or the two were made under different protocols: the differing entries are named.
@@ -150,20 +152,8 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed
         **(_by_blocks(*reports, seed=seed) if paired else {}),
         **_resampled(*reports, is_paired=paired, resamples=resamples, seed=seed),
     }
-    rows = {}
-    for name, (spread, how) in spreads.items():
-        if any(name not in stored.report["metrics"] for stored in reports):
-            continue
-        a, b = (stored.report["metrics"][name] for stored in reports)
-        is_known = a is not None and b is not None and math.isfinite(spread)
-        rows[name] = {
-            "first": a,
-            "second": b,
-            "difference": b - a if is_known else None,
-            "half_width": spread if is_known else None,
-            "is_clear": is_known and abs(b - a) > spread,
-            "interval": how,
-        }
+    a, b = (stored.report["metrics"] for stored in reports)
+    rows = {name: _row(a[name], b[name], *spread) for name, spread in spreads.items() if name in a and name in b}
     return {
         "kind": "comparison",
         "first": str(reports[0].path),
@@ -175,7 +165,16 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed
     }
 
 
-#: Of each metric: half of the 95 % interval of the difference, and how it was found.
+def _row(first: float | None, second: float | None, half_width: float, how: str) -> dict[str, Any]:
+    if first is None or second is None or not math.isfinite(half_width):
+        known: dict[str, Any] = {"difference": None, "half_width": None, "is_clear": False}
+    else:
+        difference = second - first
+        known = {"difference": difference, "half_width": half_width, "is_clear": abs(difference) > half_width}
+    return {"first": first, "second": second, **known, "interval": how}
+
+
+#: Half of the 95 % interval of the difference of each metric, and how it was found.
 _Spreads = dict[str, tuple[float, str]]
 
 

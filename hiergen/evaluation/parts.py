@@ -10,7 +10,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ class Parts:
     """The results of a pass.
 
     Attributes:
-        paths: One safetensors file a part, in order.
+        paths: Safetensors files of the parts, in order.
     """
 
     paths: tuple[Path, ...]
@@ -71,13 +70,14 @@ def run_parts(
     """Compute all parts that are not there yet; return them on the main process, None on the others.
 
     Args:
-        folder: Where the parts lie.
+        folder: Folder of the parts.
         identity: JSON values that all parts depend on; a folder with others is refused.
-        num_items: Items in all.
-        compute: From the indices of a batch, and what was loaded for them, to its results, one row an item, on any device.
+        num_items: Number of items in all.
+        compute: Maps the indices of a batch, and what was loaded for them, to results with one row per item, on any device.
         passes: Sizes of batches and parts, and how many threads load.
-        what: For the progress bar.
-        load: Run by threads, ahead of `compute` and across the borders of parts; None loads nothing. A tensor, with `passes.exact`.
+        what: Caption of the progress bar.
+        load: Loads a batch, in threads that run ahead of `compute` and across the borders of parts; None loads nothing. With
+            `passes.exact` it must return a tensor.
 
     Raises:
         ValueError: If the folder holds parts of another evaluation, or cannot be written to.
@@ -95,33 +95,34 @@ def run_parts(
     batch_size = passes.whole(passes.batch_size)
     keys = [part for _, items in missing for part in batches(items, batch_size)]
     loaded = prefetched(load or (lambda _: None), keys, workers=passes.workers if load else 0)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    is_hidden = not state.is_main_process or not console.is_terminal
-    with (
-        one_thread() if passes.exact else contextlib.nullcontext(),
-        Progress(*columns, console=console, disable=is_hidden) as progress,
-    ):
-        done = num_items - sum(len(items) for _, items in incomplete)
+    done = num_items - sum(len(items) for _, items in incomplete)
+    threads = one_thread() if passes.exact else contextlib.nullcontext()
+    with threads, _progress(is_shown=state.is_main_process) as progress:
         task = progress.add_task(what, total=done + sum(len(items) for _, items in missing), completed=done)
         for path, items in missing:
             results = []
             for batch, (_, value) in zip(batches(items, batch_size), loaded, strict=False):
-                groups = batches(batch, passes.at_once)
-                values = (
-                    [value]
-                    if len(groups) == 1
-                    else itertools.repeat(None)
-                    if value is None
-                    else value.split(passes.at_once)
-                )
-                results += [compute(group, part) for group, part in zip(groups, values, strict=False)]
+                results += [compute(group, part) for group, part in _groups(batch, value, passes.at_once)]
                 progress.advance(task, len(batch))
-            tensors = {name: value.cpu().contiguous() for name, value in gather(results).items()}
             with atomic_path(path) as temporary:
-                save_file(tensors, temporary)
+                save_file({name: value.cpu().contiguous() for name, value in gather(results).items()}, temporary)
     state.wait_for_everyone()
     return Parts(tuple(paths)) if state.is_main_process else None
+
+
+def _progress(*, is_shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not is_shown or not console.is_terminal)
+
+
+def _groups(batch: range, loaded: Any, size: int) -> Iterator[tuple[range, Any]]:
+    """Yield the items that models take at once, with what was loaded for them."""
+    groups = batches(batch, size)
+    if len(groups) == 1 or loaded is None:
+        yield from ((group, loaded) for group in groups)
+    else:
+        yield from zip(groups, loaded.split(size), strict=True)
 
 
 def prefetched(load: Callable[[T], Any], keys: Sequence[T], *, workers: int) -> Iterator[tuple[T, Any]]:

@@ -1,4 +1,4 @@
-"""What evaluations of images have in common: how pixels are rounded, which data, and what a report says about its making."""
+"""What evaluations have in common: how pixels are rounded, how the work is cut, and what a report says about its making."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import settle_threads
 
 RESIZE_RULE = "ADM: halved with a box filter while the short side is at least twice the size, then bicubic to the size, then the central crop"
-#: How long processes wait for each other: as long as the work of one may take. A launcher ends the others if one fails.
+#: Time for which processes wait for each other: as long as the work of one may take. A launcher ends the others if one fails.
 PATIENCE = datetime.timedelta(days=1)
-#: With fewer samples than this a covariance of so many channels is no estimate of one.
-SAMPLES_A_CHANNEL = 5
+#: With fewer samples per channel a covariance is no estimate of one.
+SAMPLES_PER_CHANNEL = 5
 
-#: How values of [-1, 1] become one of 256: the nearest one, or ADM's and ResTok's truncation.
+#: Rule by which values of [-1, 1] become one of 256: the nearest one, or ADM's and ResTok's truncation.
 Rounding = Literal["nearest", "truncate"]
 
 
@@ -54,13 +54,13 @@ class PassConfig:
     Matrix products of other sizes round differently: another batch size moves a byte of a sample now and then by one of 255.
 
     Attributes:
-        batch_size: Images a pass of the models.
-        part_size: Images a stored part: what is lost, at most, when a run is stopped.
-        workers: Threads that read and decode images while the models work, a batch each; 0 reads between batches.
-        device: "auto" is CUDA where there is one.
-        exact: The models take always so many images at once, item k with its neighbors of the same multiple, whatever `batch_size` is:
-            then files are the same bytes for any batch size, part size and number of processes, at the speed of such a batch on one
-            thread of the CPU per process; 1 is each image by itself. 0 takes `batch_size`.
+        batch_size: Number of items that the models take at once.
+        part_size: Number of items per stored part: what is lost, at most, when a run is stopped.
+        workers: Number of threads that read and decode images while the models work, one batch each; 0 reads between batches.
+        device: Device of the models, e.g. "cuda:1"; "auto" is CUDA where there is one.
+        exact: Number of items that the models always take at once, item k with its neighbors of the same multiple, whatever `batch_size`
+            is: then files are the same bytes for any batch size, part size and number of processes, at the speed of such a batch on
+            one thread of the CPU per process; 1 takes each item by itself, 0 takes `batch_size`.
     """
 
     batch_size: int = 64
@@ -144,11 +144,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def small_sample_warning(name: str, count: int, dim: int, unit: str = "images") -> list[str]:
     """Return a warning where there are too few samples for a Fréchet distance of so many channels."""
-    wanted = SAMPLES_A_CHANNEL * dim
+    wanted = SAMPLES_PER_CHANNEL * dim
     if count >= wanted:
         return []
     return [
-        f"{name} holds {count:,} {unit} for {dim:,} channels: below {wanted:,} ({SAMPLES_A_CHANNEL} a channel) a Fréchet distance is "
+        f"{name} holds {count:,} {unit} for {dim:,} channels: below {wanted:,} ({SAMPLES_PER_CHANNEL} a channel) a Fréchet distance is "
         f"mostly bias; compare it only with distances of as many {unit}"
     ]
 

@@ -34,12 +34,12 @@ def publish(
     """Write a report with everything that belongs to it, and return it with its confidence intervals.
 
     Args:
-        folder: Where to: report.json, report.md, pictures, values.safetensors and reference.npz.
-        report: JSON values.
-        values: One row an image; intervals are computed from them.
+        folder: Folder that gets report.json, report.md, pictures, values.safetensors and reference.npz.
+        report: Entries of the report, as JSON values.
+        values: What intervals are computed from, one row per item.
         reference: What the set was compared with, kept in ADM's file format.
         pictures: Rows of uint8 images by caption.
-        device: Where intervals are computed.
+        device: Device on which intervals are computed.
     """
     if values:
         with atomic_path(folder / "values.safetensors") as temporary:
@@ -67,8 +67,8 @@ def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
     rows = [
         [
             name,
-            _number(value) + (f" {UNITS[name]}" if name in UNITS else ""),
-            f"± {_number(half[name])}" if half.get(name) is not None else "",
+            number(value) + (f" {UNITS[name]}" if name in UNITS else ""),
+            f"± {number(half[name])}" if half.get(name) is not None else "",
         ]
         for name, value in report["metrics"].items()
     ]
@@ -111,7 +111,7 @@ def _rate_distortion(rows: Sequence[Row]) -> list[str]:
     body = []
     for row in rows:
         half = row.get("intervals_95", {})
-        cells = [_number(row["metrics"][n]) + _spread(half.get(n)) if n in row["metrics"] else "" for n in names]
+        cells = [number(row["metrics"][n]) + _spread(half.get(n)) if n in row["metrics"] else "" for n in names]
         body.append([str(row["count"]), f"{row['tokens']:,}", _size(row[size]), *cells])
     header = [rows[0]["unit"], "tokens", size, *names]
     return ["## Rate and distortion", "", *table(header, body), "", "![rate and distortion](rate_distortion.png)", ""]
@@ -128,10 +128,10 @@ def _spread(half_width: float | None) -> str:
 def _bias(curve: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(curve) < 2:
         return []
-    rows = [[f"{point['count']:,}", _number(point["distance"])] for point in curve]
+    rows = [[f"{point['count']:,}", number(point["distance"])] for point in curve]
     limit = extrapolated(curve)
     is_known = limit is not None and limit >= 0
-    told = _number(limit) if is_known else "below zero: these are too few for a straight line"
+    told = number(limit) if is_known else "below zero: these are too few for a straight line"
     rows.append(["infinitely many (straight line in 1 / count)", told])
     return ["## Fréchet distance by number of images", "", *table(["images", "distance"], rows), ""]
 
@@ -157,7 +157,7 @@ def _tokens(tokens: Mapping[str, Any]) -> list[str]:
         for k, channel in enumerate(tokens["by_channel"])
     ]
     measures = [
-        f"- {name.replace('_', ' ')}: {_number(tokens[name])}"
+        f"- {name.replace('_', ' ')}: {number(tokens[name])}"
         for name in ("neighbor_spread", "spatial_autocorrelation", "interpolation_detour")
         if name in tokens
     ]
@@ -197,7 +197,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a value with four digits; None stands for one that is not finite, such as the PSNR of equal images."""
     return "not finite" if value is None else f"{value:.4g}"
 
 

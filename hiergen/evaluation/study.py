@@ -7,19 +7,21 @@ continues and one that gains a variant or a seed runs only what is new.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 from rich.console import Console
 
 from hiergen.config import fingerprint
 from hiergen.files import check_writable, write_json
+from hiergen.metrics.intervals import mean_half_width
 
-#: A run of one variant: from a seed and a folder of its own to what was measured.
+#: A run of one variant: maps a seed and a folder of its own to what was measured.
 Run = Callable[[int, Path], Mapping[str, float]]
 
 _RESULT = "result.json"
@@ -35,20 +37,18 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """Return the estimate from one value a seed.
+        """Return the estimate from one value per seed.
 
         Raises:
             ValueError: If there is no value.
         """
         if not values:
-            raise ValueError("values is empty, expected one value a seed")
+            raise ValueError("values is empty, expected one value per seed")
         count, mean = len(values), math.fsum(values) / len(values)
         if count == 1:
             return cls(mean, math.nan, 1)
-        from scipy.stats import t
-
         deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-        return cls(mean, float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count), count)
+        return cls(mean, mean_half_width(deviation, count), count)
 
     def text(self, digits: int = 3, *, signed: bool = False) -> str:
         """Return e.g. "19.52 ± 0.31"; without the interval for a single seed."""
@@ -85,11 +85,11 @@ class StudyResult:
         return Estimate.of([metrics[metric] - other[seed][metric] for seed, metrics in self.values[variant].items()])
 
     def table(self, metrics: Mapping[str, str], *, digits: int = 3) -> str:
-        """Return Markdown: a row a variant; a column a metric, and its paired difference to the baseline.
+        """Return Markdown: one row per variant; for each metric one column, and one of its paired difference to the baseline.
 
         Args:
             metrics: Titles of the columns by metric.
-            digits: After the point.
+            digits: Number of digits after the point.
         """
         titles = [title for name in metrics.values() for title in (name, f"difference to {self.baseline}")]
         lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
@@ -109,9 +109,9 @@ def run_study(
     """Run what is not there yet, seed by seed, so that a stopped study still has whole seeds; return all of it.
 
     Args:
-        variants: The runs by name; the first is the baseline. A run gets the seed and a folder, `out/<variant>/seed-<seed>`, and
+        variants: Runs by name; the first is the baseline. A run gets the seed and a folder, `out/<variant>/seed-<seed>`, and
             returns finite numbers by name. Names become folders.
-        seeds: The same for every variant.
+        seeds: Seeds, the same for every variant.
         out: Folder of the study. `study.json` in it holds everything at the end.
         settings: JSON values that say what the runs have in common (data, budget, models) under any keys, and how each variant
             differs under the variant's name. A result of a variant whose entry, or of a study whose common part has changed since is
@@ -145,16 +145,6 @@ def run_study(
     return result
 
 
-def load_study(path: str | Path) -> StudyResult:
-    """Return the result in a `study.json`."""
-    raw = json.loads(Path(path).read_text())
-    by_seed = {
-        key: {name: {int(seed): value for seed, value in row.items()} for name, row in raw[key].items()}
-        for key in ("values", "seconds")
-    }
-    return StudyResult(values=by_seed["values"], seconds=by_seed["seconds"], settings=raw["settings"])
-
-
 def _run_or_read(
     folder: Path, name: str, run: Run, seed: int, variants: Mapping[str, Run], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -175,3 +165,64 @@ def _run_or_read(
     saved = {"metrics": metrics, "seconds": time.perf_counter() - started, "settings": mine}
     write_json(path, saved)
     return saved
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What every study is told.
+
+    Attributes:
+        out: Folder of all runs and results.
+        seeds: Seeds of every variant.
+    """
+
+    out: str = "runs/study"
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+S = TypeVar("S", bound=StudySettings)
+
+
+class Study(Generic[S]):
+    """Base of studies whose parts each are a table of variants by seeds.
+
+    Args:
+        settings: Budget and data of the study.
+
+    Attributes:
+        FREE: Names of settings that may change without making results stale.
+        out: Folder of all runs and results.
+    """
+
+    FREE: ClassVar[tuple[str, ...]] = ("out", "seeds")
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+        self.out = Path(settings.out)
+
+    def common(self) -> dict[str, Any]:
+        """Return JSON values that all runs have in common: the settings, unless a study says more."""
+        settings = dataclasses.asdict(self.settings)
+        return {key: value for key, value in settings.items() if key not in self.FREE}
+
+    def run(
+        self,
+        part: str,
+        run: Callable[[str, int, Path], Mapping[str, float]],
+        names: Sequence[str],
+        changes: Mapping[str, Any] | None = None,
+    ) -> StudyResult:
+        """Run what is not there yet of one part of the study; return all of it. See `run_study`.
+
+        Args:
+            part: Name of the part, and of its folder.
+            run: Maps the name of a variant, a seed and a folder of the run's own to finite numbers by name.
+            names: Variants; the first is the baseline.
+            changes: How each variant differs, as JSON values by its name, and whatever else the part depends on.
+        """
+        return run_study(
+            {name: functools.partial(run, name) for name in names},
+            seeds=self.settings.seeds,
+            out=self.out / part,
+            settings={**self.common(), **(changes or {})},
+        )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hiergen.nn.precision import widen
 from hiergen.nn.processes import process_mean
 
 
@@ -14,12 +15,13 @@ def adaptive_weight(
 ) -> Float[Tensor, ""]:
     """Return |d reference / d parameter| / (|d other / d parameter| + 1e-4), between 0 and `maximum`, without gradient.
 
-    The gradients are those of the mean over all processes. Both graphs are kept for the backward pass that follows. A loss that does not depend on the parameter has gradient 0.
+    The gradients are averaged over all processes. Both graphs are kept for the backward pass that follows. A loss that does not depend
+    on the parameter has gradient 0.
 
     Args:
         reference: The loss that sets the scale.
         other: The loss to be weighted.
-        parameter: The parameter to compare gradients at: the last one that both losses pass through.
+        parameter: Where the gradients are compared: the last parameter that both losses pass through.
         maximum: Largest weight.
 
     Source:
@@ -29,6 +31,5 @@ def adaptive_weight(
     for loss in (reference, other):
         (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
         gradient = torch.zeros_like(parameter) if gradient is None else gradient
-        gradient = process_mean(gradient)
-        norms.append((gradient if gradient.dtype == torch.float64 else gradient.float()).norm())
+        norms.append(widen(process_mean(gradient)).norm())
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, maximum).detach()

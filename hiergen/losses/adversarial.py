@@ -1,5 +1,10 @@
 """The second player of a tokenizer's training: a discriminator with LeCam regularization behind random augmentation.
 
+An `Adversary` holds what the discriminator minimizes (`forward`) and what the tokenizer minimizes (`generator_loss`). It wraps one of
+three discriminators: `hiergen.losses.patch_gan` has two, `hiergen.losses.dino_discriminator` the third. The task in
+`hiergen.training.tasks.tokenizer` trains it, in turn with the tokenizer; its options are `AdversarialConfig` in
+`hiergen.training.tasks.tokenizer_losses`.
+
 Letters: `b` batch, `c h w` image in [-1, 1].
 """
 
@@ -14,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.losses.patch_gan import hinge_discriminator_loss, hinge_generator_loss
+from hiergen.nn.precision import widen
 from hiergen.nn.processes import process_mean
 
 
@@ -22,8 +28,8 @@ class Augmentation:
     """Differentiable augmentation; each policy is applied to the whole batch with `probability`, its draws are per sample.
 
     Attributes:
-        probability: Of each of the three policies, a call.
-        brightness: Colors of images in [0, 1] are shifted by up to this, either way.
+        probability: Probability that a call applies a policy, drawn for each of the three policies.
+        brightness: Largest shift of the colors of images in [0, 1], either way.
         saturation: Largest factor of the distance to a pixel's mean over channels; the smallest is 0.
         contrast: Smallest and largest factor of the distance to an image's mean.
         shift: Largest translation, as a part of each side.
@@ -91,9 +97,9 @@ class Adversary(nn.Module):
 
     Args:
         discriminator: Images in [-1, 1] to logits; a `DinoDiscriminator` also takes `rng`.
-        augmentation: In front of it; None for none.
-        lecam_weight: Of the LeCam regularization.
-        lecam_decay: Of its moving averages of the mean logits, which start at 0; means are over all processes.
+        augmentation: Augmentation of the images in front of the discriminator; None for none.
+        lecam_weight: Weight of the LeCam regularization.
+        lecam_decay: Decay of the moving averages of the mean logits, which start at 0; means are over all processes.
 
     Source:
         LeCam, arXiv:2104.03310; ResTok, arXiv:2601.03955.
@@ -127,7 +133,7 @@ class Adversary(nn.Module):
     def generator_loss(
         self, fake: Float[Tensor, "b c h w"], *, rng: torch.Generator | None = None
     ) -> Float[Tensor, ""]:
-        """Return what the tokenizer minimizes, of its reconstructions with gradient."""
+        """Return what the tokenizer minimizes; `fake` are reconstructions with gradients."""
         return hinge_generator_loss(self.logits(fake, rng=rng))
 
     def forward(
@@ -137,12 +143,12 @@ class Adversary(nn.Module):
         *,
         rng: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Return what the discriminator minimizes ("loss"), and for the log its parts and mean logits.
+        """Return what the discriminator minimizes ("loss"), and for the log the parts of it and the mean logits.
 
-        In train mode the moving averages take a step, after they have been used.
+        In train mode the moving averages are updated after they have been used.
         """
-        real_logits = _wide(self.logits(real.detach(), rng=rng))
-        fake_logits = _wide(self.logits(fake.detach(), rng=rng))
+        real_logits = widen(self.logits(real.detach(), rng=rng))
+        fake_logits = widen(self.logits(fake.detach(), rng=rng))
         hinge = hinge_discriminator_loss(real_logits, fake_logits)
         real_mean, fake_mean = process_mean(real_logits.mean()), process_mean(fake_logits.mean())
         lecam = lecam_loss(real_mean, fake_mean, self.ema_real_logits_mean, self.ema_fake_logits_mean)
@@ -158,14 +164,10 @@ class Adversary(nn.Module):
 def lecam_loss(
     real_mean: Float[Tensor, ""], fake_mean: Float[Tensor, ""], real_average: Tensor, fake_average: Tensor
 ) -> Float[Tensor, ""]:
-    """Return relu(real_mean - fake_average)^2 + relu(real_average - fake_mean)^2: logits should not leave the other's average."""
+    """Return relu(real_mean - fake_average)^2 + relu(real_average - fake_mean)^2: the logits of either kind should stay near the average of the other."""
     return F.relu(real_mean - fake_average).square() + F.relu(real_average - fake_mean).square()
 
 
 def _uniform(like: Tensor, shape: tuple[int, ...], rng: torch.Generator | None) -> Tensor:
     device = like.device if rng is None else rng.device
-    return torch.rand(shape, generator=rng, device=device, dtype=_wide(like).dtype).to(like.device)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return torch.rand(shape, generator=rng, device=device, dtype=widen(like).dtype).to(like.device)

@@ -1,5 +1,7 @@
 """A discriminator that reads the features of a frozen DINO vision transformer, as ResTok uses it.
 
+Only the heads are trained. `hiergen.losses.adversarial.Adversary` holds the losses, `hiergen.training.tasks.tokenizer` runs them.
+
 Letters: `b` batch, `d` channels, `n` patches.
 """
 
@@ -13,21 +15,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.constants import Constants
-from hiergen.nn.precision import without_autocast
+from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
+from hiergen.nn.precision import widen, without_autocast
 from hiergen.pretrained.teachers import timm_network
 from hiergen.pretrained.weights import Frozen
 
 DINO = "vit_small_patch16_224.dino"
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def dino_backbone(weights: str | Path | None = None, **options: Any) -> nn.Module:
     """Return DINO ViT-S/16 with the tanh form of GELU.
 
     Args:
-        weights: File of its weights; None takes timm's cache or download; "random" for tests.
-        options: Of timm, e.g. a smaller `depth`.
+        weights: File of the weights; None takes timm's cache or download; "random" for tests.
+        options: Options of `timm.create_model`, e.g. a smaller `depth`.
 
     Raises:
         FileNotFoundError: If the weights are nowhere.
@@ -56,10 +57,9 @@ class LocalBatchNorm(nn.Module):
         if batch % count:
             raise ValueError(
                 f"a batch of {batch} cannot be cut into {count} equal groups of at most {self.group}; "
-                f"expected at most {self.group} samples a process, or a multiple"
+                f"expected at most {self.group} samples per process, or a multiple"
             )
-        wide = x if x.dtype == torch.float64 else x.float()
-        grouped = wide.unflatten(0, (count, batch // count))
+        grouped = widen(x).unflatten(0, (count, batch // count))
         mean = grouped.mean(dim=(1, 3), keepdim=True)
         variance = grouped.var(dim=(1, 3), keepdim=True, unbiased=False)
         normal = ((grouped - mean) * (variance + self.eps).rsqrt()).flatten(0, 1)
@@ -76,15 +76,15 @@ class _Residual(nn.Module):
 
 
 class DinoDiscriminator(nn.Module):
-    """Images in [-1, 1] to logits, one a patch and head, large where the image looks real.
+    """Images in [-1, 1] to logits, one per patch and head, large where the image looks real.
 
-    Five heads read the backbone before its first block and after four blocks spread over its depth. The backbone is no part of
-    the state dict. Sides above the backbone's size: with probability 1/2 one random crop of that size (the same for the batch),
+    Five heads read the backbone before its first block and after four blocks spread over its depth. The backbone is not in the
+    state dict. Sides above the backbone's size: with probability 1/2 one random crop of that size (the same for the batch),
     otherwise an area resize; below it, a bicubic one.
 
     Args:
-        backbone: Of `dino_backbone`; any timm vision transformer with a class token.
-        kernel_size: Of the heads' second convolution.
+        backbone: Network of `dino_backbone`, or any timm vision transformer with a class token.
+        kernel_size: Kernel size of the heads' second convolution.
 
     Source:
         ResTok, arXiv:2601.03955, after VAR's and StyleGAN-T's discriminators (arXiv:2301.09515).
@@ -99,10 +99,7 @@ class DinoDiscriminator(nn.Module):
         # Blocks 2, 5, 8 and 11 of twelve.
         self.taps = tuple(sorted({max(0, depth * k // 4 - 1) for k in range(1, 5)}))
         self.heads = nn.ModuleList([_head(dim, kernel_size) for _ in range(len(self.taps) + 1)])
-        self.constants = Constants(
-            mean=torch.tensor(_IMAGENET_MEAN, device="cpu")[:, None, None],
-            std=torch.tensor(_IMAGENET_STD, device="cpu")[:, None, None],
-        )
+        self.constants = channel_statistics(*IMAGENET_STATISTICS)
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], *, rng: torch.Generator | None = None
@@ -111,7 +108,7 @@ class DinoDiscriminator(nn.Module):
         features = self.features(images, rng=rng)
         # Spectral norms and statistics of a few samples are not for half precision.
         with without_autocast(images.device):
-            logits = [head(_wide(x)).flatten(1) for head, x in zip(self.heads, features, strict=True)]
+            logits = [head(widen(x)).flatten(1) for head, x in zip(self.heads, features, strict=True)]
         return torch.cat(logits, dim=1)
 
     def features(self, images: Float[Tensor, "b 3 h w"], *, rng: torch.Generator | None = None) -> list[Tensor]:
@@ -156,7 +153,3 @@ def _head(dim: int, kernel_size: int) -> nn.Sequential:
 def _block(dim: int, kernel_size: int) -> nn.Sequential:
     convolution = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, padding_mode="circular")
     return nn.Sequential(nn.utils.spectral_norm(convolution), LocalBatchNorm(dim), nn.LeakyReLU(0.2))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -1,4 +1,4 @@
-"""What a shape tokenizer is trained on: occupancy (or truncated signed distance) at points in space, and near the surface.
+"""The losses of a shape tokenizer: occupancy at points in space, and near the surface.
 
 Letters: `b` batch, `p` points.
 """
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hiergen.nn.precision import widen
+
 
 def occupancy_loss(logits: Float[Tensor, "b p"], labels: Bool[Tensor, "b p"]) -> Float[Tensor, ""]:
     """Return the binary cross-entropy of occupancy logits, in nats, averaged over points and shapes.
@@ -20,30 +22,8 @@ def occupancy_loss(logits: Float[Tensor, "b p"], labels: Bool[Tensor, "b p"]) ->
         logits: Positive inside.
         labels: True inside.
     """
-    wide = _wide(logits)
+    wide = widen(logits)
     return F.binary_cross_entropy_with_logits(wide, labels.to(wide.dtype))
-
-
-def truncated_distance_loss(
-    values: Float[Tensor, "b p"], distances: Float[Tensor, "b p"], *, truncation: float = 1 / 128
-) -> Float[Tensor, ""]:
-    """Return the mean squared error to `distances`, cut off at `truncation` and scaled to [-1, 1].
-
-    Args:
-        values: What the field says, positive inside.
-        distances: Signed distances to the surface, positive inside.
-        truncation: Largest distance that is told apart.
-
-    Raises:
-        ValueError: If `truncation` is not positive.
-
-    Source:
-        CraftsMan3D, arXiv:2405.14979, the distance variant of its shape VAE.
-    """
-    if truncation <= 0:
-        raise ValueError(f"truncation is {truncation}, expected a positive distance")
-    target = _wide(distances).clamp(-truncation, truncation) / truncation
-    return F.mse_loss(_wide(values), target.to(_wide(values).dtype))
 
 
 @torch.no_grad()
@@ -73,12 +53,12 @@ def shape_tokenizer_losses(
     Every level is a whole shape and counts the same: loss = mean over levels of (volume + near_weight * near) + bottleneck terms.
 
     Args:
-        logits: Of each level, by name: `PyramidVAE.forward(...).features`. Points in the volume first, then those near the
-            surface.
-        labels: True inside; by the same names where the levels are of different samples.
+        logits: Logits of each level by name, as in `PyramidVAE.forward(...).features`: at points in the volume first, then at those
+            near the surface.
+        labels: True inside; given by level where the levels hold different samples.
         bottleneck_losses: Weighted terms by name: `PyramidVAE.forward(...).losses`.
-        num_near: How many of the last points lie near the surface.
-        near_weight: Their weight. Michelangelo and 3DShape2VecSet take 0.1, with as many near points as in the volume.
+        num_near: Number of points near the surface, the last ones.
+        near_weight: Weight of the points near the surface. Michelangelo and 3DShape2VecSet take 0.1, with as many near points as in the volume.
 
     Returns:
         "loss" and the bottleneck terms with gradients; for the log, averaged over levels and detached: "bce_volume",
@@ -100,21 +80,20 @@ def shape_tokenizer_losses(
     if num_near < 0 or num_volume < 1:
         raise ValueError(f"num_near is {num_near} of {num_points} points, expected 0 to {num_points - 1}")
     pairs = [(x, of_level[name]) for name, x in logits.items()]
-    volume = torch.stack([occupancy_loss(x[:, :num_volume], y[:, :num_volume]) for x, y in pairs]).mean()
-    terms = {"bce_volume": volume.detach()}
-    total = volume
+
+    def mean_loss(part: slice) -> Tensor:
+        return torch.stack([occupancy_loss(x[:, part], y[:, part]) for x, y in pairs]).mean()
+
+    total = mean_loss(slice(num_volume))
+    terms = {"bce_volume": total.detach()}
     if num_near:
-        near = torch.stack([occupancy_loss(x[:, num_volume:], y[:, num_volume:]) for x, y in pairs]).mean()
+        near = mean_loss(slice(num_volume, None))
         terms["bce_near"] = near.detach()
         total = total + near_weight * near
-    for name, loss in bottleneck_losses.items():
-        terms[name] = loss
+    terms |= bottleneck_losses
+    for loss in bottleneck_losses.values():
         total = total + loss
     terms["accuracy"] = torch.stack([((x > 0) == y).float().mean() for x, y in pairs]).mean()
     for name, x in logits.items():
         terms[f"iou_{name}"] = occupancy_iou(x[:, :num_volume], of_level[name][:, :num_volume]).mean()
     return {"loss": total, **terms}
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -1,4 +1,6 @@
-"""Convolutional patch discriminators, plain and with blurred downsampling, and their hinge losses.
+"""Convolutional patch discriminators, plain and with blurred downsampling, and the hinge losses of every discriminator.
+
+`hiergen.losses.adversarial.Adversary` holds a discriminator, `hiergen.training.tasks.tokenizer` trains it.
 
 Letters: `b` batch, `c h w` image.
 """
@@ -12,11 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.nn.precision import widen
 from hiergen.nn.processes import ProcessBatchNorm2d
 
 
 class PatchDiscriminator(nn.Module):
-    """Images to a map of logits, each of which judges one patch (70 x 70 pixels with three layers).
+    """Images to a map of logits; each logit judges one patch (70 x 70 pixels with three layers).
 
     Convolutions 4 x 4 with padding 1: `num_layers` of them with stride 2, two with stride 1; batch norm (over all processes) after all but
     the first and the last; leaky ReLU 0.2. Modules are laid out as in taming-transformers (`main.<index>`).
@@ -67,8 +70,8 @@ class BlurPoolDiscriminator(nn.Module):
         in_channels: Channels of the image.
         dim: Channels of the stem and of the first stage; each further stage has twice as many.
         num_stages: Halvings.
-        map_size: Cells a side of the logits, whatever the size of the image.
-        groups: Of the group norms.
+        map_size: Side of the map of logits, whatever the size of the image.
+        groups: Groups of the group norms.
 
     Raises:
         ValueError: If the stages' channels cannot be cut into the groups.
@@ -111,17 +114,13 @@ class BlurPoolDiscriminator(nn.Module):
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
     """Return (mean relu(1 - real) + mean relu(1 + fake)) / 2 of the logits of real and reconstructed images."""
-    return (F.relu(1 - _wide(real)).mean() + F.relu(1 + _wide(fake)).mean()) / 2
+    return (F.relu(1 - widen(real)).mean() + F.relu(1 + widen(fake)).mean()) / 2
 
 
 def hinge_generator_loss(fake: Tensor) -> Float[Tensor, ""]:
     """Return -mean of the logits of reconstructed images."""
-    return -_wide(fake).mean()
+    return -widen(fake).mean()
 
 
 def _leaky(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

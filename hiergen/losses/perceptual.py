@@ -1,4 +1,4 @@
-"""Mixtures of distances between images in [-1, 1], and a random jitter in front; the networks are in `hiergen.pretrained.perceptual`.
+"""Mixtures of distances between images in [-1, 1], and a random jitter in front. The networks are in `hiergen.pretrained.perceptual`.
 
 Letters: `b` batch, `c h w` image.
 """
@@ -16,7 +16,7 @@ class WeightedMix(nn.Module):
     """The weighted mean of several distances.
 
     Raises:
-        ValueError: If there are no distances, as many weights are not given, or they do not add up to more than 0.
+        ValueError: If there are no distances, or not one weight for each, or a weight is negative, or all are 0.
     """
 
     def __init__(self, distances: Sequence[nn.Module], weights: Sequence[float]) -> None:

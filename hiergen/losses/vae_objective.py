@@ -18,11 +18,11 @@ from hiergen.losses.patch_gan import hinge_generator_loss
 
 @dataclasses.dataclass(frozen=True)
 class VAEPass:
-    """What one forward pass of a variational tokenizer leaves for its objective.
+    """What the objective needs from one forward pass of a variational tokenizer.
 
     Attributes:
-        images: Data.
-        reconstruction: What was decoded, with gradient.
+        images: Images that were encoded.
+        reconstruction: Decoded images, with gradients.
         kl: Divergence summed over a sample's latents, averaged over samples.
         perceptual: Perceptual distance of each sample (LPIPS); None leaves the term out.
         fake_logits: The discriminator's logits of the reconstruction; None before it takes part.
@@ -48,12 +48,12 @@ class VAEObjective:
     """Weights of the objective; the defaults are those of VA-VAE with DINOv2 alignment, trained for 50 epochs.
 
     Attributes:
-        perceptual_weight: Of the perceptual distance, relative to the absolute pixel error.
-        kl_weight: Of the divergence, relative to the pixel error *summed* over the image.
-        adversarial_weight: Of the adversarial term after its gradient has been scaled to that of the reconstruction.
-        alignment_weight: Of the alignment term, likewise.
-        cosine_margin: See `cosine_hinge_loss`.
-        distance_margin: See `distance_matrix_loss`.
+        perceptual_weight: Weight of the perceptual distance, relative to the absolute pixel error.
+        kl_weight: Weight of the divergence, relative to the pixel error *summed* over the image.
+        adversarial_weight: Weight of the adversarial term after its gradient has been scaled to that of the reconstruction.
+        alignment_weight: Weight of the alignment term after its gradient has been scaled to that of the reconstruction.
+        cosine_margin: Margin of `cosine_hinge_loss`.
+        distance_margin: Margin of `distance_matrix_loss`.
 
     Source:
         VA-VAE, arXiv:2501.01423. Its log-variance of the pixel likelihood is no optimized parameter there and stays 0, so it is

@@ -6,8 +6,9 @@ vector machine on pixels, which judges whether a generated image shows the class
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,64 +21,114 @@ from hiergen.files import atomic_path
 from hiergen.seeding import derive_seed, make_rng
 
 
-class FeatureNetwork(nn.Module):
-    """Three convolutions and two linear layers; features are the 32 channels before the class scores."""
+class Judge(nn.Module):
+    """A network of which the features before its scores are used, standardized so that distances have a scale.
+
+    Args:
+        trunk: Maps prepared input to features `(b, 32)`.
+    """
 
     FEATURES = 32
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Conv2d(3, 16, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(256, self.FEATURES),
-        )
-        self.head = nn.Linear(self.FEATURES, num_classes)
+        self.trunk = trunk
         self.register_buffer("mean", torch.zeros(self.FEATURES))
         self.register_buffer("std", torch.ones(self.FEATURES))
 
     mean: Tensor
     std: Tensor
 
+    @torch.no_grad()
+    def standardize(self, features: Float[Tensor, "n d"]) -> None:
+        """Make features as these have mean 0 and deviation 1; scores stay the same."""
+        mean, std = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+
+J = TypeVar("J", bound=Judge)
+
+
+def train_judge(
+    make: Callable[[], J],
+    loss: Callable[[J, Tensor], Tensor],
+    count: int,
+    *,
+    name: str,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+) -> J:
+    """Return a trained network in eval mode; the same seed gives the same network on the same machine.
+
+    Args:
+        make: Makes the network.
+        loss: Maps the network and the indices of some samples to their mean loss.
+        count: Number of samples.
+        name: Name of the random draws: weights draw from it, the order of samples from "NAME-order".
+        epochs: Number of passes over the samples.
+        batch_size: Number of samples per step.
+        lr: Learning rate.
+        seed: Seed of all draws.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, name))
+        network = make()
+        optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
+        rng = make_rng(seed, f"{name}-order")
+        for _ in range(epochs):
+            for part in torch.randperm(count, generator=rng).split(batch_size):
+                optimizer.zero_grad()
+                loss(network, part).backward()
+                optimizer.step()
+    return network.eval().requires_grad_(False)
+
+
+class FeatureNetwork(Judge):
+    """Three convolutions and two linear layers; features are the 32 channels before the class scores."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(
+            nn.Sequential(
+                nn.Conv2d(3, 16, 3, stride=2, padding=1),
+                nn.GELU(),
+                nn.Conv2d(16, 32, 3, stride=2, padding=1),
+                nn.GELU(),
+                nn.Conv2d(32, 64, 3, stride=2, padding=1),
+                nn.GELU(),
+                nn.AdaptiveAvgPool2d(2),
+                nn.Flatten(),
+                nn.Linear(256, self.FEATURES),
+            )
+        )
+        self.head = nn.Linear(self.FEATURES, num_classes)
+
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Return the features of uint8 images, of mean 0 and deviation 1 over the images of `standardize`."""
+        """Return the features of uint8 images, of mean 0 and deviation 1 over the images that it was trained on."""
         return (self.trunk(images.float() / 127.5 - 1) - self.mean) / self.std
 
     def scores(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """Return class scores of uint8 images."""
         return self.head(F.gelu(self.trunk(images.float() / 127.5 - 1)))
 
-    @torch.no_grad()
-    def standardize(self, images: UInt8[Tensor, "b 3 h w"]) -> None:
-        """Make the features of `images` have mean 0 and deviation 1, so that distances have a scale; scores stay the same."""
-        features = self(images)
-        mean, std = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
-        self.mean.copy_(mean)
-        self.std.copy_(std)
-
 
 def train_feature_network(
     images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, epochs: int = 15, seed: int = 0
 ) -> FeatureNetwork:
-    """Return a network trained to tell the classes apart; the same seed gives the same network on the same machine."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "feature-network"))
-        network = FeatureNetwork(int(labels.max()) + 1)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-        rng = make_rng(seed, "feature-network-order")
-        for _ in range(epochs):
-            for part in torch.randperm(len(labels), generator=rng).split(64):
-                optimizer.zero_grad()
-                F.cross_entropy(network.scores(images[part]), labels[part]).backward()
-                optimizer.step()
-    network.eval().requires_grad_(False)
-    network.standardize(images)
+    """Return a network trained to tell the classes apart; see `train_judge`."""
+    network = train_judge(
+        lambda: FeatureNetwork(int(labels.max()) + 1),
+        lambda network, part: F.cross_entropy(network.scores(images[part]), labels[part]),
+        len(labels),
+        name="feature-network",
+        epochs=epochs,
+        batch_size=64,
+        lr=2e-3,
+        seed=seed,
+    )
+    network.standardize(network(images))
     return network
 
 
@@ -123,7 +174,9 @@ def nearest_distances(
     """Return each image's distance to its nearest reference image: root mean square difference of pixels in [0, 1].
 
     Args:
-        leave_one_out: The sets are the same one: an image is not its own neighbour.
+        images: Images whose neighbors are looked for.
+        reference: Images among which they are looked for.
+        leave_one_out: Whether the sets are the same one, so that an image is not its own neighbor.
     """
     a, b = (x.float().flatten(1) / 255 for x in (images, reference))
     distances = torch.cdist(a, b) / a.shape[1] ** 0.5
@@ -133,5 +186,5 @@ def nearest_distances(
 
 
 def _small(images: Tensor) -> np.ndarray:
-    grey = images.float().mean(dim=1, keepdim=True) / 255
-    return F.adaptive_avg_pool2d(grey, 8).flatten(1).numpy()
+    gray = images.float().mean(dim=1, keepdim=True) / 255
+    return F.adaptive_avg_pool2d(gray, 8).flatten(1).numpy()

@@ -13,39 +13,30 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from hiergen.data.videos.moving_digits import moving_digits
-from hiergen.metrics.classifiers import LabelClassifier
+from hiergen.metrics.classifiers import Judge, LabelClassifier, train_judge
 from hiergen.metrics.video import VideoExtractor
-from hiergen.seeding import derive_seed, make_rng
 
-#: Directions of `hiergen.data.videos.moving_digits`.
+#: Number of directions of `hiergen.data.videos.moving_digits`.
 _NUM_DIRECTIONS = 4
-#: Clips that the extractor is trained on, each seen three times.
+#: Number of clips that the extractor is trained on, each of them seen three times.
 EXTRACTOR_CLIPS = 2000
 
 
-class ClipNetwork(nn.Module):
+class ClipNetwork(Judge):
     """Three convolutions over space and time and a linear layer; features are the 32 channels before the scores.
 
     It is trained to tell what moves and where it starts to, so that features carry appearance and motion.
     """
 
-    FEATURES = 32
-
     def __init__(self, num_classes: int) -> None:
-        super().__init__()
         layers: list[nn.Module] = [nn.Conv3d(1, 8, (5, 3, 3), stride=(4, 2, 2), padding=(2, 1, 1)), nn.GELU()]
         for channels, wider in ((8, 24), (24, 64)):
             layers += [nn.Conv3d(channels, wider, 3, stride=(1, 2, 2), padding=1), nn.GELU()]
         # The place of a thing is lost, the order of the four quarters of a clip is not.
-        self.trunk = nn.Sequential(
-            *layers, nn.AdaptiveMaxPool3d((4, 1, 1)), nn.Flatten(), nn.Linear(256, self.FEATURES)
+        super().__init__(
+            nn.Sequential(*layers, nn.AdaptiveMaxPool3d((4, 1, 1)), nn.Flatten(), nn.Linear(256, self.FEATURES))
         )
         self.heads = nn.ModuleList([nn.Linear(self.FEATURES, count) for count in (num_classes, _NUM_DIRECTIONS)])
-        self.register_buffer("mean", torch.zeros(self.FEATURES))
-        self.register_buffer("std", torch.ones(self.FEATURES))
-
-    mean: Tensor
-    std: Tensor
 
     def forward(self, videos: UInt8[Tensor, "b 3 t h w"]) -> Float[Tensor, "b d"]:
         """Return the features of uint8 clips, of mean 0 and deviation 1 over the clips that it was trained on."""
@@ -74,23 +65,23 @@ def train_clip_network(
     epochs: int = 12,
     seed: int = 0,
 ) -> ClipNetwork:
-    """Return a network trained on clips; the same seed gives the same network on the same machine."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "clip-network"))
-        network = ClipNetwork(int(labels.max()) + 1)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
-        rng = make_rng(seed, "clip-network-order")
-        for _ in range(epochs):
-            for part in torch.randperm(len(labels), generator=rng).split(32):
-                what, where = network.scores(videos[part])
-                loss = F.cross_entropy(what, labels[part]) + F.cross_entropy(where, directions[part])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-    network.eval().requires_grad_(False)
-    features = torch.cat([network(part) for part in videos.split(64)])
-    network.mean.copy_(features.mean(dim=0))
-    network.std.copy_(features.std(dim=0).clamp_min(1e-6))
+    """Return a network trained to tell what moves in clips, and where it starts to; see `train_judge`."""
+
+    def loss(network: ClipNetwork, part: Tensor) -> Tensor:
+        what, where = network.scores(videos[part])
+        return F.cross_entropy(what, labels[part]) + F.cross_entropy(where, directions[part])
+
+    network = train_judge(
+        lambda: ClipNetwork(int(labels.max()) + 1),
+        loss,
+        len(labels),
+        name="clip-network",
+        epochs=epochs,
+        batch_size=32,
+        lr=3e-3,
+        seed=seed,
+    )
+    network.standardize(torch.cat([network(part) for part in videos.split(64)]))
     return network
 
 
@@ -107,10 +98,10 @@ def digit_clip_extractor(num_frames: int, size: int, *, digit_size: int | None =
     It is trained on clips of its own: `seed + 1` draws their paths.
 
     Args:
-        num_frames: Frames of a clip.
+        num_frames: Number of frames of a clip.
         size: Height and width in pixels.
         digit_size: Height and width of a digit in pixels; None for half of the frame.
-        seed: Of its weights and its clips.
+        seed: Seed of its weights and its clips.
     """
     clips = moving_digits(
         "train", EXTRACTOR_CLIPS, num_frames=num_frames, size=size, digit_size=digit_size, seed=seed + 1
@@ -130,10 +121,10 @@ class FrameJudge:
     A frame is cropped around its center of brightness and reduced to 8 x 8 pixels; the class that most frames show is the clip's.
 
     Args:
-        videos: Clips to learn from, of one bright thing on black each.
-        labels: What they show.
+        videos: Clips to learn from, each of one bright thing on black.
+        labels: Classes of the things.
         crop: Side of the crop in pixels.
-        every: Learn from every so many-th frame.
+        every: Number of frames from one frame that is learned from to the next.
     """
 
     def __init__(

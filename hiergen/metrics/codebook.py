@@ -15,9 +15,9 @@ class CodebookUse:
 
     Attributes:
         used: Fraction of the vocabulary that occurs.
-        perplexity: 2 to the entropy in bits: the size of a uniform codebook as informative as this one.
+        perplexity: Two to the power of the entropy in bits: the size of a uniform codebook as informative as this one.
         entropy_bits: Entropy of the ids in bits.
-        num_ids: Ids that were counted; with fewer ids than vocabulary `used` cannot reach 1.
+        num_ids: Number of ids that were counted; with fewer ids than vocabulary `used` cannot reach 1.
     """
 
     used: float

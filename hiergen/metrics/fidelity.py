@@ -1,7 +1,10 @@
 """Distances between sets of images on a named feature extractor, by torch-fidelity's functions of features.
 
 A figure means something only beside the name of the extractor: FID is the Fréchet distance on InceptionV3's 2048 pool features
-and on nothing else. Whatever else is used carries its own name here. `hiergen.evaluation.features.extractors` builds extractors by name.
+and on nothing else. Whatever else is used carries its own name here.
+
+Where features come from: FID's InceptionV3 is `hiergen.evaluation.features.inception`, `build_extractor` of
+`hiergen.evaluation.features.extractors` builds it and the others by name, and `register_extractor` there adds one.
 
 Letters: `n m` images of two sets, `d` channels of a feature.
 """
@@ -16,7 +19,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from hiergen.environment import require
-from hiergen.metrics.frechet import Moments, frechet_from_moments
+from hiergen.metrics.frechet import Moments, frechet_distance
 from hiergen.seeding import make_rng
 
 #: What an extractor returns: "pool" `(b, d)`; where it has them, "spatial" `(b, s)` for sFID and "logits" `(b, k)` for IS.
@@ -31,9 +34,9 @@ class FeatureExtractor:
     """A feature extractor that is ready to run.
 
     Attributes:
-        name: Stands in every report.
+        name: Name that stands in every report.
         description: What it is and on what it was trained.
-        network: uint8 images `(b, 3, h, w)` -> pool features `(b, d)`, or all `Features`.
+        network: Maps uint8 images `(b, 3, h, w)` to pool features `(b, d)`, or to all `Features`.
     """
 
     name: str
@@ -47,6 +50,18 @@ class FeatureExtractor:
         return {"pool": found} if isinstance(found, Tensor) else found
 
 
+def check_count(count: int, what: str, unit: str = "images") -> None:
+    """Check that there are enough images, or clips, for statistics.
+
+    Raises:
+        ValueError: If there are fewer than 10.
+    """
+    if count < MIN_IMAGES:
+        raise ValueError(
+            f"{what} holds {count} {unit}, at least {MIN_IMAGES} are needed (and thousands for a figure that means something)"
+        )
+
+
 def compare_image_sets(
     images: UInt8[Tensor, "n 3 h w"],
     reference: UInt8[Tensor, "m 3 h w"],
@@ -58,23 +73,22 @@ def compare_image_sets(
     """Return Fréchet distance, kernel distance, precision and recall of one image set against a reference.
 
     Args:
-        images: The set to judge.
-        reference: The set it should resemble.
-        extractor: Where distances are measured.
-        batch_size: Images a pass; the result does not depend on it.
-        seed: Of the kernel distance's subsets.
+        images: Images to judge.
+        reference: Images that they should resemble.
+        extractor: Feature extractor on which distances are measured.
+        batch_size: Number of images that the extractor takes at once; the result does not depend on it.
+        seed: Seed of the kernel distance's subsets.
 
     Raises:
         ValueError: If a set holds fewer than 10 images.
         ImportError: If torch-fidelity is not installed.
     """
     for name, value in (("images", images), ("reference", reference)):
-        if value.shape[0] < MIN_IMAGES:
-            raise ValueError(f"{name} holds {value.shape[0]} images, at least {MIN_IMAGES} are needed")
+        check_count(value.shape[0], name)
     made, real = (
         torch.cat([extractor(part)["pool"].cpu() for part in value.split(batch_size)]) for value in (images, reference)
     )
-    found = {"frechet_distance": frechet_from_moments(Moments.of(made), Moments.of(real))}
+    found = {"frechet_distance": frechet_distance(Moments.of(made), Moments.of(real))}
     found |= kernel_distance(made, real, seed=seed)
     del found["kernel_distance_std"]
     return {**found, **precision_recall(made, real)}
@@ -86,10 +100,10 @@ def kernel_distance(
     """Return "kernel_distance" (KID on Inception's features) and "kernel_distance_std": mean and deviation over 100 random subsets.
 
     Args:
-        features: Of the set to judge.
-        reference: Of the set it should resemble.
-        subset_size: Images of a subset; fewer where a set is smaller.
-        seed: Of the subsets.
+        features: Features of the set to judge.
+        reference: Features of the set it should resemble.
+        subset_size: Number of images in a subset; fewer where a set is smaller.
+        seed: Seed of the subsets.
 
     Raises:
         ImportError: If torch-fidelity is not installed.
@@ -120,10 +134,10 @@ def paired_kernel_distance(
     exactly zero.
 
     Args:
-        features: Of the set to judge.
-        reference: Of what it was made from, in the same order.
-        subset_size: Images of a subset, the same ones of both sets; all of them where there are no more, otherwise 100 subsets.
-        seed: Of the subsets.
+        features: Features of the set to judge.
+        reference: Features of what it was made from, in the same order.
+        subset_size: Number of images in a subset, the same ones of both sets; all of them where there are no more, otherwise 100 subsets.
+        seed: Seed of the subsets.
 
     Source:
         The U-statistic of A Kernel Two-Sample Test, JMLR 13 (2012), lemma 6, on the pairs.
@@ -148,11 +162,11 @@ def kernel_distance_by_block(
     """Return the kernel distance of disjoint random blocks of one set to disjoint random blocks of the other: independent estimates.
 
     Args:
-        features: Of the set to judge.
-        reference: Of the set it should resemble.
-        num_blocks: Blocks of each set, of equal size; what is left over is not used.
+        features: Features of the set to judge.
+        reference: Features of the set it should resemble.
+        num_blocks: Number of blocks of each set, of equal size; what is left over is not used.
         is_paired: Image k of the set was made from image k of the reference: they go to the same block, as in `paired_kernel_distance`.
-        seed: Of the blocks.
+        seed: Seed of the blocks.
 
     Raises:
         ValueError: If a block would hold fewer than two images.
@@ -192,9 +206,9 @@ def precision_recall(
     """Return "precision" and "recall": shares of one set inside the balls that the nearest neighbors of the other span.
 
     Args:
-        features: Of the set to judge.
-        reference: Of the set it should resemble.
-        neighborhood: A ball reaches to the neighbor of this rank; both sets must be larger.
+        features: Features of the set to judge.
+        reference: Features of the set it should resemble.
+        neighborhood: Rank of the neighbor that a ball reaches to; both sets must be larger.
 
     Raises:
         ImportError: If torch-fidelity is not installed.

@@ -13,17 +13,15 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from hiergen.environment import require
-
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
     """Mean and covariance of features, float64.
 
     Attributes:
-        mean: Mean.
+        mean: Mean of the features.
         covariance: Covariance with n - 1 in its denominator, as `numpy.cov` and the field's statistics files have it.
-        count: Number of features; 0 where a file does not say.
+        count: Number of features; 0 where a file does not say it.
     """
 
     mean: Float[np.ndarray, " d"]
@@ -75,54 +73,35 @@ class MomentSum:
         return Moments((mean + self._shift).numpy(), covariance.numpy(), self._count)
 
 
-def frechet_from_moments(first: Moments, second: Moments) -> float:
-    """Return the Fréchet distance of two normal distributions, as torch-fidelity computes it.
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """Return the Fréchet distance of two normal distributions: |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^1/2), in float64.
+
+    The trace of the root is the sum of the roots of the eigenvalues of C_1 C_2, as torch-fidelity has it. Rounding can leave a tiny
+    negative number where the distributions agree.
 
     Raises:
         ValueError: If they have different numbers of channels.
-        ImportError: If torch-fidelity is not installed.
+
+    Source:
+        GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, arXiv:1706.08500.
     """
     if first.mean.shape != second.mean.shape:
         raise ValueError(
             f"features have {len(first.mean)} channels, the reference's have {len(second.mean)}: they come from another extractor"
         )
-    fid = require("torch_fidelity.metric_fid", "eval", "a Fréchet distance")
-    pair = [{"mu": moments.mean, "sigma": moments.covariance} for moments in (first, second)]
-    return float(fid.fid_statistics_to_metric(*pair, verbose=False)[fid.KEY_METRIC_FID])
-
-
-def frechet_distance(features: Shaped[np.ndarray, "n d"], reference: Shaped[np.ndarray, "m d2"]) -> float:
-    """Return the Fréchet distance between the normal distributions with the mean and covariance of two sets of features.
-
-    |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^1/2), in float64. With X and Y the centered features, the last trace is the sum of
-    the singular values of X Y^T over sqrt((n - 1)(m - 1)); with more features than channels X and Y are first replaced by roots of
-    their covariances, which are as small as the channels.
-
-    Raises:
-        ValueError: If a set holds fewer than two features, or features of another length or not finite.
-    """
-    sets = [np.asarray(value, np.float64) for value in (features, reference)]
-    for value in sets:
-        if len(value) < 2 or value.shape[1] != sets[0].shape[1] or not np.isfinite(value).all():
-            raise ValueError(
-                f"features have shapes {sets[0].shape} and {sets[1].shape}, expected (n, d) finite ones, n > 1"
-            )
-    difference = sets[0].mean(axis=0) - sets[1].mean(axis=0)
-    centered = [(value - value.mean(axis=0)) / np.sqrt(len(value) - 1) for value in sets]
-    traces = sum(float(np.square(value).sum()) for value in centered)
-    first, second = (_root(value.T @ value).T if len(value) > value.shape[1] else value for value in centered)
-    cross = float(np.linalg.svd(first @ second.T, compute_uv=False).sum())
-    # Rounding can leave a tiny negative number where the sets agree.
-    return max(0.0, float(difference @ difference) + traces - 2 * cross)
+    difference = first.mean - second.mean
+    # Rounding leaves eigenvalues that should be zero slightly negative or complex; only real parts of their roots count.
+    roots = np.sqrt(np.linalg.eigvals(first.covariance @ second.covariance).astype(np.complex128)).real
+    return float(difference @ difference + np.trace(first.covariance) + np.trace(second.covariance) - 2 * roots.sum())
 
 
 class FrechetResampler:
     """The Fréchet distance of many resamples of one set of features to a fixed reference, without a matrix root for each.
 
     Args:
-        features: The set that is resampled.
-        reference: What it is compared with.
-        device: Where to compute, in float64.
+        features: Features of the set that is resampled.
+        reference: Moments that they are compared with.
+        device: Device on which to compute, in float64.
     """
 
     def __init__(
@@ -148,9 +127,9 @@ class PairedFrechetResampler:
     """The Fréchet distance of two sets of features that are resampled together, row by row.
 
     Args:
-        first: One set.
-        second: The other; row k belongs to row k of the first.
-        device: Where to compute, in float64.
+        first: Features of one set.
+        second: Features of the other; row k belongs to row k of the first.
+        device: Device on which to compute, in float64.
     """
 
     def __init__(

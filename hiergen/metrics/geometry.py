@@ -3,7 +3,7 @@
 Figures of this field are only comparable under one protocol, and papers rarely state theirs. Here every result carries its own and
 prints it.
 
-Letters: `n m` points of two clouds, `s` samples.
+Letters: `n m` points of two clouds, `t u` triangles of two surfaces.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.poses import apply_transform, fit_transform, yaw_rotation
@@ -31,13 +31,13 @@ class GeometryProtocol:
     """Under what conditions two shapes are compared.
 
     Attributes:
-        num_points: Points on each surface, uniform by area.
+        num_points: Number of points on each surface, uniform by area.
         thresholds: Distances at which a point counts as found, for the F-score, in the normalized unit.
-        resolution: Cells an axis of the grid for volume IoU; 0 leaves it out.
+        resolution: Number of cells along each axis of the grid for volume IoU; 0 leaves it out.
         normalize: "each" brings both boxes to center 0 and longest side 2; "reference" applies the reference's transform to both;
             "none" compares as given.
-        num_yaws: Also report the result after the best of so many turns about the y axis, refined by rigid ICP; 0 does not.
-        seed: Of the points.
+        num_yaws: Number of turns about the y axis, the best of which, refined by rigid ICP, gives a second result; 0 leaves it out.
+        seed: Seed of the points.
 
     Source:
         MAR-3D (arXiv:2503.20519) reports these measures without stating thresholds, scale or alignment: its figures cannot be
@@ -87,11 +87,11 @@ class GeometryScores:
 
     Attributes:
         chamfer: Mean of the two mean nearest-neighbor distances; 0 is best.
-        f_scores: For each threshold, the harmonic mean of precision and recall, in [0, 1].
-        normal_consistency: In [0, 1].
-        volume_iou: In [0, 1]; None where a mesh is not watertight or the protocol leaves it out.
+        f_scores: Harmonic mean of precision and recall at each threshold, in [0, 1].
+        normal_consistency: Mean |cosine| of the normals of nearest neighbors, in [0, 1].
+        volume_iou: Intersection over union, in [0, 1]; None where a mesh is not watertight or the protocol leaves it out.
         protocol: How all of it was measured.
-        aligned: The same after alignment, if the protocol asks for it.
+        aligned: Scores after alignment, if the protocol asks for it.
     """
 
     chamfer: float
@@ -149,11 +149,6 @@ def chamfer_distance(points: Float[np.ndarray, "n 3"], reference: Float[np.ndarr
     return float(forward.mean() + backward.mean()) / 2
 
 
-def f_score(points: Float[np.ndarray, "n 3"], reference: Float[np.ndarray, "m 3"], threshold: float) -> float:
-    """Return the harmonic mean of precision (points near the reference) and recall (reference near the points)."""
-    return _f_score(*nearest_distances(points, reference), threshold)
-
-
 def nearest_distances(
     points: Float[np.ndarray, "n 3"], reference: Float[np.ndarray, "m 3"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
@@ -164,25 +159,6 @@ def nearest_distances(
     """
     (forward, _), (backward, _) = _nearest(points, reference)
     return forward, backward
-
-
-def normal_consistency(points: Float[np.ndarray, "n 6"], reference: Float[np.ndarray, "m 6"]) -> float:
-    """Return the mean |cosine| between the normals of nearest neighbors, both ways; clouds are xyz and unit normals."""
-    (_, forward), (_, backward) = _nearest(points[:, :3], reference[:, :3])
-    return _normal_consistency(points[:, 3:], reference[:, 3:], forward, backward)
-
-
-def volume_iou(mesh: trimesh.Trimesh, reference: trimesh.Trimesh, resolution: int = 64) -> float:
-    """Return intersection over union of two closed meshes, as given, on the cells of a grid around both.
-
-    Raises:
-        ValueError: If a mesh is empty or not watertight: it has no volume.
-    """
-    parts = [_triangles("mesh", mesh), _triangles("reference", reference)]
-    for name, value in (("mesh", mesh), ("reference", reference)):
-        if not value.is_watertight:
-            raise ValueError(f"the {name} is not watertight: it has no volume to compare")
-    return _volume_iou(parts[0], parts[1], resolution)
 
 
 def align_by_yaw(
@@ -210,11 +186,11 @@ def _score(triangles: np.ndarray, reference: np.ndarray, is_closed: bool, protoc
     (forward, to_reference), (backward, to_points) = _nearest(points, targets)
     iou = None
     if is_closed and protocol.resolution:
-        iou = _volume_iou(triangles, reference, protocol.resolution)
+        iou = volume_iou(triangles, reference, protocol.resolution)
     return GeometryScores(
         chamfer=float(forward.mean() + backward.mean()) / 2,
-        f_scores=tuple(_f_score(forward, backward, threshold) for threshold in protocol.thresholds),
-        normal_consistency=_normal_consistency(normals, target_normals, to_reference, to_points),
+        f_scores=tuple(f_score(forward, backward, threshold) for threshold in protocol.thresholds),
+        normal_consistency=normal_consistency(normals, target_normals, to_reference, to_points),
         volume_iou=iou,
         protocol=protocol,
     )
@@ -229,18 +205,26 @@ def _nearest(points: np.ndarray, reference: np.ndarray) -> tuple[tuple[np.ndarra
     return cKDTree(reference).query(points), cKDTree(points).query(reference)
 
 
-def _f_score(forward: np.ndarray, backward: np.ndarray, threshold: float) -> float:
+def f_score(forward: Float[np.ndarray, " n"], backward: Float[np.ndarray, " m"], threshold: float) -> float:
+    """Return the harmonic mean of the shares of nearest distances, both ways, that are at most a threshold."""
     precision, recall = float((forward <= threshold).mean()), float((backward <= threshold).mean())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _normal_consistency(normals: np.ndarray, reference: np.ndarray, forward: np.ndarray, backward: np.ndarray) -> float:
+def normal_consistency(
+    normals: Float[np.ndarray, "n 3"],
+    reference: Float[np.ndarray, "m 3"],
+    forward: Int[np.ndarray, " n"],
+    backward: Int[np.ndarray, " m"],
+) -> float:
+    """Return the mean |cosine| between unit normals and those of their nearest neighbors, given by index, both ways."""
     there = np.abs((normals * reference[forward]).sum(axis=1)).mean()
     back = np.abs((reference * normals[backward]).sum(axis=1)).mean()
     return float(there + back) / 2
 
 
-def _volume_iou(triangles: np.ndarray, reference: np.ndarray, resolution: int) -> float:
+def volume_iou(triangles: Float[np.ndarray, "t 3 3"], reference: Float[np.ndarray, "u 3 3"], resolution: int) -> float:
+    """Return intersection over union of two closed surfaces, as given, on the cells of a grid around both."""
     extent = float(max(np.abs(triangles).max(), np.abs(reference).max()))
     own, other = (occupancy_grid(part, resolution, extent=extent) for part in (triangles, reference))
     union = int((own | other).sum())

@@ -21,7 +21,7 @@ class ChannelStatistics:
     """Moments of one channel over all samples and tokens.
 
     Attributes:
-        mean: Mean.
+        mean: Mean of the channel.
         std: Standard deviation (of the numbers at hand: n in its denominator).
         kurtosis: Fourth standardized moment: 3 for a normal distribution, more with heavier tails; 0 for a constant channel.
     """
@@ -104,11 +104,11 @@ def interpolation_detour(
     of consecutive images.
 
     Args:
-        decode: The tokenizer's.
-        distance: Of two batches of images, `(b,)`: LPIPS, say.
+        decode: Decoder of the tokenizer.
+        distance: Maps two batches of images to their distances `(b,)`, as LPIPS does.
         start: Tokens of the samples at one end.
-        end: Tokens of those at the other.
-        num_steps: Steps of the path.
+        end: Tokens of the samples at the other end.
+        num_steps: Number of steps of the path.
 
     Raises:
         ValueError: If the two differ in levels or number of samples, a level is discrete, or `num_steps` is below 1.

@@ -30,9 +30,9 @@ class ShapeSetProtocol:
     """Under what conditions two sets of shapes are compared.
 
     Attributes:
-        num_points: Points on each surface, uniform by area.
-        normalize: Bring every box to center 0 and longest side 2.
-        seed: Of the points.
+        num_points: Number of points on each surface, uniform by area.
+        normalize: Whether every box is brought to center 0 and longest side 2.
+        seed: Seed of the points.
     """
 
     num_points: int = 2048
@@ -60,8 +60,8 @@ class ShapeSetScores:
         matching_distance: Mean distance of a reference shape to the nearest generated one (MMD); 0 is best.
         nearest_neighbor_accuracy: How often the nearest other shape of both sets together comes from the same set (1-NNA); one
             half is best, 1 means that the sets can be told apart.
-        num_generated: Size of the generated set.
-        num_reference: Size of the reference set.
+        num_generated: Number of generated shapes.
+        num_reference: Number of reference shapes.
         protocol: How distances were measured.
 
     Source:
@@ -189,10 +189,10 @@ def compare_rendered_sets(
     Args:
         generated: Meshes to judge.
         reference: Meshes they should resemble.
-        extractor: Where distances are measured.
-        num_views: Views of each mesh.
+        extractor: Feature extractor on which distances are measured.
+        num_views: Number of views of each mesh.
         size: Height and width of a view in pixels.
-        seed: Of the kernel distance's subsets.
+        seed: Seed of the kernel distance's subsets.
 
     Raises:
         ValueError: If a mesh has no faces, or there are fewer than 10 views of a set.

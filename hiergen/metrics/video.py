@@ -17,13 +17,13 @@ from torch import Tensor
 
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import require
-from hiergen.metrics.frechet import frechet_distance
+from hiergen.metrics.frechet import Moments, frechet_distance
 from hiergen.metrics.pixel import psnr
 
 #: Frames that agree exactly have no finite PSNR; in means they count as this.
 MAX_PSNR = 100.0
 
-#: (images, reference), both (b, c, h, w) in [-1, 1], -> a distance each, (b,).
+#: Maps (images, reference), both (b, c, h, w) in [-1, 1], to one distance for each image, (b,).
 ImageDistance = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -32,9 +32,9 @@ class VideoExtractor:
     """What a Fréchet distance of clips is measured on; two figures compare only under one extractor.
 
     Attributes:
-        name: Stands in every report.
+        name: Name that stands in every report.
         description: What it is and on what it was trained.
-        network: uint8 clips `(b, c, t, h, w)` -> features `(b, d)`.
+        network: Maps uint8 clips `(b, c, t, h, w)` to features `(b, d)`.
     """
 
     name: str
@@ -47,10 +47,10 @@ class VideoDistance:
     """A Fréchet distance with what it was measured on.
 
     Attributes:
-        distance: The distance; 0 for sets of equal mean and covariance.
+        distance: Fréchet distance; 0 for sets of equal mean and covariance.
         extractor: Name of the extractor.
-        num_videos: Clips judged.
-        num_reference: Clips of the reference. With fewer clips than features the distance is biased upward.
+        num_videos: Number of clips that were judged.
+        num_reference: Number of clips of the reference. With fewer clips than features the distance is biased upward.
     """
 
     distance: float
@@ -132,9 +132,9 @@ def compare_videos(
     """Return the means over clips and frames of what this module measures against a reference.
 
     Args:
-        videos: To judge.
-        reference: One clip for each.
-        lpips: A perceptual distance of images; None leaves "lpips" out.
+        videos: Clips to judge.
+        reference: Clips that they should resemble, one for each.
+        lpips: Perceptual distance of images; None leaves "lpips" out.
 
     Raises:
         ValueError: If shapes differ, or clips have a single frame.
@@ -170,14 +170,13 @@ def frechet_video_distance(
     Source:
         FVD, arXiv:1812.01717, which is this distance on the logits of I3D. On any other extractor it is not called FVD here.
     """
-    features = [_features(part, extractor, batch_size) for part in (videos, reference)]
-    return VideoDistance(frechet_distance(*features), extractor.name, videos.shape[0], reference.shape[0])
+    first, second = (Moments.of(_features(part, extractor, batch_size)) for part in (videos, reference))
+    return VideoDistance(frechet_distance(first, second), extractor.name, first.count, second.count)
 
 
 @torch.no_grad()
-def _features(videos: Tensor, extractor: VideoExtractor, batch_size: int) -> np.ndarray:
-    parts = [extractor.network(to_uint8(part)) for part in videos.split(batch_size)]
-    return torch.cat(parts).double().cpu().numpy()
+def _features(videos: Tensor, extractor: VideoExtractor, batch_size: int) -> Tensor:
+    return torch.cat([extractor.network(to_uint8(part)) for part in videos.split(batch_size)])
 
 
 def _frames(videos: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ A buffer would follow `.to(torch.bfloat16)`, which ruins rotary tables, and woul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+#: Mean and deviation of ImageNet's pixels in [0, 1], by channel.
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Constants:
@@ -32,6 +35,13 @@ class Constants:
                 source = self._by_device[torch.device("cpu")]
                 self._by_device[device] = {name: tensor.to(device) for name, tensor in source.items()}
         return self._by_device[device]
+
+
+def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> Constants:
+    """Return "mean" and "std" of the channels of images, `(c, 1, 1)` each."""
+    return Constants(
+        **{name: torch.tensor(x, device="cpu")[:, None, None] for name, x in (("mean", mean), ("std", std))}
+    )
 
 
 class Table(nn.Module):

@@ -24,10 +24,10 @@ class HiergenPipeline(DiffusionPipeline):
         ValueError: If the generator was trained for the levels of another tokenizer.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer[Any]
     generator: Generator
 
-    def __init__(self, tokenizer: Tokenizer, generator: Generator) -> None:
+    def __init__(self, tokenizer: Tokenizer[Any], generator: Generator) -> None:
         super().__init__()
         generator.check_tokenizer(tokenizer.specs)
         self.register_modules(tokenizer=tokenizer, generator=generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
 
 
-def tokenizer_fingerprint(tokenizer: Tokenizer | Generator) -> str:
+def tokenizer_fingerprint(tokenizer: Tokenizer[Any] | Generator) -> str:
     """Return 16 hexadecimal digits that change when the config or any of the weights of a tokenizer (or generator) change."""
     digest = hashlib.sha256()
     config = {k: v for k, v in tokenizer.config.items() if not k.startswith("_")}

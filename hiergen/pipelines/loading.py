@@ -9,7 +9,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES, model_class, pipeline_class
+from hiergen.config import nearest
+from hiergen.pretrained.packaged import packaged_models
+from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES, model_class, pipeline_class, presets
 
 #: The class of diffusers' that `hiergen convert ldm-vae` writes and that is loaded as a `KLAutoencoder`.
 _AUTOENCODER = "AutoencoderKL"
@@ -19,14 +21,15 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
     """Return the tokenizer, generator or pipeline that `save_pretrained` wrote; an `AutoencoderKL` of diffusers becomes a tokenizer.
 
     Args:
-        path: A folder, or the id of a Hub repository.
+        path: A folder, the name of a model that comes with the package ("digits-1d"), or the id `owner/name` of a Hub repository.
         options: Passed on to the class's own `from_pretrained` (`torch_dtype`, `revision`, ...).
 
     Raises:
         ValueError: If there is no config, or it names a class that is not hiergen's, or the weights are missing, damaged or no
             safetensors. A config never chooses code: only the classes of `hiergen.registry` are loaded, and no pickle is.
     """
-    stored = _config(str(path))
+    path = _resolve(str(path))
+    stored = _config(path)
     name = str(stored.get("_class_name"))
     # Otherwise diffusers takes a pickle where there are no safetensors.
     options = {"use_safetensors": True, **options}
@@ -47,6 +50,26 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
             ) from error
     known = ", ".join(sorted({*MODEL_CLASSES, *PIPELINE_CLASSES, _AUTOENCODER}))
     raise ValueError(f"{str(path)!r} holds a {name!r}, which hiergen does not load; it loads {known}")
+
+
+def _resolve(path: str) -> str:
+    """Return the folder of a packaged model by name; other folders and ids as they are. Only `owner/name` asks the Hub.
+
+    Raises:
+        ValueError: If it is no folder, no packaged model and no id, with the nearest names.
+    """
+    packaged = {folder.name: str(folder) for folder in packaged_models()}
+    if "/" in path or Path(path).is_dir():
+        return path
+    if path not in packaged:
+        known = presets()
+        hint = (
+            f"; it is a preset without weights: use hiergen.create({path!r})"
+            if path in known
+            else nearest(path, {*packaged, *known})
+        )
+        raise ValueError(f"{path!r} is neither a folder nor a packaged model nor a repository 'owner/name'{hint}")
+    return packaged[path]
 
 
 def _model(kind: Any, path: str | Path, options: dict[str, Any]) -> Any:

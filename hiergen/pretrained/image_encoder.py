@@ -17,22 +17,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.environment import require
+from hiergen.nn.constants import IMAGENET_STATISTICS
 
 #: Mean and deviation of pixels in [0, 1] that each kind of network was trained with.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "dinov2": IMAGENET_STATISTICS,
     "conv": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
 
 class ConvEncoder(nn.Module):
-    """Strided convolutions that halve the image until 4 x 4 rows are left: a stand-in for where no pretrained encoder is at hand.
+    """Strided convolutions that halve the image until 4 x 4 rows are left: a stand-in where there is no pretrained encoder.
 
     It knows what it was trained on and nothing else.
 
     Args:
-        image_size: Side of the images it sees, 4 times a power of two.
+        image_size: Height and width of the images in pixels, 4 times a power of two.
         dim: Channels of the features.
     """
 
@@ -54,7 +55,7 @@ class ConvEncoder(nn.Module):
 
 
 class ImageEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases define config_name
-    """One or several frozen image networks, whose features are the `feature_shapes` of a generator's condition.
+    """One or several frozen image networks; their features are a generator's condition, of shapes `feature_shapes`.
 
     CLIP gives its last hidden state before the final norm, DINOv2 its last hidden state after it: class token and patches.
 
@@ -121,7 +122,7 @@ class ImageEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases
         """Return the features of each network.
 
         Args:
-            images: Square images in [-1, 1] of any size; each network gets them resized (bicubic, antialiased) and standardized.
+            images: Square images in [-1, 1] of any size; they are resized (bicubic, antialiased) and standardized for each network.
 
         Raises:
             ValueError: If the images are not square.
@@ -150,10 +151,9 @@ class ImageEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases
 def _network(kind: str, config: Mapping[str, Any]) -> nn.Module:
     if kind == "conv":
         return ConvEncoder(**config)
+    if kind not in _STATISTICS:
+        raise ValueError(f"the kind of an encoder is {kind!r}, expected one of {', '.join(_STATISTICS)}")
+    transformers = require("transformers", "shapes", "an encoder of pictures")
     if kind == "clip":
-        transformers = require("transformers", "shapes", "an encoder of pictures")
         return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**config))
-    if kind == "dinov2":
-        transformers = require("transformers", "shapes", "an encoder of pictures")
-        return transformers.Dinov2Model(transformers.Dinov2Config(**config))
-    raise ValueError(f"the kind of an encoder is {kind!r}, expected one of {', '.join(_STATISTICS)}")
+    return transformers.Dinov2Model(transformers.Dinov2Config(**config))

@@ -1,13 +1,13 @@
-"""The small trained models that come with the package, one folder each, with a card."""
+"""The small trained models that come with the package, one folder each with a card: `hiergen.from_pretrained("digits-1d")`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: Where they lie: `hiergen.from_pretrained(PACKAGED / "digits-1d")`.
+#: The folder that holds one folder per model.
 PACKAGED = Path(__file__).parent / "models"
 
 
 def packaged_models() -> list[Path]:
-    """Return the folders of the models that come with the package."""
+    """Return the folders of the models that come with the package; a folder's name is the model's."""
     return sorted(path.parent for path in PACKAGED.glob("*/model_index.json"))

@@ -14,12 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.environment import require
-from hiergen.nn.constants import Constants
-from hiergen.nn.precision import without_autocast
+from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
+from hiergen.nn.precision import widen, without_autocast
 from hiergen.pretrained.weights import find_weights, read_state_dict, torch_cache
 
 LPIPSNetwork = Literal["vgg", "alex", "squeeze"]
-
 
 #: Per backbone: the ReLUs (indices of torchvision's `features`) that are compared, and their channels.
 _STAGES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -27,23 +26,16 @@ _STAGES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "alex": ((1, 4, 7, 9, 11), (64, 192, 384, 256, 256)),
     "squeeze": ((1, 4, 7, 9, 10, 11, 12), (64, 128, 256, 384, 384, 512, 512)),
 }
-
-
 _BUILDERS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
-
-
 _BACKBONE_FILES = {
     "vgg": ("vgg_features.safetensors", "vgg16-397923af.pth"),
     "alex": ("alex_features.safetensors", "alexnet-owt-7be5be79.pth"),
     "squeeze": ("squeeze_features.safetensors", "squeezenet1_1-b8a52dc0.pth"),
 }
-
-
 _CONVNEXT_FILES = ("convnext_small-0c510722.pth",)
 
-
+#: What LPIPS subtracts from images in [-1, 1], and divides by.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class LPIPS(nn.Module):
@@ -70,7 +62,7 @@ class LPIPS(nn.Module):
         self.taps, channels = _STAGES[network]
         self.features = _features(_BUILDERS[network])[: self.taps[-1] + 1]
         self.heads = nn.ParameterList([nn.Parameter(torch.full((count,), 1 / count)) for count in channels])
-        self.constants = _constants(_SHIFT, _SCALE)
+        self.constants = channel_statistics(_SHIFT, _SCALE)
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -85,7 +77,7 @@ class LPIPS(nn.Module):
         """Return the distance with published weights.
 
         Args:
-            network: See the class.
+            network: "vgg", "alex" or "squeeze".
             folder: Where to look first for files of the usual names; then torchvision's cache, and for the heads the `lpips`
                 package.
             backbone: File of the backbone: torchvision's .pth, or safetensors with `features.*`.
@@ -139,7 +131,7 @@ class LPIPS(nn.Module):
     def forward(self, first: Float[Tensor, "b 3 h w"], second: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Return the distance of each pair of images in [-1, 1], with gradients, in float32 at least."""
         with without_autocast(first.device):
-            distance = torch.zeros(first.shape[0], device=first.device, dtype=_wide(first).dtype)
+            distance = torch.zeros(first.shape[0], device=first.device, dtype=widen(first).dtype)
             for head, x, y in zip(self.heads, self.stages(first), self.stages(second), strict=True):
                 difference = (_unit_channels(x) - _unit_channels(y)).square()
                 distance = distance + (difference * head[:, None, None]).sum(dim=1).mean(dim=(1, 2))
@@ -148,7 +140,7 @@ class LPIPS(nn.Module):
     def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return the features that are compared, fine to coarse."""
         constants = self.constants.on(images.device)
-        x = (_wide(images) - constants["mean"]) / constants["std"]
+        x = (widen(images) - constants["mean"]) / constants["std"]
         found = []
         for index, layer in enumerate(self.features):
             x = layer(x)
@@ -160,7 +152,7 @@ class LPIPS(nn.Module):
 class ConvNeXtLogits(nn.Module):
     """The mean squared difference of a ConvNeXt-S's ImageNet logits, at 224 x 224 pixels.
 
-    Weights are random until `from_files`; torchvision's network, whose weights TiTok and its successors use.
+    Weights are random until `from_files`. TiTok and its successors use torchvision's network and weights.
 
     Raises:
         ImportError: If torchvision is not installed.
@@ -172,7 +164,7 @@ class ConvNeXtLogits(nn.Module):
     def __init__(self, model: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model or require("torchvision.models", "images", "a perceptual loss").convnext_small(weights=None)
-        self.constants = _constants(_IMAGENET_MEAN, _IMAGENET_STD)
+        self.constants = channel_statistics(*IMAGENET_STATISTICS)
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -196,19 +188,13 @@ class ConvNeXtLogits(nn.Module):
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """Return the classifier's logits."""
         constants = self.constants.on(images.device)
-        x = F.interpolate(_wide(images), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+        x = F.interpolate(widen(images), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
         return self.model(((x + 1) / 2 - constants["mean"]) / constants["std"])
 
 
 def _unit_channels(x: Tensor) -> Tensor:
     # The norm of a zero vector has gradient 0 here; sqrt(sum of squares) would give NaN.
     return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
-
-
-def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> Constants:
-    return Constants(
-        mean=torch.tensor(mean, device="cpu")[:, None, None], std=torch.tensor(std, device="cpu")[:, None, None]
-    )
 
 
 def _head_name(index: int) -> str:
@@ -234,7 +220,3 @@ def _features(builder: str) -> Any:
             # In place, a ReLU would overwrite what its neighbor has handed out.
             module.inplace = False
     return features
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

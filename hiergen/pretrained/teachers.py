@@ -1,4 +1,4 @@
-"""Frozen vision transformers of timm as teachers: one summary vector an image and a map of patch features.
+"""Frozen vision transformers of timm as teachers of a tokenizer: a summary vector of each image, and a map of patch features.
 
 Letters: `b` batch, `n` patches, `d` channels.
 """
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.environment import require
-from hiergen.nn.constants import Constants
+from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
 
 TeacherName = Literal["dinov3", "dinov2", "dinov2_b", "clip", "siglip2", "mae"]
 
@@ -26,15 +26,15 @@ class TeacherPreset:
 
     Attributes:
         model: Name in timm.
-        image_size: Side to which images are resized (bicubic); every one gives a 16 x 16 map.
-        mean: Subtracted from images in [0, 1].
-        std: Divides them.
+        image_size: Side to which images are resized (bicubic); each preset's gives a 16 x 16 map.
+        mean: Mean that is subtracted from images in [0, 1].
+        std: Deviation that the difference is divided by.
     """
 
     model: str
     image_size: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_STATISTICS[0]
+    std: tuple[float, float, float] = IMAGENET_STATISTICS[1]
 
 
 #: As ResTok's code has them (arXiv:2601.03955): all on ImageNet's statistics but SigLIP 2.
@@ -49,17 +49,17 @@ TEACHERS: dict[str, TeacherPreset] = {
 
 
 class Teacher(nn.Module):
-    """A frozen vision transformer that says what an image is, as a whole and patch by patch.
+    """A frozen vision transformer: images to a summary of the whole and features of the patches, normalized as its preset says.
 
     Args:
         name: One of `TEACHERS`.
-        weights: File of its weights; None takes timm's cache or download; "random" for tests.
-        image_size: In place of the preset's.
-        options: Of timm, e.g. a smaller `depth`.
+        weights: File of the weights; None takes timm's cache or download; "random" for tests.
+        image_size: Side to which images are resized; None takes the preset's.
+        options: Options of `timm.create_model`, e.g. a smaller `depth`.
 
     Raises:
         ValueError: If the teacher is unknown.
-        FileNotFoundError: If the weights are nowhere.
+        FileNotFoundError: If the weights are neither named nor in the cache, and cannot be downloaded.
         ImportError: If timm is not installed.
     """
 
@@ -78,10 +78,7 @@ class Teacher(nn.Module):
         self.image_size = image_size or preset.image_size
         self.model: Any = timm_network(preset.model, weights, img_size=self.image_size, **options)
         self.dim: int = self.model.embed_dim
-        self.constants = Constants(
-            mean=torch.tensor(preset.mean, device="cpu")[:, None, None],
-            std=torch.tensor(preset.std, device="cpu")[:, None, None],
-        )
+        self.constants = channel_statistics(preset.mean, preset.std)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -98,13 +95,57 @@ class Teacher(nn.Module):
         return summary, patches
 
 
+class PatchTeacher(nn.Module):
+    """A frozen vision transformer of timm: images to one feature per patch.
+
+    The defaults are VA-VAE's DINOv2-L/14 on 224 x 224 pixels, hence a 16 x 16 map. As there, images go in as they are, in [-1, 1],
+    not in the teacher's own normalization.
+
+    Args:
+        name: Model name in timm.
+        weights: File of the weights; None takes timm's cache or download; "random" for tests.
+        image_size: Side to which images are resized; the map has `image_size / patch` tokens along each side.
+        options: Options of `timm.create_model`, e.g. a smaller `depth`.
+
+    Raises:
+        FileNotFoundError: If the weights are neither named nor in the cache, and cannot be downloaded.
+        ImportError: If timm is not installed.
+    """
+
+    def __init__(
+        self,
+        name: str = "vit_large_patch14_dinov2.lvd142m",
+        weights: str | Path | None = None,
+        *,
+        image_size: int = 224,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.model: Any = timm_network(name, weights, dynamic_img_size=True, **options)
+        self.dim: int = self.model.embed_dim
+        self.model.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> PatchTeacher:
+        """Stay in eval mode, whatever the model around does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return the features of the patches, row-major, class and register tokens left out."""
+        size = (self.image_size, self.image_size)
+        resized = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+        return self.model.forward_features(resized)[:, self.model.num_prefix_tokens :]
+
+
 def timm_network(name: str, weights: str | Path | None, **options: Any) -> Any:
     """Return a network of timm without its classifier.
 
     Args:
         name: Name in timm, with the tag of its weights.
         weights: A .safetensors or .pth file of the published weights; None takes timm's cache or download; "random" for none.
-        options: Of `timm.create_model`.
+        options: Options of `timm.create_model`.
 
     Raises:
         FileNotFoundError: If the file is missing, or neither cache nor download has the weights.

@@ -1,9 +1,13 @@
-"""Weights that others wrote, read without running anything they contain, and networks that are never trained."""
+"""Files of weights that others wrote, read without running anything they contain, and networks that are never trained.
+
+`read_checkpoint` takes whatever a file holds, nested and with plain values beside the tensors: what converters start from.
+`read_state_dict` takes a flat table of tensors and nothing else: what a network loads.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +17,18 @@ from torch import Tensor, nn
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
-def read_weights(path: str | Path) -> dict[str, Any]:
-    """Return the tensors of a foreign file by name, on the CPU. Code in a pickle is never run.
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the dictionary that a file holds: tensors, plain values and dictionaries of them, on the CPU.
+
+    Code in a pickle is never run.
 
     Raises:
-        ValueError: If the file is missing, damaged, of another kind, or holds anything but tensors and plain values.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, of another kind, or holds anything but tensors and plain values.
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"weights file {str(path)!r} does not exist")
+        raise FileNotFoundError(f"weights file {str(path)!r} does not exist")
     if file.suffix not in SUFFIXES:
         raise ValueError(f"weights file {str(path)!r} is of kind {file.suffix!r}, expected {', '.join(SUFFIXES)}")
     value = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
@@ -55,9 +62,9 @@ def _read_pickle(file: Path) -> Any:
 
 
 class Frozen:
-    """A network that a loss reads but never trains: in eval mode, without gradients of its weights, in no state dict.
+    """A network that a loss reads but never trains: in eval mode, its weights without gradients, in no state dict.
 
-    It is no submodule of what holds it, so checkpoints and optimizers do not see it; it follows the inputs' device instead.
+    It is not a submodule of what holds it, so checkpoints and optimizers do not see it; `on` moves it to the inputs' device.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -73,23 +80,26 @@ class Frozen:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or of a .pth file that holds tensors alone.
+    """Return the tensors of a file that holds a flat table of tensors alone.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no flat table of tensors.
+        ValueError: If the file is damaged, of another kind, or no flat table of tensors.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"weights file {str(path)!r} does not exist")
-    values = read_weights(file)
-    if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
+    values = read_checkpoint(path)
+    if not all(isinstance(value, Tensor) for value in values.values()):
         raise ValueError(f"weights file {str(path)!r} holds no flat table of tensors, expected a state_dict")
-    return dict(values)
+    return values
 
 
 def find_weights(what: str, names: Sequence[str], folders: Sequence[str | Path], *, source: str = "") -> Path:
-    """Return the first file of one of `names` in one of `folders`; `source` says where they come from.
+    """Return the first file with one of the `names`, in the first folder that has any.
+
+    Args:
+        what: The weights in words, for the error.
+        names: Names that the file may have.
+        folders: Where to look, in this order.
+        source: Where the file comes from, for the error.
 
     Raises:
         FileNotFoundError: If there is none, with the names and the folders where one may be put.

@@ -20,11 +20,11 @@ class Family:
         kind: "tokenizer" or "generator".
         tokens: What the tokenizer gives or the generator makes: "discrete" or "continuous" tokens.
         lr: Peak learning rate.
-        weight_decay: Of the optimizer.
+        weight_decay: Weight decay of the optimizer.
         samples_factor: Training samples over `QuickstartSettings.samples_seen`.
         ema_decay: Decay of the averaged weights.
         curves: Title and log entries of each panel of training curves.
-        sampling: Fields of the generator's settings.
+        sampling: Sampling settings of the generator.
     """
 
     kind: Kind
@@ -84,14 +84,15 @@ FAMILIES: dict[str, Family] = {
 
 @dataclasses.dataclass(frozen=True)
 class QuickstartSettings:
-    """Settings of `hiergen quickstart`.
+    """Train a tokenizer and a generator on embedded handwritten digits, then sample, score and draw.
+
+    `hiergen quickstart shapes` and `hiergen quickstart video` do the same on procedural shapes and on clips of moving digits.
 
     Attributes:
         out: Folder for models, pictures and the report.
-        samples_seen: Training samples of each of the two models; generators of continuous tokens see more
-            (`FAMILIES`).
-        seed: Of everything random.
-        num_generated: Images to generate for the figures, the same number for each class.
+        samples_seen: Number of training samples of each of the two models; generators of continuous tokens see more.
+        seed: Seed of all random draws.
+        num_generated: Number of images to generate for the scores, the same for each class.
         tokenizer: Preset of the tokenizer, of ResTok or HieraTok.
         generator: Preset of the generator: of LevelAR for ResTok's discrete tokens, of FlowTransformer or MaskedAR for HieraTok's
             continuous ones.
@@ -119,22 +120,22 @@ class QuickstartSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ShapesQuickstartSettings:
-    """Settings of `hiergen quickstart-shapes`.
+    """Train a tokenizer and two generators on procedural shapes, then generate meshes by class and by image, score and draw.
 
     Attributes:
         out: Folder for shapes, models, meshes, pictures and the report.
-        num_shapes: Training shapes, the same number of each class.
-        num_test: Held-out shapes: for the reconstructions, and as the set that generated shapes are compared with.
-        tokenizer_samples: Training samples of the tokenizer.
-        generator_samples: Training samples of the generator by class.
-        image_samples: Training samples of the generator by image.
-        num_views: Rendered views of each shape.
-        view_size: Their side in pixels.
-        num_variants: Encodings of each training shape, from different surface points.
-        num_generated: Shapes to generate, the same number of each class.
-        depth: Meshes come from a grid of `2 ** depth + 1` nodes an axis.
-        seed: Of everything random.
-        num_workers: Processes that prepare shapes; None takes one a core.
+        num_shapes: Number of training shapes, the same for each class.
+        num_test: Number of held-out shapes, which are reconstructed and compared with generated ones.
+        tokenizer_samples: Number of training samples of the tokenizer.
+        generator_samples: Number of training samples of the generator by class.
+        image_samples: Number of training samples of the generator by image.
+        num_views: Number of rendered views of each shape.
+        view_size: Height and width of a view in pixels.
+        num_variants: Number of encodings of each training shape, from different surface points.
+        num_generated: Number of shapes to generate, the same for each class.
+        depth: Depth of the grid that meshes come from, which has `2 ** depth + 1` nodes per axis.
+        seed: Seed of all random draws.
+        num_workers: Number of processes that prepare shapes; None takes one per core.
         tokenizer: Preset of the tokenizer.
         generator: Preset of the generator.
     """
@@ -166,16 +167,16 @@ class ShapesQuickstartSettings:
 
 @dataclasses.dataclass(frozen=True)
 class VideoQuickstartSettings:
-    """Settings of `hiergen quickstart-video`.
+    """Train a generator on clips of moving digits, then sample with dense and with sparse attention, score and draw.
 
     Attributes:
         out: Folder for models, clips, pictures and the report.
-        num_clips: Training clips, the same number of each digit.
-        num_test: Held-out clips: for reconstructions, and as what generated clips are measured beside.
-        samples_seen: Training samples of the generator.
-        num_generated: Clips to generate with each kind of attention, the same number of each digit.
-        densities: Of sparse attention: the share of the dense products that it computes. The first is shown in the pictures.
-        seed: Of everything random.
+        num_clips: Number of training clips, the same for each digit.
+        num_test: Number of held-out clips, which are reconstructed and measured beside generated ones.
+        samples_seen: Number of training samples of the generator.
+        num_generated: Number of clips to generate with each kind of attention, the same for each digit.
+        densities: Densities of sparse attention: the share of the dense products that it computes. The first is shown in the pictures.
+        seed: Seed of all random draws.
         tokenizer: Preset of the tokenizer, a `PatchComponents`.
         generator: Preset of the generator, a `FlowTransformer`.
     """

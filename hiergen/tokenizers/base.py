@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, Generic
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
+from typing_extensions import TypeVar
 
+from hiergen.config import from_json, nearest
 from hiergen.pyramid import LevelSpec, TokenPyramid
+
+#: What `decode` returns: a tensor, or for shapes a field that can be queried at points.
+Decoded = TypeVar("Decoded", default=Tensor)
 
 
 @dataclasses.dataclass
 class TokenizerOutput:
-    """What a training step needs of a tokenizer's forward pass.
+    """What a training step needs from a tokenizer's forward pass.
 
     Attributes:
-        reconstruction: Data decoded from the tokens, in the tokenizer's public range (not clamped).
+        reconstruction: Data decoded from the tokens, in the tokenizer's public range (not clamped); for shapes, logits at points.
         pyramid: The tokens.
         losses: Weighted terms of the bottleneck by name, scalars; the task adds the reconstruction terms.
         features: Intermediate results that some losses read (alignment with a teacher), by name.
@@ -30,12 +38,49 @@ class TokenizerOutput:
     features: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-class Tokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases define config_name
+def configured(kind: type[Any]) -> Callable[[Callable[[Any, Any], None]], Callable[..., None]]:
+    """Let a constructor that is written for one config value take the fields of the dataclass `kind` as keyword arguments.
+
+    Options are then written once, with types, defaults and checks, and the model saves and loads them as any diffusers model
+    does: flat in its `config.json`. An unknown name, or a value that does not fit its field, is a ValueError.
+    """
+
+    def decorate(build: Callable[[Any, Any], None]) -> Callable[..., None]:
+        def __init__(self: Any, **options: Any) -> None:  # noqa: N807
+            build(self, from_json(kind, options, where=type(self).__name__))
+
+        missing, empty, keyword = dataclasses.MISSING, inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        for field in dataclasses.fields(kind):
+            default = empty if field.default is missing else field.default
+            parameters.append(inspect.Parameter(field.name, keyword, default=default, annotation=field.type))
+        # diffusers reads names and defaults from the signature.
+        __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return register_to_config(__init__)
+
+    return decorate
+
+
+class Tokenizer(ModelMixin, ConfigMixin, Generic[Decoded]):  # type: ignore[misc]  # both bases define config_name
     """A diffusers model that maps data to levels of tokens and back.
 
-    Subclasses register a keyword-only config of JSON values in `__init__` and implement `specs`, `encode`, `decode` and
-    `forward`. `specs` lists what a generator must produce, coarse to fine.
+    Subclasses register a keyword-only config of JSON values in `__init__` (`register_to_config`, or `configured` where the options
+    are a dataclass) and implement `specs`, `encode`, `decode` and `forward`. `specs` lists what a generator must produce, coarse to
+    fine. `Tokenizer` alone decodes to tensors; `Tokenizer[T]` decodes to `T`.
     """
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Refuse entries of a saved config that the model does not know; diffusers would drop them with a warning.
+
+        Raises:
+            ValueError: If there is such an entry, with the nearest name.
+        """
+        known = cls._get_init_keys(cls)
+        for name in config_dict:
+            if not name.startswith("_") and name not in known:
+                raise ValueError(f"the config of a {cls.__name__} has an unknown entry {name!r}{nearest(name, known)}")
+        return super().extract_init_dict(config_dict, **kwargs)
 
     @property
     @abc.abstractmethod
@@ -44,15 +89,15 @@ class Tokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
 
     @property
     def decodable_levels(self) -> tuple[int, ...]:
-        """Numbers of levels from which `decode` works, ascending; the last is all of them."""
+        """How many levels `decode` can work from: every number that it accepts, ascending; the last one is all levels."""
         return tuple(range(1, len(self.specs) + 1))
 
     @abc.abstractmethod
     def encode(self, data: Tensor, *, rng: torch.Generator | None = None) -> TokenPyramid:
-        """Return the tokens of a batch. `rng` is read only where the bottleneck samples; None takes its mode."""
+        """Return the tokens of a batch. `rng` is read only where the bottleneck samples; None takes the mode."""
 
     @abc.abstractmethod
-    def decode(self, pyramid: TokenPyramid) -> Tensor:
+    def decode(self, pyramid: TokenPyramid) -> Decoded:
         """Return the data of a pyramid that holds all levels or a prefix of them (not clamped)."""
 
     @abc.abstractmethod

@@ -16,35 +16,36 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        task: What is trained, on what, with which losses.
-        out: Folder of the run: checkpoints, log, and at the end `model/` by `save_pretrained`.
-        samples: Samples to see.
-        batch_size: Samples an optimizer step, over all processes and accumulation steps.
-        accumulation: Parts into which each process cuts its share of a batch.
-        seed: Of everything random.
-        precision: "no" is float32; "bf16" and "fp16" are autocast.
-        num_workers: Processes that load data, per training process.
-        optim: Optimizer of every player that has none of its own.
+        task: Settings of what is trained, on which data, with which losses.
+        out: Folder of the run, for checkpoints, log, and at the end `model/` by `save_pretrained`.
+        samples: Number of training samples to see.
+        batch_size: Samples per optimizer step, over all processes and accumulation steps.
+        accumulation: Number of parts into which each process cuts its share of a batch.
+        seed: Seed of all random draws.
+        precision: Number format of the passes: "no" is float32, "bf16" and "fp16" are autocast.
+        num_workers: Number of processes that load data, per training process.
+        optim: Settings of the optimizer of every player that has none of its own.
         ema_decay: Decay of the averaged weights, ramped as min(decay, (1 + s) / (10 + s)); None for no averaging.
-        checkpoint_every: Samples between checkpoints; there is always one at the end.
-        keep_last: Checkpoints to keep.
-        background_checkpoints: Copy what a checkpoint holds to the CPU and write it while the run goes on: it then takes that much more
-            memory, and an error of writing is raised at the next checkpoint.
-        log_every: Samples between log lines.
-        data_check: What a resumed run is held to beside the names and sizes of its data files: "sampled" looks at bytes at fixed places of
-            each, a few seconds for a hundred thousand pictures; "whole" reads all of them; "none" looks at nothing.
-        max_skipped: Stop after this many steps skipped for non-finite gradients; in fp16 those do not count that only lower the scale.
-        keep_best: Entry of the log by which the best model is kept in `best/`, e.g. "val/psnr" or "loss": at every checkpoint
-            interval the mean of its lines since the one before is compared. None keeps the last model only.
-        best_is: Whether the "lowest" or the "highest" value is the best.
+        checkpoint_every: Number of samples between checkpoints; there is always one at the end.
+        keep_last: Number of checkpoints to keep.
+        background_checkpoints: Copy each checkpoint to the CPU and write it while the run goes on; this takes the memory of one more copy,
+            and an error of writing is raised at the next checkpoint.
+        log_every: Number of samples between log lines.
+        data_check: How a resumed run checks that its data files are the same, beside their names and sizes: "sampled" reads bytes at fixed
+            places of each (a few seconds for a hundred thousand pictures), "whole" reads all bytes, "none" reads nothing.
+        max_skipped: Number of steps with non-finite gradients, which are skipped, that a run tolerates. Overflows that only lower the fp16
+            loss scale are not counted.
+        keep_best: Entry of the log by which the best model is kept in `best/`, e.g. "val/psnr" or "loss". Its mean over each checkpoint
+            interval is compared. None keeps the last model only.
+        best_is: Whether the "lowest" or the "highest" value of `keep_best` is the best.
         compile: Run the players through `torch.compile`.
-        sharding: "full" shares out weights, gradients, moments and averages over the processes (FSDP); "none" keeps them whole on each.
-            Without effect on one process. `accelerate launch --use_fsdp` means "full".
+        sharding: How several processes hold the model: "full" shares out weights, gradients, moments and averages (FSDP), "none" keeps
+            them whole on each. `accelerate launch --use_fsdp` means "full".
         activation_checkpointing: Recompute activations in the backward pass, in every player that can: less memory, more time.
-        peak_tflops: 10^12 operations a second of one device, to log `mfu` against; "measure" times matrix products at the start;
+        peak_tflops: Peak of one device in 10^12 operations per second, to log `mfu` against; "measure" times matrix products at the start;
             None logs no `mfu`.
-        trackers: Where the log goes beside `log.jsonl`, by Accelerate's names: "tensorboard", "wandb", "trackio". None is
-            TensorBoard where it is installed; empty for none.
+        trackers: Trackers that the log goes to beside `log.jsonl`, by Accelerate's names: "tensorboard", "wandb", "trackio". None takes
+            TensorBoard where it is installed; an empty list takes none.
     """
 
     task: TaskConfig

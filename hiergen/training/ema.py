@@ -1,4 +1,4 @@
-"""The exponential average of a model's weights."""
+"""The exponential moving average (EMA) of a model's weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Average:
     Bit for bit what `diffusers.training_utils.EMAModel` gives by default, whose module takes longer to import than PyTorch.
 
     Args:
-        parameters: Of the model; frozen ones are copied at every update.
-        decay: The largest.
+        parameters: Parameters of the model; frozen ones are copied at every update.
+        decay: Largest decay.
 
     Attributes:
         shadow: The averages, in the order of the parameters.
-        updates: How often it was updated.
+        updates: Number of updates so far.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, decay: float) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from hiergen.training.config import TrainConfig
 
 #: A parameter whose name contains one of these is not decayed (ResTok's list, spec of arXiv:2601.03955; in timm's spirit). The source's
 #: codebook is an "embedding"; ours has its own name.
@@ -36,13 +33,13 @@ class OptimConfig:
 
     Attributes:
         lr: Peak learning rate.
-        betas: Decay of the moments.
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled; not applied to parameters that `hiergen.training.optim.decays` exempts.
-        no_decay: Parts of further names that it is not applied to.
-        warmup_samples: Linear warm-up from 0 over this many samples.
-        schedule: After warm-up: "cosine" to `lr * final_lr_ratio` at the end of the run, or "constant".
-        final_lr_ratio: See `schedule`.
+        betas: Decay of AdamW's two moments.
+        eps: Number added to the root of the second moment.
+        weight_decay: Decoupled weight decay of all parameters but biases, norms, embeddings and the like, and those that `no_decay` names.
+        no_decay: Further parts of names of parameters without weight decay.
+        warmup_samples: Number of samples over which the learning rate rises linearly from 0.
+        schedule: Learning rate after warm-up: "cosine" falls to `lr * final_lr_ratio` at the end of the run, "constant" stays.
+        final_lr_ratio: Learning rate at the end of a cosine schedule, as a share of `lr`.
         clip_norm: Largest norm of each player's gradient; None for no clipping.
     """
 
@@ -76,22 +73,22 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(config: TrainConfig, samples_seen: int, *, optim: OptimConfig | None = None, start: int = 0) -> float:
+def learning_rate(optim: OptimConfig, samples_seen: int, *, batch_size: int, samples: int, start: int = 0) -> float:
     """Return the learning rate of the step that starts after `samples_seen` samples.
 
     Args:
-        config: The run.
-        samples_seen: Where it is.
-        optim: In place of the run's.
-        start: Samples before the player's first step: its schedule counts from there and ends with the run.
+        optim: The schedule.
+        samples_seen: Position in the run.
+        batch_size: Samples per step.
+        samples: Samples of the whole run, where the schedule ends.
+        start: Samples before the player's first step, where its schedule begins.
     """
-    optim = optim or config.optim
     seen = samples_seen - start
     if seen < optim.warmup_samples:
-        return optim.lr * (seen + config.batch_size) / (optim.warmup_samples + config.batch_size)
+        return optim.lr * (seen + batch_size) / (optim.warmup_samples + batch_size)
     if optim.schedule == "constant":
         return optim.lr
-    span = max(1, config.samples - start - optim.warmup_samples)
+    span = max(1, samples - start - optim.warmup_samples)
     progress = min(1.0, (seen - optim.warmup_samples) / span)
     low = optim.lr * optim.final_lr_ratio
     return low + (optim.lr - low) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -28,8 +28,9 @@ class Pass:
     """Forward and backward of one sample in float32.
 
     Attributes:
-        flops: Of matrix products, attention and convolutions, a multiplication and an addition being two. Custom kernels are not seen.
-        activation_bytes: Kept from the forward for the backward pass, parameters excluded.
+        flops: Operations of matrix products, attention and convolutions; a multiplication and an addition are two. Custom kernels are not
+            counted.
+        activation_bytes: Memory kept from the forward for the backward pass, without parameters.
     """
 
     flops: int
@@ -41,12 +42,12 @@ class TrainingPlan:
     """What one process holds under data parallelism (everything whole on each), in bytes; moments and averages are float32.
 
     Attributes:
-        parameters: Trained numbers.
-        weight_bytes: All weights and buffers.
-        gradient_bytes: Gradients, and with several processes the buckets in which they are averaged.
-        moment_bytes: AdamW's two moments.
-        average_bytes: The averaged weights.
-        step: One sample's pass.
+        parameters: Number of trained parameters.
+        weight_bytes: Memory of all weights and buffers.
+        gradient_bytes: Memory of gradients, and with several processes of the buckets in which they are averaged.
+        moment_bytes: Memory of AdamW's two moments.
+        average_bytes: Memory of the averaged weights.
+        step: The pass of one sample.
     """
 
     parameters: int
@@ -63,11 +64,11 @@ class TrainingPlan:
 
 
 def plan_training(preset: str, *, num_gpus: int = 1) -> TrainingPlan:
-    """Return what training a preset's model takes of each process; discriminators, teachers and frameworks come on top.
+    """Return what training a preset's model takes on each process; discriminators, teachers and frameworks come on top.
 
     Args:
         preset: Name of a preset.
-        num_gpus: Processes, one a GPU.
+        num_gpus: Number of GPUs, with one process per GPU.
 
     Raises:
         ValueError: If `num_gpus` is less than 1, there is no such preset, or its model is not trained by gradient.
@@ -97,8 +98,8 @@ def follow_pass(model: Any, *, shapes: ShapeBatchConfig | None = None) -> Pass:
     The mean over some passes where they differ by a draw. A model with sparse attention is followed with dense attention, and left with it.
 
     Args:
-        model: Tokenizer or generator.
-        shapes: For tokenizers of shapes: the points and queries of a sample; None takes the defaults.
+        model: A tokenizer or a generator.
+        shapes: Points and queries per sample, for tokenizers of shapes; None takes the defaults.
     """
     model.train()
     if hasattr(model, "set_attention"):

@@ -28,13 +28,11 @@ def main(recipe: Callable[[], TrainConfig]) -> None:
 def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> FitResult | None:
     """Apply overrides to a recipe's config and train.
 
-    `--dry-run` among the overrides prints the resolved config, the parameters, what they and a pass take of memory, and the samples to see,
-    and returns None; it reads neither data nor weights.
+    `--dry-run` among the overrides prints the resolved config, the parameters, the memory of parameters and of a pass, and the samples to
+    see, and returns None; it reads neither data nor weights.
     """
     dry = "--dry-run" in overrides
-    config = parse(
-        config, [word for word in overrides if word != "--dry-run"], prog=name, description=TrainConfig.__doc__
-    )
+    config = parse(config, [word for word in overrides if word != "--dry-run"], prog=name)
     if dry:
         _describe(config)
         return None
@@ -62,5 +60,5 @@ def _describe(config: TrainConfig) -> None:
         f"{step.activation_bytes * samples / 2**30:.2f} GiB of activations for the {samples} samples that one process looks at together "
         f"({step.activation_bytes / 2**20:.1f} MiB each, {first} alone, float32)"
     )
-    print(f"{step.flops / 1e9:.1f} GFLOPs a sample, forward and backward, {first} alone")
+    print(f"{step.flops / 1e9:.1f} GFLOPs per sample, forward and backward, {first} alone")
     print(f"{config.samples:,} samples to see in {config.num_steps:,} steps")

@@ -16,7 +16,7 @@ from hiergen.training.ema import Average
 from hiergen.training.processes.sharding import gathered
 from hiergen.training.tasks.base import Task
 
-#: Samples at once: without gradients they take little memory. The draws depend on it, so it is the same for all runs.
+#: Samples per pass: without gradients they take little memory. The draws depend on it, so it is the same for all runs.
 BATCH = 32
 
 
@@ -25,9 +25,10 @@ def averaged(model: nn.Module, ema: Average | None, player: nn.Module | None = N
     """Inside, `model` has the averaged weights, where there are any, and is in evaluation mode.
 
     Args:
-        model: Whose weights.
-        ema: Their averages.
-        player: What holds the model, if it is to be used: where parameters are shared out it is gathered, and every process must enter.
+        model: The model.
+        ema: The averages of its weights, or None.
+        player: The player that holds the model, if the model is run inside: it is gathered where parameters are shared out, and every
+            process must enter.
     """
     with evaluating(model), contextlib.nullcontext() if ema is None else ema.applied(model), gathered(player):
         yield

@@ -36,8 +36,6 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
     """A verb is a promise: adding one is a decision, recorded here."""
     assert list(VERBS) == [
         "quickstart",
-        "quickstart-shapes",
-        "quickstart-video",
         "prepare-shapes",
         "info",
         "train",
@@ -75,6 +73,42 @@ def test_usage_and_unknown_verbs(capsys) -> None:
     assert "did you mean train?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "field", "usage"),
+    [
+        ([], "--num-generated", "hiergen quickstart [images|shapes|video]"),
+        (["images"], "--num-generated", "hiergen quickstart images"),
+        (["shapes"], "--num-shapes", "hiergen quickstart shapes"),
+        (["video"], "--num-clips", "hiergen quickstart video"),
+    ],
+)
+def test_each_kind_of_quickstart_has_its_options(words, field, usage, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["quickstart", *words, "--help"])
+    printed = capsys.readouterr().out
+    assert field in printed
+    assert usage in " ".join(printed.split())
+
+
+def test_an_unknown_kind_of_quickstart_is_refused(capsys) -> None:
+    assert main(["quickstart", "shape"]) == 1
+    assert "unknown kind of quickstart 'shape'; did you mean shapes?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["images", "shapes", "video"])
+def test_each_kind_of_quickstart_runs_what_it_names(kind, monkeypatch) -> None:
+    from hiergen.quickstart.images import run as images
+    from hiergen.quickstart.shapes import run as shapes
+    from hiergen.quickstart.videos import run as videos
+
+    found: dict[str, object] = {}
+    monkeypatch.setattr(images, "run_quickstart", lambda settings: found.update(images=settings.out))
+    monkeypatch.setattr(shapes, "run_shapes_quickstart", lambda settings: found.update(shapes=settings.out))
+    monkeypatch.setattr(videos, "run_video_quickstart", lambda settings: found.update(video=settings.out))
+    assert main(["quickstart", kind, "--out", "somewhere"]) == 0
+    assert found == {kind: "somewhere"}
+
+
 def test_an_unknown_option_is_refused_with_the_nearest(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["encode", "--tokenzer", "x"])
@@ -91,7 +125,7 @@ def test_info_lists_describes_and_suggests(capsys, tokenizer_dir) -> None:
     assert "ResTok" in capsys.readouterr().out
     assert main(["info", "--plan", "flow-tiny", "--gpus", "8"]) == 0
     printed = capsys.readouterr().out
-    assert "FLOPs a sample" in printed
+    assert "FLOPs per sample" in printed
     assert "assumed, not measured" in printed
     assert main(["info", "--plan", "h*-tiny"]) == 0
     rows = capsys.readouterr().out
@@ -114,6 +148,21 @@ def test_encode_and_reconstruct(tmp_path, tokenizer_dir, capsys) -> None:
     with Image.open(out) as picture:
         assert picture.width > 100
     assert "PSNR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generate --pipeline @ --device cpu", "'@' holds a ResTok, expected a pipeline"),
+        ("generate --pipeline @ --device warp", "device is 'warp', expected 'auto', 'cpu', or a GPU that is there"),
+        ("encode --tokenizer @ --device warp", "device is 'warp', expected 'auto', 'cpu', or a GPU that is there"),
+        ("reconstruct --tokenizer @ --device warp", "device is 'warp', expected 'auto', 'cpu', or a GPU that is there"),
+    ],
+)
+def test_a_wrong_model_or_device_is_refused(words, said, tokenizer_dir, tmp_path, capsys) -> None:
+    arguments = words.replace("@", str(tokenizer_dir)).split()
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert said.replace("@", str(tokenizer_dir)) in capsys.readouterr().err
 
 
 def test_convert_writes_a_model_that_loads(tmp_path, capsys) -> None:
@@ -151,6 +200,9 @@ def test_a_config_file_must_be_a_mapping(tmp_path) -> None:
 def test_recipes_are_checked(tmp_path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         load_recipe(str(tmp_path / "none.py"))
+    (tmp_path / "wrong.py").write_text("def recipe():\n    return int('x')\n")
+    with pytest.raises(ValueError, match=r"recipe '.*wrong.py' failed in line 2: ValueError: invalid literal for int"):
+        load_recipe(str(tmp_path / "wrong.py"))
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match=r"must define a function recipe\(\)"):
         load_recipe(str(tmp_path / "empty.py"))
@@ -203,7 +255,7 @@ def test_a_signal_ends_a_run_with_its_code(tmp_path) -> None:
 
 
 #: Verbs that many will call first, and with a mistake; none needs diffusers to say what it takes.
-QUICK = ["quickstart", "quickstart-shapes", "quickstart-video", "train", "reconstruct", "generate", "demo", "encode"]
+QUICK = ["quickstart", "quickstart shapes", "quickstart video", "train", "reconstruct", "generate", "demo", "encode"]
 
 
 def test_help_and_mistakes_do_not_wait_for_diffusers() -> None:
@@ -213,7 +265,7 @@ from hiergen.__main__ import main
 for verb in {QUICK}:
     for option in ("--help", "--no-such-option"):
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main([verb, option])
+            main([*verb.split(), option])
     assert "diffusers" not in sys.modules, verb
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

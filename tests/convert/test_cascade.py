@@ -81,7 +81,7 @@ def test_errors_name_the_tensor() -> None:
     _, tensors = _official()
     with pytest.raises(ValueError, match=r"missing 'decoder_norm.bias'"):
         from_official({name: value for name, value in tensors.items() if name != "decoder_norm.bias"}, HEADS)
-    with pytest.raises(ValueError, match="tensor 'fake_latent' is missing"):
+    with pytest.raises(ValueError, match="lacks tensor 'fake_latent'"):
         from_official({name: value for name, value in tensors.items() if name != "fake_latent"}, HEADS)
     with pytest.raises(ValueError, match=r"unexpected 'class_emb.weight'"):
         from_official({**tensors, "class_emb.weight": torch.zeros(5, D)}, HEADS)

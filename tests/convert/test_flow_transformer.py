@@ -222,7 +222,7 @@ def test_refusals() -> None:
         return {key: value for key, value in state.items() if key != name}
 
     for broken, message in (
-        (without("pos_embed"), "no tensor 'pos_embed'"),
+        (without("pos_embed"), "lacks tensor 'pos_embed'"),
         (without("blocks.1.attn.proj.bias"), r"missing 'blocks\.1\.attn\.proj\.bias'"),
         (without("feat_rope.freqs_sin"), r"missing 'feat_rope\.freqs_cos and feat_rope\.freqs_sin'"),
         ({**state, "surprise": torch.zeros(1)}, "unexpected 'surprise'"),
@@ -230,7 +230,7 @@ def test_refusals() -> None:
         ({**state, "x_embedder.proj.weight": torch.zeros(3)}, r"'x_embedder\.proj\.weight' has shape \(3,\)"),
         ({**state, "pos_embed": torch.zeros(1, 15, DIM)}, "holds 15 positions"),
         ({**state, "epoch": 3}, "entry 'epoch' of the state dict is a int"),
-        ({key: value for key, value in state.items() if not key.startswith("blocks")}, "no tensor named 'blocks"),
+        ({key: value for key, value in state.items() if not key.startswith("blocks")}, "lacks tensors 'blocks.0'"),
         (official_state(is_sit=True), "no tensor tells the heads of a model of dim 24"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -193,8 +193,8 @@ def test_refusals() -> None:
 
     wide = {**state, "encoder.conv_out.weight": torch.zeros(10, 64, 3, 3)}
     for broken, message in (
-        ({}, "no tensor named 'encoder.down.0"),
-        (without("decoder.conv_in.weight"), "no tensor 'decoder.conv_in.weight'"),
+        ({}, "lacks tensors 'encoder.down.0'"),
+        (without("decoder.conv_in.weight"), "lacks tensor 'decoder.conv_in.weight'"),
         (without("decoder.up.1.upsample.conv.bias"), r"missing 'decoder\.up\.1\.upsample\.conv\.bias'"),
         (without("decoder.up.2.attn.1.proj_out.weight"), r"missing 'decoder\.up\.2\.attn\.1\.proj_out\.weight'"),
         ({**state, "decoder.extra": torch.zeros(1)}, r"unexpected 'decoder\.extra'"),

@@ -171,7 +171,7 @@ def test_without_a_config_the_published_sizes_are_assumed() -> None:
 def test_errors_name_the_tensor() -> None:
     weights, config = official_weights(7), {"n_head": HEADS}
     for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
-        with pytest.raises(ValueError, match=f"the state dict lacks '{name}'"):
+        with pytest.raises(ValueError, match=f"the state dict lacks tensor '{name}'"):
             from_official({key: x for key, x in weights.items() if key != name}, config)
     for name in ("layers.1.attention.wo.weight", "norm.weight"):
         with pytest.raises(ValueError, match=f"missing '{name}', unexpected nothing"):
@@ -180,7 +180,7 @@ def test_errors_name_the_tensor() -> None:
         from_official({**weights, "layers.0.adaLN.weight": torch.zeros(1)}, config)
     with pytest.raises(ValueError, match=r"'norm.weight' has shape \(3,\), expected \(32,\)"):
         from_official({**weights, "norm.weight": torch.zeros(3)}, config)
-    with pytest.raises(ValueError, match=r"'tok_embeddings.weight' has shape \(3,\), expected a matrix"):
+    with pytest.raises(ValueError, match=r"'tok_embeddings.weight' has shape \(3,\), expected 2 dimensions"):
         from_official({**weights, "tok_embeddings.weight": torch.zeros(3)}, config)
     with pytest.raises(ValueError, match="gpt_model is 'GPT-S', expected one of GPT-B"):
         from_official(weights, {"gpt_model": "GPT-S"})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.convert.state_dicts import check_settings, fill_model, unwrap_state_dict
+from hiergen.convert.state_dicts import check_settings, count_of, fill_model, shape_of, unwrap_state_dict
 
 
 def test_containers_and_wrapper_prefixes() -> None:
@@ -45,3 +45,22 @@ def test_unknown_settings_are_named() -> None:
     check_settings({"in_features": 1}, torch.nn.Linear)
     with pytest.raises(ValueError, match="config entry 'width' is no setting of Linear; known are in_features"):
         check_settings({"width": 1}, torch.nn.Linear)
+
+
+def test_sizes_are_read_off_the_tensors() -> None:
+    tensors = {
+        "a.0.weight": torch.ones(2, 3),
+        "a.2.bias": torch.ones(2),
+        "a.10": torch.ones(1),
+        "ab.11.x": torch.ones(1),
+    }
+    assert shape_of(tensors, "a.0.weight", 2) == (2, 3)
+    # A gap counts, so that what is missing is named when the model is filled.
+    assert count_of(tensors, "a") == 11
+    assert count_of(tensors, "b", at_least=0) == 0
+    with pytest.raises(ValueError, match=r"the state dict lacks tensor 'a\.1\.weight'"):
+        shape_of(tensors, "a.1.weight", 2)
+    with pytest.raises(ValueError, match=r"tensor 'a\.2\.bias' has shape \(2,\), expected 2 dimensions"):
+        shape_of(tensors, "a.2.bias", 2)
+    with pytest.raises(ValueError, match=r"the state dict lacks tensors 'b\.0' and following"):
+        count_of(tensors, "b")

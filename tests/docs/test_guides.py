@@ -133,7 +133,7 @@ def test_the_guide_does_what_it_says(guide, reader, capsys) -> None:
 def run(line: str, capsys) -> None:
     words = shlex.split(line, comments=True)
     if words[0] == "torchrun":
-        # In this process: that several do the same is tests/training/test_processes.py's to hold.
+        # In this process: that several do the same is tests/training/processes/test_processes.py's to hold.
         known = get_args_parser().parse_args(words[1:])
         words = ["hiergen", "train", known.training_script, *known.training_script_args]
         line = shlex.join(words)

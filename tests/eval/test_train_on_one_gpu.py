@@ -13,8 +13,10 @@ import torch
 from hiergen.data.sources import DataConfig
 from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor, ExtractorConfig
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig, TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, PerceptualConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.perceptual_term import PerceptualConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 PROGRAM = Path(__file__).resolve().parents[2] / "eval" / "train_on_one_gpu.py"
 SMALL = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}

@@ -28,8 +28,7 @@ LONG_WORK = (
     "videos.sources.moving_digits",
     "shapes.sources.procedural_shape",
     "features.references.run_parts",
-    "images.reconstruction.run_parts",
-    "images.generation.run_parts",
+    "runner.run_parts",
 )
 
 

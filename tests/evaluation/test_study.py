@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hiergen.evaluation.study import Estimate, load_study, run_study
+from hiergen.evaluation.study import Estimate, Study, StudySettings, run_study
 
 
 def test_an_estimate_is_students_interval() -> None:
@@ -47,7 +50,9 @@ def test_differences_are_paired_by_seed(tmp_path) -> None:
         "| base | 26.7 ± 51.7 |  |",
         "| other | 27.7 ± 51.7 | +1.0 ± 0.0 |",
     ]
-    assert load_study(tmp_path / "study.json") == result
+    stored = json.loads((tmp_path / "study.json").read_text())
+    assert stored["values"]["other"]["5"] == result.values["other"][5]
+    assert stored["settings"] == {"budget": 3}
 
 
 def test_a_study_runs_whole_seeds_and_only_what_is_new(tmp_path) -> None:
@@ -101,3 +106,37 @@ def test_a_run_must_measure_something_finite(tmp_path, metrics, message) -> None
     with pytest.raises(ValueError, match=f"variant 'a', seed 3, {message}"):
         run_study({"a": lambda seed, folder: metrics}, seeds=(3,), out=tmp_path, settings={})
     assert not (tmp_path / "a" / "seed-3" / "result.json").exists()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(StudySettings):
+    seeds: tuple[int, ...] = (0,)
+    samples: int = 5
+    color: str = "red"
+
+
+class Colors(Study[Settings]):
+    FREE = ("out", "seeds", "color")
+
+
+def test_parts_of_a_study_know_their_variants_and_what_makes_them_stale(tmp_path: Path) -> None:
+    calls: list[tuple[str, int, str]] = []
+
+    def run(name: str, seed: int, folder: Path) -> dict[str, float]:
+        calls.append((name, seed, folder.relative_to(tmp_path).as_posix()))
+        return {"length": len(name) + seed}
+
+    def study(**changes: Any) -> Colors:
+        return Colors(dataclasses.replace(Settings(out=str(tmp_path)), **changes))
+
+    result = study().run("painting", run, ("a", "bcd"), {"bcd": {"width": 3}})
+    assert result.values == {"a": {0: {"length": 1.0}}, "bcd": {0: {"length": 3.0}}}
+    assert result.settings == {"samples": 5, "bcd": {"width": 3}}
+    assert calls == [("a", 0, "painting/a/seed-0"), ("bcd", 0, "painting/bcd/seed-0")]
+    # What is free changes nothing that was run; the budget makes it stale, and so does a variant's own change.
+    study(color="blue", seeds=(0, 1)).run("painting", run, ("a", "bcd"), {"bcd": {"width": 3}})
+    assert calls[2:] == [("a", 1, "painting/a/seed-1"), ("bcd", 1, "painting/bcd/seed-1")]
+    with pytest.raises(ValueError, match="is a result of other settings"):
+        study(samples=6).run("painting", run, ("a",))
+    with pytest.raises(ValueError, match="is a result of other settings"):
+        study().run("painting", run, ("bcd",), {"bcd": {"width": 4}})

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
-from hiergen.losses.alignment import PatchTeacher, cosine_hinge_loss, distance_matrix_loss
+from hiergen.losses.alignment import cosine_hinge_loss, distance_matrix_loss
 
 
 def cosine(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -40,7 +38,7 @@ def test_aligned_features_cost_nothing() -> None:
     teacher = torch.randn(2, 4, 3)
     assert float(cosine_hinge_loss(3 * teacher, teacher, margin=0.1)) == 0
     assert float(distance_matrix_loss(3 * teacher, teacher, margin=0.1)) == 0
-    # One value an image, as for class tokens.
+    # One value per image, as for class tokens.
     assert float(cosine_hinge_loss(-teacher[:, 0], teacher[:, 0], margin=0.25)) == pytest.approx(1.75)
 
 
@@ -54,22 +52,3 @@ def test_half_precision_is_widened() -> None:
             inside = loss(features, teacher, margin=0.1)
             with torch.autocast("cpu", enabled=False):
                 assert torch.equal(inside, loss(features, teacher, margin=0.1))
-
-
-def test_teacher_is_frozen_and_drops_its_class_token() -> None:
-    options = {"embed_dim": 32, "depth": 1, "num_heads": 2}
-    teacher = PatchTeacher("vit_tiny_patch16_224", "random", image_size=64, **options)
-    assert teacher.dim == 32
-    assert not teacher.train().model.training
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
-    features = teacher(images)
-    assert features.shape == (2, 16, 32)
-    assert torch.equal(features, teacher.model.forward_features(images)[:, 1:])
-    assert teacher(torch.rand(1, 3, 32, 32)).shape == (1, 16, 32)
-
-
-def test_missing_timm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r'pip install "hiergen\[images\]"'):
-        PatchTeacher()

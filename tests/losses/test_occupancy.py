@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hiergen.losses.occupancy import occupancy_iou, occupancy_loss, shape_tokenizer_losses, truncated_distance_loss
+from hiergen.losses.occupancy import occupancy_iou, occupancy_loss, shape_tokenizer_losses
 from hiergen.nn.farthest_points import farthest_points
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
@@ -20,14 +20,6 @@ def test_cross_entropy_by_hand_also_in_half_precision() -> None:
     half = occupancy_loss(logits.half(), labels)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_distances_are_cut_and_scaled() -> None:
-    values = torch.tensor([[0.5, 1.0, -1.0]])
-    distances = torch.tensor([[0.05, 3.0, 3.0]])
-    assert truncated_distance_loss(values, distances, truncation=0.1).item() == pytest.approx(4 / 3)
-    with pytest.raises(ValueError, match=r"truncation is 0\.0, expected a positive distance"):
-        truncated_distance_loss(values, distances, truncation=0.0)
 
 
 def test_intersection_over_union_of_each_shape() -> None:

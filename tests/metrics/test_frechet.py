@@ -12,7 +12,6 @@ from hiergen.metrics.frechet import (
     PairedFrechetResampler,
     frechet_by_count,
     frechet_distance,
-    frechet_from_moments,
 )
 
 
@@ -22,13 +21,29 @@ def test_frechet_distance_agrees_with_the_matrix_root() -> None:
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = np.real(scipy.linalg.sqrtm(first @ second))
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root)
-    assert frechet_distance(a, b) == pytest.approx(expected)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(_moments(a), _moments(b)) == pytest.approx(expected)
+    assert frechet_distance(_moments(a), _moments(a)) == pytest.approx(0, abs=1e-9)
     # Fewer features than dimensions: covariances are singular.
     few = rng.normal(size=(3, 5))
-    assert frechet_distance(few, few + 1) == pytest.approx(5)
-    with pytest.raises(ValueError, match=r"features have shapes \(40, 5\) and \(60, 4\)"):
-        frechet_distance(a, b[:, :4])
+    assert frechet_distance(_moments(few), _moments(few + 1)) == pytest.approx(5)
+    with pytest.raises(ValueError, match=r"features have 5 channels, the reference's have 4"):
+        frechet_distance(_moments(a), _moments(b[:, :4]))
+    with pytest.raises(ValueError, match="got 1 features, a covariance needs at least 2"):
+        _moments(a[:1])
+
+
+def test_frechet_distance_is_torch_fidelitys_to_the_last_bit() -> None:
+    fidelity = pytest.importorskip("torch_fidelity.metric_fid")
+    for count in (4, 50):
+        a, b = _normal(count, 0.0, 1.0), _normal(60, 0.3, 1.5, seed=1)
+        moments = Moments.of(a), Moments.of(b)
+        pair = [{"mu": m.mean, "sigma": m.covariance} for m in moments]
+        wanted = fidelity.fid_statistics_to_metric(*pair, verbose=False)["frechet_inception_distance"]
+        assert frechet_distance(*moments) == wanted
+
+
+def _moments(features: np.ndarray) -> Moments:
+    return Moments.of(torch.from_numpy(features))
 
 
 def _normal(count: int, mean: float, scale: float, *, dim: int = 6, seed: int = 0) -> torch.Tensor:
@@ -39,20 +54,19 @@ def _normal(count: int, mean: float, scale: float, *, dim: int = 6, seed: int = 
 def test_many_samples_of_known_gaussians_have_the_closed_form_distance() -> None:
     """Isotropic normals: d (mu_1 - mu_2)^2 + d (sigma_1 - sigma_2)^2."""
     first, second = Moments.of(_normal(40_000, 0.0, 1.0)), Moments.of(_normal(40_000, 0.5, 2.0, seed=1))
-    assert frechet_from_moments(first, second) == pytest.approx(6 * 0.25 + 6 * 1.0, rel=0.02)
+    assert frechet_distance(first, second) == pytest.approx(6 * 0.25 + 6 * 1.0, rel=0.02)
     exact = [Moments(np.full(6, mean), np.eye(6) * scale**2, 0) for mean, scale in ((0.0, 1.0), (0.5, 2.0))]
-    assert frechet_from_moments(*exact) == pytest.approx(7.5, rel=1e-12)
+    assert frechet_distance(*exact) == pytest.approx(7.5, rel=1e-12)
 
 
-def test_three_ways_to_the_same_number() -> None:
+def test_a_resampler_gives_the_same_number() -> None:
     a, b = _normal(50, 0.0, 1.0), _normal(70, 0.3, 1.5, seed=1)
-    wanted = frechet_from_moments(Moments.of(a), Moments.of(b))
-    assert frechet_distance(a.numpy(), b.numpy()) == pytest.approx(wanted, rel=1e-8)
+    wanted = frechet_distance(Moments.of(a), Moments.of(b))
     resampler = FrechetResampler(a, Moments.of(b))
     assert resampler(np.arange(50)) == pytest.approx(wanted, rel=1e-8)
     # Repeats, and fewer features than channels.
     for chosen in (np.array([3, 3, 7, 9, 11, 30, 31, 32]), np.array([1, 5, 8])):
-        assert resampler(chosen) == pytest.approx(frechet_distance(a[chosen].numpy(), b.numpy()), rel=1e-6)
+        assert resampler(chosen) == pytest.approx(frechet_distance(Moments.of(a[chosen]), Moments.of(b)), rel=1e-6)
 
 
 def test_pairs_that_are_resampled_have_the_distance_of_the_pairs_written_out() -> None:
@@ -64,7 +78,7 @@ def test_pairs_that_are_resampled_have_the_distance_of_the_pairs_written_out() -
     for first, second in ((a, b), (flat, b), (b, flat)):
         resampler = PairedFrechetResampler(first, second)
         for chosen in (np.arange(40), np.repeat(np.arange(0, 40, 3), 3), np.array([4, 4, 9, 1])):
-            wanted = frechet_distance(first[chosen].numpy(), second[chosen].numpy())
+            wanted = frechet_distance(Moments.of(first[chosen]), Moments.of(second[chosen]))
             assert resampler(chosen) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
 
 
@@ -84,7 +98,7 @@ def test_moments_of_parts_are_those_of_the_whole_however_far_from_zero() -> None
     with pytest.raises(ValueError, match="features are not finite"):
         Moments.of(torch.tensor([[1.0], [float("nan")]]))
     with pytest.raises(ValueError, match="features have 6 channels, the reference's have 5"):
-        frechet_from_moments(moments, Moments(np.zeros(5), np.eye(5), 0))
+        frechet_distance(moments, Moments(np.zeros(5), np.eye(5), 0))
 
 
 def test_small_samples_look_worse_than_they_are() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from hiergen.data.shapes.procedural import procedural_shape
 from hiergen.metrics.fidelity import FeatureExtractor
-from hiergen.metrics.frechet import frechet_distance
+from hiergen.metrics.frechet import Moments, frechet_distance
 from hiergen.metrics.geometry import chamfer_distance
 from hiergen.metrics.shape_sets import (
     ShapeSetProtocol,
@@ -74,14 +74,15 @@ class Corners(nn.Module):
 
 
 def test_rendered_distance_is_that_of_the_extractor_on_the_views() -> None:
-    """Against the Fréchet distance of NumPy on the same pictures."""
+    """Against the Fréchet distance of the same pixels."""
     boxes = [trimesh.creation.box(extents=(1, 1 + depth / 5, 0.7)) for depth in range(5)]
     balls = [trimesh.creation.icosphere(subdivisions=2).apply_scale((1, 1, 1 + k / 5)) for k in range(5)]
     extractor = FeatureExtractor("corners", "four pixels", Corners())
     apart = compare_rendered_sets(boxes, balls, extractor, num_views=2, size=24)
     assert set(apart) == {"frechet_distance", "kernel_distance", "precision", "recall"}
     views = [render_set(meshes, num_views=2, size=24) for meshes in (boxes, balls)]
-    features = [part[:, ::12, ::12, 0].reshape(len(part), -1) / 100 for part in views]
+    pixels = [torch.from_numpy(part[:, ::12, ::12, 0].reshape(len(part), -1) / 100) for part in views]
+    features = [Moments.of(part) for part in pixels]
     assert apart["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-3, abs=1e-5)
     same = compare_rendered_sets(boxes, boxes, extractor, num_views=2, size=24)
     assert same["frechet_distance"] < 1e-3 < apart["frechet_distance"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hiergen.pretrained.teachers import TEACHERS, Teacher
+from hiergen.pretrained.teachers import TEACHERS, PatchTeacher, Teacher
 
 pytest.importorskip("timm")
 TINY = {"depth": 1, "embed_dim": 24, "num_heads": 2}
@@ -48,3 +48,22 @@ def test_refusals(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r'needs timm: pip install "hiergen\[images\]"'):
         Teacher("mae")
+
+
+def test_a_patch_teacher_is_frozen_and_drops_its_class_token() -> None:
+    options = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    teacher = PatchTeacher("vit_tiny_patch16_224", "random", image_size=64, **options)
+    assert teacher.dim == 32
+    assert not teacher.train().model.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    features = teacher(images)
+    assert features.shape == (2, 16, 32)
+    assert torch.equal(features, teacher.model.forward_features(images)[:, 1:])
+    assert teacher(torch.rand(1, 3, 32, 32)).shape == (1, 16, 32)
+
+
+def test_missing_timm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r'pip install "hiergen\[images\]"'):
+        PatchTeacher()

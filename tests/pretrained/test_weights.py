@@ -4,25 +4,26 @@ import os
 
 import pytest
 import torch
+from torch import nn
 
-from hiergen.pretrained.weights import read_weights
+from hiergen.pretrained.weights import Frozen, read_checkpoint, read_state_dict
 
 
 def test_foreign_files_are_refused_by_name(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"'.*missing.pth' does not exist"):
-        read_weights(str(tmp_path / "missing.pth"))
+    with pytest.raises(FileNotFoundError, match=r"'.*missing.pth' does not exist"):
+        read_checkpoint(str(tmp_path / "missing.pth"))
     (tmp_path / "a.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"is of kind '\.npz'"):
-        read_weights(str(tmp_path / "a.npz"))
+        read_checkpoint(str(tmp_path / "a.npz"))
     (tmp_path / "a.safetensors").write_bytes(b"garbage!")
     with pytest.raises(ValueError, match="is damaged"):
-        read_weights(str(tmp_path / "a.safetensors"))
+        read_checkpoint(str(tmp_path / "a.safetensors"))
     (tmp_path / "a.pth").write_bytes(b"garbage")
     with pytest.raises(ValueError, match="cannot be read as plain tensors"):
-        read_weights(str(tmp_path / "a.pth"))
+        read_checkpoint(str(tmp_path / "a.pth"))
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds a list, expected a dictionary"):
-        read_weights(str(tmp_path / "list.pth"))
+        read_checkpoint(str(tmp_path / "list.pth"))
 
 
 def test_code_in_a_pickle_is_not_run(tmp_path) -> None:
@@ -34,5 +35,24 @@ def test_code_in_a_pickle_is_not_run(tmp_path) -> None:
 
     torch.save({"weight": Attack()}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match="cannot be read as plain tensors"):
-        read_weights(str(tmp_path / "evil.pth"))
+        read_checkpoint(str(tmp_path / "evil.pth"))
     assert not canary.exists()
+
+
+def test_a_checkpoint_may_be_nested_and_a_state_dict_may_not(tmp_path) -> None:
+    weight = torch.arange(3.0)
+    torch.save({"ema": {"weight": weight}, "epoch": 3}, tmp_path / "whole.pth")
+    torch.save({"weight": weight}, tmp_path / "flat.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "whole.pth")["ema"]["weight"], weight)
+    assert torch.equal(read_state_dict(tmp_path / "flat.pth")["weight"], weight)
+    with pytest.raises(ValueError, match="holds no flat table of tensors, expected a state_dict"):
+        read_state_dict(tmp_path / "whole.pth")
+
+
+def test_a_frozen_network_is_no_part_of_what_holds_it() -> None:
+    holder = nn.Module()
+    holder.teacher = Frozen(nn.Dropout(0.5).train())
+    assert list(holder.state_dict()) == [] == list(holder.modules())[1:]
+    x = torch.randn(3)
+    holder.train()
+    assert torch.equal(holder.teacher.on(x.device)(x), x)

@@ -23,8 +23,8 @@ from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.training.checkpoints import checkpoint, run_state
 from hiergen.training.loop import fit
 from hiergen.training.tasks.codebook_health import CodebookConfig, CodeRevival
-from hiergen.training.tasks.generator import TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 #: A tokenizer that draws nothing, with everything that looks at a whole batch: entropies of the codebook, memory of used codes, batch
 #: norm, an adaptive weight, averages of logits.

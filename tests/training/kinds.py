@@ -17,9 +17,10 @@ from hiergen.registry import create
 from hiergen.training.config import OptimConfig
 from hiergen.training.tasks.base import TaskConfig
 from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 RESTOK = {"cnn_channels": 8, "cnn_groups": 2, "encoder_dim": 16, "encoder_depth": 2, "encoder_heads": 2}
 RESTOK |= {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "vocab_size": 32}

@@ -215,7 +215,7 @@ def test_a_log_is_replaced_whole_when_a_run_is_resumed(tmp_path, monkeypatch) ->
 
     with monkeypatch.context() as patch:
         patch.setattr(run_state, "save_checkpoint", noted)
-        patch.setattr(run_state, "flush_file", lambda path: done.append(path.name))
+        patch.setattr(run_state, "flush", lambda path: done.append(path.name))
         fit(toy.toy_run(str(tmp_path)))
     assert done == ["log.jsonl", "saved"] * 4
     log = tmp_path / "log.jsonl"

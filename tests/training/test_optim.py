@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -11,24 +12,22 @@ from hiergen.convert import restok as convert_restok
 from hiergen.registry import create
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.optim import decays, learning_rate, make_optimizer
-from hiergen.training.tasks.generator import TokenizerTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 
 def config(**changes: object) -> TrainConfig:
-    optim = OptimConfig(lr=1.0, warmup_samples=100, final_lr_ratio=0.1)
-    return TrainConfig(
-        **{"task": TokenizerTaskConfig(), "out": "x", "samples": 1100, "batch_size": 10, "optim": optim, **changes}
-    )
+    return TrainConfig(**{"task": TokenizerTaskConfig(), "out": "x", "samples": 1100, "batch_size": 10, **changes})
 
 
 def test_the_learning_rate_by_hand() -> None:
-    run = config()
-    assert learning_rate(run, 0) == pytest.approx(10 / 110)
-    assert learning_rate(run, 100) == pytest.approx(1.0)
-    assert learning_rate(run, 600) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
-    assert learning_rate(run, 1100) == pytest.approx(0.1)
-    constant = config(optim=OptimConfig(lr=0.5, schedule="constant"))
-    assert learning_rate(constant, 0) == learning_rate(constant, 1090) == 0.5
+    rate = functools.partial(learning_rate, OptimConfig(lr=1.0, warmup_samples=100), batch_size=10, samples=1100)
+    assert rate(0) == pytest.approx(10 / 110)
+    assert rate(100) == pytest.approx(1.0)
+    assert rate(600) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert rate(1100) == pytest.approx(0.1)
+    constant = OptimConfig(lr=0.5, schedule="constant")
+    assert learning_rate(constant, 0, batch_size=10, samples=1100) == 0.5
+    assert learning_rate(constant, 1090, batch_size=10, samples=1100) == 0.5
 
 
 def test_only_matrices_outside_the_list_are_decayed() -> None:

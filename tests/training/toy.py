@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hiergen.data.dataset import Dataset, Sample
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks.generator import Task, TaskConfig
+from hiergen.training.tasks.base import Task, TaskConfig
 
 
 class Numbers(Dataset):

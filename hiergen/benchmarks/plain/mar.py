@@ -107,7 +107,7 @@ class PlainSampler:
         rng: torch.Generator,
         shared: Tensor | None,
     ) -> Tensor:
-        """Return one token a row of the first half of `z` (of all of it without guidance)."""
+        """Return a token for each row of the first half of `z` (of all of `z` without guidance)."""
         visited, tables = chain
         halves = 2 if settings.is_guided else 1
         rows, channels = len(z) // halves, self.model.specs[0].dim

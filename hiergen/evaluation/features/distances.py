@@ -1,4 +1,7 @@
-"""Distances between a set of images and its reference, from stored features, by torch-fidelity's own functions."""
+"""Metrics of a set of images against its reference, from stored features: Fréchet and kernel distance, precision, recall, IS.
+
+A metric of sets is added in `measure`, with the rule of its interval in `INTERVAL_RULES`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from hiergen.environment import require
 from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.features.references import Reference
 from hiergen.evaluation.protocol import check_seed, small_sample_warning
@@ -19,13 +23,12 @@ from hiergen.metrics.fidelity import (
     paired_kernel_distance,
     precision_recall,
 )
-from hiergen.metrics.frechet import Moments, frechet_by_count, frechet_from_moments
+from hiergen.metrics.frechet import Moments, frechet_by_count, frechet_distance
+from hiergen.metrics.intervals import NORMAL_95, mean_half_width
 
-#: Half of a 95 % interval in standard deviations.
-NORMAL_95 = 1.96
-#: Disjoint blocks of images that the interval of the kernel distance is computed from.
+#: Number of disjoint blocks of images that the interval of the kernel distance is computed from.
 BLOCKS = 10
-#: How the intervals are made of what is no mean over images, by how its name begins.
+#: How intervals of metrics that are no mean over images are computed, by the beginning of the metric's name.
 INTERVAL_RULES = {
     "rK": f"Student's t over {BLOCKS} disjoint blocks of pairs",
     "K": f"Student's t over {BLOCKS} disjoint blocks of both sets",
@@ -57,11 +60,11 @@ class DistanceConfig:
     """How distances are computed from features.
 
     Attributes:
-        kid_subset_size: Images of each subset of the kernel distance; fewer where a set is smaller.
-        neighborhood: Nearest neighbors that span a ball for precision and recall.
-        splits: Splits of the Inception score.
-        resamples: Bootstrap draws of each confidence interval; 0 leaves all intervals out.
-        seed: Of subsets, splits and draws.
+        kid_subset_size: Number of images in each subset of the kernel distance; fewer where a set is smaller.
+        neighborhood: Number of nearest neighbors that span a ball for precision and recall.
+        splits: Number of splits of the Inception score.
+        resamples: Number of bootstrap draws behind each confidence interval; 0 leaves all intervals out.
+        seed: Seed of subsets, splits and draws.
     """
 
     kid_subset_size: int = 1000
@@ -90,8 +93,9 @@ class Distances:
 
     Attributes:
         metrics: Values by name.
-        half_widths: Half of the 95 % interval of those that are no mean over images; how, says `INTERVAL_RULES`.
-        warnings: What to be warned of.
+        half_widths: Half-width of the 95 % interval of each metric that is not a mean over images; `INTERVAL_RULES` says how it is
+            computed.
+        warnings: Sentences that a reader of the values must know.
     """
 
     metrics: dict[str, float]
@@ -111,58 +115,58 @@ def measure(
 
     Args:
         features: "pool" `(n, d)`, and "spatial" and "logits" where the extractor has them.
-        reference: What to compare with. Kernel distance, precision and recall need its features.
+        reference: Statistics to compare with. Kernel distance, precision and recall need its features.
         extractor: Gives the Fréchet distance its name.
         config: Sizes and seed.
-        is_paired: Image k of the set was made from image k of the reference: the kernel distance leaves own pairs out and is called rKID,
-            say.
+        is_paired: Image k of the set was made from image k of the reference: the kernel distance leaves own pairs out, and its name
+            says so (rKID).
     """
     pool = features["pool"].float()
-    moments = Moments.of(pool)
-    half: dict[str, float] = {}
-    found = {extractor.distance: frechet_from_moments(moments, reference.pool)}
+    found = {extractor.distance: frechet_distance(Moments.of(pool), reference.pool)}
     if "spatial" in features and reference.spatial is not None:
-        found["sFID"] = frechet_from_moments(Moments.of(features["spatial"]), reference.spatial)
-    warnings = small_sample_warning("the set", len(pool), extractor.dim)
+        found["sFID"] = frechet_distance(Moments.of(features["spatial"]), reference.spatial)
+    result = Distances(found, {}, small_sample_warning("the set", len(pool), extractor.dim))
     if reference.features is None:
-        warnings.append("the reference file holds no images: no kernel distance, precision or recall")
+        result.warnings.append("the reference file holds no images: no kernel distance, precision or recall")
     else:
         real = reference.features.float()
-        warnings += small_sample_warning("the reference", len(real), extractor.dim)
-        kernel = kernel_name(extractor.distance)
-        draws = {"subset_size": config.kid_subset_size, "seed": config.seed}
-        if is_paired:
-            kernel = f"r{kernel}"
-            found[kernel] = paired_kernel_distance(pool, real, **draws)
-        else:
-            values = kernel_distance(pool, real, **draws)
-            found |= {kernel: values["kernel_distance"], f"{kernel}_std": values["kernel_distance_std"]}
-        if min(len(pool), len(real)) >= 2 * BLOCKS:
-            blocks = kernel_distance_by_block(pool, real, num_blocks=BLOCKS, is_paired=is_paired, seed=config.seed)
-            half[kernel] = mean_half_width(float(blocks.std()), BLOCKS)
+        result.warnings.extend(small_sample_warning("the reference", len(real), extractor.dim))
+        _add_kernel_distance(result, pool, real, kernel_name(extractor.distance), config, is_paired)
         if min(len(pool), len(real)) > config.neighborhood:
             balls = precision_recall(pool, real, neighborhood=config.neighborhood)
-            found |= balls
+            result.metrics.update(balls)
             for name, count in (("precision", len(pool)), ("recall", len(real))):
-                half[name] = NORMAL_95 * math.sqrt(balls[name] * (1 - balls[name]) / count)
+                result.half_widths[name] = NORMAL_95 * math.sqrt(balls[name] * (1 - balls[name]) / count)
     if "logits" in features:
-        from torch_fidelity.metric_isc import isc_features_to_metric
-
-        splits = min(config.splits, len(pool))
-        score = isc_features_to_metric(features["logits"], splits, True, config.seed)
-        name = score_name(extractor.distance)
-        found |= {name: score["inception_score_mean"], f"{name}_std": score["inception_score_std"]}
-        if splits > 1:
-            # torch-fidelity's deviation has the number of splits in its denominator.
-            half[name] = mean_half_width(score["inception_score_std"] * math.sqrt(splits / (splits - 1)), splits)
-    return Distances({name: float(value) for name, value in found.items()}, half, warnings)
+        _add_score(result, features["logits"], score_name(extractor.distance), config)
+    return result
 
 
-def mean_half_width(std: float, count: int) -> float:
-    """Return half of the 95 % interval of a mean of `count` independent values of deviation `std`, by Student's distribution."""
-    from scipy.stats import t
+def _add_kernel_distance(
+    result: Distances, pool: Tensor, real: Tensor, name: str, config: DistanceConfig, is_paired: bool
+) -> None:
+    draws = {"subset_size": config.kid_subset_size, "seed": config.seed}
+    if is_paired:
+        name = f"r{name}"
+        result.metrics[name] = paired_kernel_distance(pool, real, **draws)
+    else:
+        values = kernel_distance(pool, real, **draws)
+        result.metrics.update({name: values["kernel_distance"], f"{name}_std": values["kernel_distance_std"]})
+    if min(len(pool), len(real)) >= 2 * BLOCKS:
+        blocks = kernel_distance_by_block(pool, real, num_blocks=BLOCKS, is_paired=is_paired, seed=config.seed)
+        result.half_widths[name] = mean_half_width(float(blocks.std()), BLOCKS)
 
-    return float(t.ppf(0.975, count - 1) * std / math.sqrt(count))
+
+def _add_score(result: Distances, logits: Tensor, name: str, config: DistanceConfig) -> None:
+    """Enter the Inception score, or what it is called on another extractor."""
+    splits = min(config.splits, len(logits))
+    metric = require("torch_fidelity.metric_isc", "eval", "an Inception score")
+    score = metric.isc_features_to_metric(logits, splits, True, config.seed)
+    mean, std = (float(score[f"inception_score_{kind}"]) for kind in ("mean", "std"))
+    result.metrics.update({name: mean, f"{name}_std": std})
+    if splits > 1:
+        # torch-fidelity's deviation has the number of splits in its denominator.
+        result.half_widths[name] = mean_half_width(std * math.sqrt(splits / (splits - 1)), splits)
 
 
 def bias_curve(pool: Tensor, reference: Reference, config: DistanceConfig) -> list[dict[str, Any]]:

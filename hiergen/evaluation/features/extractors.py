@@ -1,7 +1,7 @@
 """Feature extractors by name: where distances between image sets are measured.
 
 A figure means something only beside the name of its extractor. FID is the Fréchet distance on InceptionV3's 2048 pool features and on
-nothing else; every other extractor here gives its distances a name of their own.
+nothing else; every other extractor here gives its distances a name of their own. `register_extractor` adds one.
 """
 
 from __future__ import annotations
@@ -10,36 +10,32 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor, nn
+from jaxtyping import Int64, UInt8
+from torch import Tensor
 
 from hiergen.config import fingerprint, nearest
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import require
+from hiergen.evaluation.features.inception import SPATIAL_CHANNELS, Inception
 from hiergen.files import file_digest
-from hiergen.metrics.classifiers import FeatureNetwork, train_feature_network
+from hiergen.metrics.classifiers import FeatureNetwork, saved_feature_network, train_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor, Features
 from hiergen.pretrained.perceptual import LPIPS
 from hiergen.pretrained.teachers import TEACHERS, Teacher
-from hiergen.pretrained.weights import read_weights
-
-#: Channels and places of the spatial features: the first 7 channels of a 17 x 17 map.
-SPATIAL_CHANNELS = 7
+from hiergen.pretrained.weights import read_state_dict
 
 
 @dataclasses.dataclass(frozen=True)
 class ExtractorConfig:
-    """Which feature extractor.
+    """Which feature extractor is used.
 
     Attributes:
-        name: "inception" (FID), "inception-768" (the same network up to Mixed_6e: FID-768), "dinov2-b", "dinov2-l", "digits" (a small
+        name: Name of the extractor: "inception" (FID), "inception-768" (the same network up to Mixed_6e: FID-768), "dinov2-b", "dinov2-l", "digits" (a small
             classifier trained on the embedded digits), or a name given to `register_extractor`.
         weights: File of the weights, .pth or .safetensors, for those that are read from a file.
     """
@@ -53,10 +49,10 @@ class Extractor(FeatureExtractor):
     """A feature extractor with what reports and caches must know of it; the description also says how images are resized.
 
     Attributes:
-        distance: What the Fréchet distance on its pool features is called.
-        dim: Channels of its pool features.
+        distance: Name of the Fréchet distance on the extractor's pool features.
+        dim: Number of channels of its pool features.
         fingerprint: Digits that change when the features do.
-        spatial_dim: Numbers of its spatial features; 0 where it has none.
+        spatial_dim: Number of its spatial features; 0 where it has none.
     """
 
     distance: str
@@ -127,6 +123,31 @@ def open_lpips(network: str, folder: str | None, size: int, device: torch.device
     return lpips
 
 
+def trained_extractor(
+    path: str | Path, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, of: str, epochs: int = 15
+) -> FeatureExtractor:
+    """Return a small classifier's features where no published network fits; trained on the images unless its file is there.
+
+    Args:
+        path: Safetensors file of the classifier; its stem names the extractor.
+        images: Images to train on.
+        labels: Classes of the images.
+        of: What the images are, for the description.
+        epochs: Number of passes over the images.
+    """
+    network = saved_feature_network(path, images, labels, epochs=epochs)
+    return FeatureExtractor(Path(path).stem, f"{network.FEATURES} features of a classifier of {of}", network)
+
+
+def inception_or_trained(
+    weights: str, path: str | Path, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, of: str
+) -> FeatureExtractor:
+    """Return InceptionV3 (FID) with a file of weights; where none is named, `trained_extractor`."""
+    if weights:
+        return build_extractor(ExtractorConfig("inception", weights))
+    return trained_extractor(path, images, labels, of=of)
+
+
 def register_extractor(name: str, builder: Builder) -> None:
     """Make an extractor known under a name.
 
@@ -136,83 +157,6 @@ def register_extractor(name: str, builder: Builder) -> None:
     if name in EXTRACTORS:
         raise ValueError(f"extractor {name!r} is registered already")
     EXTRACTORS[name] = builder
-
-
-class Inception(nn.Module):
-    """torch-fidelity's InceptionV3 of 2015-12-05 with the features of FID, sFID and IS.
-
-    Args:
-        state: Its weights; or those of the layers up to Mixed_6e with batch norm folded into them.
-        is_truncated: `state` is the latter: pool features are Mixed_6e's 768, and there are no logits.
-
-    Raises:
-        ValueError: If a tensor is missing or has another shape.
-        ImportError: If torch-fidelity is not installed.
-
-    Source:
-        FID, arXiv:1706.08500. sFID, arXiv:2103.03841, on the layer and the seven channels that ADM's evaluator takes (mixed_6/conv,
-        channels last), so that its statistics files fit.
-    """
-
-    def __init__(self, state: dict[str, Tensor], *, is_truncated: bool = False) -> None:
-        super().__init__()
-        self.layers = ["768"] if is_truncated else ["2048", "logits_unbiased"]
-        network: Any = _inception(state, self.layers, is_truncated)
-        network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
-        self.network: Any = network
-        self._spatial: Tensor | None = None
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Features:
-        """Return the features of uint8 images, which are resized to 299 x 299 as TensorFlow 1 does (bilinear, no antialiasing)."""
-        found = self.network(images)
-        assert self._spatial is not None
-        features = {"pool": found[0], "spatial": self._spatial}
-        self._spatial = None
-        return features if len(found) == 1 else {**features, "logits": found[1]}
-
-
-def _inception(state: dict[str, Tensor], layers: list[str], is_truncated: bool) -> nn.Module:
-    base: Any = require(
-        "torch_fidelity.feature_extractor_inceptionv3", "eval", "an Inception extractor"
-    ).FeatureExtractorInceptionV3
-
-    class FromTensors(base):  # torch-fidelity has no types
-        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-            return super().load_state_dict(_complete(state, self.state_dict(), is_truncated))
-
-    # Its constructor insists on unpickling a file: it gets an empty one of ours, and the tensors come from `state`.
-    with tempfile.NamedTemporaryFile(suffix=".pth") as empty:
-        torch.save({}, empty.name)
-        return FromTensors("inception-v3-compat", layers, feature_extractor_weights_path=empty.name)
-
-
-def _complete(state: dict[str, Tensor], wanted: dict[str, Tensor], is_truncated: bool) -> dict[str, Tensor]:
-    """Return all tensors of the network. Batch norm that was folded away does nothing; layers that are absent give NaN."""
-    full, missing = {}, []
-    for name, like in wanted.items():
-        value = state.get(name)
-        if value is not None and value.shape == like.shape:
-            full[name] = value
-        elif name.endswith("num_batches_tracked"):
-            full[name] = like
-        elif is_truncated and f"{name.rsplit('.', 1)[0]}.bias" in state and value is None:
-            # eps of 0.001 makes it a deviation of 1.
-            fill = {"weight": 1.0, "running_mean": 0.0, "running_var": 0.999}[name.rsplit(".", 1)[1]]
-            full[name] = torch.full_like(like, fill)
-        elif is_truncated and name.startswith(("Mixed_7", "fc.")):
-            full[name] = torch.full_like(like, float("nan"))
-        else:
-            missing.append(name)
-    if missing:
-        kind = "InceptionV3 up to Mixed_6e" if is_truncated else "InceptionV3 of 2015-12-05"
-        raise ValueError(
-            f"the weights are not those of {kind}: {missing[0]} and {len(missing) - 1} more lack or differ in shape"
-        )
-    return full
 
 
 def _build_inception(config: ExtractorConfig, device: torch.device) -> Extractor:
@@ -240,7 +184,7 @@ def _build_from_file(
     config: ExtractorConfig, device: torch.device, *, distance: str, description: str, dim: int
 ) -> Extractor:
     path = _weights_file(config)
-    network = Inception(read_weights(path), is_truncated=dim == 768).to(device)
+    network = Inception(read_state_dict(path), is_truncated=dim == 768).to(device)
     digits = f"{config.name}-{file_digest(path)[:16]}"
     return Extractor(config.name, description, network, distance, dim, digits, spatial_dim=SPATIAL_CHANNELS * 17 * 17)
 

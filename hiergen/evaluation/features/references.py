@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.parts import gather, is_complete, run_parts
 from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, PassConfig, Rounding, process_state, quantize
 from hiergen.files import atomic_path, check_writable
-from hiergen.metrics.fidelity import MIN_IMAGES
+from hiergen.metrics.fidelity import check_count
 from hiergen.metrics.frechet import Moments
 
 #: Sources that are in memory already, or are read clip by clip.
@@ -59,16 +59,16 @@ def open_reference(
     passes: PassConfig,
     cache: str | Path,
     device: torch.device,
-) -> Callable[[], Reference]:
-    """Check a reference and return what computes its statistics: errors come before any long work.
+) -> Reference:
+    """Return the statistics of a reference, computed unless they were seen before; errors come before any long work.
 
     Args:
-        source: An ADM-style .npz, or data.
-        extractor: Where distances are measured.
-        rounding: Of the pixels.
+        source: ADM-style .npz file, or data.
+        extractor: Feature extractor on which distances are measured.
+        rounding: Rule that rounds pixels to bytes.
         passes: How the work is cut.
         cache: Folder of the statistics of data that were seen before.
-        device: Where the extractor is.
+        device: Device of the extractor.
 
     Raises:
         ValueError: If the file or the data do not fit.
@@ -76,14 +76,9 @@ def open_reference(
     if isinstance(source, DataConfig):
         images = open_evaluated(source)
         check_count(len(images), "the reference")
-        check_writable(Path(cache).expanduser(), option="--cache")
-
-        def compute() -> Reference:
-            return _of_images(source, images, extractor, rounding=rounding, passes=passes, cache=cache, device=device)
-
-        return compute
-    read = read_npz(source, extractor)
-    return lambda: _with_features(read, source, extractor, passes=passes, device=device)
+        folder = check_writable(Path(cache).expanduser(), option="--cache")
+        return _of_images(source, images, extractor, rounding=rounding, passes=passes, cache=folder, device=device)
+    return _with_features(read_npz(source, extractor), source, extractor, passes=passes, device=device)
 
 
 def open_evaluated(config: DataConfig) -> Dataset:
@@ -120,18 +115,6 @@ def check_source(source: str | DataConfig) -> int | None:
         raise ValueError(f"data.size is {source.size}, expected at least 1")
     is_embedded = source.source.partition(":")[0] in EMBEDDED
     return None if is_embedded else len(open_pictures(source).labels)
-
-
-def check_count(count: int, what: str, unit: str = "images") -> None:
-    """Check that there are enough images, or clips, for statistics.
-
-    Raises:
-        ValueError: If there are fewer than 10.
-    """
-    if count < MIN_IMAGES:
-        raise ValueError(
-            f"{what} holds {count} {unit}, at least {MIN_IMAGES} are needed (and thousands for a figure that means something)"
-        )
 
 
 def read_npz(path: str | Path, extractor: Extractor) -> Reference:
@@ -192,7 +175,7 @@ def _of_images(
     *,
     rounding: Rounding,
     passes: PassConfig,
-    cache: str | Path,
+    cache: Path,
     device: torch.device,
 ) -> Reference:
     identity = {
@@ -213,7 +196,7 @@ def _of_images(
         "rules": {"resize": RESIZE_RULE, "rounding": ROUNDING_RULES[rounding]},
         **identity,
     }
-    folder = Path(cache).expanduser() / digits
+    folder = cache / digits
 
     def compute(_: range, batch: Tensor) -> dict[str, Tensor]:
         found = extractor(quantize(batch.to(device), rounding))

@@ -16,21 +16,21 @@ from hiergen.evaluation.features.extractors import EXTRACTORS, ExtractorConfig, 
 from hiergen.metrics.clip_classifiers import digit_clip_extractor
 from hiergen.metrics.video import VideoExtractor
 
-#: Of "frames-NAME": an extractor of images, frame by frame.
+#: Beginning of the names of image extractors that are applied frame by frame.
 BY_FRAME = "frames-"
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoExtractorConfig:
-    """Which feature extractor of clips.
+    """Which feature extractor of clips is used.
 
     Attributes:
-        name: "moving-digits" (a small 3-D network trained on the embedded clips); "frames-NAME", NAME being an extractor of images
+        name: Name of the extractor: "moving-digits" (a small 3-D network trained on the embedded clips); "frames-NAME", NAME being an extractor of images
             ("frames-inception-768"): the mean of its features over the frames and the mean absolute change from frame to frame;
             or a name given to `register_video_extractor`.
         weights: File of the weights, for those that are read from a file.
-        seed: Of those that are trained on the spot.
-        digit_size: Of "moving-digits": side of the digits it is trained on; 0 takes that of the clips (`clips.digit_size`).
+        seed: Seed of an extractor that is trained on the spot.
+        digit_size: Side of the digits that "moving-digits" is trained on; 0 takes that of the clips (`clips.digit_size`).
     """
 
     name: str = "moving-digits"
@@ -39,7 +39,7 @@ class VideoExtractorConfig:
     digit_size: int = 0
 
 
-#: (config, frames, side in pixels, device) -> extractor.
+#: Builds an extractor from (config, number of frames, side in pixels, device).
 VideoBuilder = Callable[[VideoExtractorConfig, int, int, torch.device], VideoExtractor]
 
 

@@ -1,0 +1,1 @@
+"""Evaluations of images: reconstructions, generations, and scores by number of levels or guidance scale."""

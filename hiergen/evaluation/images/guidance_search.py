@@ -24,23 +24,23 @@ from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.seeding import SampleRng
 
-#: From uint8 images and the labels that were asked for to a number, of which less is better.
+#: Maps uint8 images, and the labels that were asked for, to a number of which less is better.
 Measure = Callable[[UInt8[Tensor, "n 3 h w"], Int64[Tensor, " n"]], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
-    """A search.
+    """What is searched, and with which draws.
 
     Attributes:
-        schedule: Of the guidance; see `GuidanceSettings`.
-        start: First scale. ResTok's program starts the step schedule at 1.75 for HAR-L, at 2.5 for the base size.
+        schedule: Schedule of the guidance; see `GuidanceSettings`.
+        start: First scale to try. ResTok's program starts the step schedule at 1.75 for HAR-L, at 2.5 for the base size.
         step: Distance of neighboring scales.
         minimum: Smallest scale to try; 1 is no guidance.
-        windows: (window_start, window_end) pairs to search, each from the best scale so far; empty for the schedule's own window.
-        num_images: Images of each value, labels 0, 1, 2 ... in turn.
-        batch_size: Images a pass; no value depends on it.
-        seed: Of the draws, the same for every scale, so that neighbors differ in the scale alone.
+        windows: Pairs (window_start, window_end) to search, each from the best scale so far; empty for the schedule's own window.
+        num_images: Number of images behind each value, with labels 0, 1, 2 ... in turn.
+        batch_size: Number of images per call of the pipeline; no value depends on it.
+        seed: Seed of the draws, the same for every scale, so that neighbors differ in the scale alone.
         sampling: Further settings of the generator, e.g. `top_p`.
 
     Raises:
@@ -87,13 +87,13 @@ def search_guidance(
     """Return all points of a search, the best first.
 
     Args:
-        pipeline: In eval mode.
-        measure: Less is better, e.g. a Fréchet distance.
+        pipeline: Pipeline in eval mode.
+        measure: Measure of which less is better, e.g. a Fréchet distance.
         settings: What is searched, and with which draws.
         table: A CSV file to which every value is added. Values that it holds for the same models, settings and metric are taken from
             it; others stay in it untouched.
         metric: Name of the measure, with whatever it depends on: extractor, reference.
-        progress: Called with every point.
+        progress: Function that is called with every point.
 
     Raises:
         ValueError: If the table is no such table.
@@ -127,10 +127,10 @@ def climb(score: Callable[[float], float], *, start: float, step: float, minimum
     """Return the values that hill climbing sees on its way to a scale whose two neighbors are no better.
 
     Args:
-        score: Less is better.
-        start: First scale.
-        step: Distance of neighbors.
-        minimum: Nothing below is tried.
+        score: Maps a scale to a number of which less is better.
+        start: First scale to try.
+        step: Distance of neighboring scales.
+        minimum: Smallest scale to try.
     """
     # By whole steps, so that a scale that is met again is the same number.
     known = {0: score(start)}

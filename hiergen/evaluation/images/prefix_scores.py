@@ -24,12 +24,12 @@ class PrefixScore:
     """What the first levels are worth.
 
     Attributes:
-        levels: Levels that were decoded or generated.
-        tokens: Their tokens.
-        frechet_distance: On the extractor that was given: of reconstructions to the images themselves (rFID where it is
+        levels: Number of levels that were decoded or generated.
+        tokens: Number of tokens of these levels.
+        frechet_distance: Fréchet distance on the extractor that was given: of reconstructions to the images themselves (rFID where it is
             InceptionV3's), or of generated images to the reference (gFID).
-        psnr_db: Mean over images; of reconstructions only.
-        seconds: For all images, generation and decoding; of generations only.
+        psnr_db: Mean PSNR over images, in dB; None for generations.
+        seconds: Time to generate and decode all images; None for reconstructions.
     """
 
     levels: int
@@ -71,13 +71,13 @@ def score_generations(
     Every run draws from the same seed, so that a longer one continues a shorter one.
 
     Args:
-        pipeline: Of a generator whose settings have `num_levels`.
-        labels: One an image.
+        pipeline: Pipeline of a generator whose settings have `num_levels`.
+        labels: Class label of each image to generate.
         reference: Real images.
-        extractor: Where the distance is measured.
-        seed: Of the draws.
-        batch_size: Images a pass; only the time depends on it.
-        settings: Of the generator.
+        extractor: Feature extractor on which the distance is measured.
+        seed: Seed of the draws.
+        batch_size: Number of images per call of the pipeline; only the time depends on it.
+        settings: Settings of the generator.
 
     Raises:
         TypeError: If the generator cannot stop early, or a setting is unknown.

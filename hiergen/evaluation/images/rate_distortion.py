@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from hiergen.evaluation.features.distances import NORMAL_95
 from hiergen.figures import Curve, save_curves
+from hiergen.metrics.intervals import NORMAL_95
 from hiergen.pipelines.prefixes import Prefix
 
 Row = Mapping[str, Any]
-#: What is drawn, beside the Fréchet distance.
+#: Metrics that are drawn, beside the Fréchet distance.
 PLOTTED = ("psnr", "ssim", "lpips", "flicker_error", "IoU", "chamfer")
 
 
@@ -22,9 +22,10 @@ def rate_row(prefix: Prefix, metrics: dict[str, float], values: Mapping[str, Ten
     """Return what a prefix costs and reaches, as JSON values.
 
     Args:
-        prefix: Which part of the tokens.
-        metrics: What was measured.
-        values: Of the metrics that are means over items, one value an item, NaN where it has none; none leaves intervals out.
+        prefix: Part of the tokens that was decoded.
+        metrics: Metrics by name.
+        values: One value per item for each metric that is a mean over items, NaN where an item has none; an empty mapping leaves
+            intervals out.
     """
     half = {name: _half_width(rows) for name, rows in values.items() if name in metrics}
     return {**dataclasses.asdict(prefix), "metrics": metrics, "intervals_95": half}
@@ -59,12 +60,12 @@ def rate_of(rows: Sequence[Row]) -> str:
 
 
 def draw_rates(path: str | Path, curves: Mapping[str, Sequence[Row]], *, rate: str) -> None:
-    """Write the picture of some rates, a panel a metric and a curve a tokenizer; distances on a logarithmic axis.
+    """Write the picture of some rates, one panel per metric and one curve per tokenizer; distances on a logarithmic axis.
 
     Args:
-        path: Where to.
+        path: File of the picture.
         curves: Rows by the name of the tokenizer.
-        rate: The entry on the x axis: "tokens", "bits" or "numbers".
+        rate: Entry of the rows on the x axis: "tokens", "bits" or "numbers".
     """
     panels: dict[str, dict[str, Curve]] = {}
     for label, rows in curves.items():

@@ -7,21 +7,16 @@ the images after rounding to bytes.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiergen.config import fingerprint, to_json
+from hiergen.config import fingerprint
 from hiergen.data.sources import DataConfig
-from hiergen.environment import choose_device
-from hiergen.evaluation.features.distances import DistanceConfig
 from hiergen.evaluation.features.extractors import (
     Extractor,
-    ExtractorConfig,
     build_extractor,
     check_extractor,
     open_lpips,
@@ -36,18 +31,16 @@ from hiergen.evaluation.features.references import (
 )
 from hiergen.evaluation.images.rate_distortion import describe_rate
 from hiergen.evaluation.images.scores import summarize
-from hiergen.evaluation.parts import Parts, refuse_others, run_parts
+from hiergen.evaluation.parts import Parts
 from hiergen.evaluation.protocol import (
     RESIZE_RULE,
     ROUNDING_RULES,
-    PassConfig,
     Rounding,
     check_finite,
-    environment,
     quantize,
 )
-from hiergen.evaluation.report import publish
-from hiergen.files import check_writable
+from hiergen.evaluation.runner import Evaluation, Findings, Work, run_evaluation
+from hiergen.evaluation.settings import ImageSettings
 from hiergen.metrics.frechet import Moments
 from hiergen.metrics.pixel import MS_SSIM_MIN_SIDE, WINDOW, ms_ssim, psnr, ssim
 from hiergen.pipelines.encoding import tokenizer_fingerprint
@@ -55,27 +48,21 @@ from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import Prefix, decode_prefix, list_prefixes
 from hiergen.tokenizers.base import Tokenizer
 
-#: Images whose tokens are kept for the diagnostics of continuous latents, and that are shown.
+#: Number of images whose tokens are kept for the diagnostics of continuous latents, and number that are shown.
 LATENT_IMAGES, SHOWN_IMAGES = 1000, 10
 
 
-@dataclasses.dataclass(frozen=True)
-class RfidSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RfidSettings(ImageSettings):
     """Evaluate a tokenizer's reconstructions.
 
     Attributes:
         tokenizer: Folder or Hub id of the tokenizer.
-        out: Folder of the report. Run again to continue or to draw it anew.
-        data: The images; `data.size` must be the tokenizer's.
-        num_images: The first so many images; 0 takes all.
+        data: Images to reconstruct; `data.size` must be the tokenizer's.
+        num_images: Number of images, the first ones; 0 takes all.
         prefixes: Also measure every prefix of levels (or of the decoder's scales): the rate-distortion page.
-        extractor: Where distances are measured.
-        reference: A statistics file (.npz) in place of the images themselves.
         lpips: Backbone of LPIPS ("alex", "vgg", "squeeze"), or "none".
-        lpips_folder: Where its weights are looked for first.
-        rounding: Of pixels to bytes, for both sets: "nearest" or "truncate".
-        distances: Subset sizes, bootstrap draws and seed.
-        passes: Batch size, part size, device.
+        lpips_folder: Folder in which its weights are looked for first.
     """
 
     tokenizer: str = "quickstart/pipeline/tokenizer"
@@ -83,13 +70,8 @@ class RfidSettings:
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(split="test"))
     num_images: int = 0
     prefixes: bool = False
-    extractor: ExtractorConfig = dataclasses.field(default_factory=ExtractorConfig)
-    reference: str = ""
     lpips: str = "alex"
     lpips_folder: str | None = None
-    rounding: Rounding = "nearest"
-    distances: DistanceConfig = dataclasses.field(default_factory=DistanceConfig)
-    passes: PassConfig = dataclasses.field(default_factory=PassConfig)
 
 
 def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
@@ -99,78 +81,90 @@ def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:
         ValueError: If the settings, the data or the models do not fit together; before any long work.
         FileNotFoundError: If weights are missing.
     """
-    started = time.perf_counter()
-    out, device = check_writable(settings.out), choose_device(settings.passes.device)
-    check_extractor(settings.extractor)
-    if settings.reference:
-        check_source(settings.reference)
-    found = check_source(settings.data)
-    if found is not None:
-        _count(found, settings)
-    lpips = open_lpips(settings.lpips, settings.lpips_folder, settings.data.size, device)
-    tokenizer = _open_tokenizer(settings.tokenizer, settings.data.size, device)
-    listed = list_prefixes(tokenizer)
-    prefixes = listed if settings.prefixes else listed[-1:]
-    identity: dict[str, Any] = {
-        "kind": "rfid",
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "size": settings.data.size,
-        "rounding": settings.rounding,
-        "lpips": settings.lpips,
-        "prefixes": [prefix.count for prefix in prefixes],
-    }
-    refuse_others(out / "parts", identity)
-    extractor = build_extractor(settings.extractor, device)
-    fixed = read_npz(settings.reference, extractor) if settings.reference else None
-    images = open_evaluated(settings.data)
-    count = _count(len(images), settings)
-    identity |= {"data": images.fingerprint, "extractor": extractor.fingerprint}
-    work = ReconstructionPass(tokenizer, extractor, lpips, prefixes, settings.rounding, device)
-    parts = run_parts(
-        out / "parts",
-        identity,
-        count,
-        work,
-        passes=settings.passes,
-        what="reconstruct",
-        load=lambda keys: read_batch(images, keys),
-    )
-    if parts is None:
-        return None
-    protocol = {
-        "rate": describe_rate(listed),
-        "images": f"the first {count:,} of {len(images):,}" if count < len(images) else f"all {count:,}",
-        "resize": RESIZE_RULE,
-        "rounding": ROUNDING_RULES[settings.rounding],
-        "pixel metrics": "of the rounded images; PSNR and SSIM as means over images, SSIM with Gaussian windows of 11 pixels",
-        "batches": settings.passes.rule,
-        "lpips": "none" if lpips is None else f"v0.1, {settings.lpips}, at the images' own size",
-        "reference": f"statistics file {settings.reference}" if fixed else "the very images that were encoded",
-    }
-    report = {
-        "kind": "rfid",
-        "what": f"reconstructions by {type(tokenizer).__name__} ({settings.tokenizer})",
-        "protocol": protocol,
-        "extractor": extractor.about(),
-        "reference": fixed.about if fixed else {"kind": "the encoded images", **identity},
-        "items": fingerprint([images.fingerprint, settings.data.size, count]),
-        "counts": {"images": count, "reference": count if fixed is None else None},
-        "seed": settings.distances.seed,
-        "settings": to_json(settings),
-        "environment": environment(device),
-    }
-    if not fixed:
-        protocol["kernel distance"] = (
-            "of pairs, each image's own left out; torch-fidelity's KID keeps them and is lower"
+    return run_evaluation(Reconstruction(settings))
+
+
+class Reconstruction(Evaluation[RfidSettings]):
+    """Images against what a tokenizer makes of them."""
+
+    kind = "rfid"
+
+    def check(self) -> None:
+        check_extractor(self.settings.extractor)
+        if self.settings.reference:
+            check_source(self.settings.reference)
+        found = check_source(self.settings.data)
+        if found is not None:
+            _count(found, self.settings)
+
+    def open_models(self) -> dict[str, Any]:
+        settings = self.settings
+        self.lpips = open_lpips(settings.lpips, settings.lpips_folder, settings.data.size, self.device)
+        self.tokenizer = _open_tokenizer(settings.tokenizer, settings.data.size, self.device)
+        listed = list_prefixes(self.tokenizer)
+        self.rate, self.prefixes = describe_rate(listed), listed if settings.prefixes else listed[-1:]
+        return {
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "size": settings.data.size,
+            "rounding": settings.rounding,
+            "lpips": settings.lpips,
+            "prefixes": [prefix.count for prefix in self.prefixes],
+        }
+
+    def open_data(self) -> dict[str, Any]:
+        self.extractor = build_extractor(self.settings.extractor, self.device)
+        self.fixed = read_npz(self.settings.reference, self.extractor) if self.settings.reference else None
+        self.images = open_evaluated(self.settings.data)
+        self.count = _count(len(self.images), self.settings)
+        return {"data": self.images.fingerprint, "extractor": self.extractor.fingerprint}
+
+    def prepare(self) -> Work:
+        compute = ReconstructionPass(
+            self.tokenizer, self.extractor, self.lpips, self.prefixes, self.settings.rounding, self.device
         )
-    scores = summarize(
-        parts, prefixes, tokenizer, extractor, lpips, settings.distances, reference=fixed or _own_reference(parts)
-    )
-    report |= scores.entries
-    report["wall_time_s"] = round(time.perf_counter() - started, 1)
-    return publish(
-        out, report, values=scores.values, reference=scores.reference, pictures=scores.pictures, device=device
-    )
+        return Work(self.count, compute, "reconstruct", lambda keys: read_batch(self.images, keys))
+
+    def summarize(self, parts: Parts | None) -> Findings:
+        assert parts is not None
+        settings, fixed = self.settings, self.fixed
+        scores = summarize(
+            parts,
+            self.prefixes,
+            self.tokenizer,
+            self.extractor,
+            self.lpips,
+            settings.distances,
+            reference=fixed or _own_reference(parts),
+        )
+        return Findings(
+            what=f"reconstructions by {type(self.tokenizer).__name__} ({settings.tokenizer})",
+            metrics=scores.metrics,
+            protocol=self._protocol(),
+            extractor=self.extractor.about(),
+            reference=fixed.about if fixed else {"kind": "the encoded images", **self.identity},
+            counts={"images": self.count, "reference": self.count if fixed is None else None},
+            seed=settings.distances.seed,
+            warnings=scores.warnings,
+            more={"items": fingerprint([self.images.fingerprint, settings.data.size, self.count]), **scores.entries},
+            values=scores.values,
+            statistics=scores.reference,
+            pictures=scores.pictures,
+        )
+
+    def _protocol(self) -> dict[str, str]:
+        settings, count, found = self.settings, self.count, len(self.images)
+        pairs = "of pairs, each image's own left out; torch-fidelity's KID keeps them and is lower"
+        return {
+            "rate": self.rate,
+            "images": f"the first {count:,} of {found:,}" if count < found else f"all {count:,}",
+            "resize": RESIZE_RULE,
+            "rounding": ROUNDING_RULES[settings.rounding],
+            "pixel metrics": "of the rounded images; PSNR and SSIM as means over images, SSIM with Gaussian windows of 11 pixels",
+            "batches": settings.passes.rule,
+            "lpips": "none" if self.lpips is None else f"v0.1, {settings.lpips}, at the images' own size",
+            "reference": f"statistics file {settings.reference}" if self.fixed else "the very images that were encoded",
+            **({} if self.fixed else {"kernel distance": pairs}),
+        }
 
 
 def _open_tokenizer(path: str, size: int, device: torch.device) -> Tokenizer:
@@ -226,7 +220,7 @@ class ReconstructionPass:
         found = {f"reference.{name}": value for name, value in self.extractor(real).items()}
         is_discrete = all(spec.is_discrete for spec in pyramid.specs)
         for level, tokens in enumerate(pyramid.levels):
-            # Of continuous tokens, only as many as their diagnostics read.
+            # Diagnostics of continuous tokens read no more than these.
             kept = tokens if is_discrete else tokens[: max(0, LATENT_IMAGES - keys[0])].float()
             found[f"tokens.{level}"] = kept
         shown = max(0, SHOWN_IMAGES - keys[0])
@@ -252,12 +246,3 @@ class ReconstructionPass:
         if self.lpips is not None:
             found["lpips"] = self.lpips(x, y)
         return found
-
-
-def run_rfid(settings: RfidSettings) -> None:
-    """Evaluate and say where the report is."""
-    report = evaluate_reconstructions(settings)
-    if report is not None:
-        print(
-            f"{', '.join(f'{k} {v:.4g}' for k, v in report['metrics'].items())}\nreport: {Path(settings.out) / 'report.md'}"
-        )

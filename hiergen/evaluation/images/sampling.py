@@ -29,9 +29,9 @@ DRAW_RULE = "item i draws from a generator seeded with (seed, i), on the CPU"
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Fields that are handed on to the generator where they are given; the rest are its own defaults, and what they do, says it.
+    """Sampling settings for the generator. A field left at None keeps the generator's default; its settings class documents it.
 
-    Every setting of every generator that changes what it draws; see `hiergen.generators`.
+    Here is every setting of every generator that changes what it draws; see `hiergen.generators`.
     """
 
     guidance_scale: float | None = None
@@ -78,13 +78,13 @@ class TokenSource:
 
     Args:
         path: Folder or Hub id of a pipeline of a generator and a tokenizer.
-        labels: A key of `LABEL_RULES`.
+        labels: Rule of the class labels, a key of `LABEL_RULES`.
         sampling: Settings of the generator.
-        seed: Of labels and draws.
-        device: Where to draw.
+        seed: Seed of labels and draws.
+        device: Device to draw on.
 
     Attributes:
-        tokenizer: The pipeline's, in eval mode on the device.
+        tokenizer: Tokenizer of the pipeline, in eval mode on the device.
         kind: Class name of the pipeline.
         identity: JSON values that everything drawn depends on.
 

@@ -25,15 +25,19 @@ PIXEL_METRICS = ("psnr", "ssim", "ms_ssim", "lpips")
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a report is made of.
+    """What a report of reconstructions is made of.
 
     Attributes:
-        entries: Of the report, as JSON values.
-        values: What confidence intervals are computed from: one row an image.
+        metrics: Metrics of the whole, by name.
+        warnings: Sentences that a reader of the metrics must know.
+        entries: Further entries of the report, as JSON values.
+        values: What confidence intervals are computed from, one row per image.
         reference: What the set was compared with.
         pictures: Rows of uint8 images to show, by caption.
     """
 
+    metrics: dict[str, float]
+    warnings: list[str]
     entries: dict[str, Any]
     values: dict[str, Tensor]
     reference: Reference
@@ -72,19 +76,17 @@ def summarize(
         pictures[prefix.caption] = parts.read(f"shown.{prefix.count}")
     tokens = tuple(parts.read(f"tokens.{level}") for level in range(len(tokenizer.specs)))
     entries = {
-        "metrics": rows[-1]["metrics"],
         "rate_distortion": rows,
         # Parts of the reconstructions against all of the images they were rebuilt from would answer no question.
         "bias": bias_curve(values["pool"], reference, config) if reference.about else [],
         "tokens": describe_tokens(TokenPyramid(tokens, tokenizer.specs), tokenizer, lpips),
         "intervals_95": found.half_widths,
-        "warnings": found.warnings,
     }
-    return Scores(entries, values, reference, pictures)
+    return Scores(rows[-1]["metrics"], found.warnings, entries, values, reference, pictures)
 
 
 def describe_tokens(
-    pyramid: TokenPyramid, tokenizer: Tokenizer, lpips: Callable[[Tensor, Tensor], Tensor] | None
+    pyramid: TokenPyramid, tokenizer: Tokenizer[Any], lpips: Callable[[Tensor, Tensor], Tensor] | None
 ) -> dict[str, Any]:
     """Return the use of the codebook of discrete tokens, or the diagnostics of continuous ones, as JSON values."""
     vocab_size = pyramid.specs[0].vocab_size

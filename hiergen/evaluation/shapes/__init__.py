@@ -1,0 +1,1 @@
+"""Evaluations of shapes: sets of meshes, and reconstructions by level."""

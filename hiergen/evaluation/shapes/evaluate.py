@@ -4,42 +4,28 @@ from it.
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiergen.config import to_json
-from hiergen.environment import choose_device
-from hiergen.evaluation.features.extractors import Extractor, build_extractor, check_extractor
-from hiergen.evaluation.images.sampling import DRAW_RULE, LABEL_RULES
-from hiergen.evaluation.parts import refuse_others
-from hiergen.evaluation.protocol import environment
-from hiergen.evaluation.report import publish
+from hiergen.evaluation.features.extractors import build_extractor
+from hiergen.evaluation.parts import Parts
+from hiergen.evaluation.runner import Findings, Work, run_evaluation
 from hiergen.evaluation.shapes.reconstruction import (
     SHOWN_SHAPES,
+    RebuiltShapes,
     draw_meshes,
-    evaluate_levels,
     meshes_fingerprint,
-    open_shape_tokenizer,
     pair_scores,
-    rebuilt_identity,
 )
-from hiergen.evaluation.shapes.sources import (
-    Meshes,
-    ShapesSettings,
-    generate_meshes,
-    generated_identity,
-    list_meshes,
-    open_generator,
-    open_meshes,
-)
+from hiergen.evaluation.shapes.sources import Meshes, ShapesEvaluation, ShapesSettings, open_meshes
 from hiergen.evaluation.shapes.views import view_distances
-from hiergen.files import check_writable
-from hiergen.geometry.meshes import require_shape_libraries
+from hiergen.geometry.meshes import load_mesh
+from hiergen.geometry.surface_extraction import save_mesh
 from hiergen.metrics.shape_sets import compare_shape_sets
+from hiergen.pipelines.shape import decode_meshes
 
 
 def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any] | None:
@@ -49,124 +35,110 @@ def evaluate_shapes(settings: ShapesSettings) -> dict[str, Any] | None:
         ValueError: If the settings, the meshes or the models do not fit together; before any long work.
         ImportError: If a library for meshes is not installed.
     """
-    require_shape_libraries()
-    given = [name for name in ("shapes", "pipeline", "tokenizer") if getattr(settings, name)]
-    if len(given) != 1:
-        raise ValueError(f"got {' and '.join(given) or 'none'} of --shapes, --pipeline and --tokenizer, expected one")
-    started, out, device = time.perf_counter(), check_writable(settings.out), choose_device(settings.passes.device)
-    if settings.views.num_views:
-        check_extractor(settings.views.extractor)
-    for source in (settings.shapes, settings.reference):
-        if source:
-            list_meshes(source)
-    tokens = open_generator(settings, device) if settings.pipeline else None
-    tokenizer = open_shape_tokenizer(settings, device) if settings.tokenizer else None
-    if tokens is not None:
-        refuse_others(out / "parts", generated_identity(tokens, settings))
-    elif tokenizer is not None:
-        refuse_others(out / "parts", rebuilt_identity(tokenizer, settings))
-    extractor = build_extractor(settings.views.extractor, device) if settings.views.num_views else None
-    judged = open_meshes(settings.shapes, settings) if settings.shapes else {}
-    references = open_meshes(settings.reference, settings)
-    report = _start(settings, len(references), device)
-    if tokenizer is not None:
-        found = evaluate_levels(settings, tokenizer, references, out)
-        if found is None:
-            return None
-        report |= found.entries
-        report["wall_time_s"] = round(time.perf_counter() - started, 1)
-        return publish(out, report, values=found.values, pictures=found.pictures, device=device)
-    if tokens is not None:
-        made = generate_meshes(tokens, settings, out)
-        if made is None:
-            return None
-        judged = made
-        report["protocol"] |= {
-            "labels": LABEL_RULES[settings.labels],
-            "draws": DRAW_RULE,
-            "sampling": str(settings.sampling),
-            "extraction": str(settings.extraction),
-            "batches": settings.passes.rule,
-        }
-        report["metrics"]["without_surface"] = 1 - len(made) / settings.num_shapes
-    values = _score(judged, references, settings, report)
-    if extractor is not None:
-        _score_views(judged, references, settings, extractor, report, device)
-    shown = min(SHOWN_SHAPES, len(judged), len(references))
-    sets = {"judged": judged, "reference": references} if shown else {}
-    pictures = {name: draw_meshes(list(meshes.values())[:shown]) for name, meshes in sets.items()}
-    report["wall_time_s"] = round(time.perf_counter() - started, 1)
-    return publish(out, report, values=values, pictures=pictures, device=device)
+    return run_evaluation(RebuiltShapes(settings) if settings.tokenizer else ShapeSets(settings))
 
 
-def _start(settings: ShapesSettings, num_reference: int, device: torch.device) -> dict[str, Any]:
-    """Return the entries that every kind of evaluation of shapes has."""
-    source = settings.shapes or settings.pipeline or settings.tokenizer
-    return {
-        "kind": "shapes",
-        "what": f"meshes of {source} against those of {settings.reference}",
-        "metrics": {},
-        "protocol": {},
-        "extractor": {"name": "none"},
-        "reference": {"source": settings.reference},
-        "counts": {"reference": num_reference},
-        "seed": settings.seed,
-        "settings": {**to_json(settings), "distances": {"resamples": settings.resamples}},
-        "environment": environment(device),
-        "warnings": [],
-    }
+class ShapeSets(ShapesEvaluation):
+    """Meshes of a folder, or generated ones, against reference meshes."""
 
+    def open_models(self) -> dict[str, Any]:
+        settings = self.settings
+        self.tokens = settings.open_tokens("ClassToShapePipeline", self.device) if settings.pipeline else None
+        return {} if self.tokens is None else {**self.tokens.identity, "depth": settings.depth}
 
-def _score(
-    judged: Meshes, references: Meshes, settings: ShapesSettings, report: dict[str, Any]
-) -> dict[str, Tensor] | None:
-    """Enter the scores of two sets, and of pairs of one name, into a report; return the values of the pairs."""
-    report["counts"]["shapes"] = len(judged)
-    report["protocol"]["sets"] = str(settings.sets)
-    if judged:
-        scores = compare_shape_sets(list(judged.values()), list(references.values()), settings.sets)
-        report["metrics"] |= {
-            "coverage": scores.coverage,
-            "MMD": scores.matching_distance,
-            "1-NNA": scores.nearest_neighbor_accuracy,
-        }
-    else:
-        report["warnings"].append("no shape has a surface: there are no sets to compare")
-    shared = [name for name in judged if name in references]
-    report["counts"]["pairs"] = len(shared)
-    report["protocol"]["pairs"] = str(settings.pairs) if shared else "no files of the same name"
-    if not shared:
-        return None
-    rows = [pair_scores(judged[name], references[name], settings.pairs) for name in shared]
-    report["items"] = meshes_fingerprint({name: references[name] for name in shared})
-    values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
-    report["metrics"] |= {name: float(value.nanmean()) for name, value in values.items() if not value.isnan().all()}
-    return values
+    def open_data(self) -> dict[str, Any]:
+        settings = self.settings
+        self.extractor = build_extractor(settings.views.extractor, self.device) if settings.views.num_views else None
+        self.judged = open_meshes(settings.shapes, settings) if settings.shapes else {}
+        self.references = open_meshes(settings.reference, settings)
+        return {}
 
+    def prepare(self) -> Work | None:
+        return None if self.tokens is None else Work(self.settings.num_shapes, self._generate, "generate shapes")
 
-def _score_views(
-    judged: Meshes,
-    references: Meshes,
-    settings: ShapesSettings,
-    extractor: Extractor,
-    report: dict[str, Any],
-    device: torch.device,
-) -> None:
-    """Enter the distances between rendered views into a report."""
-    sets = list(judged.values()), list(references.values())
-    found = view_distances(*sets, settings.views, extractor, seed=settings.seed, device=device)
-    report["metrics"] |= found.metrics
-    report["warnings"] += found.warnings
-    report["extractor"] = extractor.about()
-    report["protocol"]["views"] = str(settings.views)
-    report["counts"]["views of the shapes"] = len(judged) * settings.views.num_views
-    report["counts"]["views of the reference"] = len(references) * settings.views.num_views
+    @torch.no_grad()
+    def _generate(self, keys: range, _: None) -> dict[str, Tensor]:
+        """Write generated meshes as GLB files in `out/meshes`; a shape without a surface gets none."""
+        assert self.tokens is not None
+        made = decode_meshes(self.tokens.tokenizer, self.tokens.draw(keys), self.settings.extraction)  # type: ignore[arg-type]
+        for key, mesh in zip(keys, made, strict=True):
+            if len(mesh.faces):
+                save_mesh(mesh, self.out / "meshes" / f"{key:06d}.glb")
+        return {"faces": torch.tensor([len(mesh.faces) for mesh in made])}
 
-
-def run_shapes(settings: ShapesSettings) -> None:
-    """Evaluate and say where the report is."""
-    report = evaluate_shapes(settings)
-    if report is not None:
-        print(
-            f"{', '.join(f'{k} {v:.4g}' for k, v in report['metrics'].items())}\nreport: {Path(settings.out) / 'report.md'}"
+    def summarize(self, parts: Parts | None) -> Findings:
+        settings = self.settings
+        found = Findings(
+            what=f"meshes of {settings.shapes or settings.pipeline} against those of {settings.reference}",
+            metrics={},
+            protocol={},
+            extractor={"name": "none"},
+            reference={"source": settings.reference},
+            counts={"reference": len(self.references)},
+            seed=settings.seed,
+            warnings=[],
         )
+        if parts is not None:
+            self.judged = self._read_generated(parts, found)
+        self._score_sets(found)
+        values = self._score_pairs(found)
+        self._score_views(found)
+        shown = min(SHOWN_SHAPES, len(self.judged), len(self.references))
+        sets = {"judged": self.judged, "reference": self.references} if shown else {}
+        found.pictures.update({name: draw_meshes(list(meshes.values())[:shown]) for name, meshes in sets.items()})
+        return dataclasses.replace(found, values=values)
+
+    def _read_generated(self, parts: Parts, found: Findings) -> Meshes:
+        """Return the generated meshes that have a surface, and say in the report how they were made."""
+        keys = [key for key, faces in enumerate(parts.read("faces").tolist()) if faces]
+        found.protocol.update(
+            **self.settings.draw_protocol,
+            extraction=str(self.settings.extraction),
+            batches=self.settings.passes.rule,
+        )
+        found.metrics["without_surface"] = 1 - len(keys) / self.settings.num_shapes
+        return {f"{key:06d}": load_mesh(self.out / "meshes" / f"{key:06d}.glb") for key in keys}
+
+    def _score_sets(self, found: Findings) -> None:
+        """Enter how the two sets relate."""
+        found.counts["shapes"] = len(self.judged)
+        found.protocol["sets"] = str(self.settings.sets)
+        if not self.judged:
+            found.warnings.append("no shape has a surface: there are no sets to compare")
+            return
+        scores = compare_shape_sets(list(self.judged.values()), list(self.references.values()), self.settings.sets)
+        found.metrics.update(
+            {
+                "coverage": scores.coverage,
+                "MMD": scores.matching_distance,
+                "1-NNA": scores.nearest_neighbor_accuracy,
+            }
+        )
+
+    def _score_pairs(self, found: Findings) -> dict[str, Tensor] | None:
+        """Enter how far shapes are from the references of the same name; return the values of the pairs."""
+        shared = [name for name in self.judged if name in self.references]
+        found.counts["pairs"] = len(shared)
+        found.protocol["pairs"] = str(self.settings.pairs) if shared else "no files of the same name"
+        if not shared:
+            return None
+        rows = [pair_scores(self.judged[name], self.references[name], self.settings.pairs) for name in shared]
+        found.more["items"] = meshes_fingerprint({name: self.references[name] for name in shared})
+        values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
+        found.metrics.update(
+            {name: float(value.nanmean()) for name, value in values.items() if not value.isnan().all()}
+        )
+        return values
+
+    def _score_views(self, found: Findings) -> None:
+        """Enter the distances between rendered views of the two sets."""
+        if self.extractor is None:
+            return
+        sets, views = (list(self.judged.values()), list(self.references.values())), self.settings.views
+        distances = view_distances(*sets, views, self.extractor, seed=self.settings.seed, device=self.device)
+        found.metrics.update(distances.metrics)
+        found.warnings.extend(distances.warnings)
+        found.extractor.update(self.extractor.about())
+        found.protocol["views"] = str(views)
+        found.counts["views of the shapes"] = len(self.judged) * views.num_views
+        found.counts["views of the reference"] = len(self.references) * views.num_views

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from torch import Tensor
 from hiergen.config import fingerprint, to_json
 from hiergen.evaluation.images.rate_distortion import rate_row
 from hiergen.evaluation.images.scores import describe_tokens
-from hiergen.evaluation.parts import Parts, run_parts
-from hiergen.evaluation.shapes.sources import Meshes, ShapesSettings
+from hiergen.evaluation.parts import Parts
+from hiergen.evaluation.runner import Findings, Work
+from hiergen.evaluation.shapes.sources import Meshes, ShapesEvaluation, open_meshes
 from hiergen.geometry.poses import fit_transform
 from hiergen.geometry.renders import render_mesh
 from hiergen.geometry.surface_sampling import sample_surface
@@ -30,72 +30,106 @@ from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 if TYPE_CHECKING:
     import trimesh
 
-#: Shapes that a report shows, and the side of their pictures.
+#: Number of shapes that a report shows, and the side of their pictures in pixels.
 SHOWN_SHAPES, SHOWN_SIZE = 8, 112
-#: Points of a cloud where the tokenizer reads any number of them.
+#: Number of points of a cloud where the tokenizer reads any number of them.
 NUM_POINTS = 4096
 
 
-@dataclasses.dataclass(frozen=True)
-class LevelScores:
-    """What a report of a shape tokenizer is made of.
-
-    Attributes:
-        entries: Of the report, as JSON values.
-        values: One row a shape, of the finest level; NaN where a measure does not exist.
-        pictures: Rows of uint8 images to show, by caption.
-    """
-
-    entries: dict[str, Any]
-    values: dict[str, Tensor]
-    pictures: dict[str, Tensor]
-
-
-def open_shape_tokenizer(settings: ShapesSettings, device: torch.device) -> PyramidVAE:
-    """Return a tokenizer of shapes in eval mode on a device.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    tokenizer = from_pretrained(settings.tokenizer)
-    if not isinstance(tokenizer, PyramidVAE):
-        raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, expected a tokenizer of shapes")
-    torch.nn.Module.to(tokenizer.eval(), device)
-    return tokenizer
-
-
-def _pair_protocol(settings: ShapesSettings) -> GeometryProtocol:
-    return dataclasses.replace(settings.pairs, normalize="none")
-
-
-def rebuilt_identity(tokenizer: PyramidVAE, settings: ShapesSettings) -> dict[str, Any]:
-    """Return JSON values that rebuilt shapes depend on, beside the reference."""
-    return {
-        "kind": "shapes",
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "seed": settings.seed,
-        "depth": settings.depth,
-        "pairs": to_json(_pair_protocol(settings)),
-    }
-
-
-def evaluate_levels(
-    settings: ShapesSettings, tokenizer: PyramidVAE, references: Meshes, out: Path
-) -> LevelScores | None:
-    """Return the scores of shapes rebuilt from each level; None on all processes but the main one.
+class RebuiltShapes(ShapesEvaluation):
+    """Reference shapes against what a tokenizer makes of them from each of its levels.
 
     Every level of this kind of tokenizer is a whole shape, so the tokens of a row are those of its level alone.
     """
-    protocol = _pair_protocol(settings)
-    meshes = [_normalized(mesh) for mesh in references.values()]
-    identity = {**rebuilt_identity(tokenizer, settings), "reference": meshes_fingerprint(references)}
-    work = _Pass(tokenizer, meshes, settings, protocol)
-    parts = run_parts(out / "parts", identity, len(meshes), work, passes=settings.passes, what="rebuild shapes")
-    if parts is None:
-        return None
-    scores = _summarize(parts, tokenizer, settings, protocol)
-    scores.entries["items"] = identity["reference"]
-    return scores
+
+    def open_models(self) -> dict[str, Any]:
+        settings = self.settings
+        tokenizer = from_pretrained(settings.tokenizer)
+        if not isinstance(tokenizer, PyramidVAE):
+            raise ValueError(
+                f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, expected a tokenizer of shapes"
+            )
+        torch.nn.Module.to(tokenizer.eval(), self.device)
+        self.tokenizer, self.protocol = tokenizer, dataclasses.replace(settings.pairs, normalize="none")
+        return {
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "seed": settings.seed,
+            "depth": settings.depth,
+            "pairs": to_json(self.protocol),
+        }
+
+    def open_data(self) -> dict[str, Any]:
+        references = open_meshes(self.settings.reference, self.settings)
+        self.meshes = [_normalized(mesh) for mesh in references.values()]
+        self.items = meshes_fingerprint(references)
+        return {"reference": self.items}
+
+    def prepare(self) -> Work:
+        return Work(len(self.meshes), self._rebuild, "rebuild shapes")
+
+    @torch.no_grad()
+    def _rebuild(self, keys: range, _: None) -> dict[str, Tensor]:
+        clouds = torch.stack([self._cloud(key) for key in keys])
+        pyramid = self.tokenizer.encode(clouds.to(self.tokenizer.device))
+        references = [self.meshes[key] for key in keys]
+        shown = max(0, SHOWN_SHAPES - keys[0])
+        found = {"shown.input": draw_meshes(references[:shown])}
+        for level, (spec, tokens) in enumerate(zip(pyramid.specs, pyramid.levels, strict=True)):
+            rebuilt = decode_meshes(self.tokenizer, TokenPyramid((tokens,), (spec,)), self.settings.extraction)
+            rows = [pair_scores(a, b, self.protocol) for a, b in zip(rebuilt, references, strict=True)]
+            for name in rows[0]:
+                found[f"{level}.{name}"] = torch.tensor([row[name] for row in rows], dtype=torch.float64)
+            found[f"shown.{level}"] = draw_meshes(rebuilt[:shown])
+            found[f"tokens.{level}"] = tokens.float()
+        return found
+
+    def _cloud(self, key: int) -> Tensor:
+        """Return surface points and normals of a shape; the draw depends on the seed and the shape alone."""
+        rng = np.random.default_rng(derive_seed(self.settings.seed, "cloud", key))
+        count = (self.tokenizer.config["point_counts"] or [NUM_POINTS])[0]
+        points, normals, _ = sample_surface(np.asarray(self.meshes[key].triangles), count, rng=rng)
+        features = [points, normals] if self.tokenizer.config["point_features"] else [points]
+        return torch.from_numpy(np.concatenate(features, axis=1)).float()
+
+    def summarize(self, parts: Parts | None) -> Findings:
+        assert parts is not None
+        settings, tokenizer, names = self.settings, self.tokenizer, parts.names()
+        rows: list[dict[str, Any]] = []
+        pictures = {"input": parts.read("shown.input")}
+        for level, spec in enumerate(tokenizer.specs):
+            values = {name.partition(".")[2]: parts.read(name) for name in names if name.startswith(f"{level}.")}
+            metrics = {name: float(value.nanmean()) for name, value in values.items() if not value.isnan().all()}
+            size = Prefix("level", level + 1, spec.num_tokens, None, spec.num_tokens * spec.dim)
+            rows.append(rate_row(size, metrics, values if settings.resamples else {}))
+            pictures[f"{spec.num_tokens} tokens"] = parts.read(f"shown.{level}")
+        tokens = tuple(parts.read(f"tokens.{level}") for level in range(len(tokenizer.specs)))
+        return Findings(
+            what=f"meshes of {settings.reference} rebuilt by {type(tokenizer).__name__} ({settings.tokenizer})",
+            metrics=metrics,
+            protocol=self._protocol(),
+            extractor={"name": "none"},
+            reference={"source": settings.reference},
+            counts={"shapes": len(tokens[0]), "reference": len(tokens[0])},
+            seed=settings.seed,
+            warnings=[],
+            more={
+                "rate_distortion": rows,
+                "tokens": describe_tokens(TokenPyramid(tokens, tokenizer.specs), tokenizer, None),
+                "items": self.items,
+            },
+            values=values,
+            pictures=pictures,
+        )
+
+    def _protocol(self) -> dict[str, str]:
+        sizes = ", ".join(f"{spec.num_tokens:,}" for spec in self.tokenizer.specs)
+        return {
+            "rate": f"levels of {sizes} tokens; each is a whole shape",
+            "pairs": f"every shape with what it was rebuilt from, brought to center 0 and longest side 1.9; {self.protocol}",
+            "extraction": str(self.settings.extraction),
+            "batches": self.settings.passes.rule,
+            "missing": "a shape without a surface has IoU and F of 0 and no distances",
+        }
 
 
 def meshes_fingerprint(meshes: Meshes) -> str:
@@ -125,68 +159,6 @@ def _normalized(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
     moved = mesh.copy()
     moved.apply_transform(fit_transform(np.asarray(mesh.triangles).reshape(-1, 3), np.eye(3)))
     return moved
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pass:
-    tokenizer: PyramidVAE
-    meshes: list[trimesh.Trimesh]
-    settings: ShapesSettings
-    protocol: GeometryProtocol
-
-    @torch.no_grad()
-    def __call__(self, keys: range, _: None) -> dict[str, Tensor]:
-        clouds = torch.stack([self._cloud(key) for key in keys])
-        pyramid = self.tokenizer.encode(clouds.to(self.tokenizer.device))
-        references = [self.meshes[key] for key in keys]
-        shown = max(0, SHOWN_SHAPES - keys[0])
-        found = {"shown.input": draw_meshes(references[:shown])}
-        for level, (spec, tokens) in enumerate(zip(pyramid.specs, pyramid.levels, strict=True)):
-            rebuilt = decode_meshes(self.tokenizer, TokenPyramid((tokens,), (spec,)), self.settings.extraction)
-            rows = [pair_scores(a, b, self.protocol) for a, b in zip(rebuilt, references, strict=True)]
-            for name in rows[0]:
-                found[f"{level}.{name}"] = torch.tensor([row[name] for row in rows], dtype=torch.float64)
-            found[f"shown.{level}"] = draw_meshes(rebuilt[:shown])
-            found[f"tokens.{level}"] = tokens.float()
-        return found
-
-    def _cloud(self, key: int) -> Tensor:
-        """Return surface points and normals of a shape; the draw depends on the seed and the shape alone."""
-        rng = np.random.default_rng(derive_seed(self.settings.seed, "cloud", key))
-        count = (self.tokenizer.config["point_counts"] or [NUM_POINTS])[0]
-        points, normals, _ = sample_surface(np.asarray(self.meshes[key].triangles), count, rng=rng)
-        features = [points, normals] if self.tokenizer.config["point_features"] else [points]
-        return torch.from_numpy(np.concatenate(features, axis=1)).float()
-
-
-def _summarize(
-    parts: Parts, tokenizer: PyramidVAE, settings: ShapesSettings, protocol: GeometryProtocol
-) -> LevelScores:
-    names = parts.names()
-    rows: list[dict[str, Any]] = []
-    pictures = {"input": parts.read("shown.input")}
-    for level, spec in enumerate(tokenizer.specs):
-        values = {name.partition(".")[2]: parts.read(name) for name in names if name.startswith(f"{level}.")}
-        metrics = {name: float(value.nanmean()) for name, value in values.items() if not value.isnan().all()}
-        size = Prefix("level", level + 1, spec.num_tokens, None, spec.num_tokens * spec.dim)
-        rows.append(rate_row(size, metrics, values if settings.resamples else {}))
-        pictures[f"{spec.num_tokens} tokens"] = parts.read(f"shown.{level}")
-    tokens = tuple(parts.read(f"tokens.{level}") for level in range(len(tokenizer.specs)))
-    entries = {
-        "what": f"meshes of {settings.reference} rebuilt by {type(tokenizer).__name__} ({settings.tokenizer})",
-        "metrics": rows[-1]["metrics"],
-        "rate_distortion": rows,
-        "tokens": describe_tokens(TokenPyramid(tokens, tokenizer.specs), tokenizer, None),
-        "protocol": {
-            "rate": f"levels of {', '.join(f'{spec.num_tokens:,}' for spec in tokenizer.specs)} tokens; each is a whole shape",
-            "pairs": f"every shape with what it was rebuilt from, brought to center 0 and longest side 1.9; {protocol}",
-            "extraction": str(settings.extraction),
-            "batches": settings.passes.rule,
-            "missing": "a shape without a surface has IoU and F of 0 and no distances",
-        },
-        "counts": {"shapes": len(tokens[0]), "reference": len(tokens[0])},
-    }
-    return LevelScores(entries, values, pictures)
 
 
 def draw_meshes(meshes: list[trimesh.Trimesh]) -> Tensor:

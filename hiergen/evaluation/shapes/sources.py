@@ -1,4 +1,4 @@
-"""Which meshes are evaluated, as settings, and where they come from."""
+"""Which meshes are evaluated: the settings, their checks, and the meshes of a folder or of the embedded shapes."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from hiergen.data.shapes.dataset import TEST_OFFSET
 from hiergen.data.shapes.procedural import procedural_shape
 from hiergen.evaluation.features.distances import check_resamples
-from hiergen.evaluation.images.sampling import LabelRule, SamplingConfig, TokenSource
-from hiergen.evaluation.parts import run_parts
+from hiergen.evaluation.features.extractors import check_extractor
 from hiergen.evaluation.protocol import PassConfig, check_seed
+from hiergen.evaluation.runner import Evaluation
+from hiergen.evaluation.settings import GeneratorSettings, check_one_given
 from hiergen.evaluation.shapes.views import RenderedViewsConfig
 from hiergen.geometry.field_grid import ExtractionSettings
-from hiergen.geometry.meshes import MESH_SUFFIXES, load_mesh
-from hiergen.geometry.surface_extraction import save_mesh
+from hiergen.geometry.meshes import MESH_SUFFIXES, load_mesh, require_shape_libraries
 from hiergen.metrics.geometry import GeometryProtocol
 from hiergen.metrics.shape_sets import ShapeSetProtocol
-from hiergen.pipelines.shape import decode_meshes
 
 if TYPE_CHECKING:
     import trimesh
@@ -30,40 +26,31 @@ PROCEDURAL = "procedural"
 Meshes = dict[str, "trimesh.Trimesh"]
 
 
-@dataclasses.dataclass(frozen=True)
-class ShapesSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShapesSettings(GeneratorSettings):
     """Evaluate meshes. Give one of `shapes`, `pipeline` and `tokenizer`.
 
     Attributes:
         shapes: Folder of the meshes to judge.
         reference: Folder of the meshes they should resemble, or "procedural", the embedded shapes (held-out ones). Files of the same
             name are compared as pairs.
-        out: Folder of the report. Run again to continue or to draw it anew.
         pipeline: Folder or Hub id of a pipeline that generates meshes from class labels.
-        tokenizer: Folder or Hub id of a tokenizer of shapes: the reference is rebuilt by it, from each of its levels.
-        num_reference: Embedded shapes to make.
-        num_shapes: Shapes to generate.
-        labels: "balanced" or "iid" class labels; see the report.
-        seed: Of all random draws, with the index of the shape.
-        sampling: Settings of the generator.
-        depth: Meshes are extracted on a grid of 2**depth cells an axis.
-        resamples: Bootstrap draws of each confidence interval; 0 leaves intervals out.
+        tokenizer: Folder or Hub id of a tokenizer of shapes, which rebuilds the reference from each of its levels.
+        num_reference: Number of embedded shapes to make.
+        num_shapes: Number of shapes to generate.
+        depth: Meshes are extracted on a grid of 2**depth cells along each axis.
+        resamples: Number of bootstrap draws behind each confidence interval; 0 leaves intervals out.
         sets: How two sets are compared.
         pairs: How a shape is compared with its own reference.
         views: Rendered views of both sets, whose features are compared too; none by default.
-        passes: Batch size, part size, device.
     """
 
     shapes: str = ""
     reference: str = PROCEDURAL
     out: str = "evaluation/shapes"
-    pipeline: str = ""
     tokenizer: str = ""
     num_reference: int = 64
     num_shapes: int = 64
-    labels: LabelRule = "balanced"
-    seed: int = 0
-    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     depth: int = 6
     resamples: int = 200
     sets: ShapeSetProtocol = dataclasses.field(default_factory=ShapeSetProtocol)
@@ -118,43 +105,20 @@ def open_meshes(source: str, settings: ShapesSettings) -> Meshes:
     return {path.stem: load_mesh(path) for path in paths}
 
 
-def open_generator(settings: ShapesSettings, device: torch.device) -> TokenSource:
-    """Return what draws the tokens of shapes.
+class ShapesEvaluation(Evaluation[ShapesSettings]):
+    """What evaluations of shapes share: their kind, what is checked, and the settings that a report keeps."""
 
-    Raises:
-        ValueError: If the pipeline does not make meshes from class labels.
-    """
-    tokens = TokenSource(
-        settings.pipeline, labels=settings.labels, sampling=settings.sampling, seed=settings.seed, device=device
-    )
-    if tokens.kind != "ClassToShapePipeline":
-        raise ValueError(f"{settings.pipeline!r} holds a {tokens.kind}, expected a ClassToShapePipeline")
-    return tokens
+    kind = "shapes"
 
+    def check(self) -> None:
+        settings = self.settings
+        require_shape_libraries()
+        check_one_given(settings, "shapes", "pipeline", "tokenizer")
+        if settings.views.num_views:
+            check_extractor(settings.views.extractor)
+        for source in (settings.shapes, settings.reference):
+            if source:
+                list_meshes(source)
 
-def generated_identity(tokens: TokenSource, settings: ShapesSettings) -> dict[str, Any]:
-    """Return JSON values that generated meshes depend on."""
-    return {**tokens.identity, "kind": "shapes", "depth": settings.depth}
-
-
-def generate_meshes(tokens: TokenSource, settings: ShapesSettings, out: Path) -> Meshes | None:
-    """Generate meshes as GLB files in `out/meshes` and return them; None on all processes but the main one.
-
-    A shape without a surface gets no file: it is missing in what is returned.
-    """
-
-    def compute(keys: range, _: None) -> dict[str, Tensor]:
-        made = decode_meshes(tokens.tokenizer, tokens.draw(keys), settings.extraction)  # type: ignore[arg-type]
-        for key, mesh in zip(keys, made, strict=True):
-            if len(mesh.faces):
-                save_mesh(mesh, out / "meshes" / f"{key:06d}.glb")
-        return {"faces": torch.tensor([len(mesh.faces) for mesh in made])}
-
-    identity = generated_identity(tokens, settings)
-    parts = run_parts(
-        out / "parts", identity, settings.num_shapes, compute, passes=settings.passes, what="generate shapes"
-    )
-    if parts is None:
-        return None
-    found = [key for key, faces in enumerate(parts.read("faces").tolist()) if faces]
-    return {f"{key:06d}": load_mesh(out / "meshes" / f"{key:06d}.glb") for key in found}
+    def saved_settings(self) -> dict[str, Any]:
+        return {**super().saved_settings(), "distances": {"resamples": self.settings.resamples}}

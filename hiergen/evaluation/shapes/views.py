@@ -19,7 +19,7 @@ from hiergen.metrics.shape_sets import render_set
 if TYPE_CHECKING:
     import trimesh
 
-#: Pictures at once.
+#: Number of pictures that the extractor takes at once.
 BATCH = 32
 
 
@@ -28,9 +28,9 @@ class RenderedViewsConfig:
     """Which views of meshes are compared, and by which features.
 
     Attributes:
-        num_views: Of each mesh, from equal steps of azimuth, 20 degrees above the horizon; 0 leaves views out.
+        num_views: Number of views of each mesh, from equal steps of azimuth, 20 degrees above the horizon; 0 leaves views out.
         size: Height and width of a view in pixels.
-        extractor: Whose features: on "inception" the Fréchet distance is an FID of clay renders.
+        extractor: Feature extractor of the views: on "inception" the Fréchet distance is an FID of clay renders.
     """
 
     num_views: int = 0
@@ -66,10 +66,10 @@ def view_distances(
     Args:
         judged: Meshes with faces.
         references: Meshes they should resemble.
-        config: Which views.
-        extractor: Made from `config.extractor`.
-        seed: Of the kernel distance's subsets.
-        device: Of the extractor.
+        config: Which views are compared.
+        extractor: Feature extractor made from `config.extractor`.
+        seed: Seed of the kernel distance's subsets.
+        device: Device of the extractor.
     """
     counts = [len(meshes) * config.num_views for meshes in (judged, references)]
     if min(counts) < MIN_IMAGES:

@@ -7,7 +7,6 @@ same name, or what they were rebuilt from) are also compared with it frame by fr
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,26 +17,19 @@ from torch import Tensor
 from hiergen.config import fingerprint, to_json
 from hiergen.data.videos.dataset import VideoSet, from_uint8
 from hiergen.data.videos.files import require_pyav, write_mp4
-from hiergen.environment import choose_device
 from hiergen.evaluation.features.distances import bias_curve
 from hiergen.evaluation.features.extractors import open_lpips
-from hiergen.evaluation.features.references import Reference, check_count
+from hiergen.evaluation.features.references import Reference
 from hiergen.evaluation.features.video_extractors import build_video_extractor, check_video_extractor
 from hiergen.evaluation.images.rate_distortion import rate_row
 from hiergen.evaluation.images.scores import describe_tokens
-from hiergen.evaluation.parts import Parts, gather, refuse_others, run_parts
-from hiergen.evaluation.protocol import (
-    ROUNDING_RULES,
-    check_finite,
-    check_seed,
-    environment,
-    quantize,
-    small_sample_warning,
-)
-from hiergen.evaluation.report import publish
+from hiergen.evaluation.parts import Parts, gather
+from hiergen.evaluation.protocol import ROUNDING_RULES, check_finite, check_seed, quantize, small_sample_warning
+from hiergen.evaluation.runner import Evaluation, Findings, Work, run_evaluation
 from hiergen.evaluation.videos.sources import ClipWork, VideoSettings, check_clips, open_clips, open_model, open_work
-from hiergen.files import check_writable, file_digest
-from hiergen.metrics.frechet import Moments, frechet_from_moments
+from hiergen.files import file_digest
+from hiergen.metrics.fidelity import check_count
+from hiergen.metrics.frechet import Moments, frechet_distance
 from hiergen.metrics.video import (
     VideoExtractor,
     flicker_error,
@@ -50,9 +42,9 @@ from hiergen.pipelines.prefixes import Prefix, decode_prefix
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
 
-#: Clips that a report shows, clips that it shows rebuilt, and frames of each.
+#: Number of clips that a report shows, of clips that it shows rebuilt, and of frames shown from each.
 SHOWN_CLIPS, SHOWN_REBUILT, SHOWN_FRAMES = 6, 2, 8
-#: Clips whose tokens are kept for the diagnostics of continuous ones: a clip has many.
+#: Number of clips whose tokens are kept for the diagnostics of continuous ones: a clip has many.
 LATENT_CLIPS = 100
 
 
@@ -64,44 +56,111 @@ def evaluate_videos(settings: VideoSettings) -> dict[str, Any] | None:
         FileNotFoundError: If weights are missing.
         ImportError: If a library for video files is needed and not installed.
     """
-    started = time.perf_counter()
-    check_seed(settings.seed)
     side = settings.extractor.digit_size or settings.clips.digit_size
-    settings = dataclasses.replace(settings, extractor=dataclasses.replace(settings.extractor, digit_size=side))
-    out, device = check_writable(settings.out), choose_device(settings.passes.device)
-    if settings.keep == "mp4":
-        require_pyav()
-    check_video_extractor(settings.extractor)
-    check_clips(settings)
-    lpips = open_lpips(settings.lpips, settings.lpips_folder, settings.clips.size, device)
-    model = open_model(settings, device)
-    known = {
-        "kind": "video",
-        "extractor": [to_json(settings.extractor), _digest(settings.extractor.weights)],
-        "lpips": settings.lpips,
-        "keep": settings.keep,
-    }
-    refuse_others(out / "parts", known)
-    reference = open_clips(settings.reference, settings)
-    check_count(len(reference), "the reference", "clips")
-    work = open_work(settings, model, reference, device)
-    check_count(work.count, "the evaluation", "clips")
-    identity = {**work.identity, **known, "reference": reference.fingerprint}
-    refuse_others(out / "parts", identity)
-    extractor = build_video_extractor(
-        settings.extractor, num_frames=settings.clips.num_frames, size=settings.clips.size, device=device
-    )
-    measured = ClipPass(work, extractor, lpips, out / "videos" if settings.keep == "mp4" else None, device)
-    parts = run_parts(out / "parts", identity, work.count, measured, passes=settings.passes, what="clips")
-    if parts is None:
-        return None
-    real = _reference(reference, extractor, settings, device)
-    report = _report(settings, work, parts, real, reference, extractor, device)
-    report["wall_time_s"] = round(time.perf_counter() - started, 1)
-    values = {name: parts.read(name) for name in parts.names() if "." not in name}
-    if settings.tokenizer and real.features is not None:
-        values["reference_pool"] = real.features
-    return publish(out, report, values=values, reference=real, pictures=_pictures(parts, work.prefixes), device=device)
+    extractor = dataclasses.replace(settings.extractor, digit_size=side)
+    return run_evaluation(ClipEvaluation(dataclasses.replace(settings, extractor=extractor)))
+
+
+class ClipEvaluation(Evaluation[VideoSettings]):
+    """Clips against reference clips."""
+
+    kind = "video"
+
+    def check(self) -> None:
+        check_seed(self.settings.seed)
+        if self.settings.keep == "mp4":
+            require_pyav()
+        check_video_extractor(self.settings.extractor)
+        check_clips(self.settings)
+
+    def open_models(self) -> dict[str, Any]:
+        settings = self.settings
+        self.lpips = open_lpips(settings.lpips, settings.lpips_folder, settings.clips.size, self.device)
+        self.model = open_model(settings, self.device)
+        weights = settings.extractor.weights
+        self.weights = file_digest(weights) if weights and Path(weights).is_file() else None
+        return {
+            "extractor": [to_json(settings.extractor), self.weights],
+            "lpips": settings.lpips,
+            "keep": settings.keep,
+        }
+
+    def open_data(self) -> dict[str, Any]:
+        self.reference = open_clips(self.settings.reference, self.settings)
+        check_count(len(self.reference), "the reference", "clips")
+        self.work = open_work(self.settings, self.model, self.reference, self.device)
+        check_count(self.work.count, "the evaluation", "clips")
+        return {**self.work.identity, "reference": self.reference.fingerprint}
+
+    def prepare(self) -> Work:
+        settings = self.settings
+        self.extractor = build_video_extractor(
+            settings.extractor, num_frames=settings.clips.num_frames, size=settings.clips.size, device=self.device
+        )
+        folder = self.out / "videos" if settings.keep == "mp4" else None
+        compute = ClipPass(self.work, self.extractor, self.lpips, folder, self.device)
+        return Work(self.work.count, compute, "clips")
+
+    def summarize(self, parts: Parts | None) -> Findings:
+        assert parts is not None
+        settings, work, batch_size = self.settings, self.work, self.settings.passes.at_once
+        real = _reference(self.reference, self.extractor, settings.reference, batch_size, self.device)
+        distance = f"{'r' if settings.tokenizer else 'g'}FD-{self.extractor.name}"
+        metrics, pool = _scores(parts, "", distance, real)[0], parts.read("pool")
+        values = {name: parts.read(name) for name in parts.names() if "." not in name}
+        if settings.tokenizer and real.features is not None:
+            values["reference_pool"] = real.features
+        dim = pool.shape[1]
+        return Findings(
+            what=f"clips of {settings.pipeline or settings.videos or settings.tokenizer} against {settings.reference}",
+            metrics={**metrics, "flicker_reference": real.about["flicker"]},
+            protocol=self._protocol(),
+            extractor=self._about_extractor(),
+            reference=real.about,
+            counts={"clips": work.count, "reference": len(self.reference)},
+            seed=settings.seed,
+            warnings=[
+                *small_sample_warning("the set", len(pool), dim, "clips"),
+                *small_sample_warning("the reference", len(self.reference), dim, "clips"),
+            ],
+            more={
+                "rate_distortion": self._rates(parts, distance, real),
+                "tokens": _describe_tokens(parts, work.tokenizer),
+                "items": work.items,
+                "bias": [] if settings.tokenizer else bias_curve(pool, real, settings.distances),
+            },
+            values=values,
+            statistics=real,
+            pictures=_pictures(parts, work.prefixes),
+        )
+
+    def _protocol(self) -> dict[str, str]:
+        frames, height, width = self.reference.videos.shape[2:]
+        return {
+            "clips": f"{frames} frames of {height} x {width} pixels; {self.settings.clips}",
+            "rounding": ROUNDING_RULES["nearest"],
+            "frames": "PSNR, SSIM and LPIPS are means over the frames of a clip, then over clips",
+            "flicker": "mean absolute difference of neighboring frames, pixels in [0, 1]; its error is that of the difference to the reference's",
+            "lpips": self.settings.lpips,
+            "batches": self.settings.passes.rule,
+            **self.work.protocol,
+        }
+
+    def _about_extractor(self) -> dict[str, str]:
+        frames, height = self.reference.videos.shape[2:4]
+        return {
+            "name": self.extractor.name,
+            "description": self.extractor.description,
+            "fingerprint": fingerprint([to_json(self.settings.extractor), self.weights, frames, height]),
+        }
+
+    def _rates(self, parts: Parts, distance: str, real: Reference) -> list[dict[str, Any]]:
+        rows, prefixes = [], self.work.prefixes
+        for prefix in prefixes:
+            mark = "" if prefix is prefixes[-1] else f"{prefix.count}."
+            found, values = _scores(parts, mark, distance, real)
+            rows.append(rate_row(prefix, found, values if self.settings.distances.resamples else {}))
+        return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,22 +231,23 @@ def _pictures(parts: Parts, prefixes: Sequence[Prefix]) -> dict[str, Tensor]:
     return {f"clip {k}, {caption}": frames[k] for k in clips for caption, frames in stored.items()}
 
 
-def _digest(weights: str | None) -> str | None:
-    return file_digest(weights) if weights and Path(weights).is_file() else None
+def _describe_tokens(parts: Parts, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    if tokenizer is None:
+        return {}
+    levels = tuple(parts.read(f"tokens.{level}") for level in range(len(tokenizer.specs)))
+    return describe_tokens(TokenPyramid(levels, tokenizer.specs), tokenizer, None)
 
 
-def _reference(clips: VideoSet, extractor: VideoExtractor, settings: VideoSettings, device: torch.device) -> Reference:
-    with torch.no_grad():
-        parts = [
-            {
-                "pool": extractor.network(part.to(device)).cpu(),
-                "flicker": temporal_flicker(from_uint8(part)),
-            }
-            for part in clips.videos.split(settings.passes.at_once)
-        ]
-    found = gather(parts)
+@torch.no_grad()
+def _reference(
+    clips: VideoSet, extractor: VideoExtractor, source: str, batch_size: int, device: torch.device
+) -> Reference:
+    found = gather(
+        {"pool": extractor.network(part.to(device)).cpu(), "flicker": temporal_flicker(from_uint8(part))}
+        for part in clips.videos.split(batch_size)
+    )
     about = {
-        "source": settings.reference,
+        "source": source,
         "kind": "clips",
         "fingerprint": clips.fingerprint,
         "count": len(clips),
@@ -202,70 +262,4 @@ def _scores(parts: Parts, mark: str, distance: str, real: Reference) -> tuple[di
     values = {name: parts.read(full) for name, full in names.items() if "." not in name}
     moments = Moments.of(values.pop("pool"))
     means = {name: float(value.double().mean()) for name, value in values.items()}
-    return {distance: frechet_from_moments(moments, real.pool), **means}, values
-
-
-def _report(
-    settings: VideoSettings,
-    work: ClipWork,
-    parts: Parts,
-    real: Reference,
-    reference: VideoSet,
-    extractor: VideoExtractor,
-    device: torch.device,
-) -> dict[str, Any]:
-    pool = parts.read("pool")
-    distance = f"{'r' if settings.tokenizer else 'g'}FD-{extractor.name}"
-    metrics, rows, tokens = _scores(parts, "", distance, real)[0], [], {}
-    if work.tokenizer is not None:
-        specs = work.tokenizer.specs
-        levels = tuple(parts.read(f"tokens.{level}") for level in range(len(specs)))
-        tokens = describe_tokens(TokenPyramid(levels, specs), work.tokenizer, None)
-    for prefix in work.prefixes:
-        mark = "" if prefix is work.prefixes[-1] else f"{prefix.count}."
-        found, values = _scores(parts, mark, distance, real)
-        rows.append(rate_row(prefix, found, values if settings.distances.resamples else {}))
-    metrics["flicker_reference"] = real.about["flicker"]
-    source = settings.pipeline or settings.videos or settings.tokenizer
-    frames, height, width = reference.videos.shape[2:]
-    warnings = small_sample_warning("the set", len(pool), pool.shape[1], "clips")
-    return {
-        "kind": "video",
-        "what": f"clips of {source} against {settings.reference}",
-        "metrics": metrics,
-        "rate_distortion": rows,
-        "tokens": tokens,
-        "protocol": {
-            "clips": f"{frames} frames of {height} x {width} pixels; {settings.clips}",
-            "rounding": ROUNDING_RULES["nearest"],
-            "frames": "PSNR, SSIM and LPIPS are means over the frames of a clip, then over clips",
-            "flicker": "mean absolute difference of neighboring frames, pixels in [0, 1]; its error is that of the difference to the reference's",
-            "lpips": settings.lpips,
-            "batches": settings.passes.rule,
-            **work.protocol,
-        },
-        "extractor": {
-            "name": extractor.name,
-            "description": extractor.description,
-            "fingerprint": fingerprint(
-                [to_json(settings.extractor), _digest(settings.extractor.weights), frames, height]
-            ),
-        },
-        "reference": real.about,
-        "items": work.items,
-        "counts": {"clips": work.count, "reference": len(reference)},
-        "seed": settings.seed,
-        "settings": to_json(settings),
-        "environment": environment(device),
-        "bias": [] if settings.tokenizer else bias_curve(pool, real, settings.distances),
-        "warnings": warnings + small_sample_warning("the reference", len(reference), pool.shape[1], "clips"),
-    }
-
-
-def run_video(settings: VideoSettings) -> None:
-    """Evaluate and say where the report is."""
-    report = evaluate_videos(settings)
-    if report is not None:
-        print(
-            f"{', '.join(f'{k} {v:.4g}' for k, v in report['metrics'].items())}\nreport: {Path(settings.out) / 'report.md'}"
-        )
+    return {distance: frechet_distance(moments, real.pool), **means}, values

@@ -14,11 +14,12 @@ from hiergen.data.videos.dataset import VideoSet, from_uint8, load_clips
 from hiergen.data.videos.files import list_videos, require_pyav
 from hiergen.data.videos.moving_digits import moving_digits
 from hiergen.evaluation.features.distances import DistanceConfig
-from hiergen.evaluation.features.references import check_count
 from hiergen.evaluation.features.video_extractors import VideoExtractorConfig
 from hiergen.evaluation.images.rate_distortion import describe_rate
-from hiergen.evaluation.images.sampling import DRAW_RULE, LABEL_RULES, LabelRule, SamplingConfig, TokenSource
+from hiergen.evaluation.images.sampling import TokenSource
 from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.settings import GeneratorSettings, check_one_given
+from hiergen.metrics.fidelity import check_count
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import Prefix, list_prefixes
@@ -33,11 +34,11 @@ class ClipConfig:
     """How files are cut into clips; see `hiergen.data.videos.dataset.load_clips`.
 
     Attributes:
-        num_frames: Frames of a clip.
+        num_frames: Number of frames of a clip.
         size: Height and width in pixels; frames are center-cropped.
-        stride: Frames of the file from one frame of a clip to the next.
-        clips_per_file: At most so many clips from each file; clips are compared in pairs where it is 1.
-        digit_size: Height and width of the digits of the embedded clips; 0 is half of the frame, `hiergen quickstart-video` has two thirds.
+        stride: Number of frames of the file from one frame of a clip to the next.
+        clips_per_file: Largest number of clips from each file; clips are compared in pairs where it is 1.
+        digit_size: Height and width of the digits of the embedded clips; 0 is half of the frame, `hiergen quickstart video` has two thirds.
     """
 
     num_frames: int = 32
@@ -47,32 +48,26 @@ class ClipConfig:
     digit_size: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class VideoSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoSettings(GeneratorSettings):
     """Evaluate clips. Give one of `pipeline`, `videos` and `tokenizer`.
 
     Attributes:
         pipeline: Folder or Hub id of a pipeline that generates clips from class labels.
         videos: Folder of video files.
-        tokenizer: Folder or Hub id of a tokenizer of clips: the reference clips are rebuilt by it.
-        prefixes: Of a tokenizer, also measure every prefix (scales of every frame, or components): the rate-distortion page.
+        tokenizer: Folder or Hub id of a tokenizer of clips, which rebuilds the reference clips.
+        prefixes: Also measure every prefix of a tokenizer's tokens (scales of every frame, or components): the rate-distortion page.
         reference: Folder of video files, or "moving-digits", the embedded clips (test split).
-        num_reference: Embedded clips to make.
+        num_reference: Number of embedded clips to make.
         clips: How files are cut into clips, and the size of the embedded ones; a pipeline's or tokenizer's must be the same.
-        out: Folder of the report. Run again to continue or to draw it anew.
-        num_videos: Clips to generate.
-        labels: "balanced" or "iid" class labels; see the report.
-        seed: Of all random draws, with the index of the clip.
-        sampling: Settings of the generator.
-        extractor: Where distances are measured.
+        num_videos: Number of clips to generate.
+        extractor: Feature extractor on which distances are measured.
         lpips: Backbone of LPIPS ("alex", "vgg", "squeeze") for clips with a reference of their own, or "none".
-        lpips_folder: Where its weights are looked for first.
-        keep: "mp4" writes the clips as files.
-        distances: Bootstrap draws and their seed.
-        passes: Batch size, part size, device.
+        lpips_folder: Folder in which its weights are looked for first.
+        keep: Form in which the clips themselves are kept: "mp4" writes files.
+        distances: Number of bootstrap draws, and their seed.
     """
 
-    pipeline: str = ""
     videos: str = ""
     tokenizer: str = ""
     prefixes: bool = False
@@ -81,9 +76,6 @@ class VideoSettings:
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     out: str = "evaluation/video"
     num_videos: int = 256
-    labels: LabelRule = "balanced"
-    seed: int = 0
-    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     extractor: VideoExtractorConfig = dataclasses.field(default_factory=VideoExtractorConfig)
     lpips: str = "none"
     lpips_folder: str | None = None
@@ -98,13 +90,13 @@ class ClipWork:
 
     Attributes:
         count: Number of clips.
-        identity: JSON values that they depend on.
-        read: From their indices to `(b, 3, t, h, w)` in [-1, 1], on the device.
-        own: From their indices to each clip's own reference, likewise; None where they have none.
-        protocol: What a report says of them.
+        identity: JSON values that the clips depend on.
+        read: Maps indices to clips `(b, 3, t, h, w)` in [-1, 1], on the device.
+        own: Maps indices to the clips' own references, of the same shape; None where they have none.
+        protocol: What a report says about them.
         items: Digits of the references of their own, in order; None where they have none.
-        tokenizer: What rebuilds the references of their own; `read` is not asked then.
-        prefixes: From which of its tokens, ascending.
+        tokenizer: Rebuilds the references of their own; `read` is not asked then.
+        prefixes: Prefixes of its tokens that clips are rebuilt from, ascending.
     """
 
     count: int
@@ -124,11 +116,7 @@ def open_model(settings: VideoSettings, device: torch.device) -> TokenSource | T
         ValueError: If it does not make such clips.
     """
     if settings.pipeline:
-        tokens = TokenSource(
-            settings.pipeline, labels=settings.labels, sampling=settings.sampling, seed=settings.seed, device=device
-        )
-        if tokens.kind != "ClassToVideoPipeline":
-            raise ValueError(f"{settings.pipeline!r} holds a {tokens.kind}, expected a ClassToVideoPipeline")
+        tokens = settings.open_tokens("ClassToVideoPipeline", device)
         _check_size(tokens.tokenizer, settings.clips, settings.pipeline)
         return tokens
     if settings.tokenizer:
@@ -149,10 +137,10 @@ def open_work(
     """Return what is evaluated.
 
     Args:
-        settings: Which clips.
+        settings: Which clips are evaluated.
         model: What `open_model` returned.
-        reference: What they are compared with.
-        device: Where to.
+        reference: Clips that they are compared with.
+        device: Device of the clips.
 
     Raises:
         ValueError: If clips of a folder cannot be read.
@@ -174,12 +162,7 @@ def open_work(
 
 
 def _generated(settings: VideoSettings, tokens: TokenSource) -> ClipWork:
-    protocol = {
-        "labels": LABEL_RULES[settings.labels],
-        "draws": DRAW_RULE,
-        "sampling": str(settings.sampling),
-        "pairs": "none: generated clips have no reference of their own",
-    }
+    protocol = {**settings.draw_protocol, "pairs": "none: generated clips have no reference of their own"}
     return ClipWork(
         settings.num_videos, tokens.identity, lambda keys: tokens.tokenizer.decode(tokens.draw(keys)), None, protocol
     )
@@ -235,9 +218,7 @@ def check_clips(settings: VideoSettings) -> None:
             asked for.
         ImportError: If the library that reads video files is not installed.
     """
-    given = [name for name in ("pipeline", "videos", "tokenizer") if getattr(settings, name)]
-    if len(given) != 1:
-        raise ValueError(f"got {' and '.join(given) or 'none'} of --pipeline, --videos and --tokenizer, expected one")
+    check_one_given(settings, "pipeline", "videos", "tokenizer")
     if settings.pipeline:
         check_count(settings.num_videos, "the evaluation", "clips")
     folders = [source for source in (settings.reference, settings.videos) if source and source != EMBEDDED]

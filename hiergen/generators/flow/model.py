@@ -38,12 +38,12 @@ from hiergen.generators.guidance import guide
 from hiergen.kernels.attention import attention as dense_attention
 from hiergen.kernels.pyramid_attention import PSAConfig
 from hiergen.nn.blocks.layers import FeedForwardKind, NormKind, make_norm
+from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
 from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Table
 from hiergen.nn.latent_statistics import LatentStandardizer
 from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
-from hiergen.nn.time_embedding import TimeEmbedding
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_normal
 

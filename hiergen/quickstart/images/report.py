@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from hiergen.quickstart.report import table, training_sections
 
 
 def markdown_report(report: Mapping[str, Any]) -> str:
@@ -17,7 +19,7 @@ def markdown_report(report: Mapping[str, Any]) -> str:
         "![samples](samples.png)",
         "## Does it draw the digit that was asked for?",
         f"Judge: {judge['what']}.",
-        _table(
+        table(
             ["images", "judge agrees with the label"],
             [
                 ["real test images", f"{judge['real_test_accuracy']:.1%}"],
@@ -28,7 +30,7 @@ def markdown_report(report: Mapping[str, Any]) -> str:
         "## How close are the images to real ones?",
         f"Feature extractor: {report['extractor']['name']}, {report['extractor']['description']}. It recognizes "
         f"{report['extractor']['test_accuracy']:.1%} of the real test images.",
-        _table(
+        table(
             ["", "of", "against", "Fréchet", "kernel", "precision", "recall"],
             [
                 ["rFD", *_distance_cells(rebuilt["rfid"])],
@@ -42,18 +44,14 @@ def markdown_report(report: Mapping[str, Any]) -> str:
         *_latents_section(report.get("latents")),
         "## Are the samples copies?",
         f"{near['what'].capitalize()}.",
-        _table(
+        table(
             ["images", "minimum", "5th percentile", "median"],
             [
                 ["generated", *(f"{near['generated'][k]:.3f}" for k in ("min", "p5", "median"))],
                 ["real test images", *(f"{near['real_test'][k]:.3f}" for k in ("min", "p5", "median"))],
             ],
         ),
-        "## Training",
-        "![curves](curves.png)",
-        _table(["model", "parameters"], [[name, f"{count:,}"] for name, count in report["parameters"].items()]),
-        _table(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in report["seconds"].items()]),
-        f"Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}.",
+        *training_sections(report),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -75,7 +73,7 @@ def _prefix_section(rebuilt: Mapping[str, Any]) -> list[str]:
     return [
         f"## Reconstruction, {unit.removesuffix('s')} by {unit.removesuffix('s')}",
         f"PSNR on {rebuilt['images']}.{explained}",
-        _table([unit, "tokens", "PSNR (dB)"], rows),
+        table([unit, "tokens", "PSNR (dB)"], rows),
     ]
 
 
@@ -84,7 +82,7 @@ def _codebook_section(codebook: Mapping[str, Any]) -> list[str]:
         return ["## Codebook", codebook["what"].capitalize() + "."]
     rows = [("all", codebook["all_levels"]), *((str(k), use) for k, use in enumerate(codebook["by_level"]))]
     cells = [[name, f"{use['used']:.1%}", f"{use['perplexity']:.1f}", f"{use['num_ids']:,}"] for name, use in rows]
-    return ["## Codebook", codebook["what"].capitalize() + ".", _table(["level", "used", "perplexity", "ids"], cells)]
+    return ["## Codebook", codebook["what"].capitalize() + ".", table(["level", "used", "perplexity", "ids"], cells)]
 
 
 def _latents_section(latents: Mapping[str, Any] | None) -> list[str]:
@@ -95,14 +93,9 @@ def _latents_section(latents: Mapping[str, Any] | None) -> list[str]:
         for index, channel in enumerate(latents["by_channel"])
     ]
     what = f"{latents['what'].capitalize()}. Kurtosis is 3 for a normal distribution."
-    return ["## Latents", what, _table(["channel", "mean", "deviation", "kurtosis"], rows)]
+    return ["## Latents", what, table(["channel", "mean", "deviation", "kurtosis"], rows)]
 
 
 def _distance_cells(values: Mapping[str, Any]) -> list[str]:
     numbers = [f"{values['frechet_distance']:.3f}", f"{values['kernel_distance']:.5f}"]
     return [values["of"], values["against"], *numbers, f"{values['precision']:.3f}", f"{values['recall']:.3f}"]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

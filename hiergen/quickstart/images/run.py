@@ -15,19 +15,20 @@ from torch import Tensor
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.figures import as_rows, log_curves, save_curves, save_image_grid
-from hiergen.files import atomic_directory, check_writable, write_json, write_text
+from hiergen.files import atomic_directory, check_writable
 from hiergen.pipelines.encoding import encode_images
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.quickstart.images.report import markdown_report
 from hiergen.quickstart.images.scoring import score
 from hiergen.quickstart.images.trainings import generator_config, tokenizer_config
+from hiergen.quickstart.report import publish
 from hiergen.quickstart.settings import QuickstartSettings, family, sampling
 from hiergen.quickstart.stages import StageTimes
-from hiergen.registry import Kind, get_preset, model_class
+from hiergen.registry import get_preset, model_class
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
-from hiergen.training.loop import FitResult, fit
+from hiergen.training.loop import fit
 
 
 def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
@@ -57,15 +58,16 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
         report = score(settings, tokenizer, generated, train, test, codes)
     with times.stage("draw"):
         _draw(out, tokenizer, generated, test)
-        _draw_curves(settings, {"tokenizer": tokenizer_run, "generator": generator_run})
+        families = family("tokenizer", settings.tokenizer), family("generator", settings.generator)
+        panels = {
+            f"{chosen.kind}: {title}": log_curves(run.log, entries)
+            for chosen, run in zip(families, (tokenizer_run, generator_run), strict=True)
+            for title, entries in chosen.curves.items()
+        }
+        save_curves(out / "curves.png", panels)
     with atomic_directory(out / "pipeline") as temporary:
         pipeline.save_pretrained(temporary)
-    report["parameters"] = {"tokenizer": _count(tokenizer), "generator": _count(generator)}
-    report["seconds"] = {**times.seconds, "total": times.total}
-    write_json(out / "report.json", report)
-    write_text(out / "report.md", markdown_report(report))
-    console.print(f"report in {out / 'report.md'}, pictures in {out}")
-    return report
+    return publish(out, report, markdown_report, models=pipeline.components, times=times, console=console)
 
 
 def _load(preset: str, folder: Path) -> Any:
@@ -103,17 +105,3 @@ def _draw(out: Path, tokenizer: Tokenizer, generated: ImageSet, test: ImageSet) 
         column_labels=[str(label) for label in range(10)],
         title="Generated, by the class asked for (not selected)",
     )
-
-
-def _draw_curves(settings: QuickstartSettings, runs: dict[Kind, FitResult]) -> None:
-    names: dict[Kind, str] = {"tokenizer": settings.tokenizer, "generator": settings.generator}
-    panels = {
-        f"{kind}: {title}": log_curves(run.log, entries)
-        for kind, run in runs.items()
-        for title, entries in family(kind, names[kind]).curves.items()
-    }
-    save_curves(Path(settings.out) / "curves.png", panels)
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiergen import __version__
 from hiergen.config import to_json
 from hiergen.data.codes import CodeSet
 from hiergen.data.images.in_memory import ImageSet
@@ -21,6 +19,7 @@ from hiergen.metrics.latents import channel_statistics
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.quickstart.images.trainings import generator_config, tokenizer_config
+from hiergen.quickstart.report import versions
 from hiergen.quickstart.settings import QuickstartSettings, sampling
 from hiergen.tokenizers.base import Tokenizer
 
@@ -36,8 +35,8 @@ def score(
     """Return the measurements of a run, as JSON values.
 
     Args:
-        settings: Of the run.
-        tokenizer: In eval mode.
+        settings: Settings of the run.
+        tokenizer: The tokenizer, in eval mode.
         generated: The samples; any first part of them is balanced.
         train: Real images that were trained on.
         test: Real images that were not.
@@ -63,7 +62,7 @@ def score(
             "generator": generator_config(settings).samples,
         },
         "sampling": sampling(settings),
-        "versions": {"hiergen": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "extractor": {"name": extractor.name, "description": extractor.description, "test_accuracy": network_accuracy},
         "reconstruction": {
             "images": f"{len(test)} held-out test images",

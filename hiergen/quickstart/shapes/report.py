@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hiergen.quickstart.report import table, training_sections
+
 
 def shape_markdown(report: Mapping[str, Any]) -> str:
     """Return the report of `run_shapes_quickstart` as a page to read."""
     settings, made = report["settings"], report["generation"]
     sections = [
-        "# hiergen quickstart-shapes",
+        "# hiergen quickstart shapes",
         f"{report['what'].capitalize()}. Seed {settings['seed']}; {settings['num_shapes']} training shapes; "
         f"{settings['tokenizer_samples']:,} training samples for the tokenizer, {settings['generator_samples']:,} for the "
         f"generator; {report['seconds']['total']} s in all on {report['threads']} threads.",
@@ -24,7 +26,7 @@ def shape_markdown(report: Mapping[str, Any]) -> str:
         _set_table(made["sets"]),
         "## Are they of the class that was asked for?",
         f"Judge: {made['judge']}.",
-        _table(
+        table(
             ["shapes", "judge agrees"],
             [
                 ["generated", f"{made['class_agreement']:.1%}"],
@@ -36,18 +38,14 @@ def shape_markdown(report: Mapping[str, Any]) -> str:
         _reconstruction_table([{"tokens": "from a view", **report["from_views"]}]),
         "## Do rendered views of the sets look alike?",
         f"Fréchet distance by torch-fidelity on {report['rendered_on']}.",
-        _table(
+        table(
             ["", "shapes", "views of each", "Fréchet distance to held-out shapes"],
             [
                 [entry["of"], str(entry["count"]), str(entry["views"]), _number(entry["frechet_distance"], 3)]
                 for entry in report["rendered"]
             ],
         ),
-        "## Training",
-        "![curves](curves.png)",
-        _table(["model", "parameters"], [[name, f"{count:,}"] for name, count in report["parameters"].items()]),
-        _table(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in report["seconds"].items()]),
-        f"Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}.",
+        *training_sections(report),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -66,7 +64,7 @@ def _reconstruction_table(levels: Sequence[Mapping[str, Any]]) -> str:
         ]
         for level in levels
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _set_table(sets: Sequence[Mapping[str, Any]]) -> str:
@@ -80,13 +78,8 @@ def _set_table(sets: Sequence[Mapping[str, Any]]) -> str:
         ]
         for entry in sets
     ]
-    return _table(["", "against", "coverage", "MMD", "1-NNA"], rows)
+    return table(["", "against", "coverage", "MMD", "1-NNA"], rows)
 
 
 def _number(value: float | None, digits: int) -> str:
     return "n/a" if value is None else f"{value:.{digits}f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -5,7 +5,6 @@ Every stage leaves its result in the output folder and is passed over when it is
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from rich.console import Console
 
-from hiergen import __version__
 from hiergen.config import to_json
 from hiergen.data.codes import CodeSet
 from hiergen.data.shapes.building import PROCEDURAL, PrepareShapesSettings
@@ -23,7 +21,7 @@ from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shapes.records import ShapeFolder, encode_png
 from hiergen.data.shapes.views import ViewSettings
 from hiergen.figures import log_curves, save_curves
-from hiergen.files import atomic_directory, atomic_path, check_writable, write_json, write_text
+from hiergen.files import atomic_directory, atomic_path, check_writable
 from hiergen.generators.masked.cascade import MaskedCascade
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.surface_extraction import save_mesh
@@ -31,6 +29,7 @@ from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline, decode_meshes
 from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes
 from hiergen.pretrained.image_encoder import ImageEncoder
+from hiergen.quickstart.report import publish, versions
 from hiergen.quickstart.settings import NUM_SHAPE_CLASSES, ShapesQuickstartSettings
 from hiergen.quickstart.shapes.report import shape_markdown
 from hiergen.quickstart.shapes.scores import (
@@ -76,7 +75,7 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
     console = Console(stderr=True)
     times = StageTimes(out / "times.json")
     console.print(
-        f"[bold]hiergen quickstart-shapes[/] -> {out}: {settings.num_shapes} shapes of {NUM_SHAPE_CLASSES} classes"
+        f"[bold]hiergen quickstart shapes[/] -> {out}: {settings.num_shapes} shapes of {NUM_SHAPE_CLASSES} classes"
     )
     with times.stage("prepare shapes"):
         _prepare(settings)
@@ -101,21 +100,15 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
         report |= _image_report(settings, image_pipeline.image_encoder, generated, shown)
     with times.stage("draw"):
         _draw(settings, tokenizer, rebuilt, generated, shown)
-        panels = (("tokenizer: IoU in the volume", tokenizer_run, ["iou_logits_0", "iou_logits_1"]),)
-        more = (("generator: noise error", generator_run, ["low_mse", "high_mse"]),)
-        save_curves(out / "curves.png", {title: log_curves(run.log, names) for title, run, names in panels + more})
-    with atomic_directory(out / "pipeline") as temporary:
-        pipeline.save_pretrained(temporary)
-    with atomic_directory(out / "image_pipeline") as temporary:
-        image_pipeline.save_pretrained(temporary)
-    parts = {**pipeline.components, "generator by image": image_pipeline.generator}
-    parts["image encoder"] = image_pipeline.image_encoder
-    report["parameters"] = {name: _count(model) for name, model in parts.items()}
-    report["seconds"] = {**times.seconds, "total": times.total}
-    write_json(out / "report.json", report)
-    write_text(out / "report.md", shape_markdown(report))
-    console.print(f"report in {out / 'report.md'}, meshes and pictures in {out}")
-    return report
+        overlap = log_curves(tokenizer_run.log, ["iou_logits_0", "iou_logits_1"])
+        noise = log_curves(generator_run.log, ["low_mse", "high_mse"])
+        save_curves(out / "curves.png", {"tokenizer: IoU in the volume": overlap, "generator: noise error": noise})
+    for name, made in (("pipeline", pipeline), ("image_pipeline", image_pipeline)):
+        with atomic_directory(out / name) as temporary:
+            made.save_pretrained(temporary)
+    by_image = {"generator by image": image_pipeline.generator, "image encoder": image_pipeline.image_encoder}
+    parts = {**pipeline.components, **by_image}
+    return publish(out, report, shape_markdown, models=parts, times=times, console=console)
 
 
 def measure_pipeline(pipeline: ClassToShapePipeline, settings: ShapesQuickstartSettings) -> dict[str, Any]:
@@ -245,8 +238,8 @@ def _rebuild(tokenizer: PyramidVAE, settings: ShapesQuickstartSettings) -> list[
     """Return the meshes of the held-out shapes from each level, and write them."""
     data = _data(settings, "test")
     pyramid = encode_clouds(tokenizer, open_shapes(data), _by_number(data.source))
-    extraction = _extraction(settings)
-    levels = [decode_meshes(tokenizer, pyramid.prefix(k), extraction) for k in range(1, len(pyramid) + 1)]
+    prefixes = (pyramid.prefix(k) for k in range(1, len(pyramid) + 1))
+    levels = [decode_meshes(tokenizer, prefix, _extraction(settings)) for prefix in prefixes]
     for spec, meshes in zip(pyramid.specs, levels, strict=True):
         _save(meshes, Path(settings.out) / "reconstructions", f"{spec.num_tokens}-tokens")
     return levels
@@ -256,8 +249,7 @@ def _generate(pipeline: ClassToShapePipeline, settings: ShapesQuickstartSettings
     """Return generated meshes, class by class in turn as the held-out shapes are, and write them."""
     pipeline.set_progress_bar_config(disable=True)
     labels = [number % NUM_SHAPE_CLASSES for number in range(settings.num_generated)]
-    rng = make_rng(settings.seed, "sample")
-    extraction = _extraction(settings)
+    rng, extraction = make_rng(settings.seed, "sample"), _extraction(settings)
     meshes = pipeline(labels, generator=rng, extraction=extraction, **SAMPLING).meshes
     _save(meshes, Path(settings.out) / "samples", "sample")
     return meshes
@@ -281,7 +273,7 @@ def _report(
         "what": f"quickstart on procedural shapes of {NUM_SHAPE_CLASSES} classes, trained from random weights",
         "settings": to_json(settings),
         "sampling": SAMPLING,
-        "versions": {"hiergen": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         "classes": list(PROCEDURAL_CLASSES),
         "reconstruction": {
@@ -339,7 +331,3 @@ def _draw(
 
 def _references(settings: ShapesQuickstartSettings, offset: int, count: int) -> list[trimesh.Trimesh]:
     return [procedural_shape(offset + number, seed=settings.seed).to_mesh() for number in range(count)]
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -30,12 +30,12 @@ def view_encoder(
     """Return the encoder in a folder; where there is none, train it on views to say the class and the coarse tokens, and write it.
 
     Args:
-        folder: Of the encoder.
+        folder: Folder of the encoder.
         shapes: Training shapes with views.
-        codes: Their tokens, in the same order.
+        codes: Tokens of the shapes, in the same order.
         size: Side of the views in pixels.
-        epochs: Passes, each over one view of every shape.
-        seed: Of weights, views and order.
+        epochs: Number of passes, each over one view of every shape.
+        seed: Seed of weights, views and order.
     """
     if (Path(folder) / "config.json").is_file():
         return ImageEncoder.from_pretrained(folder).eval()  # type: ignore[no-any-return]

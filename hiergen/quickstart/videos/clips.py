@@ -13,13 +13,6 @@ def digit_size(size: int) -> int:
 
 
 def quickstart_clips(split: str, num_clips: int, video_size: Sequence[int], *, seed: int) -> MovingDigits:
-    """Return clips of digits of `digit_size`.
-
-    Args:
-        split: "train" or "test".
-        num_clips: Clips.
-        video_size: Frames, rows and columns, as many as rows.
-        seed: Of all draws.
-    """
+    """Return clips of the split "train" or "test", of `video_size` (frames, rows, columns), with digits of `digit_size`."""
     frames, size, _ = video_size
     return moving_digits(split, num_clips, num_frames=frames, size=size, digit_size=digit_size(size), seed=seed)

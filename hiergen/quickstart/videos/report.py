@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hiergen.quickstart.report import table, training_sections
+
 
 def video_markdown(report: Mapping[str, Any]) -> str:
     """Return the report of `run_video_quickstart` as a page to read."""
     settings, extractor, tokenizer = report["settings"], report["extractor"], report["tokenizer"]
     before, after = tokenizer["numbers_per_clip"]
     sections = [
-        "# hiergen quickstart-video",
+        "# hiergen quickstart video",
         f"{report['what'].capitalize()}. Seed {settings['seed']}; {settings['num_clips']:,} training clips, "
         f"{report['samples_seen']:,} training samples for the generator; {report['seconds']['total']} s in all on "
         f"{report['threads']} threads.",
@@ -32,11 +34,7 @@ def video_markdown(report: Mapping[str, Any]) -> str:
         "## Tokenizer",
         f"{before:,} numbers of a clip become {after:,}; on held-out clips {tokenizer['psnr_db']:.2f} dB PSNR, SSIM "
         f"{tokenizer['ssim']:.4f}. It is linear (principal components of patches) and fitted in closed form.",
-        "## Training",
-        "![curves](curves.png)",
-        _table(["model", "parameters"], [[name, f"{count:,}"] for name, count in report["parameters"].items()]),
-        _table(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in report["seconds"].items()]),
-        f"Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}.",
+        *training_sections(report),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -54,11 +52,11 @@ def _sets_table(sets: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for name, entry in sets.items()
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _sparse_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = ["attention", "density", "PSNR (dB)", "SSIM", "flicker error", "CPU seconds a clip"]
+    head = ["attention", "density", "PSNR (dB)", "SSIM", "flicker error", "CPU seconds per clip"]
     cells = [
         [
             row["name"],
@@ -70,13 +68,8 @@ def _sparse_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _table(head, cells)
+    return table(head, cells)
 
 
 def _number(row: Mapping[str, Any], name: str, digits: int) -> str:
     return f"{row[name]:.{digits}f}" if name in row else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -17,11 +17,12 @@ from hiergen.data.videos.dataset import from_uint8
 from hiergen.data.videos.files import require_pyav, tile_videos, write_gif, write_mp4
 from hiergen.data.videos.moving_digits import MovingDigits
 from hiergen.figures import log_curves, save_curves, save_image_grid
-from hiergen.files import atomic_directory, check_writable, write_json, write_text
+from hiergen.files import atomic_directory, check_writable
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
+from hiergen.quickstart.report import publish
 from hiergen.quickstart.settings import NUM_DIGITS, VideoQuickstartSettings
 from hiergen.quickstart.stages import StageTimes
 from hiergen.quickstart.videos.clips import quickstart_clips
@@ -57,7 +58,7 @@ def run_video_quickstart(settings: VideoQuickstartSettings) -> dict[str, Any]:
     with times.stage("make clips"):
         train, test = _clips(settings, "train"), _clips(settings, "test")
     size = " x ".join(map(str, train.videos.shape[2:]))
-    console.print(f"[bold]hiergen quickstart-video[/] -> {out}: {len(train):,} clips of {size}, {len(test)} held out")
+    console.print(f"[bold]hiergen quickstart video[/] -> {out}: {len(train):,} clips of {size}, {len(test)} held out")
     with times.stage("fit tokenizer"):
         tokenizer = _tokenizer(settings, train)
     with times.stage("encode"):
@@ -77,12 +78,7 @@ def run_video_quickstart(settings: VideoQuickstartSettings) -> dict[str, Any]:
         save_curves(out / "curves.png", {"generator: velocity error": log_curves(run.log, ["mse"])})
     report["sampling"] = SAMPLING
     report["samples_seen"] = run.samples_seen
-    report["parameters"] = {name: _count(model) for name, model in pipeline.components.items()}
-    report["seconds"] = {**times.seconds, "total": times.total}
-    write_json(out / "report.json", report)
-    write_text(out / "report.md", video_markdown(report))
-    console.print(f"report in {out / 'report.md'}, clips and pictures in {out}")
-    return report
+    return publish(out, report, video_markdown, models=pipeline.components, times=times, console=console)
 
 
 def generator_config(settings: VideoQuickstartSettings) -> TrainConfig:
@@ -103,7 +99,7 @@ def generator_config(settings: VideoQuickstartSettings) -> TrainConfig:
 
 
 def attention_kinds(settings: VideoQuickstartSettings) -> dict[str, PSAConfig | None]:
-    """Return the attention of each set of samples by name: dense first, then one a density."""
+    """Return the attention of each set of samples by name: dense first, then one for each density."""
     sparse = {f"psa-{value:g}": config_of_density(value, *BLOCKS, "pyramid") for value in settings.densities}
     return {"dense": None, **sparse}
 
@@ -131,7 +127,7 @@ def _sample(pipeline: ClassToVideoPipeline, settings: VideoQuickstartSettings, c
     for name, attention in attention_kinds(settings).items():
         folder = Path(settings.out) / "samples"
         drawn[name] = draw_samples(pipeline, attention, labels, folder / name, seed=settings.seed, sampling=SAMPLING)
-        console.print(f"{name}: {drawn[name].cpu_seconds / len(labels):.2f} CPU seconds a clip", highlight=False)
+        console.print(f"{name}: {drawn[name].cpu_seconds / len(labels):.2f} CPU seconds per clip", highlight=False)
     return drawn
 
 
@@ -140,7 +136,7 @@ def _draw(out: Path, test: MovingDigits, drawn: dict[str, Drawn]) -> None:
     real = from_uint8(test.videos[:NUM_DIGITS])
     made = [drawn[name].videos[:NUM_DIGITS] for name in names]
     step = max(real.shape[2] // 8, 1)
-    # One picture a clip: its frames side by side.
+    # One picture for each clip: its frames side by side.
     strips = [torch.cat(list(F.pad(clips[:, :, ::step], (0, 2)).unbind(2)), dim=-1) for clips in (real, *made)]
     save_image_grid(
         out / "contact_sheet.png",
@@ -153,7 +149,3 @@ def _draw(out: Path, test: MovingDigits, drawn: dict[str, Drawn]) -> None:
     sheet = tile_videos([real, *made])
     write_gif(out / "samples.gif", sheet, enlarge=2)
     write_mp4(out / "samples.mp4", sheet, enlarge=4)
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -30,8 +30,8 @@ class Drawn:
     """Generated clips and their cost.
 
     Attributes:
-        videos: `(n, 3, t, h, w)` in [-1, 1].
-        labels: `(n,)`, int64: what was asked for.
+        videos: Clips `(n, 3, t, h, w)` in [-1, 1].
+        labels: Labels that were asked for, `(n,)`, int64.
         density: Mean share of the dense products that was computed; 1 for dense attention.
         cpu_seconds: Processor time of all threads for all clips, decoding included.
     """
@@ -54,11 +54,11 @@ def draw_samples(
     """Return clips by label, drawn now or read from `folder` if they lie there; the noise depends on seed and place alone.
 
     Args:
-        pipeline: Of a `FlowTransformer`; its attention is put back afterwards.
+        pipeline: A pipeline with a `FlowTransformer`, whose attention is put back afterwards.
         attention: Sparse attention to sample with; None for dense.
-        labels: What to draw.
-        folder: Where the clips are kept; those of another model or other settings are drawn again.
-        seed: Of the noise.
+        labels: Labels to draw clips of.
+        folder: Folder where the clips are kept; those of another model or other settings are drawn again.
+        seed: Seed of the noise.
         sampling: Fields of the generator's settings.
     """
     generator = pipeline.generator

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from hiergen import __version__
 from hiergen.config import to_json
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.videos.dataset import from_uint8
 from hiergen.data.videos.moving_digits import MovingDigits
 from hiergen.metrics.clip_classifiers import FrameJudge, digit_clip_extractor
 from hiergen.metrics.video import compare_videos, frechet_video_distance, temporal_flicker
+from hiergen.quickstart.report import versions
 from hiergen.quickstart.settings import VideoQuickstartSettings
 from hiergen.quickstart.videos.clips import digit_size
 from hiergen.quickstart.videos.samples import Drawn
@@ -33,8 +31,8 @@ def video_scores(
     """Return the measurements of a run, as JSON values.
 
     Args:
-        settings: Of the run.
-        tokenizer: In eval mode.
+        settings: Settings of the run.
+        tokenizer: The tokenizer, in eval mode.
         drawn: Generated clips by kind of attention; the first is dense, what the others are compared with.
         train: Real clips that were trained on.
         test: Real clips of other digits.
@@ -61,7 +59,7 @@ def video_scores(
     return {
         "what": f"quickstart on moving handwritten digits, {frames} frames of {size} x {size} pixels, trained from random weights",
         "settings": to_json(settings),
-        "versions": {"hiergen": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         "extractor": {
             "name": extractor.name,
@@ -80,11 +78,13 @@ def video_scores(
 
 
 def _against_dense(drawn: Mapping[str, Drawn]) -> list[dict[str, Any]]:
-    (_, dense), *others = drawn.items()
-    rows = [_row("dense", dense, None)]
-    return rows + [_row(name, made, dense.videos) for name, made in others]
-
-
-def _row(name: str, made: Drawn, reference: Tensor | None) -> dict[str, Any]:
-    cost = {"name": name, "density": made.density, "cpu_seconds_per_clip": made.cpu_seconds / len(made.labels)}
-    return cost if reference is None else {**cost, **compare_videos(made.videos, reference)}
+    dense, *_ = drawn.values()
+    return [
+        {
+            "name": name,
+            "density": made.density,
+            "cpu_seconds_per_clip": made.cpu_seconds / len(made.labels),
+            **({} if made is dense else compare_videos(made.videos, dense.videos)),
+        }
+        for name, made in drawn.items()
+    ]

@@ -1,6 +1,9 @@
 """The convolutional KL autoencoders of latent diffusion as a tokenizer: KL-16, which MAR generates on, and VA-VAE, LightningDiT's.
 
-The network is diffusers' `AutoencoderKL`; here is what makes a tokenizer of it. Letters: `b` batch, `c h w` image, `n` latents of the
+    latents = sample(encoder(image))       (b n k)    Gaussian, one latent per cell of the map, k channels
+    image   = decoder(latents)             (b c h w)
+
+The network is diffusers' `AutoencoderKL`; this module makes a tokenizer of it. Letters: `b` batch, `c h w` image, `n` latents of the
 map.
 """
 
@@ -27,13 +30,13 @@ class KLAutoencoder(Tokenizer):
     Latents are neither shifted nor scaled: a generator standardizes them itself.
 
     Args:
-        autoencoder: Entries of `diffusers.AutoencoderKL`'s config; the number of its blocks sets the stride.
-        image_size: Side of the images.
+        autoencoder: Entries of `diffusers.AutoencoderKL`'s config; the number of blocks sets the stride.
+        image_size: Height and width of the images in pixels.
         kl_weight: Weight of the divergence summed over a sample's latents, relative to a pixel loss summed over the sample.
         alignment_dim: Channels of a teacher's features that `features["alignment"]` is projected to; None for no projection.
 
     Raises:
-        ValueError: If `image_size` is no multiple of the stride.
+        ValueError: If `image_size` is not a multiple of the stride.
         TypeError: If an entry is unknown to `AutoencoderKL`.
 
     Source:
@@ -70,7 +73,7 @@ class KLAutoencoder(Tokenizer):
 
         Args:
             autoencoder: An `AutoencoderKL` of diffusers, from the Hub or from `hiergen.convert.ldm_vae`.
-            image_size: Side of the images; None takes the autoencoder's `sample_size`.
+            image_size: Height and width of the images in pixels; None takes the autoencoder's `sample_size`.
         """
         config = {name: value for name, value in dict(autoencoder.config).items() if not name.startswith("_")}
         with torch.device("meta"):
@@ -121,7 +124,7 @@ class KLAutoencoder(Tokenizer):
         """Return images, not clamped.
 
         Raises:
-            ValueError: If the pyramid is another tokenizer's.
+            ValueError: If the pyramid comes from another tokenizer.
         """
         check_pyramid(pyramid, self.specs)
         return self._decode(pyramid.levels[0])

@@ -1,4 +1,4 @@
-"""ResTok's configuration: its checks, and everything that follows from it (levels, grids, where levels merge)."""
+"""The options of ResTok, each written once, their checks, and all that follows from them: levels, grids, where levels merge."""
 
 from __future__ import annotations
 
@@ -15,56 +15,99 @@ Grid = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class ResTokConfig:
-    """The arguments of `hiergen.tokenizers.restok.model.ResTok`, where each is explained, checked against each other."""
+    """The keyword arguments of `hiergen.tokenizers.restok.model.ResTok`. The defaults are the published ResTok-L-128 at 256x256.
 
-    image_size: int
-    in_channels: int
-    cnn_encoder: bool
-    cnn_channels: int
-    cnn_multipliers: tuple[int, ...]
-    cnn_blocks: int
-    cnn_mid_blocks: int
-    cnn_groups: int
-    cnn_shortcut: Shortcut
-    z_channels: int
-    encoder_dim: int
-    encoder_depth: int
-    encoder_heads: int
-    decoder_dim: int
-    decoder_depth: int
-    decoder_heads: int
-    mlp_ratio: float
-    rotary_theta: float
-    num_latent_tokens: int
-    min_tokens: int
-    code_dim: int
-    vocab_size: int
-    num_image_levels: int
-    merge: Merge
-    residual_image_tokens: bool
-    residual_latent_tokens: bool
-    latent_hierarchy: bool
-    projection: Projection
-    multi_projection: bool
-    learnable_image_tokens: bool
-    decoder_features: bool
-    drop_prob: float
-    commitment_weight: float
-    entropy_weight: float
+    Raises:
+        ValueError: If the sizes do not fit together.
+    """
+
+    # The image and the convolutional parts
+    image_size: int = 256
+    """Height and width in pixels, a multiple of the stride 2^(len(cnn_multipliers) - 1)."""
+    in_channels: int = 3
+    """Channels of the image. Three are normalized with ImageNet's statistics, others enter as they are."""
+    cnn_encoder: bool = True
+    """False replaces the convolutional encoder by one patch convolution."""
+    cnn_channels: int = 128
+    """Channels of the convolutional parts at full resolution."""
+    cnn_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Multiples of `cnn_channels` at each resolution, fine to coarse; see `hiergen.nn.blocks.convnet.ConvNetConfig`."""
+    cnn_blocks: int = 2
+    """Residual blocks at each resolution."""
+    cnn_mid_blocks: int = 2
+    """Further blocks at the coarsest resolution."""
+    cnn_groups: int = 32
+    """Groups of every GroupNorm."""
+    cnn_shortcut: Shortcut = "branch"
+    """What blocks that change the channels add: "branch" (published), or "input" as an ordinary residual block does."""
+    z_channels: int = 256
+    """Channels between convolutional and transformer parts."""
+
+    # The transformers
+    encoder_dim: int = 1024
+    """Channels of the encoder's tokens."""
+    encoder_depth: int = 24
+    """Blocks of the encoder."""
+    encoder_heads: int = 16
+    """Attention heads of the encoder."""
+    decoder_dim: int = 1024
+    """Channels of the decoder's tokens."""
+    decoder_depth: int = 24
+    """Blocks of the decoder."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder."""
+    mlp_ratio: float = 4.0
+    """Hidden channels of the MLPs over the width."""
+    rotary_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+
+    # The tokens
+    num_latent_tokens: int = 128
+    """Tokens per image, a power of two; the levels have 1, 1, 2, 4, ..., half of them."""
+    min_tokens: int = 4
+    """Shortest prefix that is trained and decoded."""
+    code_dim: int = 8
+    """Channels of a code."""
+    vocab_size: int = 8192
+    """Number of codes in the codebook."""
+
+    # The hierarchy
+    num_image_levels: int = 4
+    """Levels of image tokens in the encoder; 1 merges nothing."""
+    merge: Merge = "even"
+    """How a coarser image level is made: "even" (published) keeps every other token of the sequence, so only the width halves;
+    "average" takes means of 2x2 cells, so both sides halve while they can."""
+    residual_image_tokens: bool = True
+    """Subtract the coarser level from the finer one at a merge."""
+    residual_latent_tokens: bool = True
+    """Start a latent level from what the coarser ones leave over."""
+    latent_hierarchy: bool = True
+    """Start the latent levels from a pyramid of poolings; False pools the flattened map once."""
+    projection: Projection = "reinterpreted"
+    """"reinterpreted" (published) reads the encoder's output as if channels came first, so every code mixes all tokens; with
+    "per_token" a code depends on its own token, hence on levels up to its own."""
+    multi_projection: bool = True
+    """Use one projection per level into and out of the bottleneck; False shares one."""
+    learnable_image_tokens: bool = True
+    """Start the decoder's map from a mask token; False starts it from the sum of the upsampled latent levels."""
+
+    # Training
+    decoder_features: bool = False
+    """Run the decoder a second time in training, for tokens that `forward` returns to be aligned with a teacher."""
+    drop_prob: float = 0.2
+    """Probability that training decodes a shorter prefix."""
+    commitment_weight: float = 0.25
+    """Weight of the commitment loss; see `hiergen.bottlenecks.vector.VectorQuantizer`."""
+    entropy_weight: float = 0.0
+    """Weight of the entropy loss; see `hiergen.bottlenecks.vector.VectorQuantizer`."""
 
     def __post_init__(self) -> None:
-        self._check_choices()
         self._check_sizes()
         self._check_levels()
 
-    def _check_choices(self) -> None:
-        for name, choices in (("projection", ("reinterpreted", "per_token")), ("merge", ("even", "average"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {choices}")
+    def _check_sizes(self) -> None:
         if not 0.0 <= self.drop_prob <= 1.0:
             raise ValueError(f"drop_prob is {self.drop_prob}, expected 0 to 1")
-
-    def _check_sizes(self) -> None:
         if self.image_size < 1 or self.image_size % self.convnet.stride:
             raise ValueError(
                 f"image_size is {self.image_size}, expected a multiple of the stride, {self.convnet.stride}"
@@ -108,7 +151,7 @@ class ResTokConfig:
 
     @property
     def grid_size(self) -> int:
-        """Cells a side of the map between the convolutional and the transformer parts."""
+        """Side, in cells, of the map between the convolutional and the transformer parts."""
         return self.image_size // self.convnet.stride
 
     @property
@@ -128,7 +171,7 @@ class ResTokConfig:
 
     @property
     def pooling_grids(self) -> tuple[Grid, ...]:
-        """Cells to which the map is pooled to start each level's latent tokens."""
+        """Grid to which the map is pooled to start each level's latent tokens."""
         return tuple(_pooling_grid(size) for size in self.level_sizes)
 
     @property

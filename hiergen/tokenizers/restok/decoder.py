@@ -21,13 +21,13 @@ from hiergen.tokenizers.restok.encoder import expand_levels
 
 
 class LevelLinear(nn.Module):
-    """A linear layer of its own for the tokens of every level, or one for all.
+    """One linear layer per level for the level's tokens, or one layer for all.
 
     Args:
         sizes: Tokens of each level, in sequence order.
-        in_dim: Channels of a token before.
-        out_dim: Channels of a token after.
-        shared: One layer for all levels.
+        in_dim: Channels of a token that goes in.
+        out_dim: Channels of a token that comes out.
+        shared: Use one layer for all levels.
     """
 
     def __init__(self, sizes: tuple[int, ...], in_dim: int, out_dim: int, *, shared: bool) -> None:
@@ -42,7 +42,7 @@ class LevelLinear(nn.Module):
 
 
 class ResTokDecoder(CheckpointedModule):
-    """Codes to a map: `[latent tokens | one mask token a cell]` under full attention, read off at the mask tokens.
+    """Codes to a map: `[latent tokens | one mask token per cell]` under full attention, read off at the mask tokens.
 
     Source:
         ResTok, arXiv:2601.03955.
@@ -91,7 +91,7 @@ class ResTokDecoder(CheckpointedModule):
                 what comes out at its positions, unnormalized.
 
         Raises:
-            ValueError: If features are asked of a decoder that was built without `decoder_features`.
+            ValueError: If `with_features` is set on a decoder that was built without `decoder_features`.
         """
         if with_features and self.feature_mask_token is None:
             raise ValueError("with_features needs a model with decoder_features=True")

@@ -24,7 +24,7 @@ from hiergen.tokenizers.restok.config import Grid, Merge, ResTokConfig
 
 
 class ResTokEncoder(CheckpointedModule):
-    """Map to latent tokens, coarse to fine.
+    """A map of features to latent tokens, coarse to fine.
 
     The sequence is `[image levels, coarsest first | latent levels, coarsest first]`. A query sees its own level and all before it,
     so image tokens never see latent tokens, and a latent level never sees a finer one.
@@ -100,14 +100,14 @@ class ResTokEncoder(CheckpointedModule):
 def merge_coarsest(
     tokens: Float[Tensor, "b n d"], *, grid: Grid, rule: Merge, residual: bool
 ) -> Float[Tensor, "b m d"]:
-    """Return the sequence with a coarser level put before its coarsest one, which leads it.
+    """Return the sequence with a coarser level in front, made from its first level.
 
     Args:
-        tokens: Sequence whose first tokens are a level of shape `grid`, row-major.
-        grid: Rows and columns of that level.
+        tokens: Sequence that begins with an image level of shape `grid`, row-major.
+        grid: Rows and columns of the first level.
         rule: "average" halves both sides (only an even one, if the other is odd) and takes means. "even" keeps the tokens of the
             even columns.
-        residual: Leave in the finer level what the coarser one does not say.
+        residual: Subtract the coarser level, upsampled, from the finer one.
     """
     level, rest = _split_at(tokens, _cells(grid))
     if rule == "even":
@@ -128,12 +128,12 @@ def merge_coarsest(
 
 
 def expand_levels(embedding: Float[Tensor, "levels d"], sizes: Sequence[int]) -> Float[Tensor, "n d"]:
-    """Return one row a token: row i of `embedding` for the `sizes[i]` tokens of level i."""
+    """Return one row per token: row i of `embedding` for each of the `sizes[i]` tokens of level i."""
     return torch.cat([embedding[i : i + 1].expand(size, -1) for i, size in enumerate(sizes)])
 
 
 def _stage_constants(config: ResTokConfig) -> Constants:
-    """Return rotary table and attention mask of every stage; a stage ends where a merge makes the sequence longer."""
+    """Return the rotary table and the attention mask of every stage; a merge, which makes the sequence longer, ends a stage."""
     tensors = {}
     for stage in range(config.num_image_levels):
         grids = config.image_grids[stage::-1]

@@ -6,7 +6,7 @@ from typing import Any
 
 from hiergen.registry import Preset
 
-#: Sizes of the transformer parts: width, depth, heads.
+#: Width, depth and heads of the transformer parts.
 _SIZES = {"small": (512, 6, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 

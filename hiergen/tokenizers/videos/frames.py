@@ -22,11 +22,12 @@ from hiergen.tokenizers.hieratok.model import HieraTok
 class FrameTokenizer(Tokenizer):
     """Clips to one level of continuous tokens on a grid of frames, rows and columns, and back.
 
-    Frames know nothing of each other: time is the generator's affair. A clip has `num_frames` times as many tokens as a frame.
+    Frames know nothing of each other: what happens over time is left to the generator. A clip has `num_frames` times as many tokens as a
+    frame.
 
     Args:
         num_frames: Frames of a clip.
-        frame: Config of the `HieraTok` that every frame goes through; of one level.
+        frame: Config of the `HieraTok` that every frame goes through; it must have one level.
 
     Raises:
         ValueError: If `num_frames` is below 1 or the frame's tokenizer has several levels.
@@ -73,23 +74,23 @@ class FrameTokenizer(Tokenizer):
         """Return clips, not clamped.
 
         Raises:
-            ValueError: If the pyramid is another tokenizer's.
+            ValueError: If the pyramid comes from another tokenizer.
         """
         frames = self.frame_tokenizer.decode(self.split(pyramid))
         return rearrange(frames, "(b t) c h w -> b c t h w", t=self.config["num_frames"])
 
     def split(self, pyramid: TokenPyramid) -> TokenPyramid:
-        """Return the tokens of clips as those of their frames, `b t` of them.
+        """Return the tokens of clips as the tokens of their `b t` frames.
 
         Raises:
-            ValueError: If the pyramid is another tokenizer's.
+            ValueError: If the pyramid comes from another tokenizer.
         """
         check_pyramid(pyramid, self.specs)
         tokens = rearrange(pyramid.levels[0], "b (t n) d -> (b t) n d", t=self.config["num_frames"])
         return TokenPyramid((tokens,), self.frame_tokenizer.specs)
 
     def forward(self, data: Float[Tensor, "b c t h w"], *, rng: torch.Generator | None = None) -> TokenizerOutput:
-        """Encode and decode with gradients; losses are those of the frames, features are left out."""
+        """Encode and decode with gradients. The losses are those of the frames; there are no features."""
         output = self.frame_tokenizer(self._frames(data), rng=rng)
         clips = rearrange(output.reconstruction, "(b t) c h w -> b c t h w", t=self.config["num_frames"])
         return TokenizerOutput(clips, self._join(output.pyramid), output.losses)

@@ -1,7 +1,10 @@
 """A linear tokenizer of video: boxes of pixels on their principal components. Fitted in closed form, in one pass over the data.
 
-What a small generator of clips needs of a tokenizer, few numbers a token and a good decoder, this gives without training wherever
-boxes are small against what they show. It compresses less than a learned tokenizer and knows nothing beyond a box.
+    tokens = (boxes - mean) @ components.T        (b n d)
+    boxes  = tokens @ components + mean           (b n x)
+
+A small generator of clips needs few numbers per token and a good decoder. Without training, this gives both wherever boxes are small
+against what they show. It compresses less than a learned tokenizer and knows nothing beyond a box.
 
 Letters: `b` batch, `c` channels, `t h w` a clip, `n` tokens, `d` components, `x` numbers of a box.
 """
@@ -21,15 +24,14 @@ from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, check_pyramid
 
 
 class PatchComponents(Tokenizer):
-    """Clips to one level of continuous tokens, one a box of pixels, and back.
+    """Clips to one level of continuous tokens, one per box of pixels, and back.
 
-    A token holds the coordinates of its box, less the mean box, along the principal components; decoding is the nearest box in their
-    span. Before `fit` the components are coordinate axes.
+    Decoding gives the nearest box in the span of the components. Before `fit` the components are coordinate axes.
 
     Args:
         video_size: Frames, rows and columns of a clip.
         patch_size: Frames, rows and columns of a box; (1, p, p) is frame by frame.
-        dim: Components.
+        dim: Number of components.
 
     Raises:
         ValueError: If the box does not divide the clip, or holds fewer numbers than `dim`.
@@ -71,7 +73,7 @@ class PatchComponents(Tokenizer):
         centered = boxes - mean
         values, vectors = torch.linalg.eigh(centered.T @ centered)
         chosen = vectors.flip(1)[:, : self._spec.dim].T
-        # The sign of an eigenvector is arbitrary: the largest entry is made positive, so that machines agree.
+        # The sign of an eigenvector is arbitrary. The largest entry is made positive, so that machines agree.
         largest = chosen.gather(1, chosen.abs().argmax(dim=1, keepdim=True))
         self.components.copy_(chosen * largest.sign())
         self.mean.copy_(mean)
@@ -91,7 +93,7 @@ class PatchComponents(Tokenizer):
         """Return clips, not clamped.
 
         Raises:
-            ValueError: If the pyramid is another tokenizer's.
+            ValueError: If the pyramid comes from another tokenizer.
         """
         check_pyramid(pyramid, self.specs)
         boxes = pyramid.levels[0] @ self.components + self.mean

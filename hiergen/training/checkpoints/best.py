@@ -15,9 +15,9 @@ class Best:
     """The best value so far.
 
     Attributes:
-        name: Entry of the log.
-        value: Its value.
-        samples_seen: Where in the run.
+        name: Name of the entry of the log.
+        value: Value of the entry.
+        samples_seen: Position in the run.
     """
 
     name: str

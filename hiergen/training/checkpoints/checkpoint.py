@@ -39,10 +39,11 @@ def save_checkpoint(
     """Write one checkpoint and then prune the oldest beyond `keep_last`.
 
     Args:
-        folder: Holds all checkpoints of a run.
-        samples_seen: Names the checkpoint.
-        tensors: File stem -> tensors by name.
+        folder: Folder of all checkpoints of a run.
+        samples_seen: Position in the run, which names the checkpoint.
+        tensors: Tensors by name, by file stem.
         state: JSON values.
+        keep_last: Number of checkpoints to keep.
 
     Raises:
         OSError: If there is not enough space or writing fails; earlier checkpoints are untouched.
@@ -69,7 +70,7 @@ def save_checkpoint(
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed writes left. Only for the run that writes there: another's unfinished checkpoint looks the same."""
+    """Delete what killed writes left. Only the run that writes there may: the unfinished checkpoint of another looks the same."""
     for pattern in (".tmp-*", ".del-*"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -119,7 +120,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `flatten_optimizer` returned; of moments of parameters that are shared out, this process's share.
+    """Load what `flatten_optimizer` returned. Where parameters are shared out, the moments are cut to this process's share.
 
     Raises:
         ValueError: If the parameters differ in number.

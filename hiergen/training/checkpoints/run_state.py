@@ -1,4 +1,4 @@
-"""What a run is at one moment, saved and restored: weights, averages, optimizer moments, position. Nothing random."""
+"""The state of a run at one moment, saved and restored: weights, averages, optimizer moments, position. Nothing random."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+import hiergen
 from hiergen.config import fingerprint, to_json, with_defaults
-from hiergen.files import atomic_directory, flush_file, sole_writer, write_json
+from hiergen.files import atomic_directory, flush, sole_writer, write_json
 from hiergen.training.checkpoints.best import Best
 from hiergen.training.checkpoints.checkpoint import (
     find_checkpoint,
@@ -63,10 +63,10 @@ class RunState:
 
     Attributes:
         players: The modules that are trained, unwrapped.
-        optimizers: Theirs.
+        optimizers: The optimizer of each player.
         ema: Averaged weights of the first player's model, or None.
-        skipped: Steps in which a player's was skipped, a scalar on the device; in fp16 those excepted that a smaller scale mends.
-        samples_seen: The position.
+        skipped: Number of steps skipped because a gradient was not finite (a device scalar), see `hiergen.training.step`.
+        samples_seen: Position in the run.
         best: The best moment so far, whose model is in `best/`.
     """
 
@@ -83,17 +83,15 @@ class RunKeeper:
 
     Args:
         config: The run.
-        task: Its task.
-        accelerator: Tells the processes apart.
+        task: The task of the run.
+        accelerator: Accelerate's object, which tells the processes apart.
     """
 
     def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator) -> None:
         self._config, self._task, self._accelerator = config, task, accelerator
         self._out = Path(config.out)
-        #: How the content of the data was looked at, and the digits that came of it; looked at by `restore`.
+        #: The data check in use and the digests it gave; set by `restore`.
         self._content: dict[str, str] | None = None
-        #: Seconds spent in `save`.
-        self.seconds = 0.0
         self._writer = ThreadPoolExecutor(1) if config.background_checkpoints else None
         #: The checkpoint that is being written in the background: its position, and what it comes to.
         self._pending: tuple[int, Future[Path]] | None = None
@@ -105,21 +103,26 @@ class RunKeeper:
         Raises:
             ValueError: If another run does.
         """
-        problem: list[str | None] = [None]
+        problem = None
         with contextlib.ExitStack() as stack:
             if self._accelerator.is_main_process:
                 try:
                     stack.enter_context(sole_writer(self._out))
                 except ValueError as error:
-                    problem = [str(error)]
-            if self._accelerator.num_processes > 1:
-                broadcast_object_list(problem)
-            if problem[0] is not None:
-                raise ValueError(problem[0])
+                    problem = str(error)
+            self._tell(problem, ValueError)
             yield
 
+    def _tell(self, problem: str | None, kind: type[Exception]) -> None:
+        """Raise what the main process found, on every process: the others would wait for it for ever."""
+        said = [problem]
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(said)
+        if said[0] is not None:
+            raise kind(said[0])
+
     def save(self, state: RunState, *, is_best: bool = False) -> None:
-        """Write a checkpoint from the main process, and before it the best model if it is one; every process returns or raises together.
+        """Write a checkpoint from the main process, and first the model if it is the best; every process returns or raises together.
 
         Raises:
             OSError: If it, or the one before that was written in the background, could not be written; earlier ones are untouched.
@@ -133,7 +136,7 @@ class RunKeeper:
             log = self._out / "log.jsonl"
             if log.is_file():
                 # In a power cut a checkpoint must not outlive the lines that led to it.
-                flush_file(log)
+                flush(log)
             commit = self._capture(state, tensors)
             if self._writer is None:
                 commit()
@@ -143,17 +146,16 @@ class RunKeeper:
         self._together(write, state.samples_seen)
 
     def finish(self) -> None:
-        """Wait until what is written in the background is written; every process returns or raises together.
+        """Wait for the checkpoint that is written in the background; every process returns or raises together.
 
         Raises:
-            OSError: If it could not be.
+            OSError: If it could not be written.
         """
         self._together(lambda: None, 0)
 
     def _together(self, write: Callable[[], None], samples_seen: int, what: str = "checkpoint") -> None:
         """Finish what is pending and then `write`, on the main process, and let all processes know of a failure."""
-        started = time.perf_counter()
-        problem: list[str | None] = [None]
+        problem = None
         if self._accelerator.is_main_process:
             place = f"{what} at {samples_seen}"
             try:
@@ -164,19 +166,14 @@ class RunKeeper:
                 place = f"{what} at {samples_seen}"
                 write()
             except OSError as error:
-                problem = [f"the {place} samples was not written: {type(error).__name__}: {error}"]
-        # Every process must learn of a failure, or the others wait for this one for ever.
-        if self._accelerator.num_processes > 1:
-            broadcast_object_list(problem)
-        self.seconds += time.perf_counter() - started
-        if problem[0] is not None:
-            raise OSError(problem[0])
+                problem = f"the {place} samples was not written: {type(error).__name__}: {error}"
+        self._tell(problem, OSError)
 
     def restore(self, state: RunState) -> None:
         """Fill `state` from the newest valid checkpoint, if there is one.
 
         Raises:
-            ValueError: If that is of a run of another configuration, or of other data.
+            ValueError: If it belongs to a run of another configuration or on other data.
         """
         self._content = self._look_at_data()
         if self._accelerator.is_main_process:
@@ -222,7 +219,7 @@ class RunKeeper:
             self._together(write, state.samples_seen, "model")
 
     def _tensors(self, state: RunState) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of a checkpoint, whole, by file and name; on the main process, but all must ask."""
+        """Return the whole tensors of a checkpoint by file and name. Every process must ask; the main one gets them."""
         tensors: dict[str, Mapping[str, Tensor]] = {}
         for name, module in state.players.items():
             tensors[name] = module.state_dict()
@@ -234,7 +231,7 @@ class RunKeeper:
         return {stem: whole_tensors(group, is_main=is_main) for stem, group in tensors.items()}
 
     def _capture(self, state: RunState, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], Path]:
-        """Return what writes the state as it is now; later steps do not change it if it is written in the background."""
+        """Return a function that writes the state as it is now; in the background, later steps do not change what it writes."""
         if self._writer is not None:
             tensors = {
                 stem: {name: value.detach().to("cpu", copy=True) for name, value in group.items()}
@@ -260,7 +257,7 @@ class RunKeeper:
         return {**kept, "data": self._task.dataset.fingerprint, "content": self._content}
 
     def _look_at_data(self) -> dict[str, str] | None:
-        """Return digits of the content of the data, where its fingerprint leaves that out.
+        """Return the check of the data and its digest, or None if the fingerprint of the data covers its content.
 
         Every process reads for itself: while one did, the others would wait in a call that gives up after ten minutes.
         """
@@ -303,7 +300,7 @@ class RunKeeper:
 @functools.cache
 def _versions() -> dict[str, str]:
     """Digests and versions of the code that a run depends on."""
-    package = Path(__file__).parents[1]
+    package = Path(hiergen.__file__).parent
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py"))))
     return {"hiergen": digest.hexdigest()[:12], "torch": torch.__version__}
 

@@ -18,12 +18,12 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool 
 
     Args:
         config: The run.
-        trackers: By Accelerate's names.
+        trackers: Trackers of the log, by Accelerate's names.
         cpu: Force (True) or forbid (False) the CPU; None takes what Accelerate finds.
 
     Raises:
-        ValueError: If Accelerate would shard or move parameters in a way of its own, the launcher started another number of processes than take part, or the precision is
-            fp16 without a GPU.
+        ValueError: If Accelerate would shard or move parameters in a way of its own, the launcher started another number of processes
+            than take part, or the precision is fp16 without a GPU.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     # Unless it is told, Accelerate lets every process that a launcher started on CPUs train by itself.
@@ -50,7 +50,7 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool 
 
 
 def is_sharded(config: TrainConfig, accelerator: Accelerator) -> bool:
-    """Return whether a run shares out its parameters: it was asked to, by its config or by `accelerate launch`, and has several processes.
+    """Return whether a run shares out its parameters: its config or `accelerate launch` asked for it, and there are several processes.
 
     Raises:
         ValueError: If the launcher asks for what is not done here, or together with `config.compile`.

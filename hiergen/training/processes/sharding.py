@@ -24,8 +24,8 @@ def shard(player: nn.Module, device: torch.device) -> None:
     """Share out the parameters of a player over all processes, in place; they must start equal on all of them.
 
     Args:
-        player: Its forward pass is the only one of the training.
-        device: Where the shares go.
+        player: A module whose forward pass is the only one of the training.
+        device: Device of the shares.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     models: list[Any] = [module for module in player.modules() if isinstance(module, ModelMixin)]
@@ -47,7 +47,7 @@ def shard(player: nn.Module, device: torch.device) -> None:
 def gathered(player: nn.Module | None) -> Iterator[None]:
     """Inside, all parameters of a player are whole, on all processes, and using them asks nothing of other processes.
 
-    Every process must enter; what they do inside may differ. Nothing happens to a player that is not sharded, or to none.
+    Every process must enter; what they do inside may differ. A player that is not sharded, or None, is left as it is.
     """
     parts = [module for module in player.modules() if isinstance(module, FSDPModule)] if player is not None else []
     for part in parts:
@@ -63,7 +63,7 @@ def gathered(player: nn.Module | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_on_main(model: nn.Module, *, is_main: bool) -> Iterator[None]:
-    """Inside, a model that is not used but saved has whole parameters, on the CPU, on the main process. Every process must enter."""
+    """Give a model whole parameters on the CPU of the main process, to be saved and not run. Every process must enter."""
     shares: list[tuple[nn.Module, str, nn.Parameter]] = [
         (module, name, parameter)
         for module in model.modules()
@@ -82,12 +82,12 @@ def whole_on_main(model: nn.Module, *, is_main: bool) -> Iterator[None]:
 
 
 def whole(value: Tensor) -> Tensor:
-    """Return a tensor put together from the shares of all processes, which must all ask; one that is not shared out, as it is."""
+    """Return a tensor put together from the shares of all processes, which must all ask. A tensor that is not shared out is returned as is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def whole_tensors(tensors: Mapping[str, Tensor], *, is_main: bool) -> dict[str, Tensor]:
-    """Return tensors put together, those that were shared out on the CPU, on the main process; on others the result is not to be used."""
+    """Return the whole tensors, for the main process only; those that were shared out come on the CPU. Every process must ask."""
     found = {}
     for name, value in tensors.items():
         if not isinstance(value, DTensor):
@@ -100,7 +100,7 @@ def whole_tensors(tensors: Mapping[str, Tensor], *, is_main: bool) -> dict[str, 
 
 
 def share_like(value: Tensor, like: Tensor | None) -> Tensor:
-    """Return this process's share of a whole tensor that every process has, cut as `like` is; as it is if that is not shared out."""
+    """Return this process's share of a whole tensor, cut as `like` is; the whole tensor if `like` is not shared out."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     # Without a source every process cuts what it has.
@@ -122,7 +122,7 @@ def launcher_shards() -> bool:
 
 @contextlib.contextmanager
 def without_launchers_sharding() -> Iterator[None]:
-    """Inside, Accelerate does not see that it was told to shard: it would cut models whose losses are no forward pass, on GPUs alone."""
+    """Hide the sharding request from Accelerate: its own sharding needs a GPU and a model whose forward pass is its loss."""
     asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
     try:
         yield

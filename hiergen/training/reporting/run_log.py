@@ -7,81 +7,29 @@ import importlib.util
 import json
 import logging
 import math
-import resource
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from hiergen.files import write_text
+from hiergen.training.checkpoints.best import check_best
 from hiergen.training.config import TrainConfig
+from hiergen.training.optim import learning_rate
+from hiergen.training.reporting.meters import Meter
+from hiergen.training.tasks.base import Task
 
 logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 #: Entries of a log line that depend on the machine and its load; all others are the same in every repetition of a run.
 MEASURED = ("samples_per_second", "data_wait", "peak_memory_gib", "tflops_per_second", "mfu")
 #: A loss this many times its smallest mean so far is warned of.
 DIVERGENCE = 10.0
-#: A codebook is warned of when a level chose less than this share of the codes that it could have chosen (its vocabulary, or one code
-#: an id if those were fewer) in so many lines of the log running. Chance alone would choose 63 % or more.
+#: A codebook is warned of when a level chose less than this share of the codes that it could have chosen (its vocabulary, or the number
+#: of ids if that was smaller) in so many lines of the log running. Chance alone would choose 63 % or more.
 COLLAPSE_SHARE, COLLAPSE_LINES = 0.01, 3
-
-
-class Meter:
-    """Means of logged terms, kept on the device until they are asked for."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        # Terms that begin later, or come now and then, are means over the steps that had them.
-        self._counts: dict[str, int] = {}
-        self.steps = 0
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
-            self._counts[name] = self._counts.get(name, 0) + 1
-        self.steps += 1
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        stacked = torch.stack([value / self._counts[name] for name, value in self._sums.items()])
-        reduced = cast(Tensor, accelerator.reduce(stacked, reduction="mean"))
-        return dict(zip(self._sums, reduced.tolist(), strict=True))
-
-
-class Clock:
-    """Time since the last line of the log, and which share of it the loop waited for data."""
-
-    def __init__(self) -> None:
-        self._started, self._waited = time.perf_counter(), 0.0
-
-    def timed(self, batches: Iterable[_T]) -> Iterator[_T]:
-        """Yield `batches`, counting the time that each takes to come."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self._waited += time.perf_counter() - asked
-            yield batch
-
-    def read(self) -> tuple[float, float]:
-        """Return (seconds, share of waiting in [0, 1]) since the last call, and start anew."""
-        now = time.perf_counter()
-        seconds, waited = now - self._started, self._waited
-        self._started, self._waited = now, 0.0
-        return seconds, waited / seconds
 
 
 class RunLog:
@@ -89,7 +37,7 @@ class RunLog:
 
     Args:
         config: The run.
-        accelerator: Holds the trackers.
+        accelerator: Accelerate's object, which holds the trackers.
 
     Raises:
         ImportError: If the package of a tracker is not installed.
@@ -102,7 +50,7 @@ class RunLog:
         self.lines: list[dict[str, float]] = []
 
     def open(self, samples_seen: int, settings: dict[str, Any]) -> None:
-        """Keep the lines up to a position (what came after it will be trained again) and start the trackers."""
+        """Keep the lines up to a position (later ones will be written again) and start the trackers."""
         if self._path.is_file():
             lines = [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("}")]
             self.lines = [line for line in lines if line["samples"] <= samples_seen]
@@ -118,6 +66,24 @@ class RunLog:
                 "settings": json.dumps(settings),
             }
             self._accelerator.init_trackers(self._path.parent.resolve().name, config=flat)
+
+    def compose(self, meter: Meter, task: Task, *, samples_seen: int, skipped: float) -> dict[str, float]:
+        """Return the line of this moment: the task's summary joins what was measured. Every process must ask, and gets the same means.
+
+        Raises:
+            ValueError: If this is the first line and lacks the entry by which the best model is kept.
+        """
+        config, accelerator = self._config, self._accelerator
+        terms = meter.means(accelerator)
+        summary = task.summary(lambda x: cast(Tensor, accelerator.reduce(x, reduction="sum")))
+        terms |= {name: float(value) for name, value in summary.items()}
+        if config.keep_best is not None and not config.keep_best.startswith("val/") and not self.lines:
+            check_best(terms, config)
+        rate = learning_rate(config.optim, samples_seen, batch_size=config.batch_size, samples=config.samples)
+        line = {"samples": float(samples_seen), "lr": rate, **terms, **meter.speed()}
+        if accelerator.scaler is not None:
+            line["loss_scale"] = accelerator.scaler.get_scale()
+        return {**line, "skipped": skipped} if skipped else line
 
     def add(self, line: dict[str, float]) -> None:
         """Write one line; warn where the loss has grown to `DIVERGENCE` times its smallest, or a codebook has collapsed.
@@ -203,14 +169,6 @@ def choose_trackers(names: Iterable[str] | None) -> list[str]:
 def _is_installed(tracker: str) -> bool:
     packages = ("tensorboard", "tensorboardX") if tracker == "tensorboard" else (tracker,)
     return any(importlib.util.find_spec(package) for package in packages)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Return the most memory of this process so far, in GiB: allocated on the GPU, or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _main_loss(line: dict[str, Any]) -> float:

@@ -33,7 +33,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 class StepFlops:
-    """Floating-point operations of this process's optimizer steps, counted once for every set of players that takes part.
+    """Floating-point operations of the optimizer steps of this process, counted once for every set of players that takes part.
 
     Matrix products, convolutions and PyTorch's attention are counted, an addition and a multiplication being two; custom kernels (the
     Triton kernels of pyramid attention) and everything elementwise are not.
@@ -66,12 +66,12 @@ class StepFlops:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.2) -> float:
-    """Return the 10^12 operations a second of large matrix products on a device: what MFU can be measured against.
+    """Return the speed of large matrix products on a device in 10^12 operations per second: what MFU can be measured against.
 
     Args:
-        device: Where.
-        dtype: Of the matrices.
-        seconds: How long to measure, after one product to warm up; the fastest of the repetitions counts.
+        device: Device to measure.
+        dtype: Number format of the matrices.
+        seconds: Time to measure, after one product to warm up; the fastest of the repetitions counts.
     """
     side = _SIDES.get(device.type, _SIDE)
     left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))

@@ -1,6 +1,6 @@
 """What the training loop needs to know of the thing that is trained: players, data, losses.
 
-A player is a model or a discriminator; the loop updates all players once a step, in order.
+A player is a model or a discriminator; every step updates all players once, in order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Task(abc.ABC):
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         """Return named scalars of one player on one batch: "loss" is minimised, all are logged.
 
-        Called for every player in order; what a later player needs of an earlier one's pass, the task keeps in between.
+        Called for every player in order. The task keeps whatever a later player needs from an earlier player's pass.
         """
 
     @property
@@ -53,11 +53,11 @@ class Task(abc.ABC):
         return 0
 
     def uses(self, player: str) -> tuple[str, ...]:
-        """Return the other players that the next losses of a player run: where parameters are shared out, theirs must be gathered."""
+        """Return the other players that the next losses of a player run, whose parameters must then be gathered if they are shared out."""
         return ()
 
     def begin_step(self, samples_seen: int) -> None:
-        """Be told where the run is, before the losses of a step are asked for; a resumed run is first told of the step before."""
+        """Note the position in the run. Called before the losses of every step, and on resuming once for the step before."""
         return None
 
     def summary(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ class Task(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(abc.ABC):
-    """The settings of a task; a subclass a task. JSON values only, because it is saved with the run."""
+    """The settings of a task. Every task has its own subclass, of JSON values only, because it is saved with the run."""
 
     @abc.abstractmethod
     def build(self) -> Task:

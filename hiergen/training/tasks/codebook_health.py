@@ -21,8 +21,8 @@ class CodebookConfig:
     """Watch the codebook.
 
     Attributes:
-        revive_after: Replace a code by a latent of the current batch when no sample has chosen it for this many samples (checked
-            as often); None never does.
+        revive_after: Number of samples without a choice of a code after which it is replaced by a latent of the current batch, checked
+            as often; None never replaces one.
     """
 
     revive_after: int | None = None
@@ -58,8 +58,8 @@ class CodebookCounter:
     def summary(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Return "usage_k", "perplexity_k", "dead_k" and "reach_k" of every level k, and start over.
 
-        Usage is a share of the vocabulary; reach, of the codes that there were ids for: the measure of a collapse where a line of the
-        log counts fewer ids than there are codes.
+        Usage is the share of the vocabulary that was chosen. Reach is the share of the codes that could have been chosen, which are fewer
+        where a line of the log counts fewer ids than there are codes: it tells a collapse from a short count.
         """
         values: dict[str, Tensor] = {}
         for level, counts in enumerate(self._counts or []):
@@ -86,7 +86,7 @@ class CodeRevival(nn.Module):
 
     Args:
         vocab_size: Rows of the codebook.
-        after: See `CodebookConfig.revive_after`.
+        after: Number of samples, see `CodebookConfig.revive_after`.
     """
 
     last_used: Tensor
@@ -111,7 +111,7 @@ class CodeRevival(nn.Module):
     ) -> Tensor:
         """Overwrite the dead rows of `codebook` with random latents; return how many there were.
 
-        With several processes the latents are the first one's.
+        With several processes the latents are those of the first process.
         """
         flat = latents.flatten(0, 1).to(codebook.dtype)
         chosen = torch.randint(len(flat), (len(codebook),), generator=rng, device=rng.device).to(flat.device)

@@ -1,4 +1,4 @@
-"""The tasks: one for every tokenizer and one for every generator; what differs between families is inside the models."""
+"""Train a generator on a cache of token pyramids: the one task of every generator but the shape cascade."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create, get_preset
 from hiergen.seeding import make_rng
 from hiergen.training.tasks.base import Task, TaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
-
-__all__ = ["GeneratorTask", "GeneratorTaskConfig", "Task", "TaskConfig", "TokenizerTask", "TokenizerTaskConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +44,16 @@ class GeneratorTaskConfig(TaskConfig):
 
     def sketch(self) -> dict[str, nn.Module]:
         """Return the generator, for the cache's levels if it is there, otherwise for the preset's."""
-        derived = {}
-        if (Path(self.codes) / INDEX).is_file():
-            index = json.loads((Path(self.codes) / INDEX).read_text())
-            derived = {"level_specs": index["specs"], "num_classes": len(index["classes"])}
         with torch.device("meta"):
-            return {"generator": create(self.preset, **{**derived, **self.overrides})}
+            return {"generator": create(self.preset, **{**read_sizes(self.codes), **self.overrides})}
+
+
+def read_sizes(codes: str) -> dict[str, Any]:
+    """Return the config entries of a generator that a cache of codes tells, none if it is not there."""
+    if not (Path(codes) / INDEX).is_file():
+        return {}
+    index = json.loads((Path(codes) / INDEX).read_text())
+    return {"level_specs": index["specs"], "num_classes": len(index["classes"])}
 
 
 class GeneratorTask(Task):
@@ -109,12 +110,12 @@ def _standardization(preset: str, codes: CodeSet) -> dict[str, Any]:
     return {"latent_mean": list(statistics.mean), "latent_std": list(statistics.std)}
 
 
-#: Root mean square of standardized tokens that a generator is trained on; it is 1 for the tokenizer that the statistics are of.
+#: Range of the root mean square of standardized tokens; it is 1 if the statistics are those of the tokenizer that made the tokens.
 _RMS_RANGE = (0.25, 4.0)
 
 
 def _check_scale(generator: Any, codes: CodeSet) -> None:
-    """Check that a generator's statistics are those of the tokenizer that made a cache, by what they make of its tokens.
+    """Check that a generator's statistics are those of the tokenizer that made a cache, by standardizing the cache's tokens.
 
     Raises:
         ValueError: If they clearly are not. A flow or diffusion model learns nothing on tokens far from unit size.

@@ -18,7 +18,7 @@ from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 if TYPE_CHECKING:
     import trimesh
 
-#: Height and width in pixels, and the grid: 33 nodes an axis, all of them evaluated in 17.
+#: Height and width in pixels, and the grid: 33 nodes per axis, found from all nodes of a grid of 17.
 SIZE = 96
 EXTRACTION = ExtractionSettings(depth=5, coarse_depth=4)
 #: The same camera for all, so that a shape and its reconstruction lie on each other.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from hiergen.data.codes import INDEX, CodeSet
+from hiergen.data.codes import CodeSet
 from hiergen.data.shapes.dataset import ShapeDataConfig, open_shapes
 from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings, StageChoice
@@ -20,7 +19,8 @@ from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
-from hiergen.training.tasks.generator import Task, TaskConfig
+from hiergen.training.tasks.base import Task, TaskConfig
+from hiergen.training.tasks.generator import read_sizes
 from hiergen.training.tasks.shape_pictures import cloud_pictures, token_pictures
 
 #: Shapes in pictures for the trackers, and how samples for them are made: in few steps, as they are wanted at every checkpoint.
@@ -41,7 +41,7 @@ class ShapeTokenizerTaskConfig(TaskConfig):
             those of `data`. None for none.
         near_weight: Weight of the queries near the surface beside those in the volume.
         levels: "all" trains every level on every sample; "in_turn" trains sample i of a batch at level i modulo their number only:
-            about half of the work for two levels. The paper draws one level a step; in turn, each gets its share of every step.
+            about half of the work for two levels. The paper draws one level per step; in turn, each level gets its share of every step.
     """
 
     preset: str = "pyramid-vae-tiny"
@@ -115,7 +115,7 @@ class ShapeTokenizerTask(Task):
         )
 
     def images(self) -> dict[str, Tensor]:
-        """Return the first held-out shapes, or of the training without any, and what each level alone rebuilds of them."""
+        """Return the first held-out shapes (training shapes if none are held out), and what each level alone rebuilds of them."""
         shapes = self.validation or self.dataset
         batch = shapes.batch([(index, 0) for index in range(min(NUM_SHOWN, len(shapes)))], seed=0)
         points = batch["points"].to(self.tokenizer.device)
@@ -146,8 +146,9 @@ class ShapeGeneratorTaskConfig(TaskConfig):
         codes: Folder that `encode_shapes` wrote.
         validation_codes: Folder of held-out codes, whose losses are logged as "val/..." at every checkpoint interval; None for none.
         standardize: Give the generator mean and deviation of every channel of each level.
-        condition: "class", or "image": the cache's features, which `encode_shapes` writes with an image encoder.
-        stages: Train both stages together, or one alone; the other keeps its weights.
+        condition: What the generator is conditioned on: "class", or "image", the cache's features that `encode_shapes` writes with an image
+            encoder.
+        stages: Which stages to train: "both" together, "low" (coarse) or "high" (fine) alone, while the other keeps its weights.
         tokenizer: Folder of the tokenizer that made the codes: samples are then drawn at every checkpoint and handed to the trackers.
         start: Folder of a cascade whose coarse stage is trained: it is taken from there, and the fine stage is initialized from it.
     """
@@ -167,17 +168,10 @@ class ShapeGeneratorTaskConfig(TaskConfig):
 
     def sketch(self) -> dict[str, nn.Module]:
         """Return the stages that are trained, for the cache's levels if it is there, otherwise for the preset's."""
-        derived = {}
-        if (Path(self.codes) / INDEX).is_file():
-            index = json.loads((Path(self.codes) / INDEX).read_text())
-            derived = {"level_specs": index["specs"]}
-            if self.condition == "class":
-                derived["num_classes"] = len(index["classes"])
-        elif (
-            self.condition == "class"
-            and "feature_shapes" in self.overrides
-            and self.overrides["feature_shapes"] is None
-        ):
+        derived = read_sizes(self.codes)
+        if self.condition == "image":
+            derived.pop("num_classes", None)
+        elif not derived and self.overrides.get("feature_shapes", ()) is None:
             derived = {"num_classes": 1}
         with torch.device("meta"):
             model = create(self.preset, **{**derived, **self.overrides})
@@ -185,8 +179,7 @@ class ShapeGeneratorTaskConfig(TaskConfig):
 
 
 class ShapeGeneratorTask(Task):
-    """The cascade's own loss on cached tokens with labels or features. Tokenizer and image encoder take no part: only what they made is
-    read.
+    """The cascade's own loss on cached tokens with labels or features. Tokenizer and image encoder take no part; their output is read.
 
     Raises:
         ValueError: If the preset is no `MaskedCascade`, the cache does not hold two levels, or no features for the condition
@@ -257,18 +250,8 @@ def _start_from(model: MaskedCascade, folder: str) -> None:
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"start is {folder!r}, which holds no model; train the coarse stage first")
     trained = MaskedCascade.from_pretrained(folder)
-    names = (
-        "dim",
-        "depth",
-        "num_heads",
-        "latent_mean",
-        "latent_std",
-        "latent_multiplier",
-        "num_classes",
-        "feature_shapes",
-        "level_specs",
-    )
-    for name in names:
+    sizes = ("dim", "depth", "num_heads", "num_classes", "feature_shapes", "level_specs")
+    for name in (*sizes, "latent_mean", "latent_std", "latent_multiplier"):
         if trained.config[name] != model.config[name]:
             raise ValueError(f"start has {name} {trained.config[name]}, this cascade {model.config[name]}")
     model.low.load_state_dict(trained.low.state_dict())

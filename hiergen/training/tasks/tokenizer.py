@@ -1,4 +1,4 @@
-"""Train a tokenizer to reconstruct images: pixels, and as far as they are configured perception, a discriminator, a teacher."""
+"""Train a tokenizer to reconstruct images: a pixel loss and the terms that are configured, each of which has a file beside this one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.data.sources import DataConfig, open_images
-from hiergen.losses.adaptive_weight import adaptive_weight
 from hiergen.losses.adversarial import Adversary
 from hiergen.metrics.pixel import psnr
 from hiergen.pyramid import LevelSpec
@@ -19,14 +18,9 @@ from hiergen.tokenizers.base import TokenizerOutput
 from hiergen.training.optim import OptimConfig
 from hiergen.training.tasks.base import Task, TaskConfig
 from hiergen.training.tasks.codebook_health import CodebookConfig, CodebookCounter, CodeRevival
-from hiergen.training.tasks.tokenizer_losses import (
-    AdversarialConfig,
-    Alignment,
-    AlignmentConfig,
-    PerceptualConfig,
-    PerceptualTerm,
-    make_adversary,
-)
+from hiergen.training.tasks.discriminator import AdversarialConfig, AdversarialTurns, make_adversary
+from hiergen.training.tasks.perceptual_term import PerceptualConfig, PerceptualTerm
+from hiergen.training.tasks.teacher_alignment import Alignment, AlignmentConfig
 from hiergen.training.tasks.vae_terms import VAEConfig, VAETerms
 
 
@@ -40,11 +34,11 @@ class TokenizerTaskConfig(TaskConfig):
         data: The images.
         validation: Held-out images, scored at every checkpoint interval by "val/pixel" and "val/psnr"; None for none.
         pixel_loss: Mean squared ("mse") or absolute ("l1") error in [0, 1] space.
-        pixel_weight: Its weight.
-        perceptual: A perceptual term; None for none.
-        adversarial: A discriminator; None for none.
-        alignment: Alignment with a teacher; None for none.
-        vae: VA-VAE's objective in place of the weighted means above; None for those.
+        pixel_weight: Weight of the pixel loss.
+        perceptual: Settings of a perceptual term; None for none.
+        adversarial: Settings of a discriminator; None for none.
+        alignment: Settings of the alignment with a teacher; None for none.
+        vae: Settings of VA-VAE's objective, which replaces the weighted means above; None keeps those.
         codebook: Log the use of the codebook by each level, and revive dead codes; None for neither.
     """
 
@@ -113,7 +107,12 @@ class TokenizerTask(Task):
         self._beside = player if isinstance(player, TokenizerPlayer) else None
         self.tokenizer: Any = self._beside.tokenizer if self._beside else player
         self._perceptual = PerceptualTerm(config.perceptual) if config.perceptual else None
-        self._vae = self._make_vae(config.vae) if config.vae else None
+        self._vae: VAETerms | None = None
+        if config.vae:
+            perceptual, adversarial = (x.weight if x else 0.0 for x in (config.perceptual, config.adversarial))
+            self._vae = VAETerms(
+                config.vae, self.tokenizer, perceptual_weight=perceptual, adversarial_weight=adversarial
+            )
         specs = cast(tuple[LevelSpec, ...], self.tokenizer.specs)
         self._counter = CodebookCounter(specs) if config.codebook else None
         if self._beside and self._beside.revival:
@@ -122,10 +121,12 @@ class TokenizerTask(Task):
             )
         self.dataset = open_images(config.data)
         self.validation = open_images(config.validation) if config.validation else None
+        self._turns: AdversarialTurns | None = None
+        if config.adversarial:
+            adversary = cast(Adversary, self.players["discriminator"])
+            self._turns = AdversarialTurns(config.adversarial, adversary, self.tokenizer)
         self._samples_seen = 0
-        self._plays_adversary = False
         self._revives = False
-        self._fake: Tensor | None = None
         self._shown: Tensor | None = None
 
     @property
@@ -134,20 +135,20 @@ class TokenizerTask(Task):
         return self.tokenizer
 
     def optim(self, player: str) -> OptimConfig | None:
-        is_second = player == "discriminator" and self._config.adversarial is not None
-        return self._config.adversarial.optim if is_second and self._config.adversarial else None
+        adversarial = self._config.adversarial
+        return adversarial.optim if adversarial and player == "discriminator" else None
 
     def start(self, player: str) -> int:
         adversarial = self._config.adversarial
         return adversarial.start_samples if adversarial and player == "discriminator" else 0
 
     def uses(self, player: str) -> tuple[str, ...]:
-        return ("discriminator",) if player == "tokenizer" and self._plays_adversary else ()
+        return ("discriminator",) if player == "tokenizer" and self._turns and self._turns.is_on else ()
 
     def begin_step(self, samples_seen: int) -> None:
         before, self._samples_seen = self._samples_seen, samples_seen
-        adversarial = self._config.adversarial
-        self._plays_adversary = adversarial is not None and samples_seen >= adversarial.start_samples
+        if self._turns:
+            self._turns.begin_step(samples_seen)
         if self._beside and self._beside.revival:
             after = self._beside.revival.after
             self._revives = before // after < samples_seen // after
@@ -160,7 +161,7 @@ class TokenizerTask(Task):
         return {} if self._shown is None else {"images_then_reconstructions": self._shown}
 
     def validate(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
-        """Return the pixel error as it is trained, and the PSNR in dB, the mean of each image's."""
+        """Return the pixel error as it is trained, and the mean PSNR of the images in dB."""
         reconstruction = self.tokenizer(batch["image"], rng=rng).reconstruction.float()
         return {
             "pixel": self._pixel(reconstruction, batch["image"]),
@@ -170,8 +171,8 @@ class TokenizerTask(Task):
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         image = batch["image"]
         if player == "discriminator":
-            assert self._fake is not None
-            return self.players["discriminator"](image, self._fake, rng=rng)
+            assert self._turns is not None
+            return self._turns.losses(image, rng)
         terms: dict[str, Tensor] = {}
         if self._revives:
             self._revives = False
@@ -193,18 +194,19 @@ class TokenizerTask(Task):
         distances = self._perceptual(reconstruction, image, rng) if self._perceptual else None
         if distances is not None:
             terms["perceptual"] = distances.mean()
-        if self._plays_adversary:
-            self._fake = reconstruction.detach()
+        turns = self._turns if self._turns and self._turns.is_on else None
+        if turns:
+            turns.keep(reconstruction)
         if self._vae:
-            logits = self._adversary.logits(reconstruction, rng=rng) if self._plays_adversary else None
+            logits = turns.adversary.logits(reconstruction, rng=rng) if turns else None
             terms |= self._vae(image, output, perceptual=distances, fake_logits=logits)
             return terms.pop("loss")
         total = self._config.pixel_weight * terms["pixel"]
         terms |= output.losses
         if self._config.perceptual:
             total = total + self._config.perceptual.weight * terms["perceptual"]
-        if self._plays_adversary:
-            adversarial, scale = self._adversarial(reconstruction, total, rng)
+        if turns:
+            adversarial, scale = turns.term(reconstruction, total, rng)
             terms |= {"adversarial": adversarial, "adversarial_scale": scale}
             total = total + scale * adversarial
         return total + sum(output.losses.values()) + self._align(image, output, terms)
@@ -213,29 +215,6 @@ class TokenizerTask(Task):
         # Halved, because the published weights of the terms are for images in [0, 1].
         difference = (reconstruction - image) / 2
         return difference.square().mean() if self._config.pixel_loss == "mse" else difference.abs().mean()
-
-    def _make_vae(self, vae: VAEConfig) -> VAETerms:
-        perceptual, adversarial = self._config.perceptual, self._config.adversarial
-        return VAETerms(
-            vae,
-            self.tokenizer,
-            perceptual_weight=perceptual.weight if perceptual else 0.0,
-            adversarial_weight=adversarial.weight if adversarial else 0.0,
-        )
-
-    @property
-    def _adversary(self) -> Adversary:
-        return cast(Adversary, self.players["discriminator"])
-
-    def _adversarial(self, fake: Tensor, reference: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the term and its weight."""
-        config = self._config.adversarial
-        assert config is not None
-        term = self._adversary.generator_loss(fake, rng=rng)
-        scale = torch.full((), config.weight, device=fake.device)
-        if config.is_adaptive:
-            scale = scale * adaptive_weight(reference, term, self.tokenizer.get_parameter(config.adaptive_at))
-        return term, scale
 
     def _align(self, image: Tensor, output: TokenizerOutput, terms: dict[str, Tensor]) -> Tensor | float:
         config = self._config.alignment

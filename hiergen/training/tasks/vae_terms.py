@@ -1,4 +1,4 @@
-"""VA-VAE's objective as a choice of a tokenizer's training: its settings, and its terms from one forward pass."""
+"""VA-VAE's objective for training a tokenizer: its settings, and its terms from one forward pass."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hiergen.losses.alignment import PatchTeacher
 from hiergen.losses.vae_objective import VAEObjective, VAEPass
+from hiergen.pretrained.teachers import PatchTeacher
 from hiergen.pretrained.weights import Frozen
 from hiergen.tokenizers.base import TokenizerOutput
 
@@ -19,13 +19,13 @@ class FoundationConfig:
     """The frozen vision foundation model whose features the latents are aligned with ("VF loss").
 
     Attributes:
-        weight: Of the term, after its gradient has been scaled to that of the reconstruction; 0 leaves the model out.
+        weight: Weight of the alignment term, after its gradient has been scaled to that of the reconstruction; 0 leaves the model out.
         cosine_margin: What the cosine of a position may lack of 1 at no cost.
         distance_margin: What the cosine of a pair of positions may differ at no cost.
-        model: Name in timm.
+        model: Name of the model in timm.
         image_size: Side to which images are resized; the model's map must have as many positions as the latents.
-        weights: File of its weights; None takes timm's cache or download; "random" for trials.
-        options: Of the model in timm.
+        weights: Weight file of the model; None takes timm's cache or download; "random" is for trials.
+        options: Options of the model in timm.
     """
 
     weight: float = 0.1
@@ -44,7 +44,7 @@ class VAEConfig:
     The perceptual and the adversarial term are set beside it as for every tokenizer; their `weight` is then the objective's.
 
     Attributes:
-        kl_weight: Of the divergence, relative to the absolute pixel error *summed* over an image; replaces the tokenizer's own.
+        kl_weight: Weight of the divergence, relative to the absolute pixel error *summed* over an image; replaces the tokenizer's own.
         foundation: Alignment with a foundation model; None for the plain variational autoencoder.
     """
 
@@ -57,9 +57,9 @@ class VAETerms:
 
     Args:
         config: Settings.
-        tokenizer: A continuous one, with `output_weight` and `latent_weight`.
-        perceptual_weight: Of the perceptual term.
-        adversarial_weight: Of the adversarial term.
+        tokenizer: A tokenizer of continuous tokens, with `output_weight` and `latent_weight`.
+        perceptual_weight: Weight of the perceptual term.
+        adversarial_weight: Weight of the adversarial term.
 
     Raises:
         ValueError: If the tokenizer is none with a Gaussian bottleneck, or does not project its latents to the foundation model's
@@ -76,7 +76,9 @@ class VAETerms:
         self._tokenizer = tokenizer
         foundation = config.foundation if config.foundation and config.foundation.weight else None
         self._teacher: Frozen | None = None
+        margins = {}
         if foundation is not None:
+            margins = {"cosine_margin": foundation.cosine_margin, "distance_margin": foundation.distance_margin}
             teacher = PatchTeacher(
                 foundation.model, foundation.weights, image_size=foundation.image_size, **foundation.options
             )
@@ -87,9 +89,6 @@ class VAETerms:
                     f"set overrides={{'alignment_dim': {teacher.dim}}}"
                 )
             self._teacher = Frozen(teacher)
-        margins = {}
-        if foundation is not None:
-            margins = {"cosine_margin": foundation.cosine_margin, "distance_margin": foundation.distance_margin}
         self._objective = VAEObjective(
             perceptual_weight=perceptual_weight,
             kl_weight=config.kl_weight,
@@ -111,10 +110,10 @@ class VAETerms:
         What the tokenizer adds besides its divergence (previews) is a mean over pixels and joins multiplied by their number.
 
         Args:
-            images: `(b, 3, h, w)`.
-            output: The tokenizer's forward pass.
-            perceptual: Distance of each sample; None for none.
-            fake_logits: The discriminator's of the reconstruction; None before it takes part.
+            images: Images `(b, 3, h, w)` in [-1, 1].
+            output: Output of the tokenizer's forward pass.
+            perceptual: Perceptual distance of each sample; None for none.
+            fake_logits: The discriminator's logits of the reconstruction; None before it takes part.
 
         Raises:
             ValueError: If the foundation model's map and the latents differ in positions.

@@ -72,7 +72,7 @@ def test_generations_that_stop_early_are_the_beginning_of_longer_ones(pipeline, 
     monkeypatch.setattr(type(pipeline.generator), "generate", watched)
     scores = score_generations(pipeline, labels, reference, EXTRACTOR, seed=3, batch_size=12, guidance_scale=2.0)
     assert [score.tokens for score in scores] == [2, 4, 8, 16]
-    # Two and four tokens come one by one, then a level a step.
+    # Two and four tokens come one by one, then one level per step.
     assert steps == [2, 4, 5, 6]
     for pyramid in kept[:-1]:
         assert all(torch.equal(a, b) for a, b in zip(pyramid.levels, kept[-1].levels, strict=False))
@@ -82,5 +82,5 @@ def test_generations_that_stop_early_are_the_beginning_of_longer_ones(pipeline, 
     assert scores[2].frechet_distance == pytest.approx(distance, abs=1e-5)
     assert scores[0].seconds > 0
     assert scores[0].psnr_db is None
-    with pytest.raises(TypeError, match="LevelAR has no setting 'guidance_scal'; did you mean 'guidance_scale'"):
+    with pytest.raises(TypeError, match="LevelAR has no setting 'guidance_scal'; did you mean guidance_scale"):
         score_generations(pipeline, labels, reference, EXTRACTOR, guidance_scal=2.0)

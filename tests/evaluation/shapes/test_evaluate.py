@@ -35,10 +35,10 @@ def _write(folder: Path, sides: list[float]) -> str:
 def test_boxes_against_themselves_and_against_others(tmp_path: Path) -> None:
     first, second = _write(tmp_path / "a", [1.0, 2.0, 4.0]), _write(tmp_path / "b", [1.5, 3.0, 6.0])
     quick = {"sets": ShapeSetProtocol(num_points=200), "pairs": GeometryProtocol(num_points=500, resolution=16)}
-    same = evaluate_shapes(ShapesSettings(first, first, str(tmp_path / "same"), **quick))
+    same = evaluate_shapes(ShapesSettings(shapes=first, reference=first, out=str(tmp_path / "same"), **quick))
     assert same["metrics"]["coverage"] == 1
     assert same["metrics"]["IoU"] == pytest.approx(1)
-    other = evaluate_shapes(ShapesSettings(first, second, str(tmp_path / "other"), **quick))
+    other = evaluate_shapes(ShapesSettings(shapes=first, reference=second, out=str(tmp_path / "other"), **quick))
     assert other["metrics"]["chamfer"] > same["metrics"]["chamfer"]
     assert other["counts"] == {"shapes": 3, "reference": 3, "pairs": 3}
     assert "CD = mean" in (tmp_path / "other" / "report.md").read_text()
@@ -53,9 +53,13 @@ def test_rendered_views_of_two_sets_are_compared(tmp_path: Path) -> None:
     first, second = _write(tmp_path / "a", [1.0, 2.0, 4.0]), _write(tmp_path / "b", [0.2, 0.4, 8.0])
     views = RenderedViewsConfig(num_views=4, size=16, extractor=ExtractorConfig("mean-color"))
     quick = {"sets": ShapeSetProtocol(num_points=50), "pairs": GeometryProtocol(num_points=50, resolution=8)}
-    same = evaluate_shapes(ShapesSettings(first, first, str(tmp_path / "same"), views=views, **quick))
-    other = evaluate_shapes(ShapesSettings(first, second, str(tmp_path / "other"), views=views, **quick))
-    # The root of a covariance of four views per shape is known to half of the digits.
+    same = evaluate_shapes(
+        ShapesSettings(shapes=first, reference=first, out=str(tmp_path / "same"), views=views, **quick)
+    )
+    other = evaluate_shapes(
+        ShapesSettings(shapes=first, reference=second, out=str(tmp_path / "other"), views=views, **quick)
+    )
+    # Clay is gray: three equal channels have a singular covariance, and roots of rounding errors are not small.
     assert abs(same["metrics"]["views FD-mean-color"]) < 1e-3 * other["metrics"]["views FD-mean-color"]
     sets = [[load_mesh(path) for path in sorted(Path(folder).iterdir())] for folder in (first, second)]
     by_hand = compare_rendered_sets(*sets, build_extractor(views.extractor), num_views=4, size=16)
@@ -67,19 +71,21 @@ def test_rendered_views_of_two_sets_are_compared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"differ in extractor.name"):
         compare(tmp_path / "other", _plain(tmp_path, first, second, quick))
     few = RenderedViewsConfig(num_views=1, size=16, extractor=views.extractor)
-    lacking = evaluate_shapes(ShapesSettings(first, first, str(tmp_path / "few"), views=few, **quick))
+    lacking = evaluate_shapes(
+        ShapesSettings(shapes=first, reference=first, out=str(tmp_path / "few"), views=few, **quick)
+    )
     assert any("there are 3 and 3 views, too few" in warning for warning in lacking["warnings"])
 
 
 def _plain(root: Path, first: str, second: str, quick: dict[str, Any]) -> Path:
-    evaluate_shapes(ShapesSettings(first, second, str(root / "plain"), **quick))
+    evaluate_shapes(ShapesSettings(shapes=first, reference=second, out=str(root / "plain"), **quick))
     return root / "plain"
 
 
 def test_refusals(tmp_path: Path) -> None:
     one = _write(tmp_path / "one", [1.0])
     with pytest.raises(ValueError, match="holds 1 meshes"):
-        evaluate_shapes(ShapesSettings(one, one, str(tmp_path / "out")))
+        evaluate_shapes(ShapesSettings(shapes=one, reference=one, out=str(tmp_path / "out")))
     with pytest.raises(ValueError, match="num_views is -1, expected at least 0"):
         RenderedViewsConfig(num_views=-1)
     with pytest.raises(ValueError, match="size is 0, expected at least 1 pixel"):
@@ -88,9 +94,9 @@ def test_refusals(tmp_path: Path) -> None:
         ShapesSettings(tokenizer="t", views=RenderedViewsConfig(num_views=2))
     lost = RenderedViewsConfig(num_views=2, extractor=ExtractorConfig("inception", "absent.pth"))
     with pytest.raises(FileNotFoundError, match=r"the weights of extractor 'inception' are not at 'absent.pth'"):
-        evaluate_shapes(ShapesSettings(one, one, str(tmp_path / "out"), views=lost))
+        evaluate_shapes(ShapesSettings(shapes=one, reference=one, out=str(tmp_path / "out"), views=lost))
     with pytest.raises(ValueError, match="mesh folder 'nowhere' does not exist"):
-        evaluate_shapes(ShapesSettings("nowhere", one, str(tmp_path / "out")))
+        evaluate_shapes(ShapesSettings(shapes="nowhere", reference=one, out=str(tmp_path / "out")))
 
 
 @pytest.fixture(scope="module")

@@ -228,7 +228,7 @@ def test_presets_have_the_published_sizes(name: str, specs: list[int], parameter
         ({"num_tokens": [5, 3]}, r"num_tokens is \[5, 3\], expected increasing"),
         ({"num_tokens": []}, r"num_tokens is \[\], expected increasing"),
         ({"point_counts": [6, 12]}, r"point_counts is \[6, 12\], expected decreasing"),
-        ({"queries": "random"}, "queries is 'random', expected 'learned' or 'farthest'"),
+        ({"queries": "random"}, "queries is 'random', expected one of 'learned', 'farthest'"),
         ({"token_dim": 0}, "token_dim is 0, expected at least 1"),
         ({"encoder_depth": -1}, "encoder_depth is -1, expected at least 0"),
         ({"embed_point_features": True, "point_features": 1}, "point_features is 1, embed_point_features expects 3"),

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -14,8 +13,7 @@ from hiergen.tokenizers.restok.model import ResTok
 
 @pytest.fixture(scope="module")
 def published() -> ResTokConfig:
-    with torch.device("meta"):
-        return ResTok(encoder_depth=24, decoder_depth=1).layout
+    return ResTokConfig()
 
 
 def test_published_levels(published: ResTokConfig) -> None:
@@ -61,18 +59,26 @@ def test_image_grids(
         ({"encoder_depth": 3}, "encoder_depth is 3, expected at least num_image_levels, 4"),
         ({"image_size": 96}, "num_image_levels is 4, but a grid of 6x6 can be merged only 1 times with merge='even'"),
         ({"drop_prob": 2.0}, r"drop_prob is 2\.0, expected 0 to 1"),
-        ({"projection": "flat"}, "projection is 'flat', expected one of"),
-        ({"merge": "max"}, "merge is 'max', expected one of"),
         ({"cnn_groups": 48}, "groups is 48, expected a divisor of the 128 channels"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(
-    published: ResTokConfig, overrides: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Where tests check annotations at run time, a wrong choice would be caught before our own message.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_sizes_that_do_not_fit_are_refused(published: ResTokConfig, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(published, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"projection": "flat"}, r"ResTok\.projection is 'flat', expected one of 'reinterpreted', 'per_token'"),
+        ({"merge": "max"}, r"ResTok\.merge is 'max', expected one of 'even', 'average'"),
+        ({"encoder_depth": 2.5}, r"ResTok\.encoder_depth is 2\.5, expected int"),
+        ({"mergee": "even"}, "ResTok has no field 'mergee'; did you mean merge"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResTok(**options)
 
 
 @pytest.mark.parametrize(

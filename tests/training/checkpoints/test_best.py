@@ -17,7 +17,8 @@ from hiergen.tokenizers.hieratok.model import HieraTok
 from hiergen.training import loop
 from hiergen.training.checkpoints.best import Best, improvement
 from hiergen.training.loop import RunInterruptedError, fit
-from hiergen.training.tasks.generator import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 SMALL = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 
@@ -57,7 +58,8 @@ def test_the_best_model_is_kept_and_a_stop_does_not_change_it(tmp_path, monkeypa
     assert not torch.equal(weights["first.weight"], last["first.weight"])
 
     means = iter([5.0, 4.0, 3.0, 2.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
-    stops = iter([0] * 3 + [15] + [0] * 20)
+    # The stop comes after 2 and 1, whose mean is lower than that of the whole interval.
+    stops = iter([0] * 4 + [15] + [0] * 20)
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_agree", lambda self, number: next(stops))
         with pytest.raises(RunInterruptedError):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import toy
 
+import hiergen
 from hiergen.training import loop
 from hiergen.training.checkpoints import run_state
 from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
@@ -93,3 +94,15 @@ def test_two_runs_do_not_write_one_folder_and_a_killed_one_holds_nothing(tmp_pat
     fit(toy.toy_run(str(tmp_path / "run")))
     runs = [load_checkpoint(find_checkpoint(tmp_path / name / "checkpoints"))[0] for name in ("run", "whole")]
     assert all(torch.equal(value, runs[1]["toy"][name]) for name, value in runs[0]["toy"].items())
+
+
+def test_a_change_anywhere_in_the_package_is_noticed(tmp_path, monkeypatch) -> None:
+    module = tmp_path / "nn" / "thing.py"
+    module.parent.mkdir()
+    module.write_text("x = 1\n")
+    monkeypatch.setattr(hiergen, "__file__", str(tmp_path / "__init__.py"))
+    before = run_state._versions.__wrapped__()
+    module.write_text("x = 2\n")
+    after = run_state._versions.__wrapped__()
+    assert before["hiergen"] != after["hiergen"]
+    assert before["torch"] == after["torch"]

@@ -10,15 +10,10 @@ from hiergen.losses.alignment import cosine_hinge_loss
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.tasks.codebook_health import CodebookConfig
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.perceptual_term import PerceptualConfig, PerceptualTerm
+from hiergen.training.tasks.teacher_alignment import Alignment, AlignmentConfig, _match_grid
 from hiergen.training.tasks.tokenizer import TokenizerPlayer, TokenizerTask, TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import (
-    AdversarialConfig,
-    Alignment,
-    AlignmentConfig,
-    PerceptualConfig,
-    PerceptualTerm,
-    _match_grid,
-)
 
 SMALL = {
     "cnn_channels": 8,
@@ -165,12 +160,10 @@ def test_the_discriminator_waits_and_only_the_tokenizer_is_averaged(tmp_path) ->
 def test_a_discriminator_that_waited_counts_its_schedule_from_its_start() -> None:
     from hiergen.training.optim import learning_rate
 
-    config = run(FULL, "x", samples=1016, batch_size=8)
     optim = OptimConfig(lr=1.0, warmup_samples=100, final_lr_ratio=0.1)
-    alone = run(FULL, "x", samples=1000, batch_size=8)
     for seen in (0, 50, 100, 500, 999):
-        late = learning_rate(config, 16 + seen, optim=optim, start=16)
-        assert late == learning_rate(alone, seen, optim=optim)
+        late = learning_rate(optim, 16 + seen, batch_size=8, samples=1016, start=16)
+        assert late == learning_rate(optim, seen, batch_size=8, samples=1000)
     task = TokenizerTask(FULL)
     assert task.start("discriminator") == 16
     assert task.start("tokenizer") == 0

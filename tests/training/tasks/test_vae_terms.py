@@ -8,8 +8,10 @@ import torch.nn.functional as F
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
+from hiergen.training.tasks.discriminator import AdversarialConfig
+from hiergen.training.tasks.perceptual_term import PerceptualConfig
+from hiergen.training.tasks.teacher_alignment import AlignmentConfig
 from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
-from hiergen.training.tasks.tokenizer_losses import AdversarialConfig, AlignmentConfig, PerceptualConfig
 from hiergen.training.tasks.vae_terms import FoundationConfig, VAEConfig
 
 TINY = {

@@ -17,6 +17,7 @@ from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkp
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import RunInterruptedError, fit
 from hiergen.training.reporting.run_log import MEASURED
+from hiergen.training.step import PlayerLoss
 from hiergen.training.tasks.base import TaskConfig
 
 
@@ -28,7 +29,7 @@ def run(task: TaskConfig, out: Path, **changes: Any) -> TrainConfig:
 
 def fit_until(config: TrainConfig, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send SIGTERM during the given pass, counted from the start of this process over steps, parts of a batch and players."""
-    forward, calls = loop._PlayerLoss.forward, iter(range(1000))
+    forward, calls = PlayerLoss.forward, iter(range(1000))
 
     def watched(self: Any, batch: Any, rng: Any) -> Any:
         if next(calls) == call:
@@ -36,7 +37,7 @@ def fit_until(config: TrainConfig, call: int, monkeypatch: pytest.MonkeyPatch) -
         return forward(self, batch, rng)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._PlayerLoss, "forward", watched)
+        patch.setattr(PlayerLoss, "forward", watched)
         with pytest.raises(RunInterruptedError):
             fit(config, cpu=True)
 

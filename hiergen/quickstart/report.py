@@ -1,0 +1,57 @@
+"""What the reports of the three quickstarts share: tables in Markdown, the part about training, versions, and how they are published."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from hiergen import __version__
+from hiergen.files import write_json, write_text
+from hiergen.quickstart.stages import StageTimes
+
+
+def publish(
+    out: Path,
+    report: dict[str, Any],
+    page: Callable[[Mapping[str, Any]], str],
+    *,
+    models: Mapping[str, torch.nn.Module],
+    times: StageTimes,
+    console: Console,
+) -> dict[str, Any]:
+    """Add the parameters of `models` and the seconds to a report, write it as `report.json` and `report.md`, and return it."""
+    report["parameters"] = {
+        name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()
+    }
+    report["seconds"] = {**times.seconds, "total": times.total}
+    write_json(out / "report.json", report)
+    write_text(out / "report.md", page(report))
+    console.print(f"report in {out / 'report.md'}, everything else beside it")
+    return report
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a report names."""
+    return {"hiergen": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def training_sections(report: Mapping[str, Any]) -> list[str]:
+    """Return the end of every page: curves, parameters, seconds, versions."""
+    return [
+        "## Training",
+        "![curves](curves.png)",
+        table(["model", "parameters"], [[name, f"{count:,}"] for name, count in report["parameters"].items()]),
+        table(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in report["seconds"].items()]),
+        f"Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}.",
+    ]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,104 @@
+"""The options of HieraTok, each written once, and which maps follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from hiergen.nn.blocks.scale_transformer import PositionKind
+from hiergen.nn.level_masks import AttentionForm, MaskKind
+from hiergen.nn.pyramid_pooling import PoolKind
+
+Placement = Literal["decoder", "encoder_tail", "both"]
+LatentKind = Literal["finest", "all"]
+
+
+@dataclasses.dataclass(frozen=True)
+class HieraTokConfig:
+    """The keyword arguments of `hiergen.tokenizers.hieratok.model.HieraTok`.
+
+    Raises:
+        ValueError: If the sizes do not fit together.
+    """
+
+    # Sizes
+    image_size: int = 256
+    """Height and width of the images in pixels."""
+    patch_size: int = 16
+    """Height and width, in pixels, of what a latent of the finest map covers."""
+    latent_dim: int = 16
+    """Channels of a latent."""
+    scales: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Sides of the maps, increasing; the last one is `image_size / patch_size`."""
+    encoder_dim: int = 768
+    """Channels of the encoder."""
+    encoder_depth: int = 12
+    """Blocks of the encoder."""
+    encoder_heads: int = 12
+    """Attention heads of the encoder."""
+    decoder_dim: int = 768
+    """Channels of the decoder."""
+    decoder_depth: int = 12
+    """Blocks of the decoder."""
+    decoder_heads: int = 12
+    """Attention heads of the decoder."""
+
+    # The hierarchy
+    placement: Placement = "decoder"
+    """Where tokens of several scales attend to each other: "decoder", "encoder_tail" (blocks before the bottleneck, with a plain
+    decoder) or "both"."""
+    tail_depth: int = 4
+    """Blocks of the encoder's tail."""
+    latent: LatentKind = "finest"
+    """"finest" stores the finest map alone and derives the coarser ones in the decoder; "all" gives every scale latents of its own,
+    as a level."""
+    mask: MaskKind = "scale_causal"
+    """What a token sees: "scale_causal", "full", "block_diagonal" or "reverse"."""
+    attention: AttentionForm = "grouped"
+    """How the mask is computed: "grouped" (one call per scale, keys cut) or "masked" (one call with a dense mask). Both agree up to
+    rounding."""
+    pool: PoolKind = "area"
+    """How a map is downsampled: "area", "strided_conv" or "bilinear"."""
+    positions: PositionKind = "rotary"
+    """Positions of tokens: "rotary" on one frame that all scales share, or "learned"."""
+
+    # Training
+    kl_weight: float = 1e-6
+    """Weight of the divergence summed over a sample's latents, relative to a pixel loss summed over the sample."""
+    use_channel_shortcuts: bool = False
+    """Average channels past the projection to latents, and repeat latents past the projection from them."""
+    has_preview_heads: bool = False
+    """Give each coarser scale a projection to pixels of its own, trained against the downsampled image."""
+    preview_weight: float = 1.0
+    """Weight of the loss of the preview heads."""
+    alignment_dim: int | None = None
+    """Channels of a teacher's features that `features["alignment"]` is projected to; None for no projection."""
+
+    def __post_init__(self) -> None:
+        sides, image_size, patch_size = self.scales, self.image_size, self.patch_size
+        if patch_size < 1 or image_size % patch_size:
+            raise ValueError(f"patch_size is {patch_size}, expected a divisor of image_size {image_size}")
+        if not sides or sides[0] < 1 or list(sides) != sorted(set(sides)) or sides[-1] != image_size // patch_size:
+            raise ValueError(f"scales is {sides}, expected increasing sides that end with {image_size // patch_size}")
+        if self.use_channel_shortcuts and self.decoder_dim % self.latent_dim:
+            raise ValueError(
+                f"a channel shortcut needs latent_dim to divide decoder_dim, got {self.latent_dim}, {self.decoder_dim}"
+            )
+
+    @property
+    def has_tail(self) -> bool:
+        return self.placement != "decoder"
+
+    @property
+    def has_pyramid_decoder(self) -> bool:
+        return self.placement != "encoder_tail"
+
+    @property
+    def latent_scales(self) -> tuple[int, ...]:
+        """Sides of the maps that are stored: the levels."""
+        return self.scales if self.latent == "all" else self.scales[-1:]
+
+    @property
+    def decoder_scales(self) -> tuple[int, ...]:
+        """Sides of the maps that the decoder reads: all of them where they are latents, or where it derives them."""
+        return self.scales if self.has_pyramid_decoder else self.latent_scales

@@ -1,0 +1,56 @@
+"""The perceptual term of a tokenizer's training: its settings, and the distance of reconstructions behind a random jitter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from hiergen.losses.perceptual import WeightedMix, jittered
+from hiergen.pretrained.perceptual import LPIPS, ConvNeXtLogits, LPIPSNetwork
+from hiergen.pretrained.weights import Frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptualConfig:
+    """A perceptual term.
+
+    Attributes:
+        weight: Weight of the perceptual term in the loss.
+        network: Backbone of LPIPS.
+        lpips_part: Share of LPIPS in the term.
+        convnext_part: Share of the ConvNeXt-S logits in the term; ResTok's code calls a mixture "lpips-convnext_s-a-b".
+        jitter: Largest random shift in front of the networks, in pixels; 0 for none. Published: 15 at 256 x 256.
+        weights: Folder of the weight files; None looks into torchvision's cache; "random" is for trials without weights.
+    """
+
+    weight: float = 1.0
+    network: LPIPSNetwork = "vgg"
+    lpips_part: float = 1.0
+    convnext_part: float = 0.0
+    jitter: int = 15
+    weights: str | None = None
+
+
+class PerceptualTerm:
+    """The perceptual distance of reconstructions, behind the random jitter."""
+
+    def __init__(self, config: PerceptualConfig) -> None:
+        is_random = config.weights == "random"
+        parts: list[tuple[float, nn.Module]] = []
+        if config.lpips_part:
+            lpips = LPIPS(config.network) if is_random else LPIPS.from_files(config.network, folder=config.weights)
+            parts.append((config.lpips_part, lpips))
+        if config.convnext_part:
+            convnext = ConvNeXtLogits() if is_random else ConvNeXtLogits.from_files(folder=config.weights)
+            parts.append((config.convnext_part, convnext))
+        self._distance = Frozen(WeightedMix([part for _, part in parts], [share for share, _ in parts]))
+        self._jitter = config.jitter
+
+    def __call__(self, reconstruction: Tensor, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the distance of each image of a batch."""
+        distance = self._distance.on(images.device)
+        if self._jitter:
+            return jittered(distance, reconstruction, images, margin=self._jitter, rng=rng)
+        return distance(reconstruction, images)
