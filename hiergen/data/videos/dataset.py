@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from hiergen.data.dataset import Dataset, Sample
-from hiergen.data.folders import class_names
+from hiergen.data.folders import class_names, class_order
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.videos.files import list_videos, read_frames
 
@@ -118,5 +118,5 @@ def load_clips(
         raise ValueError(
             f"none of the {len(paths)} video files of {str(folder)!r} can be read; the last: {list(skipped.values())[-1]}"
         )
-    classes = tuple(sorted(set(found)))
+    classes = class_order(found)
     return VideoSet(torch.stack(clips), torch.tensor([classes.index(name) for name in found]), classes, skipped)
