@@ -24,8 +24,8 @@ import trimesh
 from PIL import Image
 
 import hiergen
-from hiergen.data.images.archives import ShardPictures
 from hiergen.data.images.files import read_image
+from hiergen.data.images.shards import ShardPictures
 from hiergen.geometry.meshes import MESH_SUFFIXES, load_mesh
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.registry import create

@@ -1,6 +1,6 @@
 """Pictures that stay on disk: any number of them, decoded, cropped and flipped when a batch asks for them.
 
-Where pictures lie is a `PictureSource` (folders here; shards, Hugging Face datasets and .npz files in `archives`; MNIST's files in `idx`);
+Where pictures lie is a `PictureSource` (folders here; shards, tar files in `shards`, Hugging Face datasets and .npz files in `archives`, MNIST's files in `idx`);
 what is made of them is a `PictureSet`. Broken pictures are skipped, counted and named. Images decoded once are in `in_memory`.
 """
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hiergen.data.images.archives import HubPictures, NpzPictures, ShardPictures
+from hiergen.data.images.archives import HubPictures, NpzPictures
+from hiergen.data.images.shards import ShardPictures
 from hiergen.data.sources import DataConfig, open_images
 
 DATA = Path(os.environ.get("HIERGEN_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
