@@ -116,7 +116,8 @@ def _generate_videos(
 ) -> None:
     import torch
 
-    from hiergen.data.videos.files import require_pyav, tile_videos, write_gif, write_mp4
+    from hiergen.data.videos.decoding import require_pyav
+    from hiergen.data.videos.files import tile_videos, write_gif, write_mp4
 
     require_pyav()
     videos = pipeline(

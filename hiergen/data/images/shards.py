@@ -129,8 +129,8 @@ def _members(shard: Path) -> tuple[dict[str, _Place], dict[str, int], list[str]]
             elif suffix.lower() in SUFFIXES:
                 pictures[name] = _Place(member.name, member.offset_data, member.size)
             elif suffix.lower() == ".cls":
-                file = archive.extractfile(member)
-                text = file.read(32).decode("ascii", "replace").strip() if file else ""
+                content = archive.extractfile(member)
+                text = content.read(32).decode("ascii", "replace").strip() if content else ""
                 if not text.isdigit() or int(text) >= MAX_CLASSES:
                     raise ValueError(
                         f"{member.name} in shard {str(shard)!r} is {text!r}, expected a class number below {MAX_CLASSES:,}"
