@@ -81,7 +81,11 @@ def _open(path: str | Path, data: bytes | None, max_pixels: int | None) -> Itera
             # What Pillow remarks on a file is either refused or of no consequence.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as picture:
+            # By its path Pillow would map a TIFF file into memory, and get the sides of one that lies sideways wrong.
+            with (
+                open(path, "rb") if data is None else io.BytesIO(data) as file,
+                Image.open(file, formats=FORMATS) as picture,
+            ):
                 if not 0 < picture.width * picture.height <= most:
                     raise ValueError(f"{picture.width}x{picture.height} pixels, at most {most:,} are read")
                 yield picture
