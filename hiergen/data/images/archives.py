@@ -38,8 +38,11 @@ class HubPictures(PictureSource):
         datasets = require("datasets", "images", "a Hugging Face dataset")
         try:
             table: Any = datasets.load_from_disk(folder)
-        except (FileNotFoundError, OSError) as error:
-            raise ValueError(f"{folder!r} is no dataset that `save_to_disk` wrote: {error}") from error
+        # Of damage and of tables without rows `datasets` makes errors of many classes.
+        except Exception as error:
+            raise ValueError(
+                f"{folder!r} is no dataset that `save_to_disk` wrote, or one without rows: {error}"
+            ) from error
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
                 raise ValueError(f"split is {split!r}, the dataset {folder!r} has {', '.join(table)}")

@@ -79,7 +79,7 @@ def load_clips(
     size: int = 64,
     stride: int = 1,
     clips_per_file: int | None = None,
-    fps: float | None = None,
+    fps: float | int | None = None,
 ) -> VideoSet:
     """Return the clips of a folder of video files; sub-folders are classes, without any there is one class.
 

@@ -39,7 +39,7 @@ _TURNS: dict[tuple[int, ...], Image.Transpose | None] = {
 
 
 def read_frames(
-    path: str | Path, *, size: int, max_frames: int | None = None, fps: float | None = None
+    path: str | Path, *, size: int, max_frames: int | None = None, fps: float | int | None = None
 ) -> UInt8[Tensor, "3 t h w"]:
     """Return the frames of a video file from its start, upright, with square pixels, center-cropped to `size` x `size`.
 
@@ -64,7 +64,7 @@ def read_frames(
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             stream = _video_stream(av, container)
             decoded = container.decode(stream)
-            for frame, count in _once(decoded) if fps is None else _at_rate(decoded, stream, fps):
+            for frame, count in _once(decoded) if fps is None else _at_rate(decoded, stream, float(fps)):
                 pixels = np.asarray(center_crop(_picture(frame, stream), size))
                 frames += [pixels] * min(count, count if max_frames is None else max_frames - len(frames))
                 if len(frames) == max_frames:
@@ -109,8 +109,10 @@ def _at_rate(frames: Iterator[Any], stream: Any, fps: float) -> Iterator[tuple[A
         shown = frame
         lasts = float((frame.duration or 0) * (frame.time_base or 0)) or float(1 / rate if rate else 0)
         end = start + lasts
-    if shown is not None:
-        yield shown, max(1, _tick(end - origin, fps, tick) - tick)
+    # Of a file with frames one is returned, however short it is.
+    last = max(_tick(end - origin, fps, tick), 1)
+    if shown is not None and last > tick:
+        yield shown, last - tick
 
 
 def _tick(seconds: float, fps: float, before: int) -> int:
