@@ -16,6 +16,10 @@ import jaxtyping
 import pytest
 import torch
 
+# Autograd looks for devices at its first backward pass. After a compiler has shown it a stand-in for a GPU it would start threads for it,
+# and then no test may train in a forked process.
+torch.ones((), requires_grad=True).backward()
+
 if not torch.cuda.is_available():
     # Must be set before a module with kernels is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -104,7 +104,7 @@ def reference(cache: str) -> dict[str, torch.Tensor]:
     extractor = build_extractor(ExtractorConfig("channel-means"))
     data, passes = DataConfig(split="test", size=16), PassConfig(part_size=200, device="cpu")
     cpu = torch.device("cpu")
-    found = open_reference(data, extractor, rounding="nearest", passes=passes, cache=cache, device=cpu)()
+    found = open_reference(data, extractor, rounding="nearest", passes=passes, cache=cache, device=cpu)
     return {"mean": torch.from_numpy(found.pool.mean), "covariance": torch.from_numpy(found.pool.covariance)}
 
 

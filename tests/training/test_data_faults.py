@@ -27,6 +27,8 @@ from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 SMALL = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 
 
+# PyTorch probes for free file handles when a worker's connection breaks; the signal of its death may interrupt that between two files.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_dead_worker_is_explained_and_the_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch) -> None:
     batch = toy.Numbers.batch
 
