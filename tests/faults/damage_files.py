@@ -54,7 +54,7 @@ def damaged(data: bytes, draws: random.Random) -> bytes:
 def make_files(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object]]]:
     """Write a small file or more of every kind; return them with what reads them."""
     picture = Image.effect_noise((24, 24), 40).convert("RGB")
-    pictures = [folder / f"picture{suffix}" for suffix in (".png", ".jpg", ".webp", ".gif", ".bmp")]
+    pictures = [folder / f"picture{suffix}" for suffix in (".png", ".jpg", ".webp", ".gif", ".bmp", ".tif", ".ppm")]
     for path in pictures:
         picture.save(path)
     meshes = [folder / f"mesh{suffix}" for suffix in MESH_SUFFIXES]
