@@ -75,6 +75,7 @@ def test_texts_in_a_saved_dataset_are_classes(tmp_path) -> None:
     [
         ("img", ["fine_label", "coarse_label"], "fine_label"),
         ("Image", ["Label"], "Label"),
+        ("img", ["category", "class"], "class"),
         ("scan", ["species"], "species"),
         ("jpg", ["cls", "json"], "cls"),
     ],
