@@ -10,7 +10,6 @@ from hiergen.config import Checked, parse
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
     from hiergen.pipelines.video import ClassToVideoPipeline
@@ -117,7 +116,8 @@ def _generate_videos(
 ) -> None:
     import torch
 
-    from hiergen.data.videos.files import require_pyav, tile_videos, write_gif, write_mp4
+    from hiergen.data.videos.decoding import require_pyav
+    from hiergen.data.videos.files import tile_videos, write_gif, write_mp4
 
     require_pyav()
     videos = pipeline(
@@ -138,6 +138,7 @@ def _generate_shapes(
     rng: torch.Generator,
     sampling: dict[str, Any],
 ) -> None:
+    from hiergen.data.images.files import read_image
     from hiergen.geometry.field_grid import ExtractionSettings
     from hiergen.geometry.surface_extraction import save_mesh
     from hiergen.pipelines.shape import ClassToShapePipeline
@@ -150,7 +151,7 @@ def _generate_shapes(
     else:
         # Numbered, since two folders may hold files of one name.
         names = [f"{number:03d}-{Path(path).stem}" for number, path in enumerate(settings.image)]
-        pictures = [_open_picture(path) for path in settings.image]
+        pictures = [read_image(path, mode="RGBA") for path in settings.image]
         meshes = pipeline(pictures, num_shapes_per_image=settings.count, **common).meshes
     written = 0
     for index, mesh in enumerate(meshes):
@@ -161,15 +162,3 @@ def _generate_shapes(
         written += 1
     empty = f"; {len(meshes) - written} have no surface and no file" if written < len(meshes) else ""
     print(f"{written} meshes in {out}{empty}")
-
-
-def _open_picture(path: str) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGBA")
-    except FileNotFoundError as error:
-        raise ValueError(f"image {path!r} does not exist") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"image {path!r} is not a picture that can be read") from error

@@ -6,11 +6,12 @@ import dataclasses
 from typing import Literal
 
 from hiergen.data.dataset import Dataset
-from hiergen.data.images.archives import HubPictures, NpzPictures, ShardPictures
+from hiergen.data.images.archives import HubPictures, NpzPictures
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.idx import IdxPictures
 from hiergen.data.images.in_memory import ImageSet, load_folder
 from hiergen.data.images.on_disk import FolderPictures, PictureSet, PictureSource, SplitPictures
+from hiergen.data.images.shards import ShardPictures
 from hiergen.data.videos.dataset import load_clips
 from hiergen.data.videos.moving_digits import moving_digits
 
@@ -38,6 +39,8 @@ class DataConfig:
         crop: "center", or "random" for ADM's random crop.
         flip: Mirror every second image, at random.
         min_crop: Smallest part of the short side that a random crop keeps.
+        image_column: Column of a Hugging Face dataset that holds the images; "" takes "image", or finds one and says which.
+        label_column: Column of a Hugging Face dataset that holds the labels; "" takes "label", or finds one and says which.
     """
 
     source: str = "digits"
@@ -48,6 +51,8 @@ class DataConfig:
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     min_crop: float = 0.8
+    image_column: str = ""
+    label_column: str = ""
 
 
 def open_images(config: DataConfig, *, is_strict: bool = False) -> Dataset:
@@ -68,6 +73,11 @@ def open_images(config: DataConfig, *, is_strict: bool = False) -> Dataset:
     kind, _, place = config.source.partition(":")
     if config.hold_out and kind in _HAVE_SPLITS:
         raise ValueError(f"hold_out is {config.hold_out}, but {config.source!r} is not divided that way: leave it at 0")
+    if (config.image_column or config.label_column) and kind != "hf":
+        raise ValueError(
+            f"image_column is {config.image_column!r} and label_column {config.label_column!r}, but {config.source!r} has no columns: "
+            "leave them empty"
+        )
     if kind in ("digits", "moving-digits", "clips") and not config.in_memory:
         raise ValueError("the embedded digits and frames of clips are only in memory: set in_memory=True")
     if kind == "digits":
@@ -108,7 +118,7 @@ def open_pictures(config: DataConfig) -> PictureSource:
     """
     kind, _, place = config.source.partition(":")
     if kind == "hf":
-        return HubPictures(place, split=config.split)
+        return HubPictures(place, split=config.split, image=config.image_column, label=config.label_column)
     if kind == "idx":
         return IdxPictures(place, split=config.split)
     source: PictureSource

@@ -9,13 +9,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from hiergen.data.images.files import SUFFIXES
 from hiergen.demo.page import Page, explained
 from hiergen.demo.pictures import digit_examples, open_upload, open_view, shape_views
 from hiergen.demo.requests import MAX_SEED
 from hiergen.tokenizers.base import Tokenizer
-
-#: What may be uploaded as a picture.
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 def choose_image(tokenizer: Tokenizer, upload: bytes | None, example: int, *, max_pixels: int) -> Tensor:
@@ -91,7 +89,7 @@ def add_picture(
     upload = gr.File(
         label="or a picture of yours",
         type="binary",
-        file_types=list(PICTURE_SUFFIXES),
+        file_types=list(SUFFIXES),
         height=150,
         elem_id=f"{name}-upload",
         elem_classes="upload",

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.digits import load_digits
@@ -43,12 +43,10 @@ def open_upload(data: bytes, *, size: int, max_pixels: int) -> Tensor:
 
 def _read_upload(data: bytes, max_pixels: int, mode: Literal["RGB", "RGBA"]) -> Image.Image:
     try:
-        picture = read_image("", data=data, max_pixels=max_pixels, mode=mode)
+        return read_image("", data=data, max_pixels=max_pixels, mode=mode)
     except ValueError as error:
         reason = str(error).partition(": ")[2]
         raise ValueError(f"your file cannot be read as a picture: {reason}") from error
-    # Cameras store sideways pictures with a note on how to hold them.
-    return ImageOps.exif_transpose(picture)
 
 
 @functools.lru_cache(maxsize=4)

@@ -150,8 +150,8 @@ def test_a_shape_without_surface_gets_no_file(pipelines, tmp_path, capsys) -> No
     [
         ("images", ["--labels", "1"], "is of class ImageToShapePipeline, which takes images, give --image FILE"),
         ("labels", ["--image", "mug.png"], "is of class ClassToShapePipeline, which takes labels, not --image"),
-        ("images", ["--image", "none.png"], "none.png' does not exist"),
-        ("images", ["--image", "notes.png"], "notes.png' is not a picture that can be read"),
+        ("images", ["--image", "none.png"], "none.png' cannot be read: it does not exist"),
+        ("images", ["--image", "notes.png"], "notes.png' cannot be read: it is no PNG, JPEG, "),
     ],
 )
 def test_wrong_conditions_are_explained(pipelines, tmp_path, capsys, monkeypatch, pipeline, options, message) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hiergen.__main__ import main
-from hiergen.data.videos.files import read_frames, write_mp4
+from hiergen.data.videos.decoding import read_frames
+from hiergen.data.videos.files import write_mp4
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pyramid import specs_to_json

@@ -152,7 +152,7 @@ GFID = [
     ("--samples @/few.npz", "the evaluation holds 3 images, at least 10 are needed"),
     ("--samples @/mixed", "have several sizes: 00.png is 32 x 32, 07.png is 40 x 32"),
     ("--samples @/cut", "image '@/cut/06.png' cannot be read: image file is truncated"),
-    ("--samples @/text", "sample '@/text/06.png' cannot be read: it is no picture"),
+    ("--samples @/text", "image '@/text/06.png' cannot be read: it is no PNG, "),
     ("--samples @/other_key.npz", "holds images, expected samples as `arr_0`"),
     ("--samples @/floats.npz", "is float32 of shape (12, 32, 32, 3), expected uint8 images (n, h, w, 3)"),
     ("--samples @/first_channels.npz", "is uint8 of shape (12, 3, 32, 32), expected uint8 images (n, h, w, 3)"),

@@ -24,8 +24,8 @@ import trimesh
 from PIL import Image
 
 import hiergen
-from hiergen.data.images.archives import ShardPictures
 from hiergen.data.images.files import read_image
+from hiergen.data.images.shards import ShardPictures
 from hiergen.geometry.meshes import MESH_SUFFIXES, load_mesh
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.registry import create
@@ -54,7 +54,7 @@ def damaged(data: bytes, draws: random.Random) -> bytes:
 def make_files(folder: Path) -> dict[str, tuple[list[Path], Callable[[Path], object]]]:
     """Write a small file or more of every kind; return them with what reads them."""
     picture = Image.effect_noise((24, 24), 40).convert("RGB")
-    pictures = [folder / f"picture{suffix}" for suffix in (".png", ".jpg", ".webp", ".gif", ".bmp")]
+    pictures = [folder / f"picture{suffix}" for suffix in (".png", ".jpg", ".webp", ".gif", ".bmp", ".tif", ".ppm")]
     for path in pictures:
         picture.save(path)
     meshes = [folder / f"mesh{suffix}" for suffix in MESH_SUFFIXES]

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import hiergen
-from hiergen.data.images.archives import ShardPictures
+from hiergen.data.images.shards import ShardPictures
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create

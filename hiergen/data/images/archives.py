@@ -1,14 +1,11 @@
-"""Picture sources inside larger files: WebDataset shards, Hugging Face datasets on disk, and .npz archives of encoded images.
+"""Picture sources inside larger files: Hugging Face datasets on disk, and .npz archives of encoded images; tar files are `shards`.
 
-Only image files and integers are ever decoded; nothing of an archive is unpickled or run.
+Only image files, texts and numbers are ever decoded; nothing of an archive is unpickled or run.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import re
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,126 +13,66 @@ import numpy as np
 from PIL import Image
 
 from hiergen.data.content import Span
-from hiergen.data.images.files import SUFFIXES, read_image
+from hiergen.data.images.columns import IMAGE_NAMES, LABEL_NAMES, classes_of, find_column
+from hiergen.data.images.files import read_image
 from hiergen.data.images.on_disk import PictureSource
 from hiergen.data.npz_files import open_npz, read_array
 from hiergen.environment import require
 
 
-class ShardPictures(PictureSource):
-    """The pictures of WebDataset tar shards: files KEY.jpg (or another image suffix) with KEY.cls, an integer.
-
-    Shards are indexed once by their headers; a picture is read by its offset, so any order costs the same. The fingerprint covers
-    names and sizes of the shards, the `spans` what is in the pictures.
-
-    Args:
-        pattern: Shards, as a shell pattern or with one brace range: `train-{0000..0063}.tar`.
-
-    Raises:
-        ValueError: If no shard matches, one is missing or damaged, or a picture has no class.
-    """
-
-    def __init__(self, pattern: str) -> None:
-        self._shards = _expand(pattern)
-        self._places: list[tuple[int, str, int, int]] = []
-        self.labels = []
-        digest = hashlib.sha256()
-        for number, shard in enumerate(self._shards):
-            if not shard.is_file():
-                raise ValueError(f"shard {str(shard)!r} does not exist")
-            digest.update(f"{shard.name}\0{shard.stat().st_size}\0".encode())
-            try:
-                self._index(number, shard)
-            except (tarfile.TarError, OSError) as error:
-                raise ValueError(f"shard {str(shard)!r} is damaged: {error}") from error
-        self.classes = tuple(str(label) for label in range(max(self.labels, default=-1) + 1))
-        self.fingerprint = digest.hexdigest()[:16]
-
-    def _index(self, number: int, shard: Path) -> None:
-        images: dict[str, tuple[str, int, int]] = {}
-        labels: dict[str, int] = {}
-        end = 0
-        with tarfile.open(shard, "r:") as archive:
-            for member in archive:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                folder, _, name = member.name.rpartition("/")
-                key, _, suffix = name.partition(".")
-                key = f"{folder}/{key}"
-                if not member.isreg():
-                    continue
-                if f".{suffix.lower()}" in SUFFIXES:
-                    images[key] = (member.name, member.offset_data, member.size)
-                elif suffix == "cls":
-                    file = archive.extractfile(member)
-                    text = file.read(32).decode("ascii", "replace").strip() if file else ""
-                    if not text.isdigit():
-                        raise ValueError(f"{member.name} in shard {str(shard)!r} is {text!r}, expected a class number")
-                    labels[key] = int(text)
-        with open(shard, "rb") as file:
-            file.seek(end)
-            # A shard that was cut between two files reads as a shorter one.
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"it ends at byte {end} without the mark of its end, so it was cut")
-        for key, (name, offset, size) in images.items():
-            if key not in labels:
-                raise ValueError(f"{name} in shard {str(shard)!r} has no class: there is no .cls file of its name")
-            self._places.append((number, name, offset, size))
-            self.labels.append(labels[key])
-
-    def read(self, index: int) -> Image.Image:
-        number, name, offset, size = self._places[index]
-        try:
-            with open(self._shards[number], "rb") as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise ValueError(f"shard {str(self._shards[number])!r} cannot be read: {error.strerror}") from error
-        return read_image(f"{self._shards[number]}:{name}", data=data)
-
-    def spans(self) -> list[Span]:
-        return [Span(self._shards[number], offset, size) for number, _, offset, size in self._places]
-
-
 class HubPictures(PictureSource):
-    """A Hugging Face dataset that `save_to_disk` wrote, with a column of images and one of integer labels.
+    """A Hugging Face dataset that `save_to_disk` wrote, with a column of images and one of labels: numbers or texts.
 
     Args:
         folder: The folder that `save_to_disk` wrote, of one split or of several.
         split: Name of the split to take, where there are several.
-        image: Name of the column of images.
-        label: Name of the column of labels.
+        image: Name of the column of images; "" takes "image", or what is an image or usually called so, and says which.
+        label: Name of the column of labels; "" as for `image`.
 
     Raises:
-        ValueError: If the folder is no such dataset, or lacks the split or a column.
+        ValueError: If the folder is no such dataset, lacks the split or a column, has no row, or a label is missing or of no class.
         ImportError: If `datasets` is not installed.
     """
 
-    def __init__(self, folder: str, *, split: str = "train", image: str = "image", label: str = "label") -> None:
+    def __init__(self, folder: str, *, split: str = "train", image: str = "", label: str = "") -> None:
         datasets = require("datasets", "images", "a Hugging Face dataset")
         try:
             table: Any = datasets.load_from_disk(folder)
-        except (FileNotFoundError, OSError) as error:
-            raise ValueError(f"{folder!r} is no dataset that `save_to_disk` wrote: {error}") from error
+        # Of damage and of tables without rows `datasets` makes errors of many classes.
+        except Exception as error:
+            raise ValueError(
+                f"{folder!r} is no dataset that `save_to_disk` wrote, or one without rows: {error}"
+            ) from error
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
                 raise ValueError(f"split is {split!r}, the dataset {folder!r} has {', '.join(table)}")
             table = table[split]
-        missing = {image, label} - set(table.column_names)
-        if missing:
-            raise ValueError(
-                f"the dataset {folder!r} has the columns {', '.join(table.column_names)}, expected also {', '.join(sorted(missing))}"
-            )
+        if not len(table):
+            raise ValueError(f"the dataset {folder!r} holds no row, expected at least one")
+        features = table.features
+        image = find_column(
+            "image_column", image, features, IMAGE_NAMES, lambda kind: isinstance(kind, datasets.Image), folder
+        )
+        label = find_column(
+            "label_column", label, features, LABEL_NAMES, lambda kind: isinstance(kind, datasets.ClassLabel), folder
+        )
         self._folder, self._image, self._files = folder, image, table.cache_files
-        feature = table.features[label]
-        self.labels = [int(value) for value in table[label]]
-        names = getattr(feature, "names", None)
-        self.classes = tuple(names) if names else tuple(str(k) for k in range(max(self.labels, default=-1) + 1))
-        # As bytes: our own decoding refuses bombs and names what is broken.
-        self._table = table.cast_column(image, datasets.Image(decode=False))
-        self.fingerprint = hashlib.sha256(f"{table._fingerprint}{len(table)}".encode()).hexdigest()[:16]
+        names = getattr(features[label], "names", None)
+        self.labels, self.classes = classes_of(table[label], names, f"the column {label!r} of {folder!r}")
+        try:
+            # As bytes: our own decoding refuses bombs and names what is broken.
+            self._table = table.cast_column(image, datasets.Image(decode=False))
+        # Arrow raises errors of many classes of its own.
+        except Exception as error:
+            raise ValueError(f"the column {image!r} of {folder!r} holds no images but {features[image]}") from error
+        # Earlier versions knew these two columns alone.
+        columns = "" if (image, label) == ("image", "label") else f"{image}\0{label}"
+        self.fingerprint = hashlib.sha256(f"{table._fingerprint}{len(table)}{columns}".encode()).hexdigest()[:16]
 
     def read(self, index: int) -> Image.Image:
-        entry = self._table[index][self._image]
+        entry = self._table[index][self._image] or {"bytes": None, "path": None}
+        if entry["bytes"] is None and entry["path"] is None:
+            raise ValueError(f"row {index} of the column {self._image!r} of {self._folder!r} holds no picture")
         if entry["bytes"] is None:
             return read_image(entry["path"])
         return read_image(f"{self._folder}[{index}]", data=entry["bytes"])
@@ -189,14 +126,3 @@ def _check_archive(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(
             f"labels of {str(path)!r} are {labels.min()} to {labels.max()}, expected 0 to {len(classes) - 1}: there are {len(classes)} classes"
         )
-
-
-def _expand(pattern: str) -> list[Path]:
-    braces = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", pattern)
-    if braces:
-        head, first, last, tail = braces.groups()
-        return [Path(f"{head}{k:0{len(first)}d}{tail}") for k in range(int(first), int(last) + 1)]
-    found = sorted(Path(path) for path in glob.glob(pattern))
-    if not found:
-        raise ValueError(f"no shard matches {pattern!r}")
-    return found

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hiergen.data.dataset import Dataset, Sample
-from hiergen.data.folders import class_names
+from hiergen.data.folders import class_names, class_order
 from hiergen.data.images.files import list_images, read_image
 from hiergen.data.images.pixels import center_crop, to_tensor
 
@@ -56,6 +56,6 @@ def load_folder(folder: str | Path, *, size: int) -> ImageSet:
     """
     paths = list_images(folder)
     names = class_names(paths, folder)
-    classes = tuple(sorted(set(names)))
+    classes = class_order(names)
     images = torch.stack([to_tensor(center_crop(read_image(path), size)) for path in paths])
     return ImageSet(images, torch.tensor([classes.index(name) for name in names]), classes)

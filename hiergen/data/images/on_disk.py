@@ -1,6 +1,6 @@
 """Pictures that stay on disk: any number of them, decoded, cropped and flipped when a batch asks for them.
 
-Where pictures lie is a `PictureSource` (folders here; shards, Hugging Face datasets and .npz files in `archives`; MNIST's files in `idx`);
+Where pictures lie is a `PictureSource` (folders here; shards, tar files in `shards`, Hugging Face datasets and .npz files in `archives`, MNIST's files in `idx`);
 what is made of them is a `PictureSet`. Broken pictures are skipped, counted and named. Images decoded once are in `in_memory`.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hiergen.data.content import Span, content_digest
 from hiergen.data.dataset import Dataset, Sample
-from hiergen.data.folders import class_names
+from hiergen.data.folders import class_names, class_order
 from hiergen.data.images.files import list_images, read_image
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import center_crop, to_tensor
@@ -63,7 +63,7 @@ class PictureSource(abc.ABC):
 
 
 class FolderPictures(PictureSource):
-    """The pictures below a folder; its sub-folders are the classes, in sorted order.
+    """The pictures below a folder; its sub-folders are the classes, in natural order.
 
     The fingerprint covers names and sizes of the files, not their content: that is what `spans` are for.
 
@@ -74,10 +74,13 @@ class FolderPictures(PictureSource):
     def __init__(self, folder: str | Path) -> None:
         self._paths = list_images(folder)
         names = class_names(self._paths, folder)
-        self.classes = tuple(sorted(set(names)))
+        self.classes = class_order(names)
         numbers = {name: number for number, name in enumerate(self.classes)}
         self.labels = [numbers[name] for name in names]
-        listing = "".join(f"{path.relative_to(folder)}\0{path.stat().st_size}\0" for path in self._paths)
+        listing = "".join(f"{path.relative_to(folder)}\0{_size(path)}\0" for path in self._paths)
+        if list(self.classes) != sorted(self.classes):
+            # Earlier versions numbered such classes otherwise.
+            listing += "".join(f"{name}\0" for name in self.classes)
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
 
     def read(self, index: int) -> Image.Image:
@@ -85,6 +88,11 @@ class FolderPictures(PictureSource):
 
     def spans(self) -> list[Span]:
         return [Span(path) for path in self._paths]
+
+
+def _size(path: Path) -> int:
+    # A link to nothing is a broken picture among others.
+    return path.stat().st_size if path.exists() else -1
 
 
 class SplitPictures(PictureSource):
@@ -153,6 +161,10 @@ class PictureSet(Dataset):
             raise ValueError(f"min_crop is {min_crop}, expected above 0 and at most 1")
         self.source, self.size, self.crop, self.flip, self.min_crop = source, size, crop, flip, min_crop
         self.is_strict = is_strict
+        if not source.labels:
+            raise ValueError(
+                f"the source of pictures is empty ({type(source).__name__}), expected at least one picture"
+            )
         self.broken: dict[int, str] = {}
 
     def __len__(self) -> int:

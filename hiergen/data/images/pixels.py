@@ -13,6 +13,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from hiergen.data.images.modes import BACKGROUND, to_color
+
 
 def center_crop(picture: Image.Image, size: int) -> Image.Image:
     """Return the central square of `picture` at `size` x `size` pixels.
@@ -33,9 +35,10 @@ def center_crop(picture: Image.Image, size: int) -> Image.Image:
 
 def on_white_square(picture: Image.Image) -> Image.Image:
     """Return a picture in the middle of the smallest white square that holds it, in RGB; what was transparent is white."""
+    picture = to_color(picture, "RGBA")
     side = max(picture.size)
-    square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(picture.convert("RGBA"), ((side - picture.width) // 2, (side - picture.height) // 2))
+    square = Image.new("RGBA", (side, side), BACKGROUND)
+    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return square.convert("RGB")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hiergen.config import Checked, fingerprint, to_json
+from hiergen.data.folders import is_hidden
 from hiergen.data.shapes.importers import find_layout_files, import_shape
 from hiergen.data.shapes.procedural import procedural_shape
 from hiergen.data.shapes.records import FORMAT_VERSION, ShapeMeta, ShapeRecord
@@ -153,6 +154,7 @@ def find_jobs(settings: PrepareShapesSettings) -> tuple[list[ShapeJob], dict[str
     else:
         # What is no regular file (a link to nothing, a pipe) is listed too, so that it is skipped by name.
         files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if not path.is_dir())
+        files = [path for path in files if path == root or not is_hidden(path.relative_to(root).as_posix())]
         found = [path for path in files if path.suffix.lower() in MESH_SUFFIXES]
         ignored = count_names(path.suffix.lower() for path in files if path.suffix.lower() not in MESH_SUFFIXES)
     if not found:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from hiergen.data.folders import is_hidden
 from hiergen.data.npz_files import open_npz, read_array
 from hiergen.geometry.meshes import MeshError
 from hiergen.geometry.surface_sampling import farthest_order
@@ -33,8 +34,10 @@ NORMAL_NEIGHBORS = 16
 def find_layout_files(folder: Path, layout: Layout) -> list[Path]:
     """Return the file that stands for each shape of a layout, sorted."""
     if layout == "occupancy":
-        return sorted(path for path in folder.rglob("points.npz") if path.with_name("pointcloud.npz").is_file())
-    found = sorted(folder.rglob("*.npz"))
+        found = [path for path in folder.rglob("points.npz") if path.with_name("pointcloud.npz").is_file()]
+    else:
+        found = list(folder.rglob("*.npz"))
+    found = sorted(path for path in found if not is_hidden(path.relative_to(folder).as_posix()))
     if layout == "vecset":
         return [path for path in found if path.parent.name != "4_pointcloud"]
     return found

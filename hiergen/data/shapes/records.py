@@ -95,10 +95,9 @@ class ShapeRecord:
 
     def view(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Return one conditioning image."""
-        from PIL import Image
+        from hiergen.data.images.files import read_image
 
-        with Image.open(io.BytesIO(self.views[index])) as picture:
-            return np.asarray(picture.convert("RGB"))
+        return np.asarray(read_image(f"view {index} of {self.meta.key}", data=self.views[index]))
 
 
 def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:

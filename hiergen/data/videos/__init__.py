@@ -1,1 +1,1 @@
-"""Videos: `files` reads and writes them, `dataset` holds clips in memory, `moving_digits` is the embedded set."""
+"""Videos: `files` lists and writes them, `decoding` reads their frames, `dataset` holds clips in memory, `moving_digits` is the embedded set."""

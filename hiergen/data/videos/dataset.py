@@ -16,9 +16,10 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from hiergen.data.dataset import Dataset, Sample
-from hiergen.data.folders import class_names
+from hiergen.data.folders import class_names, class_order
 from hiergen.data.images.in_memory import ImageSet
-from hiergen.data.videos.files import list_videos, read_frames
+from hiergen.data.videos.decoding import read_frames
+from hiergen.data.videos.files import list_videos
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,13 @@ def from_uint8(values: UInt8[Tensor, ...]) -> Float[Tensor, ...]:
 
 
 def load_clips(
-    folder: str | Path, *, num_frames: int = 16, size: int = 64, stride: int = 1, clips_per_file: int | None = None
+    folder: str | Path,
+    *,
+    num_frames: int = 16,
+    size: int = 64,
+    stride: int = 1,
+    clips_per_file: int | None = None,
+    fps: float | int | None = None,
 ) -> VideoSet:
     """Return the clips of a folder of video files; sub-folders are classes, without any there is one class.
 
@@ -86,9 +93,10 @@ def load_clips(
         size: Height and width in pixels.
         stride: Number of frames of the file from one frame of a clip to the next.
         clips_per_file: Largest number of clips from each file; None takes all.
+        fps: Frames per second that each file is brought to by its time stamps, before it is cut; None takes the frames of the file.
 
     Raises:
-        ValueError: If a number is below 1, the folder is missing or holds no video file, or none of them can be read.
+        ValueError: If a number is below 1, `fps` is not above 0, the folder is missing or holds no video file, or none of them can be read.
         ImportError: If PyAV is not installed.
     """
     for name, value in (("num_frames", num_frames), ("size", size), ("stride", stride)):
@@ -96,6 +104,8 @@ def load_clips(
             raise ValueError(f"{name} is {value}, expected at least 1")
     if clips_per_file is not None and clips_per_file < 1:
         raise ValueError(f"clips_per_file is {clips_per_file}, expected at least 1, or None for all")
+    if fps is not None and not fps > 0:
+        raise ValueError(f"fps is {fps}, expected above 0, or None for the frames of each file")
     paths = list_videos(folder)
     span = (num_frames - 1) * stride + 1
     clips: list[Tensor] = []
@@ -104,7 +114,7 @@ def load_clips(
     for path, name in zip(paths, class_names(paths, folder), strict=True):
         limit = None if clips_per_file is None else (clips_per_file - 1) * num_frames * stride + span
         try:
-            frames = read_frames(path, size=size, max_frames=limit)
+            frames = read_frames(path, size=size, max_frames=limit, fps=fps)
             if frames.shape[1] < span:
                 raise ValueError(f"video {str(path)!r} has {frames.shape[1]} frames, a clip takes {span}")
         except ValueError as error:
@@ -118,5 +128,5 @@ def load_clips(
         raise ValueError(
             f"none of the {len(paths)} video files of {str(folder)!r} can be read; the last: {list(skipped.values())[-1]}"
         )
-    classes = tuple(sorted(set(found)))
+    classes = class_order(found)
     return VideoSet(torch.stack(clips), torch.tensor([classes.index(name) for name in found]), classes, skipped)

@@ -1,4 +1,4 @@
-"""Video files: listing them, reading frames by PyAV, writing clips as MP4 and GIF.
+"""Video files: listing them, and writing clips as MP4 and GIF; reading them is `decoding`.
 
 Letters: `c` channels, `t h w` a clip.
 """
@@ -8,22 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from hiergen.data.folders import list_files
-from hiergen.data.images.files import MAX_PIXELS
-from hiergen.data.images.pixels import center_crop, to_uint8
-from hiergen.environment import require
+from hiergen.data.images.pixels import to_uint8
+from hiergen.data.videos.decoding import require_pyav
 from hiergen.files import atomic_path
 
-SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".gif", ".m4v", ".mpg")
+SUFFIXES = (
+    *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".gif", ".m4v", ".mpg"),
+    *(".mpeg", ".wmv", ".flv", ".ogv", ".3gp", ".mts"),
+)
 
 
 def list_videos(folder: str | Path) -> list[Path]:
@@ -33,36 +34,6 @@ def list_videos(folder: str | Path) -> list[Path]:
         ValueError: If the folder is missing or holds none.
     """
     return list_files(folder, SUFFIXES, kind="video", what="video file")
-
-
-def read_frames(path: str | Path, *, size: int, max_frames: int | None = None) -> UInt8[Tensor, "3 t h w"]:
-    """Return the frames of a video file from its start, center-cropped to `size` x `size`.
-
-    Args:
-        path: The file; its first video stream is read.
-        size: Height and width in pixels; see `hiergen.data.images.pixels.center_crop`.
-        max_frames: Largest number of frames to read; None reads all.
-
-    Raises:
-        ValueError: If the file is missing, damaged, too large in pixels, or holds no frame of video; the file is named.
-        ImportError: If PyAV is not installed.
-    """
-    av = require_pyav()
-    frames: list[np.ndarray] = []
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                if frame.width * frame.height > MAX_PIXELS:
-                    raise ValueError(f"{frame.width}x{frame.height} pixels, at most {MAX_PIXELS:,} are read")
-                frames.append(np.asarray(center_crop(frame.to_image(), size)))
-                if len(frames) == max_frames:
-                    break
-    # PyAV raises its own errors, all of them OSError or ValueError, and IndexError where there is no video stream.
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise ValueError(f"video {str(path)!r} cannot be read: {error}") from error
-    if not frames:
-        raise ValueError(f"video {str(path)!r} cannot be read: it holds no frame")
-    return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).contiguous()
 
 
 def write_mp4(path: str | Path, video: Float[Tensor, "3 t h w"], *, fps: int = 8, enlarge: int = 1) -> None:
@@ -117,13 +88,3 @@ def tile_videos(rows: Sequence[Float[Tensor, "n 3 t h w"]], *, gap: int = 2) -> 
 def _pixels(video: Tensor, enlarge: int) -> np.ndarray:
     frames = to_uint8(video).permute(1, 2, 3, 0).cpu().numpy()
     return np.ascontiguousarray(frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2))
-
-
-def require_pyav() -> ModuleType:
-    """Return PyAV.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    require("av.error", "video", "a video file")
-    return require("av", "video", "a video file")

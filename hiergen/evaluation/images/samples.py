@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hiergen.data.images.files import list_images, read_image
+from hiergen.data.images.files import image_size, list_images, read_image
 from hiergen.data.npz_files import open_npz, read_array
 from hiergen.evaluation.features.references import check_npz_images
 from hiergen.evaluation.parts import Parts
@@ -69,13 +69,8 @@ def _open_folder(path: Path) -> Samples:
     sizes: dict[tuple[int, int], Path] = {}
     digest = hashlib.sha256()
     for file in paths:
+        sizes.setdefault(image_size(file), file)
         digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-        try:
-            # Opening reads the header alone.
-            with Image.open(file) as picture:
-                sizes.setdefault(picture.size, file)
-        except OSError as error:
-            raise ValueError(f"sample {str(file)!r} cannot be read: it is no picture") from error
     if len(sizes) > 1:
         (one, first), (two, second) = list(sizes.items())[:2]
         raise ValueError(
@@ -84,8 +79,14 @@ def _open_folder(path: Path) -> Samples:
         )
 
     def read(keys: range) -> Tensor:
-        pixels = np.stack([np.asarray(read_image(paths[key])) for key in keys])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        pictures = [read_image(paths[key]) for key in keys]
+        for key, picture in zip(keys, pictures, strict=True):
+            # The head of a file may be wrong about how it is held.
+            if picture.size != (width, height):
+                raise ValueError(
+                    f"sample {str(paths[key])!r} is {picture.width} x {picture.height} pixels when read, expected {width} x {height}"
+                )
+        return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
 
     width, height = next(iter(sizes))
     return Samples(len(paths), (height, width), digest.hexdigest()[:16], read)

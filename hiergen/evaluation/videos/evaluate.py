@@ -16,7 +16,8 @@ from torch import Tensor
 
 from hiergen.config import fingerprint, to_json
 from hiergen.data.videos.dataset import VideoSet, from_uint8
-from hiergen.data.videos.files import require_pyav, write_mp4
+from hiergen.data.videos.decoding import require_pyav
+from hiergen.data.videos.files import write_mp4
 from hiergen.evaluation.features.distances import bias_curve
 from hiergen.evaluation.features.extractors import open_lpips
 from hiergen.evaluation.features.references import Reference

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hiergen.config import Checked, Count, CountOrZero, fingerprint
 from hiergen.data.videos.dataset import VideoSet, from_uint8, load_clips
-from hiergen.data.videos.files import list_videos, require_pyav
+from hiergen.data.videos.decoding import require_pyav
+from hiergen.data.videos.files import list_videos
 from hiergen.data.videos.moving_digits import moving_digits
 from hiergen.evaluation.features.distances import DistanceConfig
 from hiergen.evaluation.features.video_extractors import VideoExtractorConfig

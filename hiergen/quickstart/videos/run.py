@@ -14,7 +14,8 @@ from rich.console import Console
 
 from hiergen.benchmarks.psa import config_of_density
 from hiergen.data.videos.dataset import from_uint8
-from hiergen.data.videos.files import require_pyav, tile_videos, write_gif, write_mp4
+from hiergen.data.videos.decoding import require_pyav
+from hiergen.data.videos.files import tile_videos, write_gif, write_mp4
 from hiergen.data.videos.moving_digits import MovingDigits
 from hiergen.figures import log_curves, save_curves, save_image_grid
 from hiergen.files import atomic_directory, check_writable

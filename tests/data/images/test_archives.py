@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hiergen.data.images.archives import HubPictures, NpzPictures, ShardPictures
+from hiergen.data.images.archives import HubPictures, NpzPictures
 from hiergen.data.sources import DataConfig, open_images
 
 DATA = Path(os.environ.get("HIERGEN_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
@@ -25,54 +25,6 @@ def encoded(shade: int, kind: str = "png") -> bytes:
 def reds(data, count: int) -> list[int]:
     batch = data.batch([(index, 0) for index in range(count)], seed=0)
     return ((batch["image"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-
-
-def test_shards_are_read_by_offset_in_any_order(tmp_path, write_tar) -> None:
-    write_tar(
-        tmp_path / "a-00.tar", {"x/0.png": encoded(10), "x/0.cls": b"2", "x/1.cls": b"0\n", "x/1.jpg": encoded(20)}
-    )
-    write_tar(tmp_path / "a-01.tar", {"2.webp": encoded(30, "webp"), "2.json": b"{}", "2.cls": b"1"})
-    for pattern in (f"{tmp_path}/a-*.tar", f"{tmp_path}/a-{{00..01}}.tar"):
-        data = open_images(DataConfig(source=f"wds:{pattern}", size=16, in_memory=False))
-        assert reds(data, 3) == [10, 20, 30]
-        assert data.batch([(2, 0), (0, 0), (1, 0)], seed=0)["label"].tolist() == [1, 2, 0]
-        assert data.classes == ("0", "1", "2")
-    assert open_images(DataConfig(source=f"wds:{tmp_path}/a-*.tar", size=16)).images.shape == (3, 3, 16, 16)
-
-
-def test_damaged_shards_are_named(tmp_path, write_tar) -> None:
-    with pytest.raises(ValueError, match="no shard matches"):
-        ShardPictures(str(tmp_path / "*.tar"))
-    with pytest.raises(ValueError, match=r"shard '.*b-7\.tar' does not exist"):
-        ShardPictures(str(tmp_path / "b-{7..8}.tar"))
-    (tmp_path / "c.tar").write_bytes(b"x" * 600)
-    with pytest.raises(ValueError, match=r"shard '.*c\.tar' is damaged"):
-        ShardPictures(str(tmp_path / "c.tar"))
-    write_tar(tmp_path / "d.tar", {"1.png": encoded(1)})
-    with pytest.raises(ValueError, match=r"1\.png in shard '.*' has no class"):
-        ShardPictures(str(tmp_path / "d.tar"))
-    write_tar(tmp_path / "e.tar", {"1.png": encoded(1), "1.cls": b"cat"})
-    with pytest.raises(ValueError, match=r"1\.cls in shard '.*' is 'cat', expected a class number"):
-        ShardPictures(str(tmp_path / "e.tar"))
-    write_tar(tmp_path / "f.tar", {"1.png": encoded(1)[:40], "1.cls": b"0"})
-    with pytest.raises(ValueError, match=r"image '.*f\.tar:1\.png' cannot be read"):
-        ShardPictures(str(tmp_path / "f.tar")).read(0)
-
-
-def test_a_shard_that_was_cut_anywhere_is_damaged_not_shorter(tmp_path, write_tar) -> None:
-    whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
-    write_tar(whole, {name: data for k in range(3) for name, data in ((f"{k}.png", encoded(k)), (f"{k}.cls", b"0"))})
-    data = whole.read_bytes()
-    used = len(data.rstrip(b"\0"))
-    assert ShardPictures(str(whole)).labels == [0, 0, 0]
-    for length in range(1, used, 97):
-        cut.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"shard '.*cut\.tar' is damaged"):
-            ShardPictures(str(cut))
-    # Between two files, where nothing else tells it.
-    cut.write_bytes(data[: 4 * 512])
-    with pytest.raises(ValueError, match="ends at byte 2048 without the mark of its end"):
-        ShardPictures(str(cut))
 
 
 def test_hugging_face_datasets_on_disk(tmp_path, monkeypatch) -> None:

@@ -327,3 +327,18 @@ def test_real_meshes_are_prepared(tmp_path: Path) -> None:
         pytest.skip("the mesh 'spot' is not there; set HIERGEN_DATA")
     summary = prepare_shapes(_settings(mesh, tmp_path / "out"))
     assert (summary.num_prepared, summary.skipped) == (1, {})
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX/ball", "@eaDir"])
+def test_what_systems_hide_is_no_shape(tmp_path: Path, hidden: str) -> None:
+    (tmp_path / "set" / hidden).mkdir(parents=True)
+    (tmp_path / "set" / "ball").mkdir()
+    for name in ("ball/a", f"{hidden}/b", "ball/._a"):
+        for suffix in (".obj", ".npz"):
+            (tmp_path / "set" / f"{name}{suffix}").touch()
+    (tmp_path / "set" / ".DS_Store").touch()
+    jobs, ignored = find_jobs(_settings(tmp_path / "set", tmp_path))
+    assert [job.source for job in jobs] == ["ball/a.obj"]
+    assert ignored == {".npz": 1}
+    jobs, _ = find_jobs(_settings(tmp_path / "set", tmp_path, layout="sdf"))
+    assert [job.source for job in jobs] == ["ball/a.npz"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hiergen.data.videos.files import list_videos, read_frames, tile_videos, write_gif, write_mp4
+from hiergen.data.videos.decoding import read_frames
+from hiergen.data.videos.files import list_videos, tile_videos, write_gif, write_mp4
 
 
 def clip(frames: int = 5, height: int = 16, width: int = 24) -> torch.Tensor:

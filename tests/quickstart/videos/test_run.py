@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import hiergen
-from hiergen.data.videos.files import read_frames
+from hiergen.data.videos.decoding import read_frames
 from hiergen.metrics import clip_classifiers
 from hiergen.quickstart.settings import VideoQuickstartSettings
 from hiergen.quickstart.videos import run as videos
