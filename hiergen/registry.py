@@ -10,6 +10,7 @@ import dataclasses
 import fnmatch
 import functools
 import importlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -143,7 +144,12 @@ def create(name: str, **overrides: Any) -> Any:
     """Return a model with random weights from a preset; `overrides` replace entries of its config.
 
     Raises:
-        ValueError: If the preset is unknown.
+        ValueError: If the preset is unknown, or an override is no argument of its class.
     """
     preset = get_preset(name)
-    return model_class(preset.model)(**{**preset.config, **overrides})
+    kind = model_class(preset.model)
+    known = [argument for argument in inspect.signature(kind.__init__).parameters if argument != "self"]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"{preset.model} has no argument {key!r} to override in {name!r}{nearest(key, known)}")
+    return kind(**{**preset.config, **overrides})

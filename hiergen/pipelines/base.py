@@ -10,6 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from hiergen.generators.base import Generator
+from hiergen.pipelines.lora import LoraPipeline
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
 
@@ -17,7 +18,7 @@ from hiergen.tokenizers.base import Tokenizer
 StepCallback = Callable[[Any, int, dict[str, Any]], None]
 
 
-class HiergenPipeline(DiffusionPipeline):
+class HiergenPipeline(DiffusionPipeline, LoraPipeline):
     """A diffusers pipeline of hiergen's models: a generator and the tokenizer it was trained for.
 
     Raises:
