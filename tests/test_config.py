@@ -106,7 +106,7 @@ def test_entries_of_a_dict_are_options(words, entries) -> None:
 
 def test_a_dict_that_is_no_json_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="--outer.extra is 'image_size 48', expected a JSON object, or --outer.extra.NAME VALUE"
+        ValueError, match=r"--outer.extra is 'image_size 48', expected a JSON object, or --outer.extra.NAME VALUE"
     ):
         parse(Whole(), ["--outer.extra", "image_size", "48"], prog="p")
 

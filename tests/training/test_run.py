@@ -62,7 +62,7 @@ def test_an_unknown_override_and_too_few_classes_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="ResTok has no argument 'vocab' to override in 'restok-tiny'"):
         create("restok-tiny", vocab=3)
     config = toy.toy_run(str(tmp_path / "run"), task=kinds.KINDS["har"](tmp_path))
-    with pytest.raises(ValueError, match="overrides.num_classes is 4, but the cache .* has 10 classes: leave it out"):
+    with pytest.raises(ValueError, match=r"overrides.num_classes is 4, but the cache .* has 10 classes: leave it out"):
         run_recipe(config, ["--task.overrides.num-classes", "4"], name="p")
 
 

@@ -301,9 +301,9 @@ class RunKeeper:
             )
         if changed:
             raise ValueError(
-                f"{str(self._out)!r} holds a run of another configuration: {'; '.join(changed)}. Of a run that goes on, samples, "
-                f"{', '.join(MAY_CHANGE[1:-1])} and {MAY_CHANGE[-1]} may change. To start a new run from its weights, give another "
-                f"--out and --init {str(self._out)!r}; to start over, delete the folder"
+                f"{str(self._out)!r} holds a run of another configuration: {'; '.join(changed)}. "
+                f"Choose another --out, with --init {str(self._out)!r} to start a new run from its weights, or delete the folder to "
+                f"start over. Of a run that goes on, these may change: samples, {', '.join(MAY_CHANGE[1:])}"
             )
 
     def _compare_versions(self, saved: dict[str, str]) -> None:

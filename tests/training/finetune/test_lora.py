@@ -137,11 +137,11 @@ def test_parts_that_are_drawn_anew_are_trained_whole_and_no_adapter_is_saved_alo
 
 
 def test_what_has_no_adapters_is_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match="lora.rank is 2, but a ResTok is no generator: leave it at 0"):
+    with pytest.raises(ValueError, match=r"lora.rank is 2, but a ResTok is no generator: leave it at 0"):
         fit(run(tmp_path / "a", "har", tmp_path, task=TokenizerTaskConfig(overrides=kinds.RESTOK)))
     with pytest.raises(ValueError, match=r"lora.targets holds 'qkw', which no linear layer is named; did you mean qkv"):
         add_adapters(create("har-tiny", dim=20, depth=1), LoraConfig(rank=2, targets=("qkw",)), seed=0)
-    with pytest.raises(ValueError, match="lora.rank is -1, expected 0 for no adapters, or more"):
+    with pytest.raises(ValueError, match=r"lora.rank is -1, expected 0 for no adapters, or more"):
         LoraConfig(rank=-1)
     with pytest.raises(
         ValueError, match=r"lora.alpha or lora.targets is given, but lora.rank is 0: give --lora.rank too"
@@ -157,7 +157,7 @@ def test_a_pickle_is_neither_read_nor_written(tmp_path) -> None:
     model = create("har-tiny", dim=20, depth=1)
     assert isinstance(model, LoraModel)
     for options in ({"weight_name": "lora.bin"}, {"use_safetensors": False}):
-        with pytest.raises(ValueError, match="expected a name that ends in .safetensors: a pickle can run code"):
+        with pytest.raises(ValueError, match=r"expected a name that ends in .safetensors: a pickle can run code"):
             model.load_lora_adapter(tmp_path, **options)
     torch.save({"x.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_lora_weights.bin")
     with pytest.raises(OSError, match="safetensors"):

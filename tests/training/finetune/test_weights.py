@@ -14,8 +14,8 @@ import toy
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create
-from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training import loop
+from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.finetune import weights
 from hiergen.training.loop import fit
 from hiergen.training.tasks.base import TaskConfig
@@ -167,7 +167,7 @@ def test_what_cannot_be_started_from_is_refused(pets, tmp_path) -> None:
         ValueError, match=r"init_except holds 'class_embeding', .* of a LevelAR; did you mean class_embedding"
     ):
         fit(run(tmp_path / "new", har, init=str(pets / "run"), init_except=("class_embeding",)))
-    with pytest.raises(ValueError, match="init_except is .*, but init is None"):
+    with pytest.raises(ValueError, match=r"init_except is .*, but init is None"):
         run(tmp_path / "new", har, init_except=("head",))
 
 
