@@ -132,11 +132,12 @@ def get_preset(name: str) -> Preset:
     """Return a preset by name.
 
     Raises:
-        ValueError: If there is no preset of that name; the nearest names are given.
+        ValueError: If there is no preset of that name; the nearest names are given, or what to do with a folder.
     """
     table = presets()
     if name not in table:
-        raise ValueError(f"unknown preset {name!r}{nearest(name, table)}")
+        hint = "; it is a folder: --init starts from its weights" if Path(name).is_dir() else nearest(name, table)
+        raise ValueError(f"unknown preset {name!r}{hint}")
     return table[name]
 
 

@@ -66,6 +66,11 @@ def test_an_unknown_override_and_too_few_classes_are_named(tmp_path) -> None:
         run_recipe(config, ["--task.overrides.num-classes", "4"], name="p")
 
 
+def test_a_folder_is_no_preset(tmp_path) -> None:
+    with pytest.raises(ValueError, match="unknown preset '.*'; it is a folder: --init starts from its weights"):
+        run_recipe(hieratok(str(tmp_path / "run")), ["--task.preset", str(tmp_path)], name="p")
+
+
 def test_a_plan_is_a_file_that_can_be_fed_back(tmp_path, capsys) -> None:
     recipe = hieratok(str(tmp_path / "run"), perceptual=PerceptualConfig(weights="random"))
     words = ["--optim.lr", "1e-5", "--task.overrides.latent-dim", "6", "--task.perceptual", "None", "--dry-run"]
