@@ -67,7 +67,7 @@ def test_an_unknown_override_and_too_few_classes_are_named(tmp_path) -> None:
 
 
 def test_a_folder_is_no_preset(tmp_path) -> None:
-    with pytest.raises(ValueError, match="unknown preset '.*'; it is a folder: --init starts from its weights"):
+    with pytest.raises(ValueError, match=r"unknown preset '.*'; it is a folder: --init starts from its weights"):
         run_recipe(hieratok(str(tmp_path / "run")), ["--task.preset", str(tmp_path)], name="p")
 
 
