@@ -4,127 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
-import math
+import re
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral, Real
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 C = TypeVar("C")
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """What a number of a settings class may be, written at its type: `Annotated[float, Range(0, 1)]`.
-
-    Attributes:
-        low: Smallest value.
-        high: Largest value.
-        excludes_low: Whether `low` itself is refused.
-        excludes_high: Whether `high` itself is refused.
-    """
-
-    low: float | int = -math.inf
-    high: float | int = math.inf
-    excludes_low: bool = False
-    excludes_high: bool = False
-
-    def holds(self, value: Any) -> bool:
-        """Return whether a number is in the range."""
-        return not (
-            value < self.low
-            or value > self.high
-            or (self.excludes_low and value == self.low)
-            or (self.excludes_high and value == self.high)
-        )
-
-    def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.excludes_low else f"at least {self.low:g}"
-        high = f"below {self.high:g}" if self.excludes_high else f"up to {self.high:g}"
-        if math.isinf(self.high):
-            return low
-        if math.isinf(self.low):
-            return high
-        return f"{low} and {high}" if self.excludes_low or self.excludes_high else f"{self.low:g} to {self.high:g}"
-
-
-#: Numbers that settings often are.
-Count = Annotated[int, Range(1)]
-CountOrZero = Annotated[int, Range(0)]
-Share = Annotated[float, Range(0, 1)]
-Positive = Annotated[float, Range(0, excludes_low=True)]
-NotNegative = Annotated[float, Range(0)]
-
-
-class Checked:
-    """A base of settings classes that checks every field when one is made: its type, that numbers are finite, and their `Range`.
-
-    A class that checks more in a `__post_init__` of its own calls that of `super()` first, which also reaches every other base.
-
-    Raises:
-        ValueError: Naming the field, its value and what was expected.
-    """
-
-    def __post_init__(self) -> None:
-        for name, kind in _hints(type(self)).items():  # type: ignore[arg-type]  # classes are hashable
-            value = getattr(self, name)
-            if not _fits(kind, value):
-                raise ValueError(f"{name} is {value!r}, expected {_describe(kind, value)}")
-
-
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    """Return whether a value is of a type; numbers also of NumPy, and finite."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        ranges = [rule for rule in inner[1:] if isinstance(rule, Range)]
-        return _fits(inner[0], value) and all(rule.holds(value) for rule in ranges)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(option, value) for option in inner)
-    if origin is typing.Literal:
-        return any(type(value) is type(choice) and value == choice for choice in inner)
-    if kind in (int, float):
-        is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
-    if origin in (tuple, list, Sequence):
-        if not isinstance(value, list | tuple):
-            return False
-        if origin is tuple and not (len(inner) == 2 and inner[1] is Ellipsis):
-            return len(value) == len(inner) and all(map(_fits, inner, value))
-        return all(_fits(inner[0], item) for item in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping)
-    if origin is Callable:
-        return callable(value)
-    return isinstance(value, kind) if isinstance(kind, type) and origin is None else kind is not None or value is None
-
-
-def _describe(kind: Any, value: Any = None) -> str:
-    """Return in words what fits a type that `value` does not: of a number of the right kind, its range alone."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        ranges = [str(rule) for rule in inner[1:] if isinstance(rule, Range)]
-        return " and ".join(ranges if ranges and _fits(inner[0], value) else [_describe(inner[0]), *ranges])
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option, value) for option in inner)
-    if origin is typing.Literal:
-        *first, last = map(repr, inner)
-        return f"one of {', '.join(first)} or {last}" if first else last
-    if origin in (tuple, list, Sequence):
-        return f"a list, of {'; '.join(_describe(item) for item in inner if item is not Ellipsis)}"
-    if kind is type(None):
-        return "None"
-    words = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string"}
-    return words.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
 
 def to_json(config: Any) -> Any:
@@ -150,6 +40,51 @@ def from_json(kind: type[C], value: Any, *, where: str = "") -> C:
         ValueError: If a key is unknown (with the nearest name), or a value does not fit its field; the path is named.
     """
     return _read(kind, value, where or getattr(kind, "__name__", str(kind)))
+
+
+def overlay(config: C, value: Any, *, where: str = "") -> C:
+    """Return a config with the fields replaced that a JSON value gives, in the form of `to_json`; other fields stay.
+
+    Raises:
+        ValueError: If a key is unknown (with the nearest name), or a value does not fit its field; the path is named.
+    """
+    name = type(config).__name__
+    where = where or name
+    _expect(isinstance(value, dict), where, value, f"an object for {name}")
+    if value.get("kind", name) != name:
+        raise ValueError(f"{where}.kind is {value['kind']!r}, expected {name!r}")
+    hints, known = typing.get_type_hints(type(config)), {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for key, item in value.items():
+        if key == "kind":
+            continue
+        if key not in known:
+            raise ValueError(f"{where} has no field {key!r}{nearest(key, known)}")
+        current, place = getattr(config, key), f"{where}.{key}"
+        is_one = isinstance(hints[key], type) and dataclasses.is_dataclass(hints[key])
+        is_same = isinstance(item, dict) and item.get("kind", type(current).__name__) == type(current).__name__
+        is_part = dataclasses.is_dataclass(current) and (is_one or is_same)
+        changes[key] = overlay(current, item, where=place) if is_part else _read(hints[key], item, place)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def read_values(path: str) -> Any:
+    """Return what a JSON or YAML file holds; a number such as 1e-4, which YAML takes for text, is a number.
+
+    Raises:
+        ValueError: If the file cannot be read or is neither.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    exponent = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
+    try:
+        return yaml.load(Path(path).read_text(), Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"config {path!r} cannot be read as JSON or YAML: {error}") from error
 
 
 def with_defaults(saved: Any, config: Any) -> Any:
@@ -187,18 +122,83 @@ def fingerprint(value: Any) -> str:
 def parse(default: C, args: Sequence[str] | None, *, prog: str, description: str | None = None) -> C:
     """Return `default` with the fields overridden that a command line names, e.g. `--optim.lr 3e-4`.
 
-    An unknown option ends the program with code 2 and the nearest names.
+    Entries of a dict are options too (`--overrides.sizes 4 8`, or the whole as JSON), a part that is None is made by naming one of its
+    fields, and `--part None` takes it away. An unknown option ends the program with code 2 and the nearest names.
     """
     import tyro
 
+    default, words = _take_entries(default, list(sys.argv[1:] if args is None else args))
     return tyro.cli(
         type(default),
-        args=args,
+        args=words,
         default=default,
         prog=prog,
         description=description,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
+
+
+def _take_entries(config: C, words: list[str]) -> tuple[C, list[str]]:
+    """Apply the options that address what has no option of its own: entries of dicts, and parts that are None or shall be."""
+    rest: list[str] = []
+    while words:
+        end = next((i for i, word in enumerate(words) if i and word.startswith("--")), len(words))
+        group, words = words[:end], words[end:]
+        option, has_value, value = group[0].partition("=")
+        given = [value] * bool(has_value) + group[1:]
+        is_done = False
+        if option.startswith("--") and given:
+            config, is_done = _assign(config, option[2:].replace("-", "_").split("."), given, option)
+        rest += [] if is_done else group
+    return config, rest
+
+
+def _assign(config: C, path: list[str], words: list[str], option: str) -> tuple[C, bool]:
+    """Return a config in which a value may have been set, and whether it was; a part that is None is made for what comes then."""
+    name, inner = path[0], path[1:]
+    hint = typing.get_type_hints(type(config)).get(name)
+    kinds = [kind for kind in typing.get_args(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    value = getattr(config, name, None)
+    is_done = False
+    if typing.get_origin(hint) is dict:
+        assert isinstance(value, dict)
+        value, is_done = _with_entry(value, inner, words, option), True
+    elif kinds and type(None) in typing.get_args(hint) and not inner and words == ["None"]:
+        value, is_done = None, True
+    elif inner and hint is not None:
+        if value is None and len(kinds) == 1:
+            value = kinds[0]()
+        if not dataclasses.is_dataclass(value):
+            return config, False
+        value, is_done = _assign(value, inner, words, option)
+    else:
+        return config, False
+    return dataclasses.replace(config, **{name: value}), is_done  # type: ignore[type-var]
+
+
+def _with_entry(entries: dict[str, Any], path: list[str], words: list[str], option: str) -> dict[str, Any]:
+    values = [_value(word) for word in words]
+    if not path:
+        if len(values) != 1 or not isinstance(values[0], dict):
+            raise ValueError(f"{option} is {' '.join(words)!r}, expected a JSON object, or {option}.NAME VALUE")
+        return {**entries, **values[0]}
+    inner = entries.get(path[0])
+    if len(path) > 1:
+        return {**entries, path[0]: _with_entry(inner if isinstance(inner, dict) else {}, path[1:], words, option)}
+    # One value of what was a list is a list still.
+    is_list = len(values) > 1 or (isinstance(inner, list | tuple) and not isinstance(values[0], list))
+    return {**entries, path[0]: values if is_list else values[0]}
+
+
+def _value(word: str) -> Any:
+    """Return the value that a word of a command line spells as JSON or Python does; other words are text."""
+    spelled = {"True": True, "False": False, "None": None}
+    if word in spelled:
+        return spelled[word]
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -234,7 +234,7 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         option.__name__: option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)
     }
     if isinstance(value, dict) and named:
-        name = value.get("kind")
+        name = value.get("kind", next(iter(named)) if len(named) == 1 else None)
         if name not in named:
             raise ValueError(f"{where}.kind is {name!r}, expected one of {', '.join(sorted(named))}")
         return _read(named[name], value, where)

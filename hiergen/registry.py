@@ -10,6 +10,7 @@ import dataclasses
 import fnmatch
 import functools
 import importlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -131,11 +132,12 @@ def get_preset(name: str) -> Preset:
     """Return a preset by name.
 
     Raises:
-        ValueError: If there is no preset of that name; the nearest names are given.
+        ValueError: If there is no preset of that name; the nearest names are given, or what to do with a folder.
     """
     table = presets()
     if name not in table:
-        raise ValueError(f"unknown preset {name!r}{nearest(name, table)}")
+        hint = "; it is a folder: --init starts from its weights" if Path(name).is_dir() else nearest(name, table)
+        raise ValueError(f"unknown preset {name!r}{hint}")
     return table[name]
 
 
@@ -143,7 +145,12 @@ def create(name: str, **overrides: Any) -> Any:
     """Return a model with random weights from a preset; `overrides` replace entries of its config.
 
     Raises:
-        ValueError: If the preset is unknown.
+        ValueError: If the preset is unknown, or an override is no argument of its class.
     """
     preset = get_preset(name)
-    return model_class(preset.model)(**{**preset.config, **overrides})
+    kind = model_class(preset.model)
+    known = [argument for argument in inspect.signature(kind.__init__).parameters if argument != "self"]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"{preset.model} has no argument {key!r} to override in {name!r}{nearest(key, known)}")
+    return kind(**{**preset.config, **overrides})

@@ -17,7 +17,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 import hiergen
-from hiergen.config import Checked, Count, Range, Share
+from hiergen.checked import Checked, Count, Range, Share
 from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 #: Values of fields that have no default.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hiergen.benchmarks.attention_inputs import structured_heads
 from hiergen.benchmarks.timing import describe_machine, take_turns
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.environment import choose_device
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention
 from hiergen.kernels.pyramid_attention.config import ImportanceName, OfficialRules

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hiergen.benchmarks.attention_inputs import structured_heads
 from hiergen.benchmarks.psa import binary_config, config_of_density, video_grid
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, plan_from_scores
 from hiergen.kernels.pyramid_attention.backends.gather import gather_attention
 from hiergen.kernels.pyramid_attention.config import ImportanceName

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hiergen.config import Checked, Count
+from hiergen.checked import Checked, Count
 from hiergen.registry import create, get_preset
 
 

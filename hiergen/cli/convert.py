@@ -9,7 +9,8 @@ from typing import Any
 
 import tyro
 
-from hiergen.config import Checked, nearest
+from hiergen.checked import Checked
+from hiergen.config import nearest
 from hiergen.pretrained.weights import read_checkpoint
 
 #: Families and the module whose `from_official` converts them.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, cast
 
-from hiergen.config import Checked, parse
+from hiergen.checked import Checked
+from hiergen.config import parse
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet, Views
 from hiergen.data.sources import DataConfig, open_images
@@ -19,7 +20,7 @@ class EncodeSettings(Checked):
     """Write a dataset as a cache of token pyramids.
 
     Attributes:
-        tokenizer: Folder or Hub id of the tokenizer.
+        tokenizer: Folder or Hub id of the tokenizer, or of a pipeline that has one, or the name of a packaged model.
         out: Folder of the cache. A finished cache of the same tokenizer and data is left as it is.
         data: The images; `data.size` must be the image size of the tokenizer.
         shapes: Folder of shapes to encode instead, which `hiergen prepare-shapes` wrote (its train split is read), or "procedural".
@@ -59,7 +60,9 @@ def main(args: list[str]) -> None:
     check_writable(settings.out)
     encode = _encode_shapes if settings.shapes else _encode_videos if settings.videos else _encode_images
     device = choose_device(settings.device)
-    codes, what, more = encode(settings, from_pretrained(settings.tokenizer).eval().to(device))
+    found = from_pretrained(settings.tokenizer)
+    tokenizer = getattr(found, "components", {}).get("tokenizer", found)
+    codes, what, more = encode(settings, tokenizer.eval().to(device))
     tokens = sum(spec.num_tokens for spec in codes.specs)
     print(f"{len(codes):,} {what} of {tokens} tokens in {settings.out}{more}")
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import tyro
 
-from hiergen.config import Checked, CountOrZero, nearest, parse
+from hiergen.checked import Checked, CountOrZero
+from hiergen.config import nearest, parse
 
 #: Kinds of evaluation and what they measure.
 KINDS = {

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hiergen.config import Checked, parse
+from hiergen.checked import Checked
+from hiergen.config import parse
 
 if TYPE_CHECKING:
     import torch

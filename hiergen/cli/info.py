@@ -11,7 +11,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from hiergen.config import Checked, parse
+from hiergen.checked import Checked
+from hiergen.config import parse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from hiergen.config import Checked, parse
+from hiergen.checked import Checked
+from hiergen.config import parse
 
 
 @dataclasses.dataclass(frozen=True)

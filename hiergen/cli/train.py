@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def main(args: list[str]) -> None:
     if not args or args[0].startswith("-"):
-        print("usage: hiergen train RECIPE [--dry-run] [--field value ...]", file=sys.stderr)
+        print("usage: hiergen train RECIPE [--dry-run] [--config FILE] [--field value ...]", file=sys.stderr)
         raise SystemExit(0 if args[:1] in (["-h"], ["--help"]) else 2)
     path, *overrides = args
     config = load_recipe(path)

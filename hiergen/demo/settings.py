@@ -6,7 +6,7 @@ import dataclasses
 import ipaddress
 from pathlib import Path
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 
 #: Shortest password that is taken for a demo that others can reach.
 MIN_PASSWORD = 8

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from hiergen import __version__
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import settle_threads
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.data.sources import DataConfig
 from hiergen.evaluation.features.distances import DistanceConfig
 from hiergen.evaluation.features.extractors import ExtractorConfig

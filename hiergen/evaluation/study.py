@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from rich.console import Console
 
-from hiergen.config import Checked, fingerprint
+from hiergen.checked import Checked
+from hiergen.config import fingerprint
 from hiergen.files import check_writable, write_json
 from hiergen.metrics.intervals import mean_half_width
 

@@ -13,6 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from hiergen.config import nearest
+from hiergen.generators.lora import LoraModel
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.seeding import Rng
 
@@ -20,11 +21,13 @@ from hiergen.seeding import Rng
 StepCallback = Callable[[int, TokenPyramid | None], None]
 
 
-class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases define config_name
+class Generator(ModelMixin, ConfigMixin, LoraModel):  # type: ignore[misc]  # both bases define config_name
     """A diffusers model that produces the levels of one tokenizer.
 
     Subclasses register a keyword-only config of JSON values in `__init__`, among them the tokenizer's level specs
     (`specs_to_json`), and implement `specs`, `loss` and `generate`. A generator never calls a tokenizer.
+
+    A trained one's config also has `id2label`, the name of each class by its number, where the data have names.
     """
 
     #: The dataclass of `generate`'s settings.
@@ -77,6 +80,14 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both bases de
             if name not in known:
                 raise TypeError(f"{cls.__name__} has no setting {name!r}{nearest(name, known)}")
         return cls.settings_class(**values)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return what diffusers does of a saved config: the names of the classes are kept, though no argument of the constructor."""
+        given = {name: value for name, value in config_dict.items() if name != "id2label"}
+        arguments, unused, kept = super().extract_init_dict(given, **kwargs)
+        names = {"id2label": config_dict["id2label"]} if "id2label" in config_dict else {}
+        return arguments, unused, {**kept, **names}
 
     def check_tokenizer(self, specs: tuple[LevelSpec, ...]) -> None:
         """Check that a tokenizer's levels are those that this generator was trained for.

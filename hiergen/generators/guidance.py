@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hiergen.config import Checked, Range, Share
+from hiergen.checked import Checked, Range, Share
 
 GuidanceSchedule = Literal[
     "constant",

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hiergen.config import Checked, CountOrZero, NotNegative, Share
+from hiergen.checked import Checked, CountOrZero, NotNegative, Share
 from hiergen.seeding import Rng, draw_exponential
 
 

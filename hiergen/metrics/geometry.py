@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.poses import apply_transform, fit_transform, yaw_rotation
 from hiergen.geometry.ray_crossings import occupancy_grid

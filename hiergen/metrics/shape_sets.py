@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.poses import apply_transform, fit_transform
 from hiergen.geometry.renders import RenderSettings, render_mesh

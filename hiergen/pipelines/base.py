@@ -12,6 +12,7 @@ from torch import Tensor
 from hiergen.generators.base import Generator
 from hiergen.generators.conditioning import Unconditional
 from hiergen.pipelines.arguments import Generators, Labels, check_count, check_output_type, read_generators, read_labels
+from hiergen.pipelines.lora import LoraPipeline
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
 from hiergen.tokenizers.base import Tokenizer
@@ -20,7 +21,7 @@ from hiergen.tokenizers.base import Tokenizer
 StepCallback = Callable[[Any, int, dict[str, Any]], None]
 
 
-class HiergenPipeline(DiffusionPipeline):
+class HiergenPipeline(DiffusionPipeline, LoraPipeline):
     """A diffusers pipeline of hiergen's models: a generator and the tokenizer it was trained for.
 
     Raises:

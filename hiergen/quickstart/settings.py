@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.registry import Kind, get_preset, presets
 

@@ -4,5 +4,6 @@
 - `ema.py` averaged weights (EMA) · `optim.py` AdamW, weight decay, learning rate · `validation.py` scores on held-out data
 - `checkpoints/` the commit rule (`checkpoint.py`), what is saved and resumed (`run_state.py`), the best model (`best.py`)
 - `processes/` several processes, parameters shared out over them, signals · `reporting/` log, measurements, progress
+- `finetune/` start from weights that are there (`weights.py`), train adapters beside them (`lora.py`)
 - `config.py` one run's settings · `run.py` a recipe as a program · `plan.py` memory and time before anything is allocated
 """

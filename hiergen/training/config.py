@@ -5,21 +5,32 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from hiergen.config import Checked, Count, CountOrZero, Positive, Share
+from hiergen.checked import Checked, Count, CountOrZero, Positive, Share
+from hiergen.training.finetune.lora import LoraConfig
 from hiergen.training.optim import OptimConfig
 from hiergen.training.tasks.base import TaskConfig
 
-__all__ = ["OptimConfig", "TrainConfig"]
+__all__ = ["LoraConfig", "OptimConfig", "TrainConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
     """One training run.
 
+    A run that is started again goes on, and so does a finished one with more `samples`. Of its fields may then change: `samples`, and
+    those that `hiergen.training.checkpoints.run_state.MAY_CHANGE` names (where, how often and how much is saved and logged, how data is
+    loaded and checked, how the same steps are computed). With any other change it is a new run, which `init` can start from the old one.
+
     Attributes:
         task: Settings of what is trained, on which data, with which losses.
         out: Folder of the run, for checkpoints, log, and at the end `model/` by `save_pretrained`.
         samples: Number of training samples to see.
+        init: Weights to start a new run from: a model's folder, a pipeline's with such a model in it, a finished run's, the name of a
+            packaged model ("digits-1d") or the id of a Hub repository. All sizes of the model come from there; the preset only says
+            which class it is, and `task.overrides` are on top. None starts from random weights.
+        init_except: Parts of the model, by a part of their dotted names, that may differ from `init`. What does not fit is drawn anew;
+            "class_embedding", the table of classes, keeps the rows of classes of the same name.
+        lora: Low-rank adapters to train in place of all weights of a generator.
         batch_size: Samples per optimizer step, over all processes and accumulation steps.
         accumulation: Number of parts into which each process cuts its share of a batch.
         seed: Seed of all random draws.
@@ -53,6 +64,9 @@ class TrainConfig(Checked):
     task: TaskConfig
     out: str
     samples: Count
+    init: str | None = None
+    init_except: tuple[str, ...] = ()
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     batch_size: Count = 64
     accumulation: Count = 1
     seed: int = 0
@@ -76,6 +90,8 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.init_except and self.init is None:
+            raise ValueError(f"init_except is {self.init_except}, but init is None: give --init, or leave it out")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size is {self.batch_size}, expected a multiple of accumulation {self.accumulation}"

@@ -23,12 +23,15 @@ from hiergen.training.checkpoints.best import check_best, improvement
 from hiergen.training.checkpoints.run_state import RunKeeper, RunState
 from hiergen.training.config import TrainConfig
 from hiergen.training.ema import Average
+from hiergen.training.finetune.lora import add_adapters
+from hiergen.training.finetune.weights import copy_weights, load_source, take_sizes
 from hiergen.training.processes.launch import make_accelerator
 from hiergen.training.processes.signals import GracefulStop
 from hiergen.training.reporting.meters import Meter
 from hiergen.training.reporting.progress import TrainProgress
 from hiergen.training.reporting.run_log import RunLog, choose_trackers
 from hiergen.training.step import Stepper
+from hiergen.training.tasks.base import Task
 from hiergen.training.validation import averaged, validate
 
 
@@ -66,7 +69,8 @@ def fit(config: TrainConfig, *, title: str = "train", cpu: bool | None = None) -
 
     Raises:
         RunInterruptedError: After SIGINT, SIGTERM or SIGUSR1, when the step is finished and saved.
-        ValueError: If the folder holds a run of another configuration or is written to by another, or see `make_accelerator`.
+        ValueError: If the folder holds a run of another configuration or is written to by another, if `init` or `lora` do not fit the
+            model, or see `make_accelerator`.
         ImportError: If the package of a tracker is missing.
         OSError: If a checkpoint cannot be written, or a data worker died; earlier checkpoints are kept.
         FloatingPointError: If more than `max_skipped` steps had a non-finite gradient; or, when the model is saved, if more than half of the
@@ -81,7 +85,9 @@ class _Run:
         self.out = check_writable(config.out)
         self.accelerator = make_accelerator(config, choose_trackers(config.trackers), cpu=cpu)
         torch.manual_seed(derive_seed(config.seed, "init"))
-        self.task = config.task.build()
+        self.notes: list[str] = []
+        self.task = self._build()
+        config = self.config
         if (config.keep_best or "").startswith("val/") and self.task.validation is None:
             raise ValueError(
                 f"keep_best is {config.keep_best!r}, but the task has no held-out samples: set its validation"
@@ -92,6 +98,20 @@ class _Run:
         self.state = RunState(self.task.players, self.stepper.optimizers, self.ema, self.stepper.skipped)
         self.keeper = RunKeeper(config, self.task, self.accelerator)
         self.log = RunLog(config, self.accelerator)
+
+    def _build(self) -> Task:
+        """Return the task; with `init` its model has those sizes and weights, with `lora` adapters are what is trained."""
+        config, fresh = self.config, set[str]()
+        source = None if config.init is None else load_source(config.init, config.task)
+        if source is not None:
+            self.config = dataclasses.replace(config, task=take_sizes(config.task, source))
+        task = self.config.task.build()
+        if source is not None:
+            self.notes, fresh = copy_weights(task.model, source, init=str(config.init), may_differ=config.init_except)
+        if config.lora.rank:
+            add_adapters(task.model, config.lora, seed=config.seed, trained=fresh)
+            task.unshardable = "lora.rank is given, and adapters are small"
+        return task
 
     def fit(self) -> FitResult:
         with self.keeper.sole_writer():
@@ -108,12 +128,14 @@ class _Run:
             return FitResult(folder, self.state.samples_seen, self.log.lines)
 
     def _resume(self) -> None:
-        self.keeper.restore(self.state)
+        notes = self.keeper.restore(self.state)
         if self.state.samples_seen:
             # What happens every so many samples is seen by comparison with the step before.
             self.task.begin_step(self.state.samples_seen - self.config.batch_size)
         settings = to_json(self.config)
         self.log.open(self.state.samples_seen, settings)
+        for note in notes if self.state.samples_seen else self.notes:
+            self.log.note(note, self.state.samples_seen)
         if self.accelerator.is_main_process:
             write_json(self.out / "config.json", settings)
         self.accelerator.wait_for_everyone()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from hiergen.config import Checked, CountOrZero, NotNegative, Positive, Range, Share
+from hiergen.checked import Checked, CountOrZero, NotNegative, Positive, Range, Share
 
 #: A parameter whose name contains one of these is not decayed (ResTok's list, spec of arXiv:2601.03955; in timm's spirit). The source's
 #: codebook is an "embedding"; ours has its own name.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -9,8 +12,10 @@ from collections.abc import Callable, Sequence
 from accelerate import PartialState
 from torch import nn
 
-from hiergen.config import parse, to_json
+from hiergen.config import overlay, parse, read_values, to_json
 from hiergen.training.config import TrainConfig
+from hiergen.training.finetune.lora import add_adapters
+from hiergen.training.finetune.weights import load_source, take_sizes
 from hiergen.training.loop import FitResult, RunInterruptedError, fit
 from hiergen.training.plan import follow_pass
 from hiergen.training.tasks.base import count_trained
@@ -28,11 +33,16 @@ def main(recipe: Callable[[], TrainConfig]) -> None:
 def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> FitResult | None:
     """Apply overrides to a recipe's config and train.
 
-    `--dry-run` among the overrides prints the resolved config, the parameters, the memory of parameters and of a pass, and the samples to
-    see, and returns None; it reads neither data nor weights.
+    `--config FILE` replaces the fields that a JSON or YAML file gives, such as a run's `config.json`; the other words of the command line
+    are on top. `--dry-run` prints the resolved config as such a file, with the parameters, the memory of parameters and of a pass, and
+    the samples to see in comments, and returns None; it reads no data, and no weights but those of `--init`.
+
+    Raises:
+        ValueError: If the file cannot be read or does not fit, or the run is refused, see `fit`.
     """
-    dry = "--dry-run" in overrides
-    config = parse(config, [word for word in overrides if word != "--dry-run"], prog=name)
+    config, words = _read_file(config, list(overrides))
+    dry = "--dry-run" in words
+    config = parse(config, [word for word in words if word != "--dry-run"], prog=name)
     if dry:
         _describe(config)
         return None
@@ -42,9 +52,30 @@ def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> F
     return result
 
 
+def _read_file(config: TrainConfig, words: list[str]) -> tuple[TrainConfig, list[str]]:
+    """Return the config with what the file behind `--config` gives, and the other words."""
+    for index, word in enumerate(words):
+        option, _, path = word.partition("=")
+        if option == "--config":
+            path, end = (path, index + 1) if path else (" ".join(words[index + 1 : index + 2]), index + 2)
+            return overlay(config, read_values(path)), words[:index] + words[end:]
+    return config, words
+
+
 def _describe(config: TrainConfig) -> None:
     print(json.dumps(to_json(config), indent=2))
+    if config.init is not None:
+        config = dataclasses.replace(config, task=take_sizes(config.task, load_source(config.init, config.task)))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        _describe_model(config)
+    # Comments, so that all of it can be read back.
+    print("\n".join(f"# {line}" for line in said.getvalue().splitlines()))
+
+
+def _describe_model(config: TrainConfig) -> None:
     players, numbers = config.task.sketch(), 0
+    if config.lora.rank:
+        add_adapters(next(iter(players.values())), config.lora, seed=config.seed)
     for index, (name, player) in enumerate(players.items()):
         count = count_trained(player)
         print(f"{name}: {count:,} parameters")

@@ -26,6 +26,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 SHORTER = {
     "hiergen train": "--samples 16 --batch_size 8 --log_every 8",
     "hiergen encode --tokenizer runs/restok_tiny/model --out": "--data.split test",
+    "hiergen encode --tokenizer digits-1d --out": "--data.split test",
     "hiergen evaluate rfid": "--num-images 20",
     "hiergen evaluate gfid": "--num-images 20 --cache cache --distances.resamples 4",
     "hiergen prepare-shapes": "--sampling.num-surface 1024 --sampling.num-volume 128 --sampling.num-near 64 "
@@ -108,7 +109,12 @@ def official_weights(folder: Path) -> None:
         (folder / "official" / f"{name}.yaml").write_text(yaml.safe_dump(values))
 
 
-PREPARED = {"own_images": own_images, "own_meshes": own_meshes, "official_weights": official_weights}
+PREPARED = {
+    "own_images": own_images,
+    "fine_tuning": own_images,
+    "own_meshes": own_meshes,
+    "official_weights": official_weights,
+}
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
@@ -138,9 +144,11 @@ def run(line: str, capsys) -> None:
         words = ["hiergen", "train", known.training_script, *known.training_script_args]
         line = shlex.join(words)
     assert words[0] == "hiergen", line
+    # A command that says how many samples to see goes on from one that did not.
+    is_longer = "--samples" in words
     for beginning, more in SHORTER.items():
         if line.startswith(beginning):
-            words += shlex.split(more)
+            words += shlex.split(more.replace("--samples 16", "--samples 32") if is_longer else more)
     code = main(words[1:])
     assert code == 0, f"{line}\n{capsys.readouterr().err}"
 

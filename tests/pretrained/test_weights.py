@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fractions
 import os
+from pathlib import Path
 
 import pytest
 import torch

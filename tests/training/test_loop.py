@@ -13,6 +13,7 @@ import torch
 import toy
 from accelerate import Accelerator, DistributedType
 
+from hiergen.training import loop
 from hiergen.training.checkpoints import run_state
 from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.loop import RunInterruptedError, fit
@@ -139,12 +140,55 @@ def test_too_many_bad_steps_stop_the_run_and_name_the_term(tmp_path) -> None:
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path) -> None:
     fit(toy.toy_run(str(tmp_path)))
-    with pytest.raises(ValueError, match=r"another configuration: seed was 0, is 1"):
+    with pytest.raises(
+        ValueError, match=r"another configuration: seed was 0, is 1.*may change: samples, checkpoint_every, "
+    ) as refused:
         fit(toy.toy_run(str(tmp_path), seed=1))
+    assert f"Choose another --out, with --init {str(tmp_path)!r} to start a new run from its weights" in str(
+        refused.value
+    )
     with pytest.raises(ValueError, match=r"data was 'numbers-37', is 'numbers-38'"):
         fit(toy.toy_run(str(tmp_path), task=toy.ToyConfig(size=38)))
     # How often to save and log may change.
     fit(toy.toy_run(str(tmp_path), checkpoint_every=8, log_every=16))
+
+
+def test_a_finished_run_goes_on_with_more_samples(tmp_path, capsys) -> None:
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    # Constant after warm-up, the end of the schedule does not matter: what goes on is what was never interrupted.
+    optim = toy.OptimConfig(lr=1e-2, warmup_samples=16, schedule="constant")
+    fit(toy.toy_run(whole, optim=optim))
+    first = fit(toy.toy_run(parts, optim=optim, samples=48))
+    result = fit(toy.toy_run(parts, optim=optim))
+    assert (first.samples_seen, result.samples_seen) == (48, 96)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert not (tmp_path / "whole" / "history.jsonl").exists()
+    assert json.loads((tmp_path / "parts" / "history.jsonl").read_text()) == {
+        "samples": 48,
+        "note": "samples was 48, is 96",
+    }
+    # A cosine's end moves, and the run says so.
+    fit(toy.toy_run(str(tmp_path / "cosine"), samples=48))
+    capsys.readouterr()
+    fit(toy.toy_run(str(tmp_path / "cosine"), trackers=(), keep_last=1))
+    said = "samples was 48, is 96: the end of the learning rate's schedule moves there; at 48 samples the rate is 0.006891 where it was 0.001"
+    assert said in capsys.readouterr().err
+    assert json.loads((tmp_path / "cosine" / "history.jsonl").read_text()) == {"samples": 48, "note": said}
+    with pytest.raises(ValueError, match=r"samples is 80, but the run in .* has seen 96: give at least as many"):
+        fit(toy.toy_run(str(tmp_path / "cosine"), samples=80))
+
+
+def test_a_run_stopped_on_the_way_to_its_new_end_is_resumed_bit_for_bit(tmp_path) -> None:
+    for name, stops in (("whole", ()), ("parts", (72,))):
+        out = tmp_path / name
+        fit(toy.toy_run(str(out), samples=48))
+        for stop in stops:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(loop._Run, "_agree", lambda self, number, at=stop: 15 * (self.state.samples_seen == at))
+                with pytest.raises(RunInterruptedError):
+                    fit(toy.toy_run(str(out)))
+        fit(toy.toy_run(str(out)))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_gradients_of_one_player_do_not_reach_another(tmp_path) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hiergen.config import Checked, fingerprint, to_json
+from hiergen.checked import Checked
+from hiergen.config import fingerprint, to_json
 from hiergen.data.folders import is_hidden
 from hiergen.data.shapes.importers import find_layout_files, import_shape
 from hiergen.data.shapes.procedural import procedural_shape

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiergen.config import Checked, fingerprint
+from hiergen.checked import Checked
+from hiergen.config import fingerprint
 from hiergen.data.content import Span, content_digest
 from hiergen.data.dataset import Dataset, Sample
 from hiergen.data.shapes.building import PROCEDURAL, PrepareShapesSettings, build_record, find_jobs, source_digest

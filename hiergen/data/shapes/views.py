@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.data.shapes.records import encode_png
 from hiergen.geometry.poses import apply_transform, fit_transform, random_rotation, yaw_rotation
 from hiergen.geometry.renders import RenderSettings, render_mesh

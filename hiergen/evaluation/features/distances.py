@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.environment import require
 from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.features.references import Reference

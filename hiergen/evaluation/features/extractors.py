@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from hiergen.config import Checked, fingerprint, nearest
+from hiergen.checked import Checked
+from hiergen.config import fingerprint, nearest
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import require

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hiergen.config import Checked, nearest
+from hiergen.checked import Checked
+from hiergen.config import nearest
 from hiergen.evaluation.features.extractors import EXTRACTORS, ExtractorConfig, build_extractor, check_extractor
 from hiergen.metrics.clip_classifiers import digit_clip_extractor
 from hiergen.metrics.video import VideoExtractor

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from hiergen.config import Checked, fingerprint
+from hiergen.checked import Checked
+from hiergen.config import fingerprint
 from hiergen.data.images.pixels import to_uint8
 from hiergen.files import write_text
 from hiergen.generators.guidance import GuidanceSchedule

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hiergen.config import Checked, NotNegative
+from hiergen.checked import Checked, NotNegative
 from hiergen.generators.base import Generator
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.loading import from_pretrained

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.evaluation.features.distances import DistanceConfig, Distances, kernel_name, measure
 from hiergen.evaluation.features.extractors import Extractor, ExtractorConfig
 from hiergen.evaluation.features.references import Reference

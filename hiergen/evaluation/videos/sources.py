@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hiergen.config import Checked, Count, CountOrZero, fingerprint
+from hiergen.checked import Checked, Count, CountOrZero
+from hiergen.config import fingerprint
 from hiergen.data.videos.dataset import VideoSet, from_uint8, load_clips
 from hiergen.data.videos.decoding import require_pyav
 from hiergen.data.videos.files import list_videos

@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
-from hiergen.config import Count, Positive, Range
+from hiergen.checked import Count, Positive, Range
 from hiergen.generators.guidance import GuidanceSettings
 
 TimeDistribution = Literal["logit_normal", "uniform"]

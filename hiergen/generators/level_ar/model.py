@@ -27,7 +27,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hiergen.config import Range
+from hiergen.checked import Range
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
 from hiergen.generators.finite import FiniteSteps

@@ -17,7 +17,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from hiergen.config import Checked, Count, NotNegative
+from hiergen.checked import Checked, Count, NotNegative
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.diffusion_chain import HeadSpacing

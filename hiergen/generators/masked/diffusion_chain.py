@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hiergen.config import Checked, NotNegative, Share
+from hiergen.checked import Checked, NotNegative, Share
 
 HeadSamplerKind = Literal["ddpm", "ddim"]
 HeadSpacing = Literal["linspace", "leading"]

@@ -106,7 +106,7 @@ class DiffusionHead(KeepsFloat32):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def _modulators(self) -> list[nn.Linear]:
+    def _modulators(self) -> list[Any]:
         return [*(block.modulation for block in self.blocks), self.output_modulation]
 
     def forward(

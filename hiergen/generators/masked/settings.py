@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from hiergen.config import Count, NotNegative, Range, Share
+from hiergen.checked import Count, NotNegative, Range, Share
 from hiergen.generators.guidance import GuidanceSchedule, GuidanceSettings
 from hiergen.generators.masked.diffusion_chain import HeadSampler, HeadSamplerKind, HeadSpacing
 from hiergen.pyramid import LevelSpec

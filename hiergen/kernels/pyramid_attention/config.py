@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from hiergen.config import Checked, from_json
+from hiergen.checked import Checked
+from hiergen.config import from_json
 from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule
 
 AssignmentMode = Literal["threshold", "quota", "energy"]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.precision import KeepsFloat32
 

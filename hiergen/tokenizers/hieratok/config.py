@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.nn.blocks.scale_transformer import PositionKind
 from hiergen.nn.level_masks import AttentionForm, MaskKind
 from hiergen.nn.pyramid_pooling import PoolKind

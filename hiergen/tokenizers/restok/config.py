@@ -6,7 +6,7 @@ import dataclasses
 from itertools import accumulate
 from typing import Literal
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.nn.blocks.convnet import ConvNetConfig, Shortcut
 
 Projection = Literal["reinterpreted", "per_token"]

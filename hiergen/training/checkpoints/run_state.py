@@ -31,13 +31,15 @@ from hiergen.training.checkpoints.checkpoint import (
 )
 from hiergen.training.config import TrainConfig
 from hiergen.training.ema import Average
+from hiergen.training.finetune.lora import save_plain
+from hiergen.training.optim import learning_rate
 from hiergen.training.processes.sharding import share_like, whole_on_main, whole_tensors
 from hiergen.training.tasks.base import Task
 from hiergen.training.validation import averaged
 
 logger = logging.getLogger(__name__)
 
-#: What may differ between the run that wrote a checkpoint and the one that resumes from it.
+#: What may differ between the run that wrote a checkpoint and the one that resumes from it, beside `samples`, which moves its end.
 MAY_CHANGE = (
     "out",
     "checkpoint_every",
@@ -169,20 +171,21 @@ class RunKeeper:
                 problem = f"the {place} samples was not written: {type(error).__name__}: {error}"
         self._tell(problem, OSError)
 
-    def restore(self, state: RunState) -> None:
-        """Fill `state` from the newest valid checkpoint, if there is one.
+    def restore(self, state: RunState) -> list[str]:
+        """Fill `state` from the newest valid checkpoint, if there is one, and return what is now different, as sentences.
 
         Raises:
-            ValueError: If it belongs to a run of another configuration or on other data.
+            ValueError: If it belongs to a run of another configuration or on other data, or has seen more samples than are asked for.
         """
         self._content = self._look_at_data()
         if self._accelerator.is_main_process:
             sweep(self._out / "checkpoints")
         path = find_checkpoint(self._out / "checkpoints")
         if path is None:
-            return
+            return []
         tensors, saved = load_checkpoint(path)
         self._check_identity(saved["identity"])
+        notes = self._moved_end(saved["identity"]["samples"], saved["samples_seen"])
         for name, module in state.players.items():
             current = module.state_dict()
             module.load_state_dict({key: share_like(value, current.get(key)) for key, value in tensors[name].items()})
@@ -198,6 +201,7 @@ class RunKeeper:
         state.skipped.fill_(saved["skipped"])
         state.best = Best.restore(saved.get("best"), self._config)
         self._compare_versions(saved.get("versions", {}))
+        return notes
 
     def export(self, state: RunState, folder: Path, note: dict[str, Any] | None = None) -> None:
         """Write the model, with averaged weights where there are any, by `save_pretrained`, from the main process.
@@ -211,7 +215,7 @@ class RunKeeper:
 
         def write() -> None:
             with atomic_directory(folder) as temporary:
-                model.save_pretrained(temporary)
+                save_plain(model, temporary)
                 if note is not None:
                     write_json(temporary / "best.json", note)
 
@@ -265,9 +269,24 @@ class RunKeeper:
         digits = None if check == "none" else self._task.dataset.content(is_whole=check == "whole")
         return None if digits is None else {"check": check, "digits": digits}
 
+    def _moved_end(self, before: int, seen: int) -> list[str]:
+        """Return what it means that the run now ends at another number of samples, nothing if it does not."""
+        config = self._config
+        if before == config.samples:
+            return []
+        if config.num_steps * config.batch_size < seen:
+            raise ValueError(
+                f"samples is {config.samples:,}, but the run in {str(self._out)!r} has seen {seen:,}: give at least as many"
+            )
+        sizes = {"batch_size": config.batch_size}
+        old, new = (learning_rate(config.optim, seen, samples=samples, **sizes) for samples in (before, config.samples))
+        moved = f": the end of the learning rate's schedule moves there; at {seen:,} samples the rate is {new:.4g} where it was {old:.4g}"
+        return [f"samples was {before:,}, is {config.samples:,}{moved if new != old else ''}"]
+
     def _check_identity(self, saved: dict[str, Any]) -> None:
         now = self._identity()
         saved = {k: v for k, v in with_defaults(saved, self._config).items() if k not in MAY_CHANGE}
+        saved.pop("samples"), now.pop("samples")
         # Runs of earlier versions did not look at it.
         before, after = saved.pop("content", None), now.pop("content")
         changed = list(_differences(saved, now, ""))
@@ -283,7 +302,8 @@ class RunKeeper:
         if changed:
             raise ValueError(
                 f"{str(self._out)!r} holds a run of another configuration: {'; '.join(changed)}. "
-                "Choose another --out, or delete the folder to start over"
+                f"Choose another --out, with --init {str(self._out)!r} to start a new run from its weights, or delete the folder to "
+                f"start over. Of a run that goes on, these may change: samples, {', '.join(MAY_CHANGE[1:])}"
             )
 
     def _compare_versions(self, saved: dict[str, str]) -> None:

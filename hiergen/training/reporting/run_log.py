@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -66,6 +67,13 @@ class RunLog:
                 "settings": json.dumps(settings),
             }
             self._accelerator.init_trackers(self._path.parent.resolve().name, config=flat)
+
+    def note(self, text: str, samples_seen: int) -> None:
+        """Print what happened to the run at a position, and add it to `history.jsonl`; the main process does."""
+        if self._accelerator.is_main_process:
+            print(text, file=sys.stderr, flush=True)
+            with open(self._path.with_name("history.jsonl"), "a", encoding="utf-8") as file:
+                file.write(json.dumps({"samples": samples_seen, "note": text}) + "\n")
 
     def compose(self, meter: Meter, task: Task, *, samples_seen: int, skipped: float) -> dict[str, float]:
         """Return the line of this moment: the task's summary joins what was measured. Every process must ask, and gets the same means.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 from hiergen.data.dataset import Dataset
 from hiergen.training.optim import OptimConfig
 

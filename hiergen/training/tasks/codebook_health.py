@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.config import Checked, Count
+from hiergen.checked import Checked, Count
 from hiergen.nn.processes import num_processes
 from hiergen.pyramid import LevelSpec, TokenPyramid
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hiergen.config import Checked, CountOrZero, NotNegative
+from hiergen.checked import Checked, CountOrZero, NotNegative
 from hiergen.losses.adaptive_weight import adaptive_weight
 from hiergen.losses.adversarial import Adversary, Augmentation
 from hiergen.losses.dino_discriminator import DinoDiscriminator, dino_backbone

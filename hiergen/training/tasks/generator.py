@@ -24,7 +24,7 @@ class GeneratorTaskConfig(TaskConfig):
 
     Attributes:
         preset: Name of a generator preset.
-        overrides: Entries of the preset's config to replace. The tokenizer's level specs, the number of classes and, for a preset
+        overrides: Entries of the preset's config to replace (`--task.overrides.dim 256`). The tokenizer's level specs, the number of classes and, for a preset
             that does not say how to scale continuous tokens, their mean and deviation come from the cache and need not be given.
         codes: Folder that `hiergen encode` wrote.
         validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
@@ -56,6 +56,12 @@ def read_sizes(codes: str) -> dict[str, Any]:
     return {"level_specs": index["specs"], "num_classes": len(index["classes"])}
 
 
+def name_classes(generator: Generator, codes: CodeSet) -> None:
+    """Write the names of a cache's classes into a generator's config, by their numbers, as diffusers' DiT has them."""
+    if codes.classes:
+        generator.register_to_config(id2label={str(index): name for index, name in enumerate(codes.classes)})
+
+
 class GeneratorTask(Task):
     """The generator's own loss on cached pyramids with class labels."""
 
@@ -66,7 +72,13 @@ class GeneratorTask(Task):
             "num_classes": len(codes.classes),
             **_standardization(config.preset, codes),
         }
+        given = config.overrides.get("num_classes")
+        if given is not None and given < len(codes.classes):
+            raise ValueError(
+                f"overrides.num_classes is {given}, but the cache {config.codes!r} has {len(codes.classes)} classes: leave it out"
+            )
         self.generator = cast(Generator, create(config.preset, **{**derived, **config.overrides}))
+        name_classes(self.generator, codes)
         self.generator.check_tokenizer(codes.specs)
         _check_scale(self.generator, codes)
         self.players = {"generator": self.generator}

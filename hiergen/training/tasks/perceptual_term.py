@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from hiergen.config import Checked, CountOrZero, NotNegative
+from hiergen.checked import Checked, CountOrZero, NotNegative
 from hiergen.losses.perceptual import WeightedMix, jittered
 from hiergen.pretrained.perceptual import LPIPS, ConvNeXtLogits, LPIPSNetwork
 from hiergen.pretrained.weights import Frozen

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hiergen.config import NotNegative
+from hiergen.checked import NotNegative
 from hiergen.data.codes import CodeSet
 from hiergen.data.shapes.dataset import ShapeDataConfig, open_shapes
 from hiergen.generators.conditioning import Condition
@@ -21,7 +21,7 @@ from hiergen.registry import create
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 from hiergen.training.tasks.base import Task, TaskConfig
-from hiergen.training.tasks.generator import read_sizes
+from hiergen.training.tasks.generator import name_classes, read_sizes
 from hiergen.training.tasks.shape_pictures import cloud_pictures, token_pictures
 
 #: Shapes in pictures for the trackers, and how samples for them are made: in few steps, as they are wanted at every checkpoint.
@@ -210,6 +210,8 @@ class ShapeGeneratorTask(Task):
         if not isinstance(model, MaskedCascade):
             raise ValueError(f"preset {config.preset!r} is a {type(model).__name__}, expected a MaskedCascade")
         model.check_tokenizer(codes.specs)
+        if config.condition == "class":
+            name_classes(model, codes)
         if config.start is not None:
             _start_from(model, config.start)
         # What is not trained must not be in the optimizer: weight decay would change it.

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hiergen.config import Checked, NotNegative
+from hiergen.checked import Checked, NotNegative
 from hiergen.losses.alignment import cosine_hinge_loss
 from hiergen.pretrained.teachers import Teacher, TeacherName
 from hiergen.pretrained.weights import Frozen

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hiergen.config import NotNegative
+from hiergen.checked import NotNegative
 from hiergen.data.sources import DataConfig, open_images
 from hiergen.losses.adversarial import Adversary
 from hiergen.metrics.pixel import psnr
@@ -31,7 +31,7 @@ class TokenizerTaskConfig(TaskConfig):
 
     Attributes:
         preset: Name of a tokenizer preset.
-        overrides: Entries of the preset's config to replace.
+        overrides: Entries of the preset's config to replace (`--task.overrides.image-size 48`).
         data: The images.
         validation: Held-out images, scored at every checkpoint interval by "val/pixel" and "val/psnr"; None for none.
         pixel_loss: Mean squared ("mse") or absolute ("l1") error in [0, 1] space.
@@ -86,6 +86,7 @@ class TokenizerPlayer(nn.Module):
 def make_players(config: TokenizerTaskConfig) -> dict[str, nn.Module]:
     """Return "tokenizer" (the bare model where nothing is trained beside it) and, if configured, "discriminator"."""
     tokenizer = create(config.preset, **config.overrides)
+    _check_size(config, tokenizer)
     alignment = Alignment(config.alignment, tokenizer) if config.alignment else None
     after = config.codebook.revive_after if config.codebook else None
     if after and "vocab_size" not in tokenizer.config:
@@ -97,6 +98,17 @@ def make_players(config: TokenizerTaskConfig) -> dict[str, nn.Module]:
     if config.adversarial:
         players["discriminator"] = make_adversary(config.adversarial)
     return players
+
+
+def _check_size(config: TokenizerTaskConfig, tokenizer: Any) -> None:
+    size = getattr(tokenizer, "frame_size", None) or tokenizer.config.get("image_size")
+    for name in ("data", "validation"):
+        data = getattr(config, name)
+        if size is not None and data is not None and data.size != size:
+            raise ValueError(
+                f"{name}.size is {data.size}, but the tokenizer takes pictures of {size}x{size} pixels: give "
+                f"--task.{name}.size {size}, or --task.overrides.image-size {data.size} and the sizes that follow from it"
+            )
 
 
 class TokenizerTask(Task):

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hiergen.config import Checked, Count, NotNegative
+from hiergen.checked import Checked, Count, NotNegative
 from hiergen.losses.vae_objective import VAEObjective, VAEPass
 from hiergen.pretrained.teachers import PatchTeacher
 from hiergen.pretrained.weights import Frozen

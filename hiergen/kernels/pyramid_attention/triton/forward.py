@@ -40,7 +40,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hiergen.config import Checked
+from hiergen.checked import Checked
 
 
 @triton.jit
