@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -68,6 +69,10 @@ def explain(run: Callable[[], object], name: str, *, shows_traceback: bool = Fal
     except KeyboardInterrupt:
         print(f"{name}: stopped; run again to continue", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as `head` has. What is still to be written goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         said = sentence(error)
         if said is None:

@@ -13,8 +13,9 @@ INTERVAL = 10.0
 
 
 def counted(count: int, unit: str) -> str:
-    """Return a count with its unit, e.g. "1 token", "2,000 tokens"."""
-    return f"{count:,} {unit}{'' if count == 1 else 's'}"
+    """Return a count with its unit, e.g. "1 token", "2,000 tokens", "3 classes", "4 meshes"."""
+    plural = f"{unit}es" if unit.endswith(("s", "sh")) else f"{unit}s"
+    return f"{count:,} {unit if count == 1 else plural}"
 
 
 def say(text: str) -> None:

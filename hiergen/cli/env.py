@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hiergen.config import parse
+import tyro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EnvSettings:
 
 
 def main(args: list[str]) -> None:
-    settings = parse(EnvSettings(), args, prog="hiergen env")
+    settings = tyro.cli(EnvSettings, args=args, prog="hiergen env", config=(tyro.conf.FlagCreatePairsOff,))
     found = environment()
     if settings.json:
         import json

@@ -117,7 +117,7 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 1000)
+    console = Console(width=None if sys.stdout.isatty() else 300)
     for folder in FOLDERS:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in (folder, "trains", "data", "time", "extra"):
