@@ -29,7 +29,7 @@ def say_next(command: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Show how far a program is; what is given is called with the number of things done, ascending or not.
 
     A terminal shows a bar with the time left; a pipe, a log file or a job of a cluster gets a line every ten seconds.
@@ -38,6 +38,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         what: Name of the work, e.g. "encode".
         total: Number of things to do.
         unit: Name of one of them, e.g. "image".
+        done: Number that an earlier run has done.
     """
     from rich import progress as bar
     from rich.console import Console
@@ -46,22 +47,22 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     if console.is_terminal:
         columns = (bar.BarColumn(), bar.MofNCompleteColumn(), bar.TimeElapsedColumn(), bar.TimeRemainingColumn())
         with bar.Progress(bar.TextColumn(what), *columns, console=console) as shown:
-            task = shown.add_task(what, total=total)
-            yield lambda done: shown.update(task, completed=done)
+            task = shown.add_task(what, total=total, completed=done)
+            yield lambda now: shown.update(task, completed=now)
         return
-    state, started, ended = {"done": 0}, time.monotonic(), threading.Event()
+    state, started, ended = {"done": done}, time.monotonic(), threading.Event()
 
     def tell() -> None:
         # By the clock and not by what is done: a single long step must not look like a program that hangs.
         while not ended.wait(INTERVAL):
-            done, spent = state["done"], time.monotonic() - started
-            left = f", about {spent / done * (total - done):.0f} s left" if done else ""
-            say(f"{what}: {done:,} of {counted(total, unit)} after {spent:.0f} s{left}")
+            now, spent = state["done"], time.monotonic() - started
+            left = f", about {spent / (now - done) * (total - now):.0f} s left" if now > done else ""
+            say(f"{what}: {now:,} of {counted(total, unit)} after {spent:.0f} s{left}")
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
     try:
-        yield lambda done: state.update(done=done)
+        yield lambda now: state.update(done=now)
     finally:
         ended.set()
         thread.join()

@@ -52,9 +52,11 @@ def open_model(path: str, device: str, *, part: str | None = None) -> Any:
     from hiergen.pipelines.loading import from_pretrained
 
     chosen = choose_device(device)
-    if not sys.stderr.isatty():
-        from diffusers.utils import logging
+    from diffusers.utils import logging
 
+    # They speak of the inside of diffusers; that all weights are there is checked by `from_pretrained`.
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
         logging.disable_progress_bar()
     model = from_pretrained(path)
     parts = getattr(model, "components", {})

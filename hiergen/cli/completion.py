@@ -58,9 +58,9 @@ def words() -> dict[str, list[str]]:
     from hiergen.cli import bench, convert, evaluate, quickstart, recipes
     from hiergen.registry import list_presets
 
-    kinds = {"quickstart": quickstart.KINDS, "evaluate": evaluate.KINDS, "bench": bench.BENCHMARKS}
+    kinds = {"quickstart": list(quickstart.KINDS), "evaluate": list(evaluate.KINDS), "bench": list(bench.BENCHMARKS)}
     names = {
-        **{verb: list(known) for verb, known in kinds.items()},
+        **kinds,
         "convert": [*convert.FAMILIES, "codes"],
         "train": list(recipes.recipes()),
         "recipes": list(recipes.recipes()),
@@ -68,10 +68,7 @@ def words() -> dict[str, list[str]]:
         "completion": list(SHELLS),
     }
     lines = [[verb] for verb in VERBS] + [[verb, kind] for verb, known in kinds.items() for kind in known]
-    return {
-        " ".join(line): (names.get(line[0], []) if len(line) == 1 else []) + _options(line)
-        for line in lines
-    }
+    return {" ".join(line): (names.get(line[0], []) if len(line) == 1 else []) + _options(line) for line in lines}
 
 
 def _options(line: list[str]) -> list[str]:
@@ -80,13 +77,17 @@ def _options(line: list[str]) -> list[str]:
     if verb == "completion":
         return ["--help"]
     module = importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}")
+    shown = io.StringIO()
     before = os.environ.get("COLUMNS")
     # An option must not be broken in two.
     os.environ["COLUMNS"] = "200"
     try:
-        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
-            with contextlib.redirect_stderr(io.StringIO()):
-                module.main([*kind, "--help"])
+        with (
+            contextlib.suppress(SystemExit),
+            contextlib.redirect_stdout(shown),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            module.main([*kind, "--help"])
     finally:
         os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue())

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hiergen.cli import check_exists, check_model, describe, encoding_progress, open_model
 from hiergen.config import parse
-from hiergen.telling import counted, say, say_next
-
 from hiergen.data.sources import DataConfig
+from hiergen.telling import counted, say, say_next
 
 if TYPE_CHECKING:
     from hiergen.data.codes import CodeSet
@@ -64,7 +63,9 @@ def main(args: list[str]) -> None:
     elif settings.shapes not in ("", "procedural"):
         check_exists("--shapes", settings.shapes, "'procedural' or a folder that `hiergen prepare-shapes` wrote")
     elif ":" not in settings.data.source and settings.data.source not in ("digits", "moving-digits"):
-        check_exists("--data.source", settings.data.source, "'digits', 'moving-digits', a folder of pictures, or KIND:PATH")
+        check_exists(
+            "--data.source", settings.data.source, "'digits', 'moving-digits', a folder of pictures, or KIND:PATH"
+        )
     if settings.videos:
         from hiergen.data.videos.files import require_pyav
 
@@ -146,7 +147,9 @@ def _encode_videos(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, s
     else:
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no videos")
     videos = load_clips(settings.videos, num_frames=frames, size=size, stride=settings.stride)
-    _tell(settings, f"{counted(len(videos), 'clip')} of {frames} frames in {settings.videos}", videos.classes, tokenizer)
+    _tell(
+        settings, f"{counted(len(videos), 'clip')} of {frames} frames in {settings.videos}", videos.classes, tokenizer
+    )
     with encoding_progress(tokenizer, len(videos), "clip") as progress:
         batch_size = max(settings.batch_size // frames, 1)
         codes = encode_videos(tokenizer, videos, settings.out, batch_size=batch_size, progress=progress)

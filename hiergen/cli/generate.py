@@ -152,7 +152,9 @@ class Wanted:
     def rows(self, shown: Sequence[Any]) -> dict[str, Sequence[Any]]:
         """Return the samples that are shown in rows by the condition's name: the number of a label, or a picture's name."""
         columns = min(self.settings.count, SHEET[1])
-        names = [name.removeprefix("class").lstrip("0") or "0" if name.startswith("class") else name for name in self.names]
+        names = [
+            name.removeprefix("class").lstrip("0") or "0" if name.startswith("class") else name for name in self.names
+        ]
         return {name: shown[row * columns : (row + 1) * columns] for row, name in enumerate(names[: SHEET[0]])}
 
 

@@ -73,13 +73,17 @@ def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_j
 
     kinds: tuple[Kind, ...] = get_args(Kind)
     found = {
-        f"{kind}s": [{"name": name, "model": p.model, "source": p.source} for name, p in presets(kind).items() if name in names]
+        f"{kind}s": [
+            {"name": name, "model": p.model, "source": p.source} for name, p in presets(kind).items() if name in names
+        ]
         for kind in kinds
     }
     weights = []
     for name, folder in packaged.items():
         model = json.loads((folder / "model_index.json").read_text())["_class_name"]
-        weights.append({"name": name, "model": model, "source": json.loads((folder / "demo.json").read_text())["title"]})
+        weights.append(
+            {"name": name, "model": model, "source": json.loads((folder / "demo.json").read_text())["title"]}
+        )
     found |= {"packaged models": weights} if weights else {}
     if as_json:
         print(json.dumps(found, indent=2))
