@@ -48,8 +48,12 @@ def main(args: list[str]) -> None:
         raise SystemExit(0 if args else 2)
     if args[0] not in SHELLS:
         raise ValueError(f"unknown shell {args[0]!r}{nearest(args[0], SHELLS)}")
-    found = words()
-    print(_fish(found) if args[0] == "fish" else _bash(found, is_zsh=args[0] == "zsh"), end="")
+    print(script(args[0], words()), end="")
+
+
+def script(shell: str, found: dict[str, list[str]]) -> str:
+    """Return the script of a shell that completes what `words` found."""
+    return _fish(found) if shell == "fish" else _bash(found, is_zsh=shell == "zsh")
 
 
 def words() -> dict[str, list[str]]:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from hiergen import telling
 from hiergen.__main__ import VERBS, main
-from hiergen.cli.completion import SHELLS
+from hiergen.cli import completion
+from hiergen.cli.completion import SHELLS, script, words
 from hiergen.cli.env import environment
 from hiergen.cli.recipes import find_recipe, recipes
 
@@ -121,13 +122,14 @@ def test_env_says_what_a_report_needs_and_nothing_secret(monkeypatch, tmp_path, 
 
 @pytest.fixture(scope="module")
 def scripts() -> dict[str, str]:
-    printed = {}
-    for shell in SHELLS:
-        done = subprocess.run(
-            [sys.executable, "-m", "hiergen", "completion", shell], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        printed[shell] = done.stdout
-    return printed
+    found = words()
+    return {shell: script(shell, found) for shell in SHELLS}
+
+
+def test_completion_prints_the_script(scripts, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(completion, "words", lambda: {"env": ["--json"]})
+    assert main(["completion", "bash"]) == 0
+    assert '"env") words="--json" ;;' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
