@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hiergen.kernels.pyramid_attention import PSAConfig as PSAConfig
     from hiergen.kernels.pyramid_attention import PyramidSparseAttention as PyramidSparseAttention
     from hiergen.kernels.pyramid_attention import pyramid_sparse_attention as pyramid_sparse_attention
+    from hiergen.levels import LevelSpec as LevelSpec
     from hiergen.metrics.geometry import compare_meshes as compare_meshes
     from hiergen.metrics.video import compare_videos as compare_videos
     from hiergen.pipelines.image import ClassToImagePipeline as ClassToImagePipeline
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from hiergen.pipelines.shape import ImageToShapePipeline as ImageToShapePipeline
     from hiergen.pipelines.video import ClassToVideoPipeline as ClassToVideoPipeline
     from hiergen.pretrained.image_encoder import ImageEncoder as ImageEncoder
-    from hiergen.pyramid import LevelSpec as LevelSpec
     from hiergen.pyramid import TokenPyramid as TokenPyramid
     from hiergen.registry import create as create
     from hiergen.registry import list_presets as list_presets
@@ -49,7 +49,7 @@ __version__ = "0.1.0.dev0"
 
 #: Public names and the modules that define them.
 _PUBLIC = {
-    "LevelSpec": "hiergen.pyramid",
+    "LevelSpec": "hiergen.levels",
     "TokenPyramid": "hiergen.pyramid",
     "create": "hiergen.registry",
     "list_presets": "hiergen.registry",

@@ -10,23 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-#: Verbs and what they do, in the order of the help text. A test freezes this list.
-VERBS = {
-    "quickstart": "train a tokenizer and a generator on embedded images, shapes or clips; sample, score, draw",
-    "info": "list presets and packaged models, or describe one: parameters, levels, source",
-    "recipes": "list the recipes that come with the package, show one, or copy one to edit",
-    "train": "run a recipe, by name or file; run it again to resume",
-    "encode": "write a dataset as a cache of token pyramids",
-    "reconstruct": "encode and decode images, level by level",
-    "generate": "generate images, clips or meshes from class labels, or meshes from pictures",
-    "evaluate": "measure a tokenizer or a generator: FID and the like, with a report; compare two reports",
-    "convert": "convert official weights to hiergen's layout",
-    "bench": "measure speed side by side with a baseline",
-    "demo": "look at models in the browser: reconstruct, generate, compare",
-    "env": "print what a report of a fault should say: versions, processor, threads, GPUs, caches",
-    "prepare-shapes": "turn meshes into records to train shape tokenizers on",
-    "completion": "print a script that completes verbs and options in bash, zsh or fish",
-}
+from hiergen.cli import VERBS
 
 FAULT = "This is a fault of hiergen and not of its use: please report it with this traceback and the output of `hiergen env`."
 

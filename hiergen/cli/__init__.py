@@ -8,6 +8,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+#: Verbs and what they do, in the order of the help text. A test freezes this list.
+VERBS = {
+    "quickstart": "train a tokenizer and a generator on embedded images, shapes or clips; sample, score, draw",
+    "info": "list presets and packaged models, or describe one: parameters, levels, source",
+    "recipes": "list the recipes that come with the package, show one, or copy one to edit",
+    "train": "run a recipe, by name or file; run it again to resume",
+    "encode": "write a dataset as a cache of token pyramids",
+    "reconstruct": "encode and decode images, level by level",
+    "generate": "generate images, clips or meshes from class labels, or meshes from pictures",
+    "evaluate": "measure a tokenizer or a generator: FID and the like, with a report; compare two reports",
+    "convert": "convert official weights to hiergen's layout",
+    "bench": "measure speed side by side with a baseline",
+    "demo": "look at models in the browser: reconstruct, generate, compare",
+    "env": "print what a report of a fault should say: versions, processor, threads, GPUs, caches",
+    "prepare-shapes": "turn meshes into records to train shape tokenizers on",
+    "completion": "print a script that completes verbs and options in bash, zsh or fish",
+}
+
 #: Folder of the pipeline that `hiergen quickstart` leaves, with which other verbs begin.
 QUICKSTART = "quickstart/pipeline"
 
@@ -59,15 +77,21 @@ def open_model(path: str, device: str, *, part: str | None = None) -> Any:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     model = from_pretrained(path)
-    parts = getattr(model, "components", {})
-    model = parts.get(part, model)
-    return model.to(chosen) if "generator" in getattr(model, "components", {}) else model.eval().to(chosen)
+    model = parts_of(model).get(part or "", model)
+    return model.to(chosen) if parts_of(model) else model.eval().to(chosen)
+
+
+def parts_of(model: Any) -> dict[str, Any]:
+    """Return the parts of a pipeline by name; none of any other model."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    return dict(model.components) if isinstance(model, DiffusionPipeline) else {}
 
 
 def describe(model: Any) -> str:
     """Return what a model is: its class, its parameters and its device."""
-    parts = getattr(model, "components", {"": model}).values()
-    count = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    parts = parts_of(model) or {"": model}
+    count = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
     return f"{type(model).__name__} of {count:,} parameters on {model.device}"
 
 

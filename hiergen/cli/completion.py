@@ -11,6 +11,7 @@ import io
 import os
 import re
 
+from hiergen.cli import VERBS
 from hiergen.config import nearest
 
 #: Shells, and the line that switches completion on for good.
@@ -58,7 +59,6 @@ def script(shell: str, found: dict[str, list[str]]) -> str:
 
 def words() -> dict[str, list[str]]:
     """Return what may stand behind each verb, and behind each verb with a kind ("evaluate rfid"): kinds, names, options."""
-    from hiergen.__main__ import VERBS
     from hiergen.cli import bench, convert, evaluate, quickstart, recipes
     from hiergen.registry import list_presets
 
@@ -110,7 +110,6 @@ def _bash(found: dict[str, list[str]], *, is_zsh: bool) -> str:
 
 
 def _fish(found: dict[str, list[str]]) -> str:
-    from hiergen.__main__ import VERBS
 
     lines = [f"complete -c hiergen -n __fish_use_subcommand -f -a {verb} -d {_quoted(VERBS[verb])}" for verb in VERBS]
     for key, listed in found.items():

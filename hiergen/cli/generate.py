@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hiergen.cli import QUICKSTART, check_model, describe, open_model
+from hiergen.cli import QUICKSTART, check_model, describe, open_model, parts_of
 from hiergen.config import parse
 from hiergen.telling import counted, progress, say, say_next
 
@@ -86,7 +86,7 @@ def main(args: list[str]) -> None:
 
     out = check_writable(settings.out)
     pipeline = open_model(settings.pipeline, settings.device)
-    if "generator" not in getattr(pipeline, "components", {}):
+    if "generator" not in parts_of(pipeline):
         raise ValueError(f"{settings.pipeline!r} holds a {type(pipeline).__name__}, expected a pipeline")
     if isinstance(pipeline, ImageToShapePipeline) != bool(settings.image):
         takes = "images, give --image FILE" if isinstance(pipeline, ImageToShapePipeline) else "labels, not --image"
@@ -204,8 +204,9 @@ def _write_clips(make: Callable[..., Any], wanted: Wanted, out: Path) -> str:
     # The first clip of each row, its frames side by side.
     step = max(shown[0].shape[1] // 8, 1)
     frames = [row[0][:, ::step].transpose(0, 1) for row in rows.values()]
-    names = [f"frame {step * number}" for number in range(len(frames[0]))]
-    save_image_grid(out / "grid.png", frames, row_labels=list(rows), column_labels=names)
+    times = [str(step * number) for number in range(len(frames[0]))]
+    title = "Frames of the first clips (not selected)"
+    save_image_grid(out / "grid.png", frames, row_labels=list(rows), column_labels=times, title=title)
     return f"{counted(len(wanted), 'clip')}, grid.gif and grid.png in {out}"
 
 

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from hiergen.cli import open_model
+from hiergen.cli import open_model, parts_of
 from hiergen.telling import counted, say_next
 
 
@@ -173,8 +173,8 @@ def _describe_preset(name: str) -> dict[str, Any]:
 
 def _describe_model(folder: str) -> dict[str, Any]:
     model = open_model(folder, "cpu")
-    parts = getattr(model, "components", {"": model}).values()
-    return {"name": folder, "model": type(model).__name__, "source": "", "parts": [_describe(part) for part in parts]}
+    parts = [_describe(part) for part in (parts_of(model) or {"": model}).values()]
+    return {"name": folder, "model": type(model).__name__, "source": "", "parts": parts}
 
 
 def _describe(model: Any) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class Recipe:
     """What a recipe says of itself.
 
     Attributes:
-        path: Its file.
-        text: Its docstring, of which the last line says what data, time and extra it needs.
+        path: File of the recipe.
+        text: Docstring of the recipe, whose last line says what data, time and extra it needs.
     """
 
     path: Path

@@ -144,6 +144,9 @@ def test_info_lists_describes_and_suggests(capsys, tokenizer_dir) -> None:
     assert "659,693,771 parameters" in capsys.readouterr().out
     assert main(["info", str(tokenizer_dir)]) == 0
     assert "ResTok" in capsys.readouterr().out
+    create("patches-tiny").save_pretrained(tokenizer_dir.parent / "patches")
+    assert main(["info", str(tokenizer_dir.parent / "patches")]) == 0
+    assert "PatchComponents: " in capsys.readouterr().out
     assert main(["info", "--plan", "flow-tiny", "--gpus", "8"]) == 0
     printed = capsys.readouterr().out
     assert "FLOPs per sample" in printed
@@ -231,7 +234,7 @@ def test_a_config_file_must_be_a_mapping(tmp_path) -> None:
 
 
 def test_recipes_are_checked(tmp_path) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="is neither a file nor a recipe of the package"):
         load_recipe(str(tmp_path / "none.py"))
     (tmp_path / "wrong.py").write_text("def recipe():\n    return int('x')\n")
     with pytest.raises(ValueError, match=r"recipe '.*wrong.py' failed in line 2: ValueError: invalid literal for int"):
