@@ -1,6 +1,8 @@
 """Train flow-tiny on the codes of hieratok-tiny.
 
 First: `python tokenizers/hieratok_tiny.py` and `hiergen encode --tokenizer runs/hieratok_tiny/model --out runs/hieratok_tiny/codes`.
+
+Data: codes of hieratok-tiny. Time: minutes on a CPU. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

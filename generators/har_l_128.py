@@ -2,6 +2,8 @@
 
 First: `hiergen encode --tokenizer runs/restok_l_128/model --data.source imagenet/train --data.size 256
 --data.in-memory False --views ten_crop --out runs/restok_l_128/codes`.
+
+Data: codes of restok-l-128. Time: wants several GPUs; not measured. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

@@ -2,6 +2,8 @@
 
 First: `hiergen encode --tokenizer runs/restok_small_64/model --data.source PICTURES --data.size 64 --data.in-memory False
 --views ten_crop --out runs/restok_small_64/codes`. Then `python generators/har_small_64.py`; `--task.codes FOLDER` takes another cache.
+
+Data: codes of restok-small-64. Time: one GPU, or a patient CPU. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

@@ -1,6 +1,8 @@
 """Train har-tiny on the codes of restok-tiny.
 
 First: `python tokenizers/restok_tiny.py` and `hiergen encode --tokenizer runs/restok_tiny/model --out runs/restok_tiny/codes`.
+
+Data: codes of restok-tiny. Time: a minute on a CPU. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

@@ -4,6 +4,8 @@ This is the generator that compares tokenizers: the same run on the codes of `to
 with one. First: `hiergen encode --tokenizer runs/hieratok_b_256/model --data.source "wds:DATA/imagenet/train-*.tar" --data.size 256
 --data.in-memory False --views flips --out runs/hieratok_b_256/codes`. Sample without guidance, 249 Euler steps, shift 0.3: the
 defaults. Difference from the published run: the cache holds the modes of the latents, not samples of them.
+
+Data: codes of hieratok-b-256. Time: wants several GPUs; not measured. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

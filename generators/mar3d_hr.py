@@ -1,6 +1,8 @@
 """Train the fine stage of mar3d (1024 tokens, which see the coarse ones through noise), started from the coarse stage.
 
 First: `python generators/mar3d_lr.py`. Not yet run at this size.
+
+Data: codes of pyramid-vae-shapes, the coarse stage mar3d-lr. Time: wants several GPUs; not yet run. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

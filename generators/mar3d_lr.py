@@ -6,6 +6,8 @@ First: `python tokenizers/pyramid_vae_shapes.py`, the image encoder, in Python,
 on shapes prepared with views.
 
 Learning rate, betas and condition drop are the release's; batch and length, which it does not state, are ours. Not yet run at this size.
+
+Data: codes of pyramid-vae-shapes with features of views. Time: wants several GPUs; not yet run. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

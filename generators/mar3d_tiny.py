@@ -2,6 +2,8 @@
 
 First: `python tokenizers/pyramid_vae_tiny.py` and
 `hiergen encode --tokenizer runs/pyramid_vae_tiny/model --shapes procedural --out runs/pyramid_vae_tiny/codes`.
+
+Data: codes of pyramid-vae-tiny. Time: minutes on a CPU. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

@@ -3,6 +3,8 @@
 First: `python tokenizers/hieratok_tiny.py --task.preset hieratok-tiny-levels --out runs/hieratok_tiny_levels` and
 `hiergen encode --tokenizer runs/hieratok_tiny_levels/model --out runs/hieratok_tiny_levels/codes`. All at once:
 `hiergen quickstart --tokenizer hieratok-tiny-levels --generator mar-tiny-levels`.
+
+Data: codes of hieratok-tiny-levels. Time: minutes on a CPU. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

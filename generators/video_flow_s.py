@@ -3,6 +3,8 @@
 First: `python tokenizers/hieratok_frames_128.py` and `hiergen encode --tokenizer runs/hieratok_frames_128/model --videos videos
 --out runs/hieratok_frames_128/codes`. Attention is pyramid sparse from the first step; without the entry `attention` it is dense.
 Untested at this size: neither quality nor speed on a GPU has been measured.
+
+Data: codes of hieratok-frames-128. Time: wants one GPU; not yet run. Extra: none.
 """
 
 from hiergen.config import to_json

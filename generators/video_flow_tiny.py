@@ -1,6 +1,8 @@
 """Train flow-video-tiny on the moving digits for longer than the quickstart does.
 
 First: `hiergen quickstart video`, which leaves the tokenizer and its codes.
+
+Data: codes that the video quickstart leaves. Time: for a CPU. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

@@ -6,15 +6,50 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES
+
+if TYPE_CHECKING:
+    # The same names for type checkers and editors; a test holds both lists equal.
+    from hiergen.data.shapes.preparation import prepare_shapes as prepare_shapes
+    from hiergen.data.videos.dataset import load_clips as load_clips
+    from hiergen.generators.flow.model import FlowTransformer as FlowTransformer
+    from hiergen.generators.level_ar.model import LevelAR as LevelAR
+    from hiergen.generators.masked.cascade import MaskedCascade as MaskedCascade
+    from hiergen.generators.masked.model import MaskedAR as MaskedAR
+    from hiergen.geometry.meshes import load_mesh as load_mesh
+    from hiergen.kernels.pyramid_attention import PSAConfig as PSAConfig
+    from hiergen.kernels.pyramid_attention import PyramidSparseAttention as PyramidSparseAttention
+    from hiergen.kernels.pyramid_attention import pyramid_sparse_attention as pyramid_sparse_attention
+    from hiergen.levels import LevelSpec as LevelSpec
+    from hiergen.metrics.geometry import compare_meshes as compare_meshes
+    from hiergen.metrics.video import compare_videos as compare_videos
+    from hiergen.pipelines.image import ClassToImagePipeline as ClassToImagePipeline
+    from hiergen.pipelines.loading import from_pretrained as from_pretrained
+    from hiergen.pipelines.shape import ClassToShapePipeline as ClassToShapePipeline
+    from hiergen.pipelines.shape import ImageToShapePipeline as ImageToShapePipeline
+    from hiergen.pipelines.video import ClassToVideoPipeline as ClassToVideoPipeline
+    from hiergen.pretrained.image_encoder import ImageEncoder as ImageEncoder
+    from hiergen.pyramid import TokenPyramid as TokenPyramid
+    from hiergen.registry import create as create
+    from hiergen.registry import list_presets as list_presets
+    from hiergen.registry import register as register
+    from hiergen.tokenizers.hieratok.model import HieraTok as HieraTok
+    from hiergen.tokenizers.kl_autoencoder.model import KLAutoencoder as KLAutoencoder
+    from hiergen.tokenizers.pyramid_vae.model import PyramidVAE as PyramidVAE
+    from hiergen.tokenizers.restok.model import ResTok as ResTok
+    from hiergen.tokenizers.videos.frames import FrameTokenizer as FrameTokenizer
+    from hiergen.tokenizers.videos.patch_components import PatchComponents as PatchComponents
+    from hiergen.video import apply_pyramid_attention as apply_pyramid_attention
+    from hiergen.video import register_pyramid_attention as register_pyramid_attention
+    from hiergen.video import remove_pyramid_attention as remove_pyramid_attention
 
 __version__ = "0.1.0.dev0"
 
 #: Public names and the modules that define them.
 _PUBLIC = {
-    "LevelSpec": "hiergen.pyramid",
+    "LevelSpec": "hiergen.levels",
     "TokenPyramid": "hiergen.pyramid",
     "create": "hiergen.registry",
     "list_presets": "hiergen.registry",
@@ -42,18 +77,19 @@ _FOUND_BY_DIFFUSERS = {
     "DiffusionPipeline": "diffusers.pipelines.pipeline_utils",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+# Hidden from type checkers, which read the imports above: with `__getattr__` they would believe in any name.
+if not TYPE_CHECKING:
+    __all__ = ["__version__", *_PUBLIC]
 
-
-def __getattr__(name: str) -> Any:
-    # Pipelines look their parts up here; `register` adds classes to the table of models.
-    module = _PUBLIC.get(name) or MODEL_CLASSES.get(name) or _FOUND_BY_DIFFUSERS.get(name)
-    if module is None:
-        raise AttributeError(f"module 'hiergen' has no attribute {name!r}")
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        # Pipelines look their parts up here; `register` adds classes to the table of models.
+        module = _PUBLIC.get(name) or MODEL_CLASSES.get(name) or _FOUND_BY_DIFFUSERS.get(name)
+        if module is None:
+            raise AttributeError(f"module 'hiergen' has no attribute {name!r}")
+        value = getattr(importlib.import_module(module), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_PUBLIC))
+    return sorted(["__version__", *_PUBLIC])

@@ -5,36 +5,24 @@ from __future__ import annotations
 import dis
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 
-#: Verbs and what they do, in the order of the help text. A test freezes this list.
-VERBS = {
-    "quickstart": "train a tokenizer and a generator on embedded images, shapes or clips; sample, score, draw",
-    "prepare-shapes": "turn meshes into records to train shape tokenizers on",
-    "info": "list presets, or describe one: parameters, levels, source",
-    "train": "run a recipe; run it again to resume",
-    "encode": "write a dataset as a cache of token pyramids",
-    "reconstruct": "encode and decode images, level by level",
-    "generate": "generate images from class labels",
-    "evaluate": "measure a tokenizer or a generator: FID and the like, with a report; compare two reports",
-    "demo": "look at models in the browser: reconstruct, generate, compare",
-    "convert": "convert official weights to hiergen's layout",
-    "bench": "measure speed side by side with a baseline",
-}
+from hiergen.cli import VERBS
 
-FAULT = "This is a fault of hiergen and not of its use: please report it with this traceback and the output of `hiergen info`."
+FAULT = "This is a fault of hiergen and not of its use: please report it with this traceback and the output of `hiergen env`."
 
 
 def main(args: list[str] | None = None) -> int:
     """Run one verb and return the exit code: 0, 1 for an error that was explained, 2 for wrong usage, 128 + n for signal n."""
     given = list(sys.argv[1:] if args is None else args)
     argv = [word for word in given if word != "--traceback"]
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else 2
-    if argv[0] == "--version":
+    if argv[0] in ("-v", "-V", "--version"):
         from hiergen import __version__
 
         print(__version__)
@@ -65,6 +53,10 @@ def explain(run: Callable[[], object], name: str, *, shows_traceback: bool = Fal
     except KeyboardInterrupt:
         print(f"{name}: stopped; run again to continue", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as `head` has. What is still to be written goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         said = sentence(error)
         if said is None:

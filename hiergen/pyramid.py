@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,49 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.files import atomic_path
-
-
-@dataclasses.dataclass(frozen=True)
-class LevelSpec:
-    """What one level of tokens looks like.
-
-    Attributes:
-        num_tokens: Tokens of the level.
-        grid: Arrangement of the tokens, row-major, e.g. `(16, 16)`; None where they have no order in space.
-        dim: Channels of a token: of the code vector if discrete, of the token itself if continuous.
-        vocab_size: Number of ids of a discrete level; None for continuous tokens.
-    """
-
-    num_tokens: int
-    grid: tuple[int, ...] | None = None
-    dim: int = 1
-    vocab_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.grid is not None and math.prod(self.grid) != self.num_tokens:
-            raise ValueError(f"grid {self.grid} holds {math.prod(self.grid)} tokens, num_tokens is {self.num_tokens}")
-        for name in ("num_tokens", "dim", "vocab_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-
-    @property
-    def is_discrete(self) -> bool:
-        return self.vocab_size is not None
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-def specs_to_json(specs: Sequence[LevelSpec]) -> list[dict[str, Any]]:
-    """Return level specs as plain JSON values, for configs and file headers."""
-    return [spec.to_dict() for spec in specs]
-
-
-def specs_from_json(values: Sequence[dict[str, Any]]) -> tuple[LevelSpec, ...]:
-    """Return the level specs that `specs_to_json` wrote."""
-    # JSON has no tuples: a spec that was read back must equal the one that was written.
-    return tuple(LevelSpec(**{**value, "grid": value["grid"] and tuple(value["grid"])}) for value in values)
+from hiergen.levels import LevelSpec as LevelSpec
+from hiergen.levels import specs_from_json as specs_from_json
+from hiergen.levels import specs_to_json as specs_to_json
 
 
 @dataclasses.dataclass(frozen=True)

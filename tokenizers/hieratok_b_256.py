@@ -3,6 +3,8 @@
 Needs ImageNet as WebDataset shards, the weights of VGG16 and of LPIPS' heads in torchvision's cache, and DINOv2-L in timm's.
 Without alignment (the paper's plain comparison): `--task.vae.foundation.weight 0`. The single-scale baseline: `--task.overrides` with
 `"scales": [16]`. Differences from VA-VAE: the model, and an average of the weights, which costs nothing to keep.
+
+Data: ImageNet as WebDataset shards, weights of VGG16, LPIPS and DINOv2. Time: wants several GPUs; not measured. Extra: images, eval.
 """
 
 from hiergen.data.sources import DataConfig

@@ -1,6 +1,8 @@
 """Train hieratok-frame-128 on the frames of a folder of video files, for clips of 128 x 128 pixels: one GPU.
 
 The folder is `--task.data.source clips:FOLDER`; here `videos`. Untested at this size.
+
+Data: a folder of clips. Time: wants one GPU; not yet run. Extra: video.
 """
 
 from hiergen.data.sources import DataConfig

@@ -4,6 +4,8 @@
 
 PICTURES is a folder, or `npz:FILE` (an archive of encoded pictures, as of Caltech-101); WEIGHTS a folder with LPIPS' AlexNet. There is
 no foundation model, and the discriminator waits for half of the run.
+
+Data: a folder of pictures, weights of LPIPS. Time: one GPU, or a patient CPU. Extra: images.
 """
 
 from hiergen.data.sources import DataConfig

@@ -1,4 +1,7 @@
-"""Train hieratok-tiny on the embedded digits: minutes on two CPU cores."""
+"""Train hieratok-tiny on the embedded digits: minutes on two CPU cores.
+
+Data: embedded digits. Time: minutes on a CPU. Extra: none.
+"""
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main

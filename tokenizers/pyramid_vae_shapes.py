@@ -3,6 +3,8 @@
 First: `hiergen prepare-shapes MESHES shapes`. The paper trained on 260 000 Objaverse meshes for 200 epochs and then on 60 000 for 100;
 neither the set nor the optimizer's settings were published. The learning rate here is the release's, the length is the first part.
 Not yet run at this size.
+
+Data: hundreds of thousands of meshes, prepared. Time: wants several GPUs; not yet run. Extra: shapes.
 """
 
 from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig

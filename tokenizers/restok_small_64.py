@@ -5,6 +5,8 @@
 PICTURES is a folder of class folders, `npz:FILE` (an archive of encoded pictures, as of Caltech-101) or `idx:FOLDER` (Fashion-MNIST:
 add `--task.data.size 32` and `image_size` 32 in the overrides below). WEIGHTS is a folder with LPIPS' AlexNet. The corrected projection,
 merge and shortcut of `restok-tiny`; the discriminator waits for half of the run.
+
+Data: a folder of pictures, weights of LPIPS. Time: one GPU, or a patient CPU. Extra: images.
 """
 
 from hiergen.data.sources import DataConfig

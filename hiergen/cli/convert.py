@@ -10,8 +10,9 @@ from typing import Any
 import tyro
 
 from hiergen.checked import Checked
+from hiergen.cli import check_exists
 from hiergen.config import nearest
-from hiergen.pretrained.weights import read_checkpoint
+from hiergen.telling import counted, say, say_next
 
 #: Families and the module whose `from_official` converts them.
 FAMILIES = {
@@ -53,14 +54,18 @@ def main(args: list[str]) -> None:
         return
     if settings.family not in FAMILIES:
         raise ValueError(f"unknown family {settings.family!r}{nearest(settings.family, {**FAMILIES, 'codes': ''})}")
+    check_exists("source", settings.source, "a file of weights")
     from hiergen.files import atomic_directory
+    from hiergen.pretrained.weights import read_checkpoint
 
+    say(f"convert: {settings.family} weights in {settings.source} -> {settings.target}")
     state, config = read_checkpoint(settings.source), read_config(settings.config)
     model = importlib.import_module(FAMILIES[settings.family]).from_official(state, config)
     with atomic_directory(settings.target) as temporary:
         model.save_pretrained(temporary)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{type(model).__name__} of {count:,} parameters written to {settings.target}")
+    say_next(f"hiergen info {settings.target}")
 
 
 def _convert_codes(settings: ConvertSettings) -> None:
@@ -73,7 +78,9 @@ def _convert_codes(settings: ConvertSettings) -> None:
         specs = create(settings.tokenizer).specs
     codes = import_npy_codes(*find_npy_folders(settings.source), settings.target, specs=specs)
     variants = codes.levels[0].shape[1]
-    print(f"{len(codes):,} images, {variants} codings each, of {len(codes.classes)} classes in {settings.target}")
+    classes = counted(len(codes.classes), "class")
+    print(f"{counted(len(codes), 'image')}, {counted(variants, 'coding')} each, of {classes} in {settings.target}")
+    say_next(f"hiergen train har-l-128 --task.codes {settings.target}")
 
 
 def read_config(path: str | None) -> dict[str, Any] | None:

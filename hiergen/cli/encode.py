@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hiergen.checked import Checked
+from hiergen.cli import check_exists, check_model, describe, encoding_progress, open_model
 from hiergen.config import parse
-from hiergen.data.images.in_memory import ImageSet
-from hiergen.data.images.on_disk import PictureSet, Views
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import DataConfig
+from hiergen.telling import counted, say, say_next
 
 if TYPE_CHECKING:
     from hiergen.data.codes import CodeSet
+    from hiergen.data.images.in_memory import ImageSet
+    from hiergen.data.images.on_disk import PictureSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class EncodeSettings(Checked):
     videos: str = ""
     num_frames: int = 16
     stride: int = 1
-    views: Views = "center"
+    views: Literal["center", "flips", "ten_crop"] = "center"
     sample_seed: int | None = None
     batch_size: int = 64
     device: str = "auto"
@@ -53,28 +56,46 @@ class EncodeSettings(Checked):
 
 def main(args: list[str]) -> None:
     settings = parse(EncodeSettings(), args, prog="hiergen encode")
-    from hiergen.environment import choose_device
+    check_model("--tokenizer", settings.tokenizer)
+    if settings.image_encoder:
+        check_model("--image-encoder", settings.image_encoder)
+    if settings.videos:
+        check_exists("--videos", settings.videos, "a folder of video files")
+    elif settings.shapes not in ("", "procedural"):
+        check_exists("--shapes", settings.shapes, "'procedural' or a folder that `hiergen prepare-shapes` wrote")
+    elif ":" not in settings.data.source and settings.data.source not in ("digits", "moving-digits"):
+        check_exists(
+            "--data.source", settings.data.source, "'digits', 'moving-digits', a folder of pictures, or KIND:PATH"
+        )
+    if settings.videos:
+        from hiergen.data.videos.files import require_pyav
+
+        require_pyav()
     from hiergen.files import check_writable
-    from hiergen.pipelines.loading import from_pretrained
 
     check_writable(settings.out)
     encode = _encode_shapes if settings.shapes else _encode_videos if settings.videos else _encode_images
-    device = choose_device(settings.device)
-    found = from_pretrained(settings.tokenizer)
-    tokenizer = getattr(found, "components", {}).get("tokenizer", found)
-    codes, what, more = encode(settings, tokenizer.eval().to(device))
-    tokens = sum(spec.num_tokens for spec in codes.specs)
-    print(f"{len(codes):,} {what} of {tokens} tokens in {settings.out}{more}")
+    codes, what, more = encode(settings, open_model(settings.tokenizer, settings.device, part="tokenizer"))
+    tokens = counted(sum(spec.num_tokens for spec in codes.specs), "token")
+    print(f"{counted(len(codes), what)} of {tokens} in {settings.out}{more}")
+    discrete = codes.specs[0].is_discrete
+    recipe = {"shape": "mar3d-tiny", "clip": "video-flow-tiny"}.get(what, "har-tiny" if discrete else "flow-tiny")
+    say_next(f"hiergen train {recipe} --task.codes {settings.out}")
+
+
+def _tell(settings: EncodeSettings, found: str, classes: Sequence[str], tokenizer: Any) -> None:
+    of = f" of {counted(len(classes), 'class')}" if classes else ""
+    say(f"encode: {found}{of}; {describe(tokenizer)} -> {settings.out}")
 
 
 def _encode_images(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
-    from rich.progress import Progress
-
+    from hiergen.data.sources import open_images
     from hiergen.pipelines.encoding import encode_images
 
     images = cast("ImageSet | PictureSet", open_images(settings.data))
-    with Progress() as progress:
-        bar = progress.add_task("encode", total=len(images))
+    _tell(settings, f"{counted(len(images), 'image')} in {settings.data.source}", images.classes, tokenizer)
+    variants = {"center": 1, "flips": 2, "ten_crop": 10}[settings.views]
+    with encoding_progress(tokenizer, len(images), "image", variants=variants) as progress:
         codes = encode_images(
             tokenizer,
             images,
@@ -82,30 +103,33 @@ def _encode_images(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, s
             views=settings.views,
             sample_seed=settings.sample_seed,
             batch_size=settings.batch_size,
-            progress=lambda done: progress.update(bar, completed=done),
+            progress=progress,
         )
-    return codes, "pyramids", ""
+    return codes, "pyramid", ""
 
 
 def _encode_shapes(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
     from hiergen.data.shapes.dataset import open_shapes
-    from hiergen.pipelines.loading import from_pretrained
     from hiergen.pipelines.shape_encoding import cloud_config, encode_shapes
     from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
     if not isinstance(tokenizer, PyramidVAE):
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no shapes")
-    encoder = from_pretrained(settings.image_encoder).eval().to(tokenizer.device) if settings.image_encoder else None
-    codes = encode_shapes(
-        tokenizer,
-        open_shapes(cloud_config(tokenizer, settings.shapes, image=encoder is not None)),
-        settings.out,
-        num_variants=settings.variants,
-        batch_size=settings.batch_size,
-        image_encoder=encoder,
-        feature_cache=f"{settings.out}-features" if encoder is not None else None,
-    )
-    return codes, "shapes", ""
+    encoder = open_model(settings.image_encoder, settings.device) if settings.image_encoder else None
+    shapes = open_shapes(cloud_config(tokenizer, settings.shapes, image=encoder is not None))
+    _tell(settings, f"{counted(len(shapes), 'shape')} in {settings.shapes}", shapes.classes, tokenizer)
+    with encoding_progress(tokenizer, len(shapes), "shape", variants=settings.variants) as progress:
+        codes = encode_shapes(
+            tokenizer,
+            shapes,
+            settings.out,
+            num_variants=settings.variants,
+            batch_size=settings.batch_size,
+            image_encoder=encoder,
+            feature_cache=f"{settings.out}-features" if encoder is not None else None,
+            progress=progress,
+        )
+    return codes, "shape", ""
 
 
 def _encode_videos(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
@@ -124,5 +148,11 @@ def _encode_videos(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, s
     else:
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no videos")
     videos = load_clips(settings.videos, num_frames=frames, size=size, stride=settings.stride)
-    codes = encode_videos(tokenizer, videos, settings.out, batch_size=max(settings.batch_size // frames, 1))
-    return codes, "clips", f"; {len(videos.skipped)} files skipped"
+    _tell(
+        settings, f"{counted(len(videos), 'clip')} of {frames} frames in {settings.videos}", videos.classes, tokenizer
+    )
+    with encoding_progress(tokenizer, len(videos), "clip") as progress:
+        batch_size = max(settings.batch_size // frames, 1)
+        codes = encode_videos(tokenizer, videos, settings.out, batch_size=batch_size, progress=progress)
+    skipped = counted(len(videos.skipped), "file")
+    return codes, "clip", f"; {skipped} skipped"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hiergen.checked import Checked
+from hiergen.cli import QUICKSTART, check_model, describe, open_model, parts_of
 from hiergen.config import parse
+from hiergen.telling import counted, progress, say, say_next
 
 if TYPE_CHECKING:
     import torch
 
-    from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
-    from hiergen.pipelines.video import ClassToVideoPipeline
-
+#: Most rows and columns of a contact sheet.
+SHEET = (50, 16)
 #: Fields that are handed on to the generator where they are given.
 SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "num_steps", "num_levels")
 
@@ -24,11 +27,13 @@ class GenerateSettings(Checked):
     """Generate images, clips or meshes, whichever the pipeline makes.
 
     Attributes:
-        pipeline: Folder or Hub id of a pipeline.
+        pipeline: Folder or Hub id of a pipeline, or the name of a packaged one, e.g. "digits-1d".
         labels: Class labels; by default the first ten that there are.
         image: Picture files to make shapes of, in place of labels; each shows one object, on white or transparent.
         count: Number of images, clips or meshes for each label or picture.
-        out: Folder for the PNG files and `grid.png`, the MP4 files and `grid.gif`, or the files of meshes.
+        out: Folder for the files: PNG of images, MP4 and `grid.gif` of clips, or meshes; and for the contact sheet, `grid.png`.
+        batch_size: Number of samples per pass. The draws of more samples than one pass depend on it.
+        npz: File that all images are written to in place of PNG files, as the evaluator of ADM reads them (`arr_0`, uint8, n h w 3).
         depth: Depth of the grid that meshes are extracted on, of 2**depth cells per axis.
         max_faces: Number of triangles that meshes are simplified to, about; by default they are not simplified.
         mesh_format: Format of the files of meshes, all of which have normals.
@@ -44,11 +49,13 @@ class GenerateSettings(Checked):
         device: Device to run on; "auto" is a GPU where there is one.
     """
 
-    pipeline: str = "quickstart/pipeline"
+    pipeline: str = QUICKSTART
     labels: tuple[int, ...] = ()
     image: tuple[str, ...] = ()
     count: int = 4
     out: str = "generated"
+    batch_size: int = 64
+    npz: str = ""
     depth: int = 7
     max_faces: int | None = None
     mesh_format: Literal["glb", "obj", "ply", "stl"] = "glb"
@@ -65,101 +72,179 @@ class GenerateSettings(Checked):
 
 def main(args: list[str]) -> None:
     settings = parse(GenerateSettings(), args, prog="hiergen generate")
+    for name in ("count", "batch_size"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}, expected at least 1")
+    check_model("--pipeline", settings.pipeline)
+    _check_extras(settings.pipeline)
     import torch
 
-    from hiergen.data.images.pixels import to_pictures
+    from hiergen.data.images.files import read_image
     from hiergen.environment import choose_device
-    from hiergen.figures import as_rows, save_image_grid
-    from hiergen.files import atomic_path, check_writable
-    from hiergen.pipelines.loading import from_pretrained
-    from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
+    from hiergen.files import check_writable
+    from hiergen.pipelines.shape import ImageToShapePipeline, ShapePipeline
     from hiergen.pipelines.video import ClassToVideoPipeline
 
+    pictures = [read_image(path, mode="RGBA") for path in settings.image]
     out = check_writable(settings.out)
-    device = choose_device(settings.device)
-    pipeline = from_pretrained(settings.pipeline)
-    if "generator" not in getattr(pipeline, "components", {}):
+    pipeline = open_model(settings.pipeline, settings.device)
+    if "generator" not in parts_of(pipeline):
         raise ValueError(f"{settings.pipeline!r} holds a {type(pipeline).__name__}, expected a pipeline")
-    pipeline.to(device)
     if isinstance(pipeline, ImageToShapePipeline) != bool(settings.image):
         takes = "images, give --image FILE" if isinstance(pipeline, ImageToShapePipeline) else "labels, not --image"
         raise ValueError(f"{settings.pipeline!r} is of class {type(pipeline).__name__}, which takes {takes}")
-    if not settings.labels and not settings.image:
-        count = min(10, pipeline.generator.config["num_classes"] or 0)
-        settings = dataclasses.replace(settings, labels=tuple(range(count)))
-    rng = torch.Generator(device).manual_seed(settings.seed)
-    sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
-    if isinstance(pipeline, (ClassToShapePipeline, ImageToShapePipeline)):
-        _generate_shapes(pipeline, settings, out, rng, sampling)
-        return
-    if isinstance(pipeline, ClassToVideoPipeline):
-        _generate_videos(pipeline, settings, out, rng, sampling)
-        return
-    images = pipeline(
-        settings.labels, num_images_per_label=settings.count, generator=rng, output_type="pt", **sampling
-    ).images
-    for index, picture in enumerate(to_pictures(images)):
-        label, number = settings.labels[index // settings.count], index % settings.count
-        with atomic_path(Path(out) / f"class{label:04d}-{number:03d}.png") as temporary:
-            picture.save(temporary)
-    save_image_grid(
-        out / "grid.png", as_rows(images, settings.count), row_labels=[str(label) for label in settings.labels]
+    write = _write_meshes if isinstance(pipeline, ShapePipeline) else _write_images
+    write = _write_clips if isinstance(pipeline, ClassToVideoPipeline) else write
+    if settings.npz and write is not _write_images:
+        raise ValueError(f"npz is {settings.npz!r}, but {settings.pipeline!r} makes no images")
+    labels = settings.labels or range(min(10, pipeline.generator.config["num_classes"] or 0))
+    wanted = (
+        # Numbered, since two folders may hold files of one name.
+        Wanted([f"{number:03d}-{Path(path).stem}" for number, path in enumerate(settings.image)], pictures, settings)
+        if settings.image
+        else Wanted([f"class{label:04d}" for label in labels], list(labels), settings)
     )
-    print(f"{len(images)} images and grid.png in {out}")
+    rng = torch.Generator(choose_device(settings.device)).manual_seed(settings.seed)
+    sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
+    say(f"generate: {counted(len(wanted), wanted.unit)} by {describe(pipeline)} -> {out}")
+    made = functools.partial(pipeline, generator=rng, **sampling)
+    print(write(made, wanted, out))
+    kind = type(pipeline).__name__
+    follows = f"hiergen demo {settings.pipeline}"
+    if kind == "ClassToImagePipeline":
+        follows = f"hiergen evaluate gfid --pipeline {settings.pipeline} --data.source FOLDER"
+    say_next(follows)
 
 
-def _generate_videos(
-    pipeline: ClassToVideoPipeline,
-    settings: GenerateSettings,
-    out: Path,
-    rng: torch.Generator,
-    sampling: dict[str, Any],
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is to be generated: several samples of each condition, in passes of a batch.
+
+    Attributes:
+        names: Beginning of the name of the files of each condition.
+        conditions: A label or picture each.
+        settings: Settings of the run.
+    """
+
+    names: list[str]
+    conditions: list[Any]
+    settings: GenerateSettings
+    unit: str = "sample"
+
+    def __len__(self) -> int:
+        return len(self.conditions) * self.settings.count
+
+    def name(self, index: int) -> str:
+        """Return the name of the file of a sample, without its suffix."""
+        return f"{self.names[index // self.settings.count]}-{index % self.settings.count:03d}"
+
+    def passes(self, make: Callable[[list[Any]], Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the index of each sample with the sample."""
+        size, count = self.settings.batch_size, self.settings.count
+        with progress("generate", len(self), self.unit) as show:
+            for start in range(0, len(self), size):
+                indices = range(start, min(start + size, len(self)))
+                yield from zip(indices, make([self.conditions[index // count] for index in indices]), strict=True)
+                show(indices.stop)
+
+    def is_shown(self, index: int) -> bool:
+        """Return whether a sample is on the contact sheet, which holds the first of each of the first conditions."""
+        return index % self.settings.count < SHEET[1] and index // self.settings.count < SHEET[0]
+
+    def rows(self, shown: Sequence[Any]) -> dict[str, Sequence[Any]]:
+        """Return the samples that are shown in rows by the condition's name: the number of a label, or a picture's name."""
+        columns = min(self.settings.count, SHEET[1])
+        names = [
+            name.removeprefix("class").lstrip("0") or "0" if name.startswith("class") else name for name in self.names
+        ]
+        return {name: shown[row * columns : (row + 1) * columns] for row, name in enumerate(names[: SHEET[0]])}
+
+
+def _write_images(make: Callable[..., Any], wanted: Wanted, out: Path) -> str:
     import torch
 
-    from hiergen.data.videos.decoding import require_pyav
+    from hiergen.data.images.pixels import to_pictures, to_uint8
+    from hiergen.evaluation.images.samples import write_adm_npz
+    from hiergen.figures import save_image_grid
+    from hiergen.files import atomic_path
+
+    shown: list[torch.Tensor] = []
+
+    def images() -> Iterator[torch.Tensor]:
+        for index, image in wanted.passes(lambda labels: make(labels, output_type="pt").images):
+            if wanted.is_shown(index):
+                shown.append(image.cpu())
+            if not wanted.settings.npz:
+                with atomic_path(out / f"{wanted.name(index)}.png") as temporary:
+                    to_pictures(image[None])[0].save(temporary)
+            yield to_uint8(image[None]).cpu()
+
+    if wanted.settings.npz:
+        write_adm_npz(Path(wanted.settings.npz), len(wanted), images())
+    else:
+        for _ in images():
+            pass
+    rows = wanted.rows(shown)
+    save_image_grid(out / "grid.png", [torch.stack(list(row)) for row in rows.values()], row_labels=list(rows))
+    npz = f" in {wanted.settings.npz}" if wanted.settings.npz else ""
+    return f"{counted(len(wanted), 'image')}{npz} and grid.png in {out}"
+
+
+def _write_clips(make: Callable[..., Any], wanted: Wanted, out: Path) -> str:
+    import torch
+
     from hiergen.data.videos.files import tile_videos, write_gif, write_mp4
+    from hiergen.figures import save_image_grid
 
-    require_pyav()
-    videos = pipeline(
-        settings.labels, num_videos_per_label=settings.count, generator=rng, output_type="pt", **sampling
-    ).frames
-    assert isinstance(videos, torch.Tensor)
-    for index, video in enumerate(videos):
-        label, number = settings.labels[index // settings.count], index % settings.count
-        write_mp4(out / f"class{label:04d}-{number:03d}.mp4", video)
-    write_gif(out / "grid.gif", tile_videos(videos.split(settings.count)))
-    print(f"{len(videos)} clips and grid.gif in {out}")
+    shown: list[torch.Tensor] = []
+    for index, clip in wanted.passes(lambda labels: make(labels, output_type="pt").frames):
+        write_mp4(out / f"{wanted.name(index)}.mp4", clip)
+        if wanted.is_shown(index):
+            shown.append(clip.cpu())
+    rows = wanted.rows(shown)
+    write_gif(out / "grid.gif", tile_videos([torch.stack(list(row)) for row in rows.values()]))
+    # The first clip of each row, its frames side by side.
+    step = max(shown[0].shape[1] // 8, 1)
+    frames = [row[0][:, ::step].transpose(0, 1) for row in rows.values()]
+    times = [str(step * number) for number in range(len(frames[0]))]
+    title = "Frames of the first clips (not selected)"
+    save_image_grid(out / "grid.png", frames, row_labels=list(rows), column_labels=times, title=title)
+    return f"{counted(len(wanted), 'clip')}, grid.gif and grid.png in {out}"
 
 
-def _generate_shapes(
-    pipeline: ClassToShapePipeline | ImageToShapePipeline,
-    settings: GenerateSettings,
-    out: Path,
-    rng: torch.Generator,
-    sampling: dict[str, Any],
-) -> None:
-    from hiergen.data.images.files import read_image
+def _write_meshes(make: Callable[..., Any], wanted: Wanted, out: Path) -> str:
     from hiergen.geometry.field_grid import ExtractionSettings
     from hiergen.geometry.surface_extraction import save_mesh
-    from hiergen.pipelines.shape import ClassToShapePipeline
+    from hiergen.quickstart.shapes.scores import draw_contact_sheet
 
+    settings = wanted.settings
     extraction = ExtractionSettings(depth=settings.depth, max_faces=settings.max_faces)
-    common = {"generator": rng, "extraction": extraction, **sampling}
-    if isinstance(pipeline, ClassToShapePipeline):
-        names = [f"class{label:04d}" for label in settings.labels]
-        meshes = pipeline(settings.labels, num_shapes_per_label=settings.count, **common).meshes
-    else:
-        # Numbered, since two folders may hold files of one name.
-        names = [f"{number:03d}-{Path(path).stem}" for number, path in enumerate(settings.image)]
-        pictures = [read_image(path, mode="RGBA") for path in settings.image]
-        meshes = pipeline(pictures, num_shapes_per_image=settings.count, **common).meshes
-    written = 0
-    for index, mesh in enumerate(meshes):
-        if not len(mesh.faces):
-            continue
-        name = f"{names[index // settings.count]}-{index % settings.count:03d}.{settings.mesh_format}"
-        save_mesh(mesh, out / name)
-        written += 1
-    empty = f"; {len(meshes) - written} have no surface and no file" if written < len(meshes) else ""
-    print(f"{written} meshes in {out}{empty}")
+    shown, written = [], 0
+    for index, mesh in wanted.passes(lambda conditions: make(conditions, extraction=extraction).meshes):
+        if wanted.is_shown(index):
+            shown.append(mesh)
+        if len(mesh.faces):
+            save_mesh(mesh, out / f"{wanted.name(index)}.{settings.mesh_format}")
+            written += 1
+    columns = [str(number) for number in range(min(settings.count, SHEET[1]))]
+    draw_contact_sheet(out / "grid.png", wanted.rows(shown), column_labels=columns, title="Generated (not selected)")
+    empty = f"; {len(wanted) - written} have no surface and no file" if written < len(wanted) else ""
+    return f"{counted(written, 'mesh')} and grid.png in {out}{empty}"
+
+
+def _check_extras(path: str) -> None:
+    """Check that the packages are there which write what a pipeline on disk makes, before it is loaded.
+
+    Raises:
+        ImportError: Naming the package that is missing and the extra that brings it.
+    """
+    from hiergen.environment import require
+    from hiergen.pipelines.loading import resolve
+
+    index = Path(resolve(path)) / "model_index.json"
+    kind = index.read_text() if index.is_file() else ""
+    if "ToShapePipeline" in kind:
+        for module in ("trimesh", "scipy", "skimage"):
+            require(module, "shapes", "a pipeline of shapes")
+    elif "ToVideoPipeline" in kind:
+        require("av", "video", "a pipeline of clips")

@@ -1,10 +1,12 @@
-"""`hiergen info [NAME]`: list presets, or describe one, or a saved model; `--plan NAME`: what training one takes."""
+"""`hiergen info [NAME]`: list presets and packaged models, or describe one, or a saved model; `--plan NAME`: what training one takes."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import rich.box
 import tyro
@@ -12,20 +14,23 @@ from rich.console import Console
 from rich.table import Table
 
 from hiergen.checked import Checked
-from hiergen.config import parse
+from hiergen.cli import open_model, parts_of
+from hiergen.telling import counted, say_next
 
 
 @dataclasses.dataclass(frozen=True)
 class InfoSettings(Checked):
-    """List presets, or describe one.
+    """List presets and packaged models, or describe one.
 
     Attributes:
-        name: Name of a preset, a shell pattern such as "restok*", or the folder of a saved model. By default all presets are listed.
+        name: Name of a preset, a shell pattern such as "restok*", a packaged model, or the folder of a saved one. By default all are
+            listed.
         plan: Preset or shell pattern to plan the training of: memory on each GPU, and hours.
         gpus: Number of GPUs of the plan.
         samples: Number of training samples of the plan.
         peak_tflops: Peak of one GPU of the plan in 10^12 operations per second; 989 is an H100's dense bfloat16.
         mfu: Share of the peak that training is assumed to reach in the plan.
+        json: Print JSON: the list of presets, or the description.
     """
 
     name: tyro.conf.Positional[str] = "*"
@@ -34,28 +39,64 @@ class InfoSettings(Checked):
     samples: int = 1_000_000
     peak_tflops: float = 989.0
     mfu: float = 0.4
+    json: bool = False
 
 
 def main(args: list[str]) -> None:
-    settings = parse(InfoSettings(), args, prog="hiergen info")
-    console = Console()
+    # Without what `parse` does to switches: `--json` takes no word.
+    settings = tyro.cli(InfoSettings, args=args, prog="hiergen info", config=(tyro.conf.FlagCreatePairsOff,))
+    console = Console(width=None if sys.stdout.isatty() else 300)
     if settings.plan is not None:
         _describe_plan(console, settings, settings.plan)
         return
-    if Path(settings.name).is_dir():
-        _describe_model(console, settings.name)
-        return
-    from hiergen.registry import get_preset, list_presets
+    from hiergen.pretrained.packaged import packaged_models
+    from hiergen.registry import list_presets
 
-    names = list_presets(settings.name) or [settings.name]
-    if len(names) == 1:
-        _describe_preset(console, names[0])
+    packaged = {folder.name: folder for folder in packaged_models()}
+    # The beginning of a name stands for all that begin so.
+    names = list_presets(settings.name) or list_presets(f"{settings.name}*") or [settings.name]
+    if Path(settings.name).is_dir() or settings.name in packaged:
+        described = _describe_model(settings.name)
+    elif len(names) == 1:
+        described = _describe_preset(names[0])
+    else:
+        _list(console, names, {} if settings.name != "*" else packaged, as_json=settings.json)
         return
-    table = Table("preset", "model", "source", title=f"{len(names)} presets")
-    for name in names:
-        preset = get_preset(name)
-        table.add_row(name, preset.model, preset.source)
-    console.print(table)
+    if settings.json:
+        print(json.dumps(described, indent=2))
+    else:
+        _show(console, described)
+
+
+def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_json: bool) -> None:
+    """Print presets by kind, then the models that come with the package."""
+    from hiergen.registry import Kind, presets
+
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    found = {
+        f"{kind}s": [
+            {"name": name, "model": p.model, "source": p.source} for name, p in presets(kind).items() if name in names
+        ]
+        for kind in kinds
+    }
+    weights = []
+    for name, folder in packaged.items():
+        model = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        weights.append(
+            {"name": name, "model": model, "source": json.loads((folder / "demo.json").read_text())["title"]}
+        )
+    found |= {"packaged models": weights} if weights else {}
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for title, rows in found.items():
+        if rows:
+            table = Table(f"{counted(len(rows), title.removesuffix('s'))}", "model", "source", box=None, pad_edge=False)
+            table.columns[0].no_wrap = table.columns[1].no_wrap = True
+            for row in sorted(rows, key=lambda row: (row["model"], row["name"])):
+                table.add_row(*row.values())
+            console.print(table, "")
+    say_next("hiergen info NAME to describe one, hiergen recipes to train one")
 
 
 def _describe_plan(console: Console, settings: InfoSettings, preset: str) -> None:
@@ -119,7 +160,7 @@ def _assumed(settings: InfoSettings) -> str:
     return f"on {peak} if {settings.mfu:.0%} of that is reached (assumed, not measured)"
 
 
-def _describe_preset(console: Console, name: str) -> None:
+def _describe_preset(name: str) -> dict[str, Any]:
     import torch
 
     from hiergen.registry import create, get_preset
@@ -128,24 +169,35 @@ def _describe_preset(console: Console, name: str) -> None:
     # On the meta device a model of any size is described without being allocated.
     with torch.device("meta"):
         model = create(name)
-    console.print(f"[bold]{name}[/]  {preset.model}\n{preset.source}")
-    _describe(console, model)
+    return {"name": name, "model": preset.model, "source": preset.source, "parts": [_describe(model)]}
 
 
-def _describe_model(console: Console, folder: str) -> None:
-    from hiergen.pipelines.loading import from_pretrained
-
-    model = from_pretrained(folder)
-    console.print(f"[bold]{folder}[/]  {type(model).__name__}")
-    for part in getattr(model, "components", {"": model}).values():
-        _describe(console, part)
+def _describe_model(folder: str) -> dict[str, Any]:
+    model = open_model(folder, "cpu")
+    parts = [_describe(part) for part in (parts_of(model) or {"": model}).values()]
+    return {"name": folder, "model": type(model).__name__, "source": "", "parts": parts}
 
 
-def _describe(console: Console, model: Any) -> None:
+def _describe(model: Any) -> dict[str, Any]:
+    levels = [
+        {"tokens": spec.num_tokens, "grid": spec.grid, "channels": spec.dim, "vocabulary": spec.vocab_size}
+        for spec in getattr(model, "specs", ())
+    ]
     count = sum(parameter.numel() for parameter in model.parameters())
-    console.print(f"{type(model).__name__}: {count:,} parameters, {count * 4 / 2**20:,.0f} MiB in float32")
-    table = Table("level", "tokens", "grid", "channels", "vocabulary")
-    for index, spec in enumerate(model.specs):
-        vocabulary = "continuous" if spec.vocab_size is None else f"{spec.vocab_size:,}"
-        table.add_row(str(index), str(spec.num_tokens), str(spec.grid or "-"), str(spec.dim), vocabulary)
-    console.print(table)
+    return {"class": type(model).__name__, "parameters": count, "levels": levels}
+
+
+def _show(console: Console, described: dict[str, Any]) -> None:
+    console.print(f"[bold]{described['name']}[/]  {described['model']}")
+    if described["source"]:
+        console.print(described["source"])
+    for part in described["parts"]:
+        size = f"{part['parameters'] * 4 / 2**20:,.0f} MiB in float32"
+        console.print(f"{part['class']}: {part['parameters']:,} parameters, {size}")
+        table = Table("level", "tokens", "grid", "channels", "vocabulary", box=None)
+        for index, level in enumerate(part["levels"]):
+            vocabulary = "continuous" if level["vocabulary"] is None else f"{level['vocabulary']:,}"
+            grid = " x ".join(map(str, level["grid"] or ())) or "-"
+            table.add_row(str(index), str(level["tokens"]), grid, str(level["channels"]), vocabulary)
+        if part["levels"]:
+            console.print(table)

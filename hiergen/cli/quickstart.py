@@ -16,11 +16,17 @@ def main(args: list[str]) -> None:
         raise ValueError(f"unknown kind of quickstart {kind!r}{nearest(kind, KINDS)}")
     shown = kind if is_named else f"[{'|'.join(KINDS)}]"
     settings = parse(KINDS[kind](), rest, prog=f"hiergen quickstart {shown}")
+    from hiergen.environment import require
+
+    # A missing package is told before PyTorch is loaded.
     if isinstance(settings, ShapesQuickstartSettings):
+        for module in ("trimesh", "scipy", "skimage"):
+            require(module, "shapes", "hiergen quickstart shapes")
         from hiergen.quickstart.shapes.run import run_shapes_quickstart
 
         run_shapes_quickstart(settings)
     elif isinstance(settings, VideoQuickstartSettings):
+        require("av", "video", "hiergen quickstart video")
         from hiergen.quickstart.videos.run import run_video_quickstart
 
         run_video_quickstart(settings)

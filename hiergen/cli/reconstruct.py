@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from hiergen.checked import Checked
+from hiergen.cli import QUICKSTART, check_exists, check_model, describe, open_model
 from hiergen.config import parse
+from hiergen.telling import counted, say, say_next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,14 +16,14 @@ class ReconstructSettings(Checked):
     """Encode and decode images, level by level.
 
     Attributes:
-        tokenizer: Folder or Hub id of the tokenizer.
-        images: Images to reconstruct: "digits", a picture, or a folder of pictures.
+        tokenizer: Folder or Hub id of the tokenizer, or of a pipeline that has one.
+        images: Images to reconstruct: "digits", a picture, or a folder of pictures, of which an even spread is taken.
         out: PNG file for the inputs and their reconstructions from each prefix of levels.
         count: Largest number of images to show.
         device: Device to run on; "auto" is a GPU where there is one.
     """
 
-    tokenizer: str = "quickstart/pipeline/tokenizer"
+    tokenizer: str = f"{QUICKSTART}/tokenizer"
     images: str = "digits"
     out: str = "reconstruction.png"
     count: int = 10
@@ -30,33 +32,42 @@ class ReconstructSettings(Checked):
 
 def main(args: list[str]) -> None:
     settings = parse(ReconstructSettings(), args, prog="hiergen reconstruct")
+    if settings.count < 1:
+        raise ValueError(f"count is {settings.count}, expected at least 1")
+    check_model("--tokenizer", settings.tokenizer)
+    if settings.images != "digits":
+        check_exists("--images", settings.images, "'digits', a picture, or a folder of pictures")
     import torch
 
     from hiergen.data.images.digits import load_digits
     from hiergen.data.images.files import list_images, read_image
     from hiergen.data.images.pixels import center_crop, to_tensor
-    from hiergen.environment import choose_device
     from hiergen.figures import save_image_grid
     from hiergen.metrics.pixel import psnr
-    from hiergen.pipelines.encoding import decode_batches, encode_batches
-    from hiergen.pipelines.loading import from_pretrained
+    from hiergen.pipelines.prefixes import rebuild_prefixes
 
-    tokenizer = from_pretrained(settings.tokenizer).eval().to(choose_device(settings.device))
-    size = tokenizer.config.image_size
+    tokenizer = open_model(settings.tokenizer, settings.device, part="tokenizer")
+    size = tokenizer.config.get("image_size")
+    if size is None:
+        raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no images")
     if settings.images == "digits":
         batch = load_digits("test", size=size).images[: settings.count]
     else:
         source = Path(settings.images)
-        paths = [source] if source.is_file() else list_images(source)[: settings.count]
+        paths = [source] if source.is_file() else list_images(source)
+        count = min(settings.count, len(paths))
+        # An even spread: the first files of a folder of classes are all of one class.
+        paths = [paths[number * len(paths) // count] for number in range(count)]
         batch = torch.stack([to_tensor(center_crop(read_image(path), size)) for path in paths])
-    pyramid = encode_batches(tokenizer, batch)
+    say(f"reconstruct: {counted(len(batch), 'image')} of {size}x{size} from {settings.images}; {describe(tokenizer)}")
+    prefixes = rebuild_prefixes(tokenizer, batch)
     rows, labels = [batch], ["input"]
-    for levels in tokenizer.decodable_levels:
-        rebuilt = decode_batches(tokenizer, pyramid.prefix(levels))
-        tokens = pyramid.prefix(levels).num_tokens
+    for number, tokens, rebuilt in zip(prefixes.counts, prefixes.tokens, prefixes.images, strict=True):
         ratio = float(psnr(rebuilt, batch).mean())
         rows.append(rebuilt)
-        labels.append(f"{tokens} tokens\n{ratio:.1f} dB")
-        print(f"{levels} levels, {tokens} tokens: PSNR {ratio:.2f} dB over {len(batch)} images")
+        labels.append(f"{counted(tokens, 'token')}\n{ratio:.1f} dB")
+        unit = counted(number, prefixes.unit.removesuffix("s"))
+        print(f"{unit}, {counted(tokens, 'token')}: PSNR {ratio:.2f} dB over {counted(len(batch), 'image')}")
     save_image_grid(settings.out, rows, row_labels=labels)
     print(f"wrote {settings.out}")
+    say_next(f"hiergen evaluate rfid --tokenizer {settings.tokenizer} --data.source {settings.images}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hiergen.cli.recipes import find_recipe
 
 if TYPE_CHECKING:
     from hiergen.training.config import TrainConfig
@@ -29,9 +30,7 @@ def load_recipe(path: str) -> TrainConfig:
     Raises:
         ValueError: If the file is missing, fails, or defines no `recipe() -> TrainConfig`.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"recipe {path!r} does not exist; recipes are Python files such as tokenizers/restok_tiny.py")
+    file = find_recipe(path)
     from hiergen.training.config import TrainConfig
 
     spec = importlib.util.spec_from_file_location(f"hiergen_recipe_{file.stem}", file)

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +24,7 @@ from hiergen.config import fingerprint
 from hiergen.environment import one_thread
 from hiergen.evaluation.protocol import PassConfig, process_state
 from hiergen.files import atomic_path, check_writable, write_json
+from hiergen.telling import progress
 
 T = TypeVar("T")
 
@@ -97,23 +96,21 @@ def run_parts(
     loaded = prefetched(load or (lambda _: None), keys, workers=passes.workers if load else 0)
     done = num_items - sum(len(items) for _, items in incomplete)
     threads = one_thread() if passes.exact else contextlib.nullcontext()
-    with threads, _progress(is_shown=state.is_main_process) as progress:
-        task = progress.add_task(what, total=done + sum(len(items) for _, items in missing), completed=done)
+    total = done + sum(len(items) for _, items in missing)
+    shown = (
+        progress(what, total, "item", done=done) if state.is_main_process else contextlib.nullcontext(lambda _: None)
+    )
+    with threads, shown as show:
         for path, items in missing:
             results = []
             for batch, (_, value) in zip(batches(items, batch_size), loaded, strict=False):
                 results += [compute(group, part) for group, part in _groups(batch, value, passes.at_once)]
-                progress.advance(task, len(batch))
+                done += len(batch)
+                show(done)
             with atomic_path(path) as temporary:
                 save_file({name: value.cpu().contiguous() for name, value in gather(results).items()}, temporary)
     state.wait_for_everyone()
     return Parts(tuple(paths)) if state.is_main_process else None
-
-
-def _progress(*, is_shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, disable=not is_shown or not console.is_terminal)
 
 
 def _groups(batch: range, loaded: Any, size: int) -> Iterator[tuple[range, Any]]:

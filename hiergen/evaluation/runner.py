@@ -23,6 +23,7 @@ from hiergen.evaluation.protocol import environment, process_state
 from hiergen.evaluation.report import number, publish
 from hiergen.evaluation.settings import EvaluationSettings
 from hiergen.files import check_writable
+from hiergen.telling import counted, say, say_next
 
 S = TypeVar("S", bound=EvaluationSettings)
 
@@ -134,6 +135,8 @@ def run_evaluation(evaluation: Evaluation[Any]) -> dict[str, Any] | None:
         refuse_others(folder, evaluation.identity)
     work, parts = evaluation.prepare(), None
     if work is not None:
+        if process_state().is_main_process:
+            say(f"evaluate {evaluation.kind}: {counted(work.count, 'item')} on {evaluation.device} -> {evaluation.out}")
         parts = run_parts(
             folder,
             evaluation.identity,
@@ -175,4 +178,6 @@ def tell(report: dict[str, Any] | None) -> None:
     """Print the metrics of a report and where it lies; nothing on processes that have none."""
     if report is not None:
         shown = ", ".join(f"{name} {number(value)}" for name, value in report["metrics"].items())
-        print(f"{shown}\nreport: {Path(report['settings']['out']) / 'report.md'}")
+        out = report["settings"]["out"]
+        print(f"{shown}\nreport: {Path(out) / 'report.md'}")
+        say_next(f"hiergen evaluate compare {out} OTHER")

@@ -28,7 +28,7 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
         ValueError: If there is no config, or it names a class that is not hiergen's, or the weights are missing, damaged or no
             safetensors. A config never chooses code: only the classes of `hiergen.registry` are loaded, and no pickle is.
     """
-    path = _resolve(str(path))
+    path = resolve(str(path))
     stored = _config(path)
     name = str(stored.get("_class_name"))
     # Otherwise diffusers takes a pickle where there are no safetensors.
@@ -52,14 +52,20 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
     raise ValueError(f"{str(path)!r} holds a {name!r}, which hiergen does not load; it loads {known}")
 
 
-def _resolve(path: str) -> str:
-    """Return the folder of a packaged model by name; other folders and ids as they are. Only `owner/name` asks the Hub.
+def resolve(path: str) -> str:
+    """Return the folder of a packaged model by name; other folders and ids as they are. Only an id `owner/name` asks the Hub.
 
     Raises:
         ValueError: If it is no folder, no packaged model and no id, with the nearest names.
     """
     packaged = {folder.name: str(folder) for folder in packaged_models()}
-    if "/" in path or Path(path).is_dir():
+    if Path(path).is_dir():
+        return path
+    if "/" in path:
+        owner, _, name = path.partition("/")
+        # The Hub has no other ids. A neighbor on the disk says that a folder was meant: nobody waits for the Hub to deny it.
+        if owner in ("", ".", "..", "~") or not name or "/" in name or Path(owner).is_dir():
+            raise ValueError(f"the folder {path!r} does not exist")
         return path
     if path not in packaged:
         known = presets()

@@ -13,6 +13,7 @@ from rich.console import Console
 from hiergen import __version__
 from hiergen.files import write_json, write_text
 from hiergen.quickstart.stages import StageTimes
+from hiergen.telling import say_next
 
 
 def publish(
@@ -32,6 +33,7 @@ def publish(
     write_json(out / "report.json", report)
     write_text(out / "report.md", page(report))
     console.print(f"report in {out / 'report.md'}, everything else beside it")
+    say_next(f"hiergen demo {out / 'pipeline'}")
     return report
 
 

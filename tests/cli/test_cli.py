@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hiergen.cli.bench import BENCHMARKS
 from hiergen.cli.convert import FAMILIES, read_config
 from hiergen.cli.train import load_recipe
 from hiergen.data.codes import CodeSet
-from hiergen.registry import create
+from hiergen.registry import create, list_presets
 from hiergen.training.plan import follow_pass
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,16 +37,19 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
     """A verb is a promise: adding one is a decision, recorded here."""
     assert list(VERBS) == [
         "quickstart",
-        "prepare-shapes",
         "info",
+        "recipes",
         "train",
         "encode",
         "reconstruct",
         "generate",
         "evaluate",
-        "demo",
         "convert",
         "bench",
+        "demo",
+        "env",
+        "prepare-shapes",
+        "completion",
     ]
     for verb in VERBS:
         assert callable(importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}").main)
@@ -68,6 +72,8 @@ def test_every_verb_has_help(verb, capsys) -> None:
 def test_usage_and_unknown_verbs(capsys) -> None:
     assert main([]) == 2
     assert main(["--help"]) == 0
+    assert main(["help"]) == 0
+    assert main(["-v"]) == 0
     assert main(["--version"]) == 0
     assert main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
@@ -118,11 +124,29 @@ def test_an_unknown_option_is_refused_with_the_nearest(capsys) -> None:
 
 def test_info_lists_describes_and_suggests(capsys, tokenizer_dir) -> None:
     assert main(["info"]) == 0
-    assert "restok-l-128" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    heads = [line.split()[:2] for line in lines if line.split()[1:2] in (["tokenizers"], ["generators"], ["packaged"])]
+    assert [head[1] for head in heads] == ["tokenizers", "generators", "packaged"]
+    assert re.search(r"^restok-l-128 +ResTok +ResTok, arXiv:2601.03955", printed, re.M)
+    assert re.search(r"^digits-1d +ClassToImagePipeline", printed, re.M)
+    assert lines[-1].startswith("next: hiergen info NAME")
+    assert main(["info", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in listed["generators"]} == set(list_presets(kind="generator"))
+    assert main(["info", "restok-s"]) == 0
+    assert capsys.readouterr().out.count("restok-s") == 3
+    assert main(["info", "restok-tiny", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)["parts"][0]
+    assert described["parameters"] == 1_439_763
+    assert [level["tokens"] for level in described["levels"]] == [1, 1, 2, 4, 8]
     assert main(["info", "restok-l-128"]) == 0
     assert "659,693,771 parameters" in capsys.readouterr().out
     assert main(["info", str(tokenizer_dir)]) == 0
     assert "ResTok" in capsys.readouterr().out
+    create("patches-tiny").save_pretrained(tokenizer_dir.parent / "patches")
+    assert main(["info", str(tokenizer_dir.parent / "patches")]) == 0
+    assert "PatchComponents: " in capsys.readouterr().out
     assert main(["info", "--plan", "flow-tiny", "--gpus", "8"]) == 0
     printed = capsys.readouterr().out
     assert "FLOPs per sample" in printed
@@ -142,12 +166,21 @@ def test_encode_and_reconstruct(tmp_path, tokenizer_dir, capsys) -> None:
         Image.new("RGB", (40, 33), (80 * index, 0, 0)).save(pictures / f"{index}.png")
     codes = ["encode", "--tokenizer", str(tokenizer_dir), "--data.source", str(pictures), "--out", str(tmp_path / "c")]
     assert main(codes) == 0
-    assert "3 pyramids of 16 tokens" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "3 pyramids of 16 tokens" in printed.out
+    assert printed.out.splitlines()[-1] == f"next: hiergen train har-tiny --task.codes {tmp_path / 'c'}"
+    assert printed.err.startswith(
+        f"encode: 3 images in {pictures} of 1 class; ResTok of 1,439,763 parameters on cpu -> {tmp_path / 'c'}"
+    )
     out = tmp_path / "r.png"
     assert main(["reconstruct", "--tokenizer", str(tokenizer_dir), "--images", str(pictures), "--out", str(out)]) == 0
     with Image.open(out) as picture:
         assert picture.width > 100
-    assert "PSNR" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert printed.out.startswith("1 level, 1 token: PSNR ")
+    assert "over 3 images" in printed.out
+    assert printed.out.splitlines()[-1].startswith(f"next: hiergen evaluate rfid --tokenizer {tokenizer_dir}")
+    assert printed.err.startswith(f"reconstruct: 3 images of 32x32 from {pictures}; ResTok of 1,439,763 parameters")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +206,10 @@ def test_convert_writes_a_model_that_loads(tmp_path, capsys) -> None:
     (tmp_path / "har.yaml").write_text("gpt_model:\n  n_head: 5\n")
     arguments = ["convert", "har", str(tmp_path / "har.safetensors"), str(tmp_path / "out")]
     assert main([*arguments, "--config", str(tmp_path / "har.yaml")]) == 0
-    assert "LevelAR of" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "LevelAR of" in printed.out
+    assert printed.out.splitlines()[-1] == f"next: hiergen info {tmp_path / 'out'}"
+    assert printed.err.startswith(f"convert: har weights in {tmp_path / 'har.safetensors'}")
     assert (tmp_path / "out" / "config.json").is_file()
     assert main(["convert", "hat", "a", "b"]) == 1
     assert "did you mean har" in capsys.readouterr().err
@@ -198,7 +234,7 @@ def test_a_config_file_must_be_a_mapping(tmp_path) -> None:
 
 
 def test_recipes_are_checked(tmp_path) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="is neither a file nor a recipe of the package"):
         load_recipe(str(tmp_path / "none.py"))
     (tmp_path / "wrong.py").write_text("def recipe():\n    return int('x')\n")
     with pytest.raises(ValueError, match=r"recipe '.*wrong.py' failed in line 2: ValueError: invalid literal for int"):

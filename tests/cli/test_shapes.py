@@ -113,9 +113,11 @@ def generate(pipeline: Path, out: Path, *options: str) -> int:
 
 def test_labels_become_glb_files(pipelines, tmp_path, capsys) -> None:
     assert generate(pipelines / "labels", tmp_path, "--labels", "3", "1", "--count", "2") == 0
-    assert "4 meshes in" in capsys.readouterr().out
+    assert "4 meshes and grid.png in" in capsys.readouterr().out
     names = ["class0001-000.glb", "class0001-001.glb", "class0003-000.glb", "class0003-001.glb"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "grid.png"]
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert min(sheet.size) > 200
     for name in names:
         assert len(trimesh.load_mesh(tmp_path / name).faces)
         assert b'"NORMAL"' in (tmp_path / name).read_bytes()
@@ -124,8 +126,8 @@ def test_labels_become_glb_files(pipelines, tmp_path, capsys) -> None:
 def test_meshes_are_written_in_the_format_and_size_asked_for(pipelines, tmp_path, capsys) -> None:
     # No labels: all four classes that there are.
     assert generate(pipelines / "labels", tmp_path, "--count", "1", "--mesh-format", "ply", "--max-faces", "2000") == 0
-    assert "4 meshes in" in capsys.readouterr().out
-    files = sorted(tmp_path.iterdir())
+    assert "4 meshes and grid.png in" in capsys.readouterr().out
+    files = sorted(tmp_path.glob("*.ply"))
     assert [path.name for path in files] == [f"class000{label}-000.ply" for label in range(4)]
     counts = [len(trimesh.load_mesh(path).faces) for path in files]
     assert all(0 < count <= 2000 for count in counts), counts
@@ -134,15 +136,15 @@ def test_meshes_are_written_in_the_format_and_size_asked_for(pipelines, tmp_path
 def test_pictures_become_glb_files(pipelines, tmp_path, capsys) -> None:
     picture = str(pipelines / "mug.png")
     assert generate(pipelines / "images", tmp_path, "--image", picture, picture, "--count", "1") == 0
-    assert "2 meshes in" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000-mug-000.glb", "001-mug-000.glb"]
+    assert "2 meshes and grid.png in" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000-mug-000.glb", "001-mug-000.glb", "grid.png"]
 
 
 def test_a_shape_without_surface_gets_no_file(pipelines, tmp_path, capsys) -> None:
     assert generate(pipelines / "empty", tmp_path, "--labels", "0", "--count", "2") == 0
-    assert "0 meshes in" in (printed := capsys.readouterr().out)
+    assert "0 meshes and grid.png in" in (printed := capsys.readouterr().out)
     assert "2 have no surface and no file" in printed
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
 @pytest.mark.parametrize(

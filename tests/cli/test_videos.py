@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from hiergen.__main__ import main
 from hiergen.data.videos.decoding import read_frames
@@ -37,7 +38,7 @@ def test_clips_become_codes(folder, tmp_path, capsys) -> None:
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "6 clips of 32 tokens" in printed
-    assert "1 files skipped" in printed
+    assert "1 file skipped" in printed
 
 
 def test_a_tokenizer_of_ids_encodes_no_clips(folder, tmp_path, capsys) -> None:
@@ -50,6 +51,11 @@ def test_a_tokenizer_of_ids_encodes_no_clips(folder, tmp_path, capsys) -> None:
 def test_labels_become_files(folder, tmp_path, capsys) -> None:
     arguments = ["generate", "--pipeline", str(folder / "pipeline"), "--labels", "1", "0", "--count", "2"]
     assert main([*arguments, "--num-steps", "1", "--out", str(tmp_path)]) == 0
-    assert "4 clips and grid.gif" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "4 clips, grid.gif and grid.png in" in printed.out
+    assert printed.out.splitlines()[-1] == f"next: hiergen demo {folder / 'pipeline'}"
+    assert printed.err.startswith("generate: 4 samples by ClassToVideoPipeline of ")
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.width > sheet.height > 100
     assert read_frames(tmp_path / "class0001-001.mp4", size=16).shape == (3, 4, 16, 16)
     assert read_frames(tmp_path / "grid.gif", size=16).shape[1] == 4

@@ -17,6 +17,7 @@ import tyro
 
 from hiergen.__main__ import VERBS, main
 from hiergen.cli.bench import BENCHMARKS
+from hiergen.cli.completion import SHELLS
 from hiergen.cli.convert import FAMILIES
 from hiergen.cli.evaluate import KINDS
 
@@ -43,7 +44,7 @@ SHOWN = re.compile(r"`([^`]+)`")
 #: Letters that stand for a number.
 NUMBERS = {"N": "2"}
 #: Named by themselves, as in "see `hiergen bench psa`".
-NAMED = {"bench": BENCHMARKS, "evaluate": KINDS, "convert": FAMILIES}
+NAMED = {"bench": BENCHMARKS, "evaluate": KINDS, "convert": FAMILIES, "completion": SHELLS}
 
 
 class UnderstoodError(Exception):

@@ -55,7 +55,7 @@ def test_the_reference_is_built_from_the_docstrings(tmp_path) -> None:
             assert f"`hiergen.{name}`: [{module}]({module}.md)" in index
             assert f"`{name}`" in (tmp_path / f"{module}.md").read_text()
     page = (tmp_path / "hiergen.pyramid.md").read_text()
-    assert "- `num_tokens`: Tokens of the level." in page
+    assert "- `num_tokens`: Tokens of the level." in (tmp_path / "hiergen.levels.md").read_text()
     assert "- `code_dim`: Channels of a code." in (tmp_path / "hiergen.tokenizers.restok.config.md").read_text()
     assert "### `TokenPyramid.prefix(self, num_levels: int) -> TokenPyramid`" in page
     assert not any("object at 0x" in path.read_text() for path in written)

@@ -86,7 +86,10 @@ def test_an_evaluation_runs_its_steps_in_order_and_reports_what_it_found(
     identity = json.loads((tmp_path / "parts" / "identity.json").read_text())["of"]
     assert identity == {"kind": "numbers", "model": "a", "data": "b", "num_items": 5, "part_size": 2}
     tell(report)
-    assert capsys.readouterr().out == f"mean 2\nreport: {tmp_path / 'report.md'}\n"
+    printed = capsys.readouterr()
+    follows = f"next: hiergen evaluate compare {tmp_path} OTHER"
+    assert printed.out == f"mean 2\nreport: {tmp_path / 'report.md'}\n{follows}\n"
+    assert printed.err.startswith(f"evaluate numbers: 5 items on cpu -> {tmp_path}\n")
 
 
 def test_a_folder_of_another_evaluation_is_refused_as_soon_as_that_shows(tmp_path: Path) -> None:

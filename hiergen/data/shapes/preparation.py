@@ -6,6 +6,7 @@ file's place on disk do not matter.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from hiergen.data.shapes.records import ShapeMeta, load_meta, record_path, save_
 from hiergen.data.worker_pool import Outcome, run_isolated
 from hiergen.files import check_writable, write_json
 from hiergen.geometry.meshes import MeshError, require_shape_libraries
+from hiergen.telling import progress
 
 SUMMARY_NAME = "summary.json"
 
@@ -192,10 +194,7 @@ def _method(meta: ShapeMeta) -> str:
 
 
 def _with_progress(outcomes: Iterator[Any], total: int, is_shown: bool) -> Iterator[Any]:
-    from rich import progress as bar
-    from rich.console import Console
-
-    columns = (bar.BarColumn(), bar.MofNCompleteColumn(), bar.TimeElapsedColumn(), bar.TimeRemainingColumn())
-    console = Console(stderr=True)
-    with bar.Progress(bar.TextColumn("shapes"), *columns, console=console, disable=not is_shown) as progress:
-        yield from progress.track(outcomes, total=total)
+    with progress("prepare", total, "shape") if is_shown else contextlib.nullcontext(lambda done: None) as show:
+        for done, outcome in enumerate(outcomes, 1):
+            show(done)
+            yield outcome

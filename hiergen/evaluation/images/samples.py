@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -95,23 +96,35 @@ def _open_folder(path: Path) -> Samples:
 def write_samples(parts: Parts, out: Path, keep: str, count: int) -> None:
     """Write the images of all parts: samples.npz in ADM's layout, or a folder of PNG files; never all of them in memory."""
     if keep == "npz":
-        shape = next(parts.each("images")).shape
-        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape[2:], shape[1])}
-        # A fixed date: the same samples give the same bytes.
-        entry = zipfile.ZipInfo("arr_0.npy")
-        with (
-            atomic_path(out / "samples.npz") as temporary,
-            zipfile.ZipFile(temporary, "w") as archive,
-            archive.open(entry, "w", force_zip64=True) as file,
-        ):
-            np.lib.format.write_array_header_1_0(file, header)
-            for images in parts.each("images"):
-                file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+        write_adm_npz(out / "samples.npz", count, parts.each("images"))
     elif keep == "png":
         folder = check_writable(out / "samples")
         for index, image in enumerate(_one_by_one(parts)):
             with atomic_path(folder / f"{index:06d}.png") as temporary:
                 Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(temporary)
+
+
+def write_adm_npz(path: Path, count: int, batches: Iterable[Tensor]) -> None:
+    """Write images as the evaluator of ADM reads them, an .npz with `arr_0` (uint8, n h w 3); never all of them in memory.
+
+    Args:
+        path: The file.
+        count: Number of images of all batches.
+        batches: At least one uint8 batch `(b, 3, h, w)`, all of one size.
+    """
+    batches = iter(batches)
+    first = next(batches)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape[2:], first.shape[1])}
+    # A fixed date: the same samples give the same bytes.
+    entry = zipfile.ZipInfo("arr_0.npy")
+    with (
+        atomic_path(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open(entry, "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for images in itertools.chain([first], batches):
+            file.write(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
 
 
 def _one_by_one(parts: Parts) -> Iterator[Tensor]:

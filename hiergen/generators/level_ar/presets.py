@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hiergen.pyramid import LevelSpec, specs_to_json
+from hiergen.levels import LevelSpec, specs_to_json
 from hiergen.registry import Preset
 
 #: Depth, heads and channels of each size.

@@ -38,6 +38,7 @@ def markdown_report(report: Mapping[str, Any]) -> str:
                 ["yardstick", *_distance_cells(made["real_test_against_train"])],
             ],
         ),
+        *([f"{made['gfid']['left_out']}."] if "left_out" in made["gfid"] else []),
         *_prefix_section(rebuilt),
         "![reconstruction](reconstruction.png)",
         *_codebook_section(report["codebook"]),
@@ -97,5 +98,6 @@ def _latents_section(latents: Mapping[str, Any] | None) -> list[str]:
 
 
 def _distance_cells(values: Mapping[str, Any]) -> list[str]:
-    numbers = [f"{values['frechet_distance']:.3f}", f"{values['kernel_distance']:.5f}"]
-    return [values["of"], values["against"], *numbers, f"{values['precision']:.3f}", f"{values['recall']:.3f}"]
+    digits = {"frechet_distance": 3, "kernel_distance": 5, "precision": 3, "recall": 3}
+    numbers = [f"{values[name]:.{count}f}" if name in values else "-" for name, count in digits.items()]
+    return [values["of"], values["against"], *numbers]
