@@ -34,6 +34,9 @@ def main(args: list[str] | None = None) -> int:
         print(f"hiergen: unknown verb {verb!r}{nearest(verb, VERBS)}", file=sys.stderr)
         print(_usage(), file=sys.stderr)
         return 2
+    from hiergen.environment import wait_briefly
+
+    wait_briefly()
     module = importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}")
     return explain(lambda: module.main(rest), f"hiergen {verb}", shows_traceback=argv != given)
 

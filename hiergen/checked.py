@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -65,10 +66,18 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
+        if _is_traced():
+            return
         for name, kind in _hints(type(self)).items():  # type: ignore[arg-type]  # classes are hashable
             value = getattr(self, name)
             if not _fits(kind, value):
                 raise ValueError(f"{name} is {value!r}, expected {_describe(kind, value)}")
+
+
+def _is_traced() -> bool:
+    """Return whether `torch.compile` looks on: it cannot follow a look at annotations, and runs eagerly what it has not seen."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
 
 
 @functools.cache
@@ -113,7 +122,7 @@ def _describe(kind: Any, value: Any = None) -> str:
         return " or ".join(_describe(option, value) for option in inner)
     if origin is typing.Literal:
         *first, last = map(repr, inner)
-        return f"one of {', '.join(first)} or {last}" if first else last
+        return f"{'one of ' if len(inner) > 2 else ''}{', '.join(first)} or {last}" if first else last
     if origin in (tuple, list, Sequence):
         return f"a list, of {'; '.join(_describe(item) for item in inner if item is not Ellipsis)}"
     if kind is type(None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Rounds for which a waiting thread spins: enough for the gaps between operations, see "A busy machine" in docs/results/speed.md.
+SPIN_COUNT = "1000"
 _is_forked = False
 
 
@@ -22,6 +25,19 @@ def _note_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
+
+
+def wait_briefly() -> dict[str, str]:
+    """Let threads of OpenMP that wait for each other give up their core soon, unless the user has said how they wait.
+
+    By default they spin for some 100 ms: where another program needs a core, the thread that is waited for is the one that has none.
+    Call it before PyTorch is imported; later it changes nothing. What is set is returned, and `hiergen env` shows it.
+    """
+    said = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
+    if said or "torch" in sys.modules:
+        return {}
+    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+    return {"GOMP_SPINCOUNT": SPIN_COUNT}
 
 
 def require(module: str, extra: str, what: str) -> Any:

@@ -161,7 +161,7 @@ def test_a_class_of_two_bases_runs_the_checks_of_both() -> None:
         ({"a": 0}, "a is 0, expected at least 1"),
         ({"b": 1.5}, "b is 1.5, expected 0 to 1"),
         ({"b": math.nan}, "b is nan, expected a finite number and 0 to 1"),
-        ({"c": "z"}, "c is 'z', expected one of 'x' or 'y' or None"),
+        ({"c": "z"}, "c is 'z', expected 'x' or 'y' or None"),
         ({"d": (1, 2.5)}, r"d is \(1, 2.5\), expected a list, of an integer"),
         ({"e": (0.0,)}, r"e is \(0.0,\), expected a list, of a finite number; a finite number"),
         ({"e": (0.0, math.inf)}, r"e is \(0.0, inf\), expected a list, of"),

@@ -12,9 +12,11 @@ from typing import Any
 
 import tyro
 
+from hiergen.checked import Checked
+
 
 @dataclasses.dataclass(frozen=True)
-class EnvSettings:
+class EnvSettings(Checked):
     """Print what a report of a fault should say of the machine: versions, processor, threads, GPUs, caches. Nothing secret is read.
 
     Attributes:
@@ -48,7 +50,14 @@ def environment() -> dict[str, dict[str, Any]]:
         f"{card.name}, {card.total_memory / 2**30:.0f} GiB, capability {card.major}.{card.minor}"
         for card in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     ]
-    variables = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TRITON_INTERPRET")
+    variables = (
+        "OMP_NUM_THREADS",
+        "GOMP_SPINCOUNT",
+        "OMP_WAIT_POLICY",
+        "CUDA_VISIBLE_DEVICES",
+        "HF_HUB_OFFLINE",
+        "TRITON_INTERPRET",
+    )
     return {
         "hiergen": {
             "version": hiergen.__version__,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from hiergen.checked import Checked
 from hiergen.config import nearest, parse
 from hiergen.telling import say_next
 
@@ -20,7 +21,7 @@ FOLDERS = ("tokenizers", "generators")
 
 
 @dataclasses.dataclass(frozen=True)
-class RecipesSettings:
+class RecipesSettings(Checked):
     """List the recipes that come with the package, show one, or copy one to edit. `hiergen train NAME` runs one.
 
     Attributes:

@@ -31,7 +31,8 @@ def test_the_number_of_processes_does_not_change_a_run(runs, curve, other) -> No
 
 
 def test_a_bad_loss_of_one_process_is_a_bad_step_of_all(runs) -> None:
-    assert (runs / "rank 1 is poisoned.error").read_text() == ""
+    # The model is saved, and the run ends with an error all the same.
+    assert "11 of 12 steps were skipped, more than half" in (runs / "rank 1 is poisoned.error").read_text()
     found, state = load_checkpoint(find_checkpoint(runs / "rank 1 is poisoned" / "checkpoints"))
     assert state["skipped"] == 11
     assert {float(value) for name, value in found["toy.optimizer"].items() if name.endswith(".step")} == {1.0}

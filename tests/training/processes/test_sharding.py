@@ -78,7 +78,7 @@ def test_the_models_that_are_left_are_those_of_a_run_with_whole_parameters(runs)
 
 def test_a_bad_share_of_a_gradient_is_a_bad_step_of_all(runs) -> None:
     """Eleven of twelve gradients of the second process are NaN, all but one with finite losses; twice the critic's are too."""
-    assert (runs / "poisoned.error").read_text() == ""
+    assert "11 of 12 steps were skipped, more than half" in (runs / "poisoned.error").read_text()
     found, state = checkpoint(runs / "poisoned")
     assert state["skipped"] == 11
     for player, taken in (("toy", 1.0), ("critic", 10.0)):

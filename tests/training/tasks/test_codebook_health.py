@@ -54,5 +54,5 @@ def test_only_codes_that_nothing_chose_for_long_are_revived() -> None:
     # A revived code has as long to be chosen as a new one; the others' time is up at 160.
     assert int(revival.revive(codebook, latents, 160, rng)) == 2
     assert revival.last_used.tolist() == [160, 100, 160, 100]
-    with pytest.raises(ValueError, match="revive_after is 0, expected at least 1 sample, or None"):
+    with pytest.raises(ValueError, match="revive_after is 0, expected at least 1 or None"):
         CodebookConfig(revive_after=0)
