@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from hiergen.cli import VERBS
 
+#: Verbs that compute for long, and so look first at what the machine has free.
+LONG_VERBS = ("quickstart", "train", "encode", "reconstruct", "generate", "evaluate")
 FAULT = "This is a fault of hiergen and not of its use: please report it with this traceback and the output of `hiergen env`."
 
 
@@ -34,9 +36,11 @@ def main(args: list[str] | None = None) -> int:
         print(f"hiergen: unknown verb {verb!r}{nearest(verb, VERBS)}", file=sys.stderr)
         print(_usage(), file=sys.stderr)
         return 2
-    from hiergen.environment import wait_briefly
+    if verb in LONG_VERBS and not {"-h", "--help"} & set(rest):
+        from hiergen.environment import share_cores
 
-    wait_briefly()
+        if said := share_cores():
+            print(f"hiergen {verb}: {said}", file=sys.stderr)
     module = importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}")
     return explain(lambda: module.main(rest), f"hiergen {verb}", shows_traceback=argv != given)
 

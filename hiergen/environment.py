@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +28,49 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
-def wait_briefly() -> dict[str, str]:
-    """Let threads of OpenMP that wait for each other give up their core soon, unless the user has said how they wait.
+def share_cores() -> str:
+    """Choose how PyTorch computes beside what else runs here, before a long command; return a sentence where that is not its default.
 
-    By default they spin for some 100 ms: where another program needs a core, the thread that is waited for is the one that has none.
-    Call it before PyTorch is imported; later it changes nothing. What is set is returned, and `hiergen env` shows it.
+    Threads that wait for each other spin for some 100 ms before they give up their core: where another program needs one, the thread
+    that is waited for is the one that has none. So they spin briefly, if PyTorch is not imported yet, and there are no more threads
+    than cores that are free; of several processes each keeps what its launcher gave it. What the user has set in `OMP_NUM_THREADS`, `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY` stays as it is.
     """
-    said = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
-    if said or "torch" in sys.modules:
-        return {}
-    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-    return {"GOMP_SPINCOUNT": SPIN_COUNT}
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+    if "OMP_NUM_THREADS" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return ""
+    cores, free = free_cores()
+    threads = max(1, int(free + 0.3))
+    if threads >= cores:
+        return ""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    return f"{free:.1f} of {cores} cores are free: computing with {threads} (OMP_NUM_THREADS sets another number)"
+
+
+def free_cores(seconds: float = 0.3, stat: str = "/proc/stat") -> tuple[int, float]:
+    """Return how many cores this process may use, and how many of them did nothing for a moment; all, where the system does not say.
+
+    Args:
+        seconds: How long they are watched.
+        stat: File in which Linux counts the time of each core by what it did.
+    """
+    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
+
+    def times() -> tuple[int, int]:
+        with open(stat) as file:
+            counts = [list(map(int, line.split()[1:9])) for line in file if line.split(" ", 1)[0] in mine]
+        # The fourth and fifth count are those of idling and of waiting for disks.
+        return sum(map(sum, counts)), sum(count[3] + count[4] for count in counts)
+
+    try:
+        total, idle = times()
+        time.sleep(seconds)
+        later, idle_later = times()
+    except OSError:
+        return os.cpu_count() or 1, float(os.cpu_count() or 1)
+    return len(mine), len(mine) * (idle_later - idle) / max(later - total, 1)
 
 
 def require(module: str, extra: str, what: str) -> Any:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from hiergen.environment import SPIN_COUNT, choose_device, require, wait_briefly
+from hiergen import environment
+from hiergen.__main__ import main
+from hiergen.environment import SPIN_COUNT, choose_device, free_cores, require, share_cores
 
 
 def test_a_package_that_is_there_is_returned() -> None:
@@ -36,21 +39,66 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         choose_device("gpu")
 
 
-@pytest.mark.parametrize("own", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY", ""])
-def test_threads_wait_briefly_unless_the_user_has_said_how(monkeypatch, own) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    # Set by the function, so the test takes it back.
-    monkeypatch.setenv("GOMP_SPINCOUNT", "")
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    if own:
-        monkeypatch.setenv(own, "7")
-    assert wait_briefly() == {}, "PyTorch is here: it would be too late"
+def write_stat(path: Path, idle: list[int], busy: list[int]) -> None:
+    lines = [
+        f"cpu{core} {b} 0 0 {i} 0 0 0 0 0 0"
+        for core, i, b in zip(sorted(os.sched_getaffinity(0)), idle, busy, strict=True)
+    ]
+    path.write_text("\n".join(["cpu 0 0 0 0 0 0 0 0 0 0", *lines, "intr 5"]))
+
+
+def test_cores_that_others_use_are_not_free(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3})
+    stat = tmp_path / "stat"
+    write_stat(stat, [100, 100], [0, 0])
+    # While the cores are watched, one is busy for all of the time and one for a half.
+    monkeypatch.setattr(environment.time, "sleep", lambda _: write_stat(stat, [100, 110], [20, 10]))
+    assert free_cores(stat=str(stat)) == (2, 0.5)
+    assert free_cores(stat=str(tmp_path / "none"))[1] == os.cpu_count()
+
+
+@pytest.mark.parametrize(("free", "threads"), [(4.0, None), (3.8, None), (3.2, "3"), (1.0, "1"), (0.1, "1")])
+def test_there_are_no_more_threads_than_free_cores(monkeypatch, free, threads) -> None:
+    clean(monkeypatch)
+    monkeypatch.setattr(environment, "free_cores", lambda: (4, free))
     monkeypatch.delitem(sys.modules, "torch")
-    assert wait_briefly() == ({} if own else {"GOMP_SPINCOUNT": SPIN_COUNT})
+    said = share_cores()
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+    assert os.environ["GOMP_SPINCOUNT"] == SPIN_COUNT
+    assert said == (
+        f"{free} of 4 cores are free: computing with {threads} (OMP_NUM_THREADS sets another number)" if threads else ""
+    )
 
 
-def test_the_command_line_sets_it_before_torch_is_imported() -> None:
-    code = "import sys; from hiergen.__main__ import main; main(['env'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert re.search(rf"GOMP_SPINCOUNT +{SPIN_COUNT}\b", done.stdout)
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_what_the_user_has_set_stays(monkeypatch, name) -> None:
+    clean(monkeypatch)
+    monkeypatch.setenv(name, "7")
+    monkeypatch.setattr(environment, "free_cores", lambda: (4, 0.0))
+    monkeypatch.delitem(sys.modules, "torch")
+    share_cores()
+    assert os.environ[name] == "7"
+    assert ("GOMP_SPINCOUNT" in os.environ) == (name != "OMP_WAIT_POLICY")
+    assert os.environ["OMP_NUM_THREADS"] == ("7" if name == "OMP_NUM_THREADS" else "1")
+
+
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the settings away, so that what the function sets is taken back with them."""
+    for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_short_verbs_watch_nothing(monkeypatch, capsys) -> None:
+    clean(monkeypatch)
+    monkeypatch.setattr(environment, "share_cores", lambda: pytest.fail("watched"))
+    assert main(["env"]) == 0
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    capsys.readouterr()
+
+
+def test_a_long_verb_says_what_it_chose(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(environment, "share_cores", lambda: "0.5 of 2 cores are free: computing with 1")
+    assert main(["reconstruct", "--tokenizer", "no folder", "--images", "none"]) == 1
+    assert capsys.readouterr().err.startswith("hiergen reconstruct: 0.5 of 2 cores are free: computing with 1\n")

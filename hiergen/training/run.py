@@ -13,6 +13,7 @@ from accelerate import PartialState
 from torch import nn
 
 from hiergen.config import overlay, parse, read_values, to_json
+from hiergen.environment import share_cores
 from hiergen.training.config import TrainConfig
 from hiergen.training.finetune.lora import add_adapters
 from hiergen.training.finetune.weights import load_source, take_sizes
@@ -23,6 +24,8 @@ from hiergen.training.tasks.base import count_trained
 
 def main(recipe: Callable[[], TrainConfig]) -> None:
     """Run a recipe file as a program: `python FILE`, `accelerate launch FILE`, with overrides such as `--optim.lr 3e-4`."""
+    if said := share_cores():
+        print(said, file=sys.stderr)
     try:
         run_recipe(recipe(), sys.argv[1:], name=sys.argv[0])
     except RunInterruptedError as error:
