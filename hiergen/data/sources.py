@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from hiergen.checked import Checked
 from hiergen.data.dataset import Dataset
 from hiergen.data.images.archives import HubPictures, NpzPictures
 from hiergen.data.images.digits import load_digits
@@ -22,7 +23,7 @@ _HAVE_SPLITS = ("digits", "moving-digits", "clips", "hf", "idx")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Where images come from.
 
     Attributes:

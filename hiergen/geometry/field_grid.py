@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hiergen.checked import Checked
+
 #: The field of one shape: coordinates `(p, 3)`, float32 -> values `(p,)`, above the level inside.
 Field = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class ExtractionSettings:
+class ExtractionSettings(Checked):
     """How finely and where to look for a surface.
 
     Attributes:
@@ -50,6 +52,7 @@ class ExtractionSettings:
     max_faces: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("depth", 1), ("coarse_depth", 1), ("margin", 0), ("slack", 0), ("chunk_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from hiergen.checked import Checked
 from hiergen.geometry.ray_crossings import index_ranges, vertical_crossings
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _CREASE = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
-class RenderSettings:
+class RenderSettings(Checked):
     """How a mesh is shown.
 
     Attributes:
@@ -52,6 +53,7 @@ class RenderSettings:
     samples: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.shading not in ("clay", "normals"):
             raise ValueError(f"shading is {self.shading!r}, expected 'clay' or 'normals'")
         if not 0 <= self.field_of_view < math.pi / 2:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int64, Integer
 
+from hiergen.checked import Checked
+
 if TYPE_CHECKING:
     import trimesh
 
@@ -25,7 +27,7 @@ Inside = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingSettings:
+class SamplingSettings(Checked):
     """How many points of each kind a record holds.
 
     Attributes:
@@ -55,6 +57,7 @@ class SamplingSettings:
     query_dtype: Literal["float16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_surface", "num_volume"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

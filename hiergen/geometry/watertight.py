@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
+from hiergen.checked import Checked
 from hiergen.geometry.mesh_union import cap_flat_holes, cap_small_holes, surface_consistency, unite_parts
 from hiergen.geometry.poses import HALF_SIZE
 from hiergen.geometry.ray_crossings import index_ranges, vertical_crossings
@@ -39,7 +40,7 @@ _SOLID_OFFSET, _SHEET_OFFSET = 0.05, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class WatertightSettings:
+class WatertightSettings(Checked):
     """How surfaces are closed.
 
     Attributes:
@@ -58,6 +59,7 @@ class WatertightSettings:
     max_leak: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in ("auto", "voxels"):
             raise ValueError(f"method is {self.method!r}, expected 'auto' or 'voxels'")
         if not self.resolutions or list(self.resolutions) != sorted(set(self.resolutions), reverse=True):
