@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hiergen.data.shapes.building import build_record, find_jobs, source_digest
 from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataset
 from hiergen.data.shapes.preparation import prepare_shapes
 from hiergen.data.shapes.records import ShapeFolder
+from hiergen.evaluation.features.extractors import EXTRACTORS
 from hiergen.evaluation.images.reconstruction import ReconstructionPass, evaluate_reconstructions
 from hiergen.files import file_digest
 from hiergen.pipelines.encoding import encode_images
@@ -48,9 +50,13 @@ def expected(files: Path) -> dict[str, torch.Tensor]:
     return load_file(files / "expected.safetensors")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> None:
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    known = dict(EXTRACTORS)
     make_files.register_channel_means()
+    yield
+    EXTRACTORS.clear()
+    EXTRACTORS.update(known)
 
 
 def _never(*_: Any, **__: Any) -> None:

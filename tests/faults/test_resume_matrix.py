@@ -23,8 +23,9 @@ def test_a_case_holds_and_one_that_does_not_is_seen(tmp_path, monkeypatch) -> No
     restore = RunKeeper.restore
 
     def forgetting(self, state):
-        restore(self, state)
+        notes = restore(self, state)
         state.ema.updates = 0
+        return notes
 
     monkeypatch.setattr(RunKeeper, "restore", forgetting)
     assert matrix.differences(matrix.train(task, tmp_path / "wrong", stop=stop), whole) == ["ema"]

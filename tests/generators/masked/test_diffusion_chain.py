@@ -157,8 +157,8 @@ def test_temperature_scales_the_noise_of_the_steps() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("kind", "euler", "kind is 'euler', expected one of 'ddpm' or 'ddim'"),
-        ("spacing", "log", "spacing is 'log', expected one of 'linspace' or 'leading'"),
+        ("kind", "euler", "kind is 'euler', expected 'ddpm' or 'ddim'"),
+        ("spacing", "log", "spacing is 'log', expected 'linspace' or 'leading'"),
     ],
 )
 def test_unknown_samplers_are_refused(name: str, value: str, message: str) -> None:
