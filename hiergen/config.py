@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 
 C = TypeVar("C")
 
+#: Names that an error lists where none is near.
+MOST_KNOWN = 24
+
 
 def to_json(config: Any) -> Any:
     """Return a dataclass as JSON values; nested dataclasses of a union carry their class name under "kind"."""
@@ -290,4 +293,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint of the nearest known names, for the end of an error message."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names) or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(names)}"
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    more = f" and {len(names) - MOST_KNOWN} more" if len(names) > MOST_KNOWN else ""
+    return f"; known are {', '.join(names[:MOST_KNOWN])}{more}"

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from hiergen.config import fingerprint, from_json, overlay, parse, read_values, to_json
+from hiergen.config import fingerprint, from_json, nearest, overlay, parse, read_values, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,3 +153,9 @@ def test_a_file_that_is_neither_json_nor_yaml_is_refused(tmp_path) -> None:
     for name in ("a.yaml", "missing.yaml"):
         with pytest.raises(ValueError, match=rf"config '.*{name}' cannot be read as JSON or YAML: "):
             read_values(str(tmp_path / name))
+
+
+def test_the_nearest_names_are_said_or_some_of_the_known() -> None:
+    assert nearest("dpeth", ["depth", "num_heads"]) == "; did you mean depth?"
+    assert nearest("zzz", ["depth", "width"]) == "; known are depth, width"
+    assert nearest("zzz", [f"name-{k:02d}" for k in range(30)]).endswith("name-22, name-23 and 6 more")
