@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 #: Rounds for which a waiting thread spins: enough for the gaps between operations, see "A busy machine" in docs/results/speed.md.
-SPIN_COUNT = "1000"
+SPIN_COUNT = "10000"
 _is_forked = False
 
 
