@@ -292,7 +292,12 @@ def _expect(fits: bool, where: str, value: Any, wanted: str) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint of the nearest known names, for the end of an error message."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names) or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    folded = {known.casefold(): known for known in reversed(names)}
+    near = (
+        difflib.get_close_matches(name, names)
+        or [folded[found] for found in difflib.get_close_matches(name.casefold(), folded)]
+        or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    )
     if near:
         return f"; did you mean {' or '.join(near)}?"
     more = f" and {len(names) - MOST_KNOWN} more" if len(names) > MOST_KNOWN else ""

@@ -159,6 +159,10 @@ def run_evaluation(evaluation: Evaluation[Any]) -> dict[str, Any] | None:
         "counts": found.counts,
         "seed": found.seed,
         "settings": evaluation.saved_settings(),
+        # By these digits the card of a model knows its own report.
+        "models": {
+            name: evaluation.identity[name] for name in ("generator", "tokenizer") if name in evaluation.identity
+        },
         "environment": environment(evaluation.device),
         "warnings": found.warnings,
         **found.more,

@@ -12,6 +12,8 @@ from torch import Tensor
 from hiergen.generators.base import Generator
 from hiergen.generators.conditioning import Unconditional
 from hiergen.pipelines.arguments import Generators, Labels, check_count, check_output_type, read_generators, read_labels
+from hiergen.pipelines.card import CardedPipeline
+from hiergen.pipelines.labels import NamedClasses, number_classes
 from hiergen.pipelines.lora import LoraPipeline
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
@@ -21,7 +23,7 @@ from hiergen.tokenizers.base import Tokenizer
 StepCallback = Callable[[Any, int, dict[str, Any]], None]
 
 
-class HiergenPipeline(DiffusionPipeline, LoraPipeline):
+class HiergenPipeline(NamedClasses, CardedPipeline, DiffusionPipeline, LoraPipeline):
     """A diffusers pipeline of hiergen's models: a generator and the tokenizer it was trained for.
 
     Raises:
@@ -52,7 +54,7 @@ class HiergenPipeline(DiffusionPipeline, LoraPipeline):
         """Return the condition of every sample and the source of its draws, with all arguments checked.
 
         Args:
-            class_labels: Labels, each of which is repeated `per_label` times; None for samples without a class.
+            class_labels: Labels or names, each of which is repeated `per_label` times; None for samples without a class.
             per_label: Number of samples of each label.
             count: Number of samples without a class.
             generator: Source of the draws.
@@ -66,7 +68,8 @@ class HiergenPipeline(DiffusionPipeline, LoraPipeline):
                 raise ValueError(
                     f"{all_of_them} is {count} beside class_labels, expected {each}: it counts those without a class"
                 )
-            labels = read_labels(class_labels).to(self.generator.device).repeat_interleave(per_label)
+            numbers = number_classes(class_labels, self.class_names)
+            labels = read_labels(numbers).to(self.generator.device).repeat_interleave(per_label)
             return labels, read_generators(generator, len(labels), self.unit)
         if not self.generator.makes_unconditional:
             raise ValueError(

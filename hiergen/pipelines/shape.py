@@ -102,8 +102,8 @@ class ClassToShapePipeline(ShapePipeline):
         """Generate shapes.
 
         Args:
-            class_labels: One label or several, integers of Python, NumPy or torch; None for shapes without a class, where the generator was
-                trained with dropout of labels and can do without.
+            class_labels: One class or several, by number (integers of Python, NumPy or torch) or by name (see `get_label_ids`); None for
+                shapes without a class, where the generator was trained with dropout of labels and can do without.
             num_shapes_per_label: Shapes for each label, next to each other in the result.
             num_shapes: Number of shapes without a class.
             generator: Source of all random draws: one for the batch, or a list of one per shape (or `SampleRng`), so that each shape

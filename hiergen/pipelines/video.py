@@ -58,8 +58,8 @@ class ClassToVideoPipeline(HiergenPipeline):
         """Generate clips.
 
         Args:
-            class_labels: One label or several, integers of Python, NumPy or torch; None for clips without a class, where the generator was
-                trained with dropout of labels.
+            class_labels: One class or several, by number (integers of Python, NumPy or torch) or by name (see `get_label_ids`); None for
+                clips without a class, where the generator was trained with dropout of labels.
             num_videos_per_label: Clips for each label, next to each other in the result.
             num_videos: Number of clips without a class.
             generator: Source of all random draws: one for the batch, or a list of one per clip (or `SampleRng`), so that each clip equals

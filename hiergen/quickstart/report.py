@@ -12,6 +12,9 @@ from rich.console import Console
 
 from hiergen import __version__
 from hiergen.files import write_json, write_text
+from hiergen.pipelines.base import HiergenPipeline
+from hiergen.pipelines.card import write_card
+from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.quickstart.stages import StageTimes
 from hiergen.telling import say_next
 
@@ -21,17 +24,33 @@ def publish(
     report: dict[str, Any],
     page: Callable[[Mapping[str, Any]], str],
     *,
-    models: Mapping[str, torch.nn.Module],
+    pipeline: HiergenPipeline,
+    more: Mapping[str, torch.nn.Module] | None = None,
     times: StageTimes,
     console: Console,
 ) -> dict[str, Any]:
-    """Add the parameters of `models` and the seconds to a report, write it as `report.json` and `report.md`, and return it."""
+    """Write a report as `report.json` and `report.md`, and return it; write the card of the pipeline again, which quotes its summary.
+
+    Added to the report are parameters, fingerprints of the pipeline's models, and seconds.
+
+    Args:
+        out: Folder of the run, which has the pipeline in `pipeline`.
+        report: The measurements; "summary" is a line of them.
+        page: Makes a page of Markdown from the report.
+        pipeline: The pipeline that was measured.
+        more: Other models whose parameters are counted, by name.
+        times: Seconds of the stages.
+        console: Where the place of the report is printed.
+    """
     report["parameters"] = {
-        name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()
+        name: sum(parameter.numel() for parameter in model.parameters())
+        for name, model in {**pipeline.components, **(more or {})}.items()
     }
+    report["models"] = {name: tokenizer_fingerprint(model) for name, model in pipeline.components.items()}
     report["seconds"] = {**times.seconds, "total": times.total}
     write_json(out / "report.json", report)
     write_text(out / "report.md", page(report))
+    write_card(pipeline, out / "pipeline")
     console.print(f"report in {out / 'report.md'}, everything else beside it")
     say_next(f"hiergen demo {out / 'pipeline'}")
     return report

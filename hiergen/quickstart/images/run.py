@@ -15,7 +15,8 @@ from torch import Tensor
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.figures import as_rows, log_curves, save_curves, save_image_grid
-from hiergen.files import atomic_directory, check_writable
+from hiergen.files import check_writable
+from hiergen.pipelines.card import save_whole
 from hiergen.pipelines.encoding import encode_images
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.prefixes import rebuild_prefixes
@@ -64,15 +65,15 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
             for title, entries in chosen.curves.items()
         }
         save_curves(out / "curves.png", panels)
-    with atomic_directory(out / "pipeline") as temporary:
-        pipeline.save_pretrained(temporary)
+    save_whole(pipeline, out / "pipeline")
     with times.stage("score"):
         report = score(settings, tokenizer, generated, train, test, codes)
     rows = next(rows for name, rows in report["reconstruction"].items() if name.startswith("psnr_by_"))
     agreed = f"{report['classifier']['generated_agreement']:.1%} of {len(generated)} generated images"
     result = f"{rows[-1]['psnr_db']:.1f} dB on held-out digits; the judge reads {agreed} as the digit asked for"
+    report["summary"] = result
     console.print(result, highlight=False, soft_wrap=True)
-    return publish(out, report, markdown_report, models=pipeline.components, times=times, console=console)
+    return publish(out, report, markdown_report, pipeline=pipeline, times=times, console=console)
 
 
 def _load(preset: str, folder: Path) -> Any:

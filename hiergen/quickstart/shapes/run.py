@@ -21,11 +21,12 @@ from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shapes.records import ShapeFolder, encode_png
 from hiergen.data.shapes.views import ViewSettings
 from hiergen.figures import log_curves, save_curves
-from hiergen.files import atomic_directory, atomic_path, check_writable
+from hiergen.files import atomic_path, check_writable
 from hiergen.generators.masked.cascade import MaskedCascade
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.surface_extraction import save_mesh
 from hiergen.geometry.surface_sampling import SamplingSettings
+from hiergen.pipelines.card import save_whole
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline, decode_meshes
 from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes
 from hiergen.pretrained.image_encoder import ImageEncoder
@@ -104,11 +105,14 @@ def run_shapes_quickstart(settings: ShapesQuickstartSettings) -> dict[str, Any]:
         noise = log_curves(generator_run.log, ["low_mse", "high_mse"])
         save_curves(out / "curves.png", {"tokenizer: IoU in the volume": overlap, "generator: noise error": noise})
     for name, made in (("pipeline", pipeline), ("image_pipeline", image_pipeline)):
-        with atomic_directory(out / name) as temporary:
-            made.save_pretrained(temporary)
+        save_whole(made, out / name)
     by_image = {"generator by image": image_pipeline.generator, "image encoder": image_pipeline.image_encoder}
-    parts = {**pipeline.components, **by_image}
-    return publish(out, report, shape_markdown, models=parts, times=times, console=console)
+    level, made = report["reconstruction"]["levels"][-1], report["generation"]
+    report["summary"] = (
+        f"IoU {level['iou']:.2f} of {report['reconstruction']['shapes']} from {level['tokens']} tokens; "
+        f"the {made['judge']} agrees with {made['class_agreement']:.1%} of the generated shapes"
+    )
+    return publish(out, report, shape_markdown, pipeline=pipeline, more=by_image, times=times, console=console)
 
 
 def measure_pipeline(pipeline: ClassToShapePipeline, settings: ShapesQuickstartSettings) -> dict[str, Any]:

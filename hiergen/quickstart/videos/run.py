@@ -21,6 +21,7 @@ from hiergen.figures import log_curves, save_curves, save_image_grid
 from hiergen.files import atomic_directory, check_writable
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig
+from hiergen.pipelines.card import save_whole
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.quickstart.report import publish
@@ -68,8 +69,7 @@ def run_video_quickstart(settings: VideoQuickstartSettings) -> dict[str, Any]:
         run = fit(generator_config(settings), title="generator")
     generator = FlowTransformer.from_pretrained(run.model_dir).eval()
     pipeline = ClassToVideoPipeline(tokenizer=tokenizer, generator=generator)
-    with atomic_directory(out / "pipeline") as temporary:
-        pipeline.save_pretrained(temporary)
+    save_whole(pipeline, out / "pipeline")
     with times.stage("sample"):
         drawn = _sample(pipeline, settings, console)
     with times.stage("score"):
@@ -79,7 +79,10 @@ def run_video_quickstart(settings: VideoQuickstartSettings) -> dict[str, Any]:
         save_curves(out / "curves.png", {"generator: velocity error": log_curves(run.log, ["mse"])})
     report["sampling"] = SAMPLING
     report["samples_seen"] = run.samples_seen
-    return publish(out, report, video_markdown, models=pipeline.components, times=times, console=console)
+    dense = report["sets"]["dense"]
+    agreed = f"{dense['clips_agree']:.1%} of {dense['count']} clips, attending densely, as the digit asked for"
+    report["summary"] = f"a judge ({report['judge']}) reads {agreed}"
+    return publish(out, report, video_markdown, pipeline=pipeline, times=times, console=console)
 
 
 def generator_config(settings: VideoQuickstartSettings) -> TrainConfig:

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
 import hiergen
 from hiergen.config import fingerprint, to_json, with_defaults
 from hiergen.files import atomic_directory, flush, sole_writer, write_json
+from hiergen.pipelines.card import TRAINING, keep_card, write_card
 from hiergen.training.checkpoints.best import Best
 from hiergen.training.checkpoints.checkpoint import (
     find_checkpoint,
@@ -34,6 +36,7 @@ from hiergen.training.ema import Average
 from hiergen.training.finetune.lora import save_plain
 from hiergen.training.optim import learning_rate
 from hiergen.training.processes.sharding import share_like, whole_on_main, whole_tensors
+from hiergen.training.reporting.facts import training_facts
 from hiergen.training.tasks.base import Task
 from hiergen.training.validation import averaged
 
@@ -215,6 +218,11 @@ class RunKeeper:
 
         def write() -> None:
             with atomic_directory(folder) as temporary:
+                keep_card(folder, temporary)
+                if isinstance(model, ConfigMixin):
+                    facts = training_facts(self._config, self._task, state.samples_seen)
+                    model.register_to_config(**{TRAINING: dataclasses.asdict(facts)})
+                    write_card(model, temporary)
                 save_plain(model, temporary)
                 if note is not None:
                     write_json(temporary / "best.json", note)

@@ -1,0 +1,45 @@
+"""What a run leaves in the config of its model, for the model's card: data and budget."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import torch
+
+import hiergen
+from hiergen.data.shapes.dataset import ShapeDataConfig
+from hiergen.pipelines.card import TrainingFacts
+from hiergen.training.config import TrainConfig
+from hiergen.training.tasks.base import Task
+
+#: Data that come with the package, by their names as a source.
+EMBEDDED = {
+    "digits": "scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, CC BY 4.0)",
+    "moving-digits": "moving handwritten digits made of scikit-learn's (UCI, Alpaydin and Kaynak, CC BY 4.0)",
+}
+
+
+def training_facts(config: TrainConfig, task: Task, samples_seen: int) -> TrainingFacts:
+    """Return what a run knows of the model that it saves."""
+    settings, data, init = config.task, getattr(config.task, "data", None), config.init
+    return TrainingFacts(
+        preset=getattr(settings, "preset", ""),
+        data=name_source(getattr(settings, "codes", "") if data is None else data.source),
+        unit="encoded sample" if data is None else "shape" if isinstance(data, ShapeDataConfig) else "image",
+        samples=len(task.dataset),
+        classes=len(getattr(task.dataset, "classes", ())),
+        size=getattr(data, "size", None),
+        samples_seen=samples_seen,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        init=PurePath(init).name if init is not None and Path(init).exists() else init,
+        lora_rank=config.lora.rank,
+        hiergen=hiergen.__version__,
+        torch=torch.__version__,
+    )
+
+
+def name_source(source: str) -> str:
+    """Return the name of a source of data as a card has it: of a path the last part alone."""
+    kind, colon, place = source.rpartition(":")
+    return EMBEDDED.get(source) or f"`{kind}{colon}{PurePath(place).name}`"
