@@ -57,10 +57,11 @@ def save_image_grid(
     places = [
         [k * (side + gap) + side / 2 for k in range(many)] for many, side in ((len(rows), height), (count, width))
     ]
-    axis.set_yticks(places[0] if row_labels else [], row_labels or [])
-    axis.set_xticks(places[1] if column_labels else [], column_labels or [])
+    # Names of classes may hold a "$", which is no formula.
+    axis.set_yticks(places[0] if row_labels else [], row_labels or [], parse_math=False)
+    axis.set_xticks(places[1] if column_labels else [], column_labels or [], parse_math=False)
     if title:
-        figure.suptitle(title, fontsize=10, color=INK)
+        figure.suptitle(title, fontsize=10, color=INK, parse_math=False)
     _save(figure, path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,10 +28,12 @@ class GenerateSettings(Checked):
 
     Attributes:
         pipeline: Folder or Hub id of a pipeline, or the name of a packaged one, e.g. "digits-1d".
-        labels: Class labels; by default the first ten that there are.
+        labels: Classes, by name ("airplanes", in quotes where it has spaces) or by number; by default the first ten that there are. What is
+            the name of one class and the number of another is read as the name.
         image: Picture files to make shapes of, in place of labels; each shows one object, on white or transparent.
         count: Number of images, clips or meshes for each label or picture.
-        out: Folder for the files: PNG of images, MP4 and `grid.gif` of clips, or meshes; and for the contact sheet, `grid.png`.
+        out: Folder for the files, named by their classes: PNG of images, MP4 and `grid.gif` of clips, or meshes; and for the contact
+            sheet, `grid.png`.
         batch_size: Number of samples per pass. The draws of more samples than one pass depend on it.
         npz: File that all images are written to in place of PNG files, as the evaluator of ADM reads them (`arr_0`, uint8, n h w 3).
         depth: Depth of the grid that meshes are extracted on, of 2**depth cells per axis.
@@ -50,7 +52,7 @@ class GenerateSettings(Checked):
     """
 
     pipeline: str = QUICKSTART
-    labels: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
     image: tuple[str, ...] = ()
     count: int = 4
     out: str = "generated"
@@ -97,12 +99,8 @@ def main(args: list[str]) -> None:
     write = _write_clips if isinstance(pipeline, ClassToVideoPipeline) else write
     if settings.npz and write is not _write_images:
         raise ValueError(f"npz is {settings.npz!r}, but {settings.pipeline!r} makes no images")
-    labels = settings.labels or range(min(10, pipeline.generator.config["num_classes"] or 0))
     wanted = (
-        # Numbered, since two folders may hold files of one name.
-        Wanted([f"{number:03d}-{Path(path).stem}" for number, path in enumerate(settings.image)], pictures, settings)
-        if settings.image
-        else Wanted([f"class{label:04d}" for label in labels], list(labels), settings)
+        Wanted.of_pictures(pictures, settings) if settings.image else Wanted.of_classes(pipeline.generator, settings)
     )
     rng = torch.Generator(choose_device(settings.device)).manual_seed(settings.seed)
     sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
@@ -122,14 +120,42 @@ class Wanted:
 
     Attributes:
         names: Beginning of the name of the files of each condition.
+        titles: What is written beside its row of the contact sheet.
         conditions: A label or picture each.
         settings: Settings of the run.
     """
 
     names: list[str]
+    titles: list[str]
     conditions: list[Any]
     settings: GenerateSettings
     unit: str = "sample"
+
+    @classmethod
+    def of_pictures(cls, pictures: list[Any], settings: GenerateSettings) -> Wanted:
+        # Numbered, since two folders may hold files of one name.
+        names = [f"{number:03d}-{Path(path).stem}" for number, path in enumerate(settings.image)]
+        return cls(names, names, pictures, settings)
+
+    @classmethod
+    def of_classes(cls, generator: Any, settings: GenerateSettings) -> Wanted:
+        """Return what the settings ask for by labels.
+
+        Raises:
+            ValueError: If a name is unknown or ambiguous, or a class is named twice.
+        """
+        from hiergen.pipelines.labels import class_names, file_names, titles
+
+        names = class_names(generator)
+        chosen = [_read_class(word, names) for word in settings.labels]
+        for place, label in enumerate(chosen):
+            if label in chosen[:place]:
+                first = settings.labels[chosen.index(label)]
+                raise ValueError(
+                    f"labels holds {settings.labels[place]!r}, the same class as {first!r}: name it once, with a larger --count"
+                )
+        labels = chosen or list(range(min(10, generator.config["num_classes"] or 0)))
+        return cls(file_names(names, labels), titles(names, labels), labels, settings)
 
     def __len__(self) -> int:
         return len(self.conditions) * self.settings.count
@@ -152,12 +178,21 @@ class Wanted:
         return index % self.settings.count < SHEET[1] and index // self.settings.count < SHEET[0]
 
     def rows(self, shown: Sequence[Any]) -> dict[str, Sequence[Any]]:
-        """Return the samples that are shown in rows by the condition's name: the number of a label, or a picture's name."""
+        """Return the samples that are shown in rows, by the title of each."""
         columns = min(self.settings.count, SHEET[1])
-        names = [
-            name.removeprefix("class").lstrip("0") or "0" if name.startswith("class") else name for name in self.names
-        ]
-        return {name: shown[row * columns : (row + 1) * columns] for row, name in enumerate(names[: SHEET[0]])}
+        return {name: shown[row * columns : (row + 1) * columns] for row, name in enumerate(self.titles[: SHEET[0]])}
+
+
+def _read_class(word: str, names: Mapping[int, str]) -> int:
+    """Return the number of a class that the command line gives by name or number."""
+    from hiergen.pipelines.labels import find_class, matches
+
+    if word.isdecimal() and not matches(names, word):
+        return int(word)
+    label = find_class(names, word, argument="labels")
+    if word.isdecimal() and int(word) != label:
+        say(f"generate: {word} is read as the name of class {label}")
+    return label
 
 
 def _write_images(make: Callable[..., Any], wanted: Wanted, out: Path) -> str:

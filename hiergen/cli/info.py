@@ -179,15 +179,22 @@ def _describe_model(folder: str) -> dict[str, Any]:
 
 
 def _describe(model: Any) -> dict[str, Any]:
+    from hiergen.pipelines.labels import class_names
+
     levels = [
         {"tokens": spec.num_tokens, "grid": spec.grid, "channels": spec.dim, "vocabulary": spec.vocab_size}
         for spec in getattr(model, "specs", ())
     ]
     count = sum(parameter.numel() for parameter in model.parameters())
-    return {"class": type(model).__name__, "parameters": count, "levels": levels}
+    described = {"class": type(model).__name__, "parameters": count, "levels": levels}
+    # What a preset makes has classes without names.
+    names = class_names(model)
+    return {**described, "classes": names} if names else described
 
 
 def _show(console: Console, described: dict[str, Any]) -> None:
+    from hiergen.pipelines.labels import list_names
+
     console.print(f"[bold]{described['name']}[/]  {described['model']}")
     if described["source"]:
         console.print(described["source"])
@@ -201,3 +208,5 @@ def _show(console: Console, described: dict[str, Any]) -> None:
             table.add_row(str(index), str(level["tokens"]), grid, str(level["channels"]), vocabulary)
         if part["levels"]:
             console.print(table)
+        if "classes" in part:
+            console.print(list_names(part["classes"]), markup=False, highlight=False)

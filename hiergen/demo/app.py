@@ -159,8 +159,7 @@ def _models(library: Library) -> str:
     for title, entry in library.models.items():
         parts = [entry.tokenizer, entry.generator]
         count = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())
-        about = entry.notes.about or "Its folder says nothing about it."
-        lines.append(f"- **{title}**, {count / 1e6:.1f} million parameters. {about}")
+        lines.append(f"- **{title}**, {count / 1e6:.1f} million parameters. {entry.about}")
     return "\n".join(lines)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from hiergen.demo.inputs import add_model, add_picture, choose_image, connect
+from hiergen.data.images.pixels import to_pictures
+from hiergen.demo.inputs import add_model, add_picture, choose_image, connect, examples_of, follow_model
 from hiergen.demo.library import Library
 from hiergen.demo.page import Page, picture_files
-from hiergen.demo.pictures import digit_examples
 from hiergen.demo.reconstruct import Reconstruction, reconstruct
 from hiergen.figures import INK, PALETTE
 
@@ -57,17 +57,22 @@ def add_tab(page: Page, library: Library) -> None:
         results = {}
         for name in (title, other):
             tokenizer = library.get(name).tokenizer
-            image = choose_image(tokenizer, upload, int(example), max_pixels=page.settings.max_pixels)
+            size = int(tokenizer.config["image_size"])
+            # Both see the picture of the first.
+            image = choose_image(
+                library.get(title), upload, int(example), max_pixels=page.settings.max_pixels, size=size
+            )
             results[name] = reconstruct(tokenizer, image)
         with picture_files() as png:
             rows = [[(png(step.picture), step.caption) for step in results[name].steps] for name in (title, other)]
             chart = png(draw_comparison(results))
             yield png(results[title].source), *rows, chart, comparison_table(results)
 
+    images, label = examples_of(library.get(titles[0]))
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             model = add_model(titles, name="compare-model")
-            inputs = add_picture(digit_examples(32)[1], name="compare", label="A held-out digit", example=3)
+            inputs = add_picture(to_pictures(images), name="compare", label=label, example=min(3, len(images) - 1))
         with gr.Column(scale=2, min_width=300):
             other = gr.Dropdown(list(titles), value=titles[1], label="Against", elem_id="compare-other")
             first = page.row("Model", name="compare-first")
@@ -75,4 +80,5 @@ def add_tab(page: Page, library: Library) -> None:
             chart = gr.Image(show_label=False, interactive=False, format="png", buttons=["download"])
     table = gr.Markdown(elem_id="compare-table")
     outputs = [inputs.source, first, second, chart, table]
+    follow_model(library, model, inputs)
     connect(page, run, model, inputs, outputs, api_name="compare", more=[other], busy=first)

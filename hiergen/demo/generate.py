@@ -124,7 +124,7 @@ def add_tab(page: Page, library: Library) -> None:
             gr.Dropdown(choices=entry.choices(), value=min(3, entry.num_classes - 1)),
             gr.Slider(value=entry.usual_guidance(1.5)),
             gr.Slider(interactive=has_setting(entry, "temperature")),
-            entry.notes.about,
+            entry.about,
         )
 
     first = library.get(titles[0])
@@ -132,7 +132,7 @@ def add_tab(page: Page, library: Library) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             model = gr.Dropdown(titles, value=titles[0], label="Model")
-            about = gr.Markdown(first.notes.about, elem_classes="about")
+            about = gr.Markdown(first.about, elem_classes="about")
             label = gr.Dropdown(first.choices(), value=usual_class, label="Class", elem_id="generate-class")
             count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Pictures")
             guidance = add_guidance(first.usual_guidance(1.5))

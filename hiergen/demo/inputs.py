@@ -6,28 +6,41 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from hiergen.data.images.files import SUFFIXES
+from hiergen.data.images.files import SUFFIXES, read_image
+from hiergen.data.images.pixels import center_crop, to_pictures, to_tensor
+from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
 from hiergen.demo.pictures import digit_examples, open_upload, open_view, shape_views
 from hiergen.demo.requests import MAX_SEED
-from hiergen.tokenizers.base import Tokenizer
 
 
-def choose_image(tokenizer: Tokenizer, upload: bytes | None, example: int, *, max_pixels: int) -> Tensor:
-    """Return the upload, or where there is none the digit, as the tokenizer takes it: `(1, 3, h, w)` in [-1, 1].
+def choose_image(
+    entry: DemoModel, upload: bytes | None, example: int, *, max_pixels: int, size: int | None = None
+) -> Tensor:
+    """Return the upload, or where there is none the example: `(1, 3, size, size)` in [-1, 1], of the model's size by default.
 
     Raises:
         ValueError: If the upload is no picture, or the number names no example.
     """
-    size = int(tokenizer.config["image_size"])
+    size = size or int(entry.tokenizer.config["image_size"])
     if upload is not None:
         return open_upload(upload, size=size, max_pixels=max_pixels)
-    images, _ = digit_examples(size)
+    images, _ = examples_of(entry, size)
     _check_example(example, len(images))
     return images[example : example + 1]
+
+
+def examples_of(entry: DemoModel, size: int | None = None) -> tuple[Tensor, str]:
+    """Return pictures to try a model on, `(n, 3, size, size)` in [-1, 1], with a caption: of its own data, or digits."""
+    size = size or int(entry.tokenizer.config["image_size"])
+    if not entry.examples:
+        return digit_examples(size)[0], "A held-out digit"
+    images = [to_tensor(center_crop(read_image(path), size)) for path in entry.examples]
+    return torch.stack(images), "A picture of its training data"
 
 
 def choose_view(upload: bytes | None, example: int, *, max_pixels: int) -> Image.Image:
@@ -128,6 +141,20 @@ def add_buttons(name: str) -> tuple[Any, Any]:
     with gr.Row():
         start = gr.Button("Generate", variant="primary", elem_id=f"{name}-start", min_width=100)
         return start, gr.Button("Stop", elem_id=f"{name}-stop", min_width=100)
+
+
+def follow_model(library: Library, model: Any, inputs: PictureInputs) -> None:
+    """Show the examples of whichever model is chosen, where they are not the same for all."""
+    import gradio as gr
+
+    if not any(entry.examples for entry in library.models.values()):
+        return
+
+    def change(title: str) -> Any:
+        images, label = examples_of(library.get(title))
+        return gr.Gallery(value=to_pictures(images), label=label)
+
+    model.input(change, model, inputs.examples, queue=False, api_visibility="private")
 
 
 def picked(inputs: PictureInputs) -> Any:

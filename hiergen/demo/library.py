@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from hiergen.config import from_json, nearest
+from hiergen.data.images.files import list_images
 from hiergen.generators.flow.model import FlowTransformer
+from hiergen.pipelines.card import about
 from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.labels import class_names, short_name, titles
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.shape import ImageToShapePipeline, ShapePipeline
 from hiergen.pipelines.video import ClassToVideoPipeline
@@ -21,6 +24,8 @@ from hiergen.tokenizers.base import Tokenizer
 
 #: What a model's folder may say about it to the demo.
 NOTES_FILE = "demo.json"
+#: Number of pictures of its own data that a model is shown with; there are as many digits.
+NUM_EXAMPLES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +52,12 @@ class DemoModel:
     Attributes:
         model: A pipeline, or a tokenizer alone; in eval mode.
         notes: Notes about the model.
+        examples: Picture files of the data that the tokenizer was trained on, where they are still there.
     """
 
     model: Any
     notes: ModelNotes
+    examples: tuple[Path, ...] = ()
 
     @property
     def tokenizer(self) -> Any:
@@ -79,8 +86,17 @@ class DemoModel:
             return 0
         return 0 if self.generator is None else int(self.generator.config["num_classes"] or 0)
 
+    @property
+    def about(self) -> str:
+        """What the notes say about the model, or else what its configs say."""
+        return self.notes.about or about(self.model) or "Its folder says nothing about it."
+
     def class_name(self, label: int) -> str:
-        return self.notes.classes[label] if label < len(self.notes.classes) else f"class {label}"
+        """Return the name that the notes give a class, or else the generator's config."""
+        if label < len(self.notes.classes):
+            return self.notes.classes[label]
+        names = {} if self.generator is None else class_names(self.generator)
+        return short_name(names, label, f"class {label}")
 
     def usual_guidance(self, otherwise: float) -> float:
         """Return the guidance scale that the notes give, or another where they give none."""
@@ -88,7 +104,8 @@ class DemoModel:
 
     def choices(self) -> list[tuple[str, int]]:
         """Return the classes as a menu has them: name and label."""
-        return [(self.class_name(label), label) for label in range(self.num_classes)]
+        labels = range(self.num_classes)
+        return list(zip(titles({label: self.class_name(label) for label in labels}, labels), labels, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,13 +155,19 @@ def load_library(sources: Sequence[str] = (), *, packaged: bool = True, device: 
     models: dict[str, DemoModel] = {}
     for path in [*paths, *sources]:
         entry = load_model(path, device=device)
-        title = entry.notes.title or Path(path).name
+        title = entry.notes.title or _folder_title(Path(path))
         while title in models:
             title += "'"
         models[title] = entry
     if not models:
         raise ValueError("there is no model to show: name a folder or a Hub id, or leave the packaged models in")
     return Library(models)
+
+
+def _folder_title(path: Path) -> str:
+    """Return the name of a folder; where every run has such a folder, the name of the run."""
+    path = path.resolve() if path.is_dir() else path
+    return path.parent.name if path.name in ("model", "pipeline", "best") and path.parent.name else path.name
 
 
 def load_model(path: str, *, device: str = "cpu") -> DemoModel:
@@ -163,7 +186,35 @@ def load_model(path: str, *, device: str = "cpu") -> DemoModel:
         part.eval()
     if not isinstance(model, Tokenizer):
         model.set_progress_bar_config(disable=True)
-    return DemoModel(model, read_notes(path))
+    return DemoModel(model, read_notes(path), _training_pictures(Path(path)))
+
+
+def _training_pictures(folder: Path) -> tuple[Path, ...]:
+    """Return an even spread of the folder of pictures that a tokenizer here was trained on; none where that is not known."""
+    tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    # A run keeps its config beside its model; a pipeline's parts keep the name of the folder that they came from.
+    origins = [tokenizer, Path(str(_read_object(tokenizer / "config.json").get("_name_or_path") or tokenizer))]
+    for origin in origins:
+        task = _read_object(origin.parent / "config.json").get("task")
+        data = task.get("data") if isinstance(task, dict) else None
+        source = str(data.get("source")) if isinstance(data, dict) else ""
+        if Path(source).is_dir():
+            try:
+                files = list_images(source)
+            except ValueError:
+                continue
+            # Always as many, if need be some twice: the place of the chosen one stays good for every model.
+            return tuple(files[number * len(files) // NUM_EXAMPLES] for number in range(NUM_EXAMPLES))
+    return ()
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_notes(path: str) -> ModelNotes:

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
-from hiergen.demo.inputs import add_model, add_picture, choose_image, connect
+from hiergen.demo.inputs import add_model, add_picture, choose_image, connect, examples_of, follow_model
 from hiergen.demo.library import Library
 from hiergen.demo.page import Page, picture_files
-from hiergen.demo.pictures import difference, digit_examples, draw_tokens
+from hiergen.demo.pictures import difference, draw_tokens
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pyramid import LevelSpec
@@ -110,10 +110,9 @@ def add_tab(page: Page, library: Library) -> None:
     titles = library.image_tokenizers()
 
     def run(title: str, upload: bytes | None, example: float) -> Iterator[tuple[Any, ...]]:
-        tokenizer = library.get(title).tokenizer
-        result = reconstruct(
-            tokenizer, choose_image(tokenizer, upload, int(example), max_pixels=page.settings.max_pixels)
-        )
+        entry = library.get(title)
+        image = choose_image(entry, upload, int(example), max_pixels=page.settings.max_pixels)
+        result = reconstruct(entry.tokenizer, image)
         unit, last = result.unit.removesuffix("s"), len(result.steps)
         slider = gr.Slider(minimum=1, maximum=max(last, 2), value=last, interactive=last > 1)
         with picture_files() as png:
@@ -122,10 +121,11 @@ def add_tab(page: Page, library: Library) -> None:
             codes = [(png(picture), caption) for picture, caption in result.codes]
             yield png(result.source), steps[-1][0], slider, steps, added, codes, describe(result)
 
+    images, label = examples_of(library.get(titles[0]))
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             model = add_model(titles, name="reconstruct-model")
-            inputs = add_picture(digit_examples(32)[1], name="reconstruct", label="A held-out digit", example=3)
+            inputs = add_picture(to_pictures(images), name="reconstruct", label=label, example=min(3, len(images) - 1))
         with gr.Column(scale=2, min_width=300):
             shown = page.picture("From these levels", name="reconstruct-shown")
             level = gr.Slider(1, 5, value=5, step=1, label="Levels read", elem_id="reconstruct-level")
@@ -137,6 +137,7 @@ def add_tab(page: Page, library: Library) -> None:
     level.input(
         fn=None, inputs=[level, steps], outputs=[shown], js="(k, items) => items?.[k - 1]?.image ?? null", queue=False
     )
+    follow_model(library, model, inputs)
     connect(
         page,
         run,

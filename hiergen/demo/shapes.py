@@ -181,7 +181,7 @@ def _add_form(library: Library) -> _Form:
     first = library.get(titles[0])
     choices = first.choices()
     model = add_model(titles, name="shapes-model")
-    about = gr.Markdown(first.notes.about, elem_classes="about")
+    about = gr.Markdown(first.about, elem_classes="about")
     label = gr.Dropdown(
         choices, value=0 if choices else None, label="Class", elem_id="shapes-class", visible=bool(choices)
     )
@@ -220,7 +220,7 @@ def _connect_model(page: Page, library: Library, form: _Form) -> None:
             gr.Dropdown(choices=choices, value=0 if choices else None, visible=bool(choices)),
             gr.Column(visible=entry.is_by_picture),
             gr.Slider(value=entry.usual_guidance(2.0)),
-            entry.notes.about,
+            entry.about,
         )
 
     def show(upload: bytes | None, example: float) -> Iterator[str]:

@@ -175,7 +175,7 @@ def add_tab(page: Page, library: Library) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             model = gr.Dropdown(titles, value=titles[0], label="Model")
-            gr.Markdown(first.notes.about, elem_classes="about")
+            gr.Markdown(first.about, elem_classes="about")
             label = gr.Dropdown(first.choices(), value=min(3, first.num_classes - 1), label="Class")
             density = gr.Slider(0.05, 0.9, value=0.25, step=0.05, label="Density: share of the dense products")
             guidance = add_guidance(first.usual_guidance(2.0))

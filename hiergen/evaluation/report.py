@@ -17,6 +17,7 @@ from hiergen.evaluation.features.references import Reference, write_npz
 from hiergen.evaluation.images.rate_distortion import Row, draw_rates, rate_of, with_intervals
 from hiergen.figures import save_image_grid
 from hiergen.files import atomic_path, write_json, write_text
+from hiergen.pipelines.labels import list_names
 
 TITLES = {"rfid": "Reconstruction", "gfid": "Generation", "shapes": "Shapes", "video": "Video"}
 UNITS = {"psnr": "dB"}
@@ -91,6 +92,7 @@ def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
         "reference fingerprint": report.get("reference", {}).get(
             "fingerprint", report.get("reference", {}).get("data")
         ),
+        "classes": list_names(dict(enumerate(report["classes"]))).replace("|", "\\|") if "classes" in report else None,
         "counts": ", ".join(f"{name} {count:,}" for name, count in report.get("counts", {}).items() if count),
         "seed": report.get("seed"),
         **_flat(report["environment"]),

@@ -319,4 +319,4 @@ def about(model: Any) -> str:
     parts = model.components if isinstance(model, DiffusionPipeline) else {_kind(model): model}
     names = class_names(parts["generator"]) if "generator" in parts else {}
     facts = [f"The {name}: {told(part)}." for name, part in parts.items() if _facts(part) is not None]
-    return " ".join([*([f"Classes: {list_names(names)}."] if names else []), *facts])
+    return " ".join([*([f"{list_names(names)}."] if names else []), *facts])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hiergen.config import nearest
 from hiergen.generators.base import Generator
+from hiergen.telling import counted
 
 #: Most characters of a name in the name of a file, and beside a picture.
 FILE_LENGTH, TITLE_LENGTH = 48, 32
@@ -50,7 +51,7 @@ class NamedClasses:
         for name in asked:
             if not isinstance(name, str):
                 raise ValueError(f"label holds {name!r} of type {type(name).__name__}, expected the name of a class")
-        return [find_class(self.class_names, name) for name in asked]
+        return [find_class(self.class_names, name, argument="label") for name in asked]
 
 
 def class_names(generator: Any) -> dict[int, str]:
@@ -59,8 +60,8 @@ def class_names(generator: Any) -> dict[int, str]:
     return {int(label): " ".join(name.split()) for label, name in stored.items() if name.strip()}
 
 
-def find_class(names: Mapping[int, str], text: str) -> int:
-    """Return the number of the class that has a name: see `NamedClasses.get_label_ids`.
+def find_class(names: Mapping[int, str], text: str, *, argument: str = "class_labels") -> int:
+    """Return the number of the class that has a name, which an `argument` gave: see `NamedClasses.get_label_ids`.
 
     Raises:
         ValueError: If no class has it, with the nearest names, or several have.
@@ -68,15 +69,14 @@ def find_class(names: Mapping[int, str], text: str) -> int:
     found = matches(names, text)
     if len(found) == 1:
         return found[0]
+    holds = f"{argument} holds {text!r}"
     if found:
         which = " and ".join(f"{label} ({names[label]})" for label in found)
-        raise ValueError(f"class_labels holds {text!r}, which is the name of several classes: {which}; give the number")
+        raise ValueError(f"{holds}, which is the name of several classes: {which}; give the number")
     if not names:
-        raise ValueError(
-            f"class_labels holds {text!r} of type str, expected integers: the classes of this generator have no names"
-        )
+        raise ValueError(f"{holds} of type str, expected integers: the classes of this generator have no names")
     known = {synonym for name in names.values() for synonym in _synonyms(name)}
-    raise ValueError(f"class_labels holds {text!r}, which is the name of no class{nearest(text, known)}")
+    raise ValueError(f"{holds}, which is the name of no class{nearest(text, known)}")
 
 
 def matches(names: Mapping[int, str], text: str) -> list[int]:
@@ -131,17 +131,17 @@ def file_names(names: Mapping[int, str], labels: Sequence[int]) -> list[str]:
 
 
 def titles(names: Mapping[int, str], labels: Sequence[int]) -> list[str]:
-    """Return what is written beside the pictures of each class: its short name, with the number where several share it."""
+    """Return what is written beside the pictures of each class: its short name, with its number where some would be equal."""
     found = [short_name(names, label, str(label)) for label in labels]
     found = [name if len(name) <= TITLE_LENGTH else f"{name[: TITLE_LENGTH - 1]}…" for name in found]
-    counts = Counter(found)
-    return [f"{name} ({label})" if counts[name] > 1 else name for name, label in zip(found, labels, strict=True)]
+    is_plain = len(set(found)) == len(found)
+    return [name if is_plain else f"{name} ({label})" for name, label in zip(found, labels, strict=True)]
 
 
 def list_names(names: Mapping[int, str], most: int = 5) -> str:
-    """Return the first few names of classes for a line of text, and how many there are in all where there are more."""
+    """Return how many names there are and the first of them, for a line of text: "3 classes: airplanes, Faces, Motorbikes"."""
     shown = [short_name(names, label, "") for label in sorted(names)[:most]]
-    return ", ".join(shown) + (f", ... ({len(names):,} in all)" if len(names) > most else "")
+    return f"{counted(len(names), 'class')}: {', '.join(shown)}" + (", ..." if len(names) > most else "")
 
 
 def _synonyms(name: str) -> list[str]:

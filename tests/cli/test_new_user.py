@@ -168,7 +168,7 @@ def test_the_scripts_of_other_shells_know_the_same(scripts) -> None:
 def generated(out: Path, *options: str) -> list[bytes]:
     line = ["generate", "--pipeline", "digits-1d", "--labels", "3", "7", "--count", "2", "--out", str(out)]
     assert main([*line, *options]) == 0
-    return [np.asarray(Image.open(path)).tobytes() for path in sorted(out.glob("class*.png"))]
+    return [np.asarray(Image.open(path)).tobytes() for path in sorted(out.glob("?-*.png"))]
 
 
 def test_images_are_generated_in_passes_and_into_an_npz(tmp_path, capsys) -> None:

@@ -11,11 +11,11 @@ from hiergen.demo.pictures import digit_examples, shape_views
 
 
 def test_an_upload_goes_before_the_example(library) -> None:
-    tokenizer = library.get("one-dimensional").tokenizer
+    entry = library.get("one-dimensional")
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40), (255, 255, 255)).save(buffer, "PNG")
-    assert torch.equal(choose_image(tokenizer, buffer.getvalue(), 3, max_pixels=1_600), torch.ones(1, 3, 32, 32))
-    assert torch.equal(choose_image(tokenizer, None, 3, max_pixels=1)[0], digit_examples(32)[0][3])
+    assert torch.equal(choose_image(entry, buffer.getvalue(), 3, max_pixels=1_600), torch.ones(1, 3, 32, 32))
+    assert torch.equal(choose_image(entry, None, 3, max_pixels=1)[0], digit_examples(32)[0][3])
 
 
 def test_a_view_is_the_upload_or_else_the_example() -> None:
@@ -30,4 +30,4 @@ def test_a_view_is_the_upload_or_else_the_example() -> None:
 @pytest.mark.parametrize("example", [-1, 10])
 def test_an_example_that_is_not_there(library, example) -> None:
     with pytest.raises(ValueError, match=f"example is {example}, expected 0 to 9"):
-        choose_image(library.get("one-dimensional").tokenizer, None, example, max_pixels=1)
+        choose_image(library.get("one-dimensional"), None, example, max_pixels=1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from hiergen.checked import Checked, NotNegative
 from hiergen.generators.base import Generator
 from hiergen.pipelines.encoding import tokenizer_fingerprint
+from hiergen.pipelines.labels import class_names
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import SampleRng, make_rng
@@ -88,6 +89,7 @@ class TokenSource:
     Attributes:
         tokenizer: Tokenizer of the pipeline, in eval mode on the device.
         kind: Class name of the pipeline.
+        names: Names of the classes that have one, by number.
         identity: JSON values that everything drawn depends on.
 
     Raises:
@@ -106,6 +108,7 @@ class TokenSource:
         if not self._generator.config.get("num_classes") or hasattr(pipeline, "image_encoder"):
             raise ValueError(f"{path!r} holds a {self.kind}, expected one that generates from class labels")
         self.tokenizer: Tokenizer = pipeline.tokenizer.eval()
+        self.names = class_names(self._generator)
         self._settings = self._generator.make_settings(**sampling.given())
         self._labels, self._seed, self._device = labels, seed, device
         self.identity = {
@@ -116,10 +119,14 @@ class TokenSource:
             "sampling": sampling.given(),
         }
 
+    def labels(self, keys: range) -> Tensor:
+        """Return the labels of some items, `(b,)` int64, on the CPU."""
+        return class_labels(keys, self._generator.config["num_classes"], self._labels, self._seed)
+
     @torch.no_grad()
     def draw(self, keys: range) -> TokenPyramid:
         """Return the tokens of some items, on the device."""
-        labels = class_labels(keys, self._generator.config["num_classes"], self._labels, self._seed).to(self._device)
+        labels = self.labels(keys).to(self._device)
         return self._generator.generate(labels, self._settings, rng=SampleRng.of(keys, self._seed, "evaluate"))
 
 
