@@ -157,5 +157,6 @@ def test_a_file_that_is_neither_json_nor_yaml_is_refused(tmp_path) -> None:
 
 def test_the_nearest_names_are_said_or_some_of_the_known() -> None:
     assert nearest("dpeth", ["depth", "num_heads"]) == "; did you mean depth?"
+    assert nearest("DEPHT", ["Depth", "width"]) == "; did you mean Depth?"
     assert nearest("zzz", ["depth", "width"]) == "; known are depth, width"
     assert nearest("zzz", [f"name-{k:02d}" for k in range(30)]).endswith("name-22, name-23 and 6 more")

@@ -38,7 +38,7 @@ class NamedClasses:
                 named.setdefault(synonym, set()).add(label)
         return {name: next(iter(found)) for name, found in sorted(named.items()) if len(found) == 1}
 
-    def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
+    def get_label_ids(self, label: str | Sequence[Any]) -> list[int]:
         """Return the numbers of classes by their names.
 
         Args:

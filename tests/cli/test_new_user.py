@@ -21,6 +21,7 @@ from hiergen.cli.completion import SHELLS, script, words
 from hiergen.cli.env import environment
 from hiergen.cli.recipes import find_recipe, recipes
 from hiergen.data.images.pixels import to_uint8
+from hiergen.figures import save_image_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -193,6 +194,58 @@ def test_images_are_generated_in_passes_and_into_an_npz(tmp_path, capsys) -> Non
         assert file["arr_0"].dtype == np.uint8
         assert [image.tobytes() for image in file["arr_0"]] == at_once
     assert (tmp_path / "d" / "grid.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory) -> Path:
+    """A pipeline with a class whose name is the number of another, and two whose names are one to some file systems."""
+    pipe = hiergen.from_pretrained("digits-1d")
+    names = ["Faces", "airplanes", "1", "A$B", "a$b"]
+    pipe.generator.register_to_config(id2label={str(label): name for label, name in enumerate(names)})
+    folder = tmp_path_factory.mktemp("named")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def test_classes_are_asked_for_by_name_and_files_have_the_names(named, tmp_path, capsys, monkeypatch) -> None:
+    drawn: list[dict[str, object]] = []
+    monkeypatch.setattr("hiergen.figures.save_image_grid", lambda *_, **options: drawn.append(options))
+    line = ["generate", "--pipeline", str(named), "--count", "1", "--out", str(tmp_path)]
+    assert main([*line, "--labels", "airplanes", "7", "faces", "1", "3", "a$b"]) == 0
+    found = sorted(path.name for path in tmp_path.iterdir())
+    expected = ["1", "Faces", "airplanes", "class0003-A-B", "class0004-a-b", "class0007"]
+    assert found == [f"{name}-000.png" for name in expected]
+    assert drawn == [{"row_labels": ["airplanes", "7", "Faces", "1", "A$B", "a$b"]}]
+    assert "generate: 1 is read as the name of class 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["airplane"], "labels holds 'airplane', which is the name of no class; did you mean airplanes?"),
+        (["-1"], "labels holds '-1', which is the name of no class"),
+        (["Faces", "0"], "labels holds '0', the same class as 'Faces': name it once, with a larger --count"),
+        (["12"], "class labels span 12 to 12, expected 0 to 9"),
+    ],
+)
+def test_classes_that_are_not_there_or_asked_for_twice(named, tmp_path, capsys, labels, message) -> None:
+    assert main(["generate", "--pipeline", str(named), "--out", str(tmp_path), "--labels", *labels]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path) -> None:
+    save_image_grid(
+        tmp_path / "g.png", [torch.zeros(1, 3, 8, 8)], row_labels=["$x^$"], column_labels=["$"], title="$^$"
+    )
+    assert (tmp_path / "g.png").is_file()
+
+
+def test_info_names_the_classes_of_a_pipeline(named, capsys) -> None:
+    assert main(["info", str(named)]) == 0
+    assert "5 classes: Faces, airplanes, 1, A$B, a$b\n" in capsys.readouterr().out
+    assert main(["info", "digits-1d", "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert [part.get("classes", {}).get("7") for part in parts] == [None, "7"]
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(monkeypatch) -> None:

@@ -123,6 +123,11 @@ def test_labels_become_glb_files(pipelines, tmp_path, capsys) -> None:
         assert b'"NORMAL"' in (tmp_path / name).read_bytes()
 
 
+def test_files_have_the_names_of_classes(tmp_path) -> None:
+    assert generate(Path("shapes-by-class"), tmp_path, "--labels", "Bed", "3", "--count", "1") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bed-000.glb", "chair-000.glb", "grid.png"]
+
+
 def test_meshes_are_written_in_the_format_and_size_asked_for(pipelines, tmp_path, capsys) -> None:
     # No labels: all four classes that there are.
     assert generate(pipelines / "labels", tmp_path, "--count", "1", "--mesh-format", "ply", "--max-faces", "2000") == 0

@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
     tokenizer = PatchComponents(video_size=(4, 16, 16), patch_size=(2, 8, 8), dim=3)
     tokenizer.save_pretrained(out / "patches")
     generator = FlowTransformer(level_specs=specs_to_json(tokenizer.specs), num_classes=2, dim=16, depth=1, num_heads=1)
+    generator.register_to_config(id2label={"0": "cars/sports cars", "1": "No. 1"})
     ClassToVideoPipeline(tokenizer=tokenizer, generator=generator).save_pretrained(out / "pipeline")
     return out
 
@@ -49,7 +50,7 @@ def test_a_tokenizer_of_ids_encodes_no_clips(folder, tmp_path, capsys) -> None:
 
 
 def test_labels_become_files(folder, tmp_path, capsys) -> None:
-    arguments = ["generate", "--pipeline", str(folder / "pipeline"), "--labels", "1", "0", "--count", "2"]
+    arguments = ["generate", "--pipeline", str(folder / "pipeline"), "--labels", "no. 1", "0", "--count", "2"]
     assert main([*arguments, "--num-steps", "1", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert "4 clips, grid.gif and grid.png in" in printed.out
@@ -57,5 +58,6 @@ def test_labels_become_files(folder, tmp_path, capsys) -> None:
     assert printed.err.startswith("generate: 4 samples by ClassToVideoPipeline of ")
     with Image.open(tmp_path / "grid.png") as sheet:
         assert sheet.width > sheet.height > 100
-    assert read_frames(tmp_path / "class0001-001.mp4", size=16).shape == (3, 4, 16, 16)
+    assert read_frames(tmp_path / "No-1-001.mp4", size=16).shape == (3, 4, 16, 16)
+    assert (tmp_path / "cars-sports-cars-000.mp4").is_file()
     assert read_frames(tmp_path / "grid.gif", size=16).shape[1] == 4

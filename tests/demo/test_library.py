@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hiergen.data.images.digits import load_digits
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
+from hiergen.demo.inputs import examples_of
 from hiergen.demo.library import (
     NOTES_FILE,
     ModelNotes,
@@ -15,10 +19,13 @@ from hiergen.demo.library import (
     load_model,
     read_notes,
 )
+from hiergen.files import write_json
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.metrics.pixel import psnr
+from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pretrained.packaged import packaged_models
+from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 
 PACKAGED_DIGITS = [path for path in packaged_models() if path.name.startswith("digits")]
@@ -86,6 +93,49 @@ def test_folders_are_loaded_beside_the_packaged_models(tmp_path) -> None:
     for entry in library.models.values():
         assert not entry.tokenizer.training
         assert {parameter.dtype for parameter in entry.tokenizer.parameters()} == {torch.float32}
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A pipeline whose tokenizer a run here trained on pictures, and its run."""
+    for number, name in enumerate(("cats/1.png", "cats/2.png", "dogs/1.png")):
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (90 * number, 0, 0)).save(path)
+    write_json(tmp_path / "tokens" / "config.json", {"task": {"data": {"source": str(tmp_path / "pets")}}})
+    tokenizer = create("restok-tiny").eval()
+    tokenizer.save_pretrained(tmp_path / "tokens" / "model")
+    tokenizer.register_to_config(_name_or_path=str(tmp_path / "tokens" / "model"))
+    generator = create("har-tiny", depth=1, num_classes=4, level_specs=specs_to_json(tokenizer.specs)).eval()
+    generator.register_to_config(id2label={"0": "cats, felines", "1": "dogs", "2": "cats"})
+    ClassToImagePipeline(tokenizer=tokenizer, generator=generator).save_pretrained(tmp_path / "mine" / "pipeline")
+    return tmp_path
+
+
+def test_a_model_of_ones_own_has_its_name_classes_and_pictures(own) -> None:
+    library = load_library([str(own / "tokens" / "model"), str(own / "mine" / "pipeline")], packaged=False)
+    assert list(library.models) == ["tokens", "mine"]
+    entry = library.get("mine")
+    assert entry.class_name(1) == "dogs"
+    assert entry.choices() == [("cats (0)", 0), ("dogs (1)", 1), ("cats (2)", 2), ("class 3 (3)", 3)]
+    assert entry.about == "3 classes: cats, dogs, cats."
+    for title in library.models:
+        images, caption = examples_of(library.get(title))
+        assert caption == "A picture of its training data"
+        reds = ((images[:, 0, 0, 0] + 1) * 127.5).round().tolist()
+        assert reds == [0] * 4 + [90] * 3 + [180] * 3
+        assert examples_of(library.get(title), 8)[0].shape == (10, 3, 8, 8)
+
+
+def test_without_the_pictures_digits_are_shown(own) -> None:
+    shutil.rmtree(own / "pets" / "cats")
+    shutil.rmtree(own / "pets" / "dogs")
+    for folder in ("tokens/model", "mine/pipeline"):
+        assert load_model(str(own / folder)).examples == ()
+        assert examples_of(load_model(str(own / folder)))[1] == "A held-out digit"
+    (own / "tokens" / "config.json").write_text("[")
+    assert load_model(str(own / "tokens" / "model")).examples == ()
+    assert load_model(str(own / "tokens" / "model")).about == "Its folder says nothing about it."
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path) -> None:

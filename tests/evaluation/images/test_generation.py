@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from hiergen.data.sources import DataConfig
 from hiergen.evaluation.comparison import compare
 from hiergen.evaluation.features.distances import DistanceConfig
 from hiergen.evaluation.features.extractors import ExtractorConfig
-from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
+from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations, example_rows
 from hiergen.evaluation.images.sampling import SamplingConfig, class_labels
 from hiergen.evaluation.protocol import PassConfig, small_sample_warning
 from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.generators.level_ar.model import LevelARSettings
 from hiergen.generators.masked.cascade import MaskedCascadeSettings
 from hiergen.generators.masked.settings import MaskedARSettings
+from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.registry import create
 
@@ -157,6 +159,36 @@ def test_distances_to_other_references_or_of_other_counts_are_not_passed_off_as_
     evaluate_generations(settings(folder, "test", data=DataConfig(split="test")))
     with pytest.raises(ValueError, match=r"differ in reference: 'digits' and 'digits', other statistics"):
         compare(folder / "sixteen", folder / "test")
+
+
+def test_examples_stand_in_rows_of_named_classes(folder: Path, monkeypatch) -> None:
+    pipe = ClassToImagePipeline.from_pretrained(folder / "pipeline")
+    pipe.generator.register_to_config(id2label={str(k): f"n{k}, {k}|x" for k in range(9)})
+    pipe.save_pretrained(folder / "named")
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "hiergen.evaluation.report.save_image_grid", lambda *rows, **options: drawn.append((rows, options))
+    )
+    chosen = settings(folder, "names", pipeline=str(folder / "named"), num_images=12)
+    report = evaluate_generations(chosen)
+    assert report is not None
+    assert drawn[0][1]["row_labels"] == [*[f"n{k}" for k in range(9)], "9"]
+    assert [len(row) for row in drawn[0][0][1]] == [2, 2, *[1] * 8]
+    assert report["classes"] == [f"n{k}, {k}|x" for k in range(9)]
+    assert "| classes | 9 classes: n0, n1, n2, n3, n4, ... |" in (folder / "names" / "report.md").read_text()
+    assert report["models"] == {
+        "generator": tokenizer_fingerprint(pipe.generator),
+        "tokenizer": tokenizer_fingerprint(pipe.tokenizer),
+    }
+
+
+def test_examples_of_many_classes_say_the_first_and_the_last() -> None:
+    images = torch.arange(40).view(40, 1, 1, 1)
+    tokens = SimpleNamespace(labels=lambda keys: torch.tensor(keys), names={0: "tench, Tinca", 31: "ostrich"})
+    found = example_rows(images, tokens)  # type: ignore[arg-type]
+    assert list(found) == ["0: tench to 15", "1: 16 to ostrich"]
+    assert found["1: 16 to ostrich"].flatten().tolist() == list(range(16, 32))
+    assert list(example_rows(images[:20], None)) == ["0"]
 
 
 def test_labels_are_balanced_or_independent() -> None:
