@@ -197,8 +197,8 @@ def _training_pictures(folder: Path) -> tuple[Path, ...]:
     for origin in origins:
         task = _read_object(origin.parent / "config.json").get("task")
         data = task.get("data") if isinstance(task, dict) else None
-        source = str(data.get("source")) if isinstance(data, dict) else ""
-        if Path(source).is_dir():
+        source = str(data.get("source") or "") if isinstance(data, dict) else ""
+        if source and Path(source).is_dir():
             try:
                 files = list_images(source)
             except ValueError:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from hiergen.evaluation.comparison import compare
 from hiergen.evaluation.features.distances import DistanceConfig
 from hiergen.evaluation.features.extractors import ExtractorConfig
 from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations, example_rows
-from hiergen.evaluation.images.sampling import SamplingConfig, class_labels
+from hiergen.evaluation.images.sampling import SamplingConfig, TokenSource, class_labels
 from hiergen.evaluation.protocol import PassConfig, small_sample_warning
 from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.generators.level_ar.model import LevelARSettings
@@ -184,8 +183,10 @@ def test_examples_stand_in_rows_of_named_classes(folder: Path, monkeypatch) -> N
 
 def test_examples_of_many_classes_say_the_first_and_the_last() -> None:
     images = torch.arange(40).view(40, 1, 1, 1)
-    tokens = SimpleNamespace(labels=lambda keys: torch.tensor(keys), names={0: "tench, Tinca", 31: "ostrich"})
-    found = example_rows(images, tokens)  # type: ignore[arg-type]
+    tokens = TokenSource.__new__(TokenSource)
+    tokens.names = {0: "tench, Tinca", 31: "ostrich"}
+    tokens.labels = torch.tensor
+    found = example_rows(images, tokens)
     assert list(found) == ["0: tench to 15", "1: 16 to ostrich"]
     assert found["1: 16 to ostrich"].flatten().tolist() == list(range(16, 32))
     assert list(example_rows(images[:20], None)) == ["0"]
