@@ -71,11 +71,15 @@ def main(args: list[str]) -> None:
         from hiergen.data.videos.files import require_pyav
 
         require_pyav()
+    from hiergen.data.codes import name_data
     from hiergen.files import check_writable
+    from hiergen.training.reporting.facts import name_source
 
     check_writable(settings.out)
     encode = _encode_shapes if settings.shapes else _encode_videos if settings.videos else _encode_images
     codes, what, more = encode(settings, open_model(settings.tokenizer, settings.device, part="tokenizer"))
+    source = f"clips:{settings.videos}" if settings.videos else settings.shapes or settings.data.source
+    name_data(settings.out, name_source(source))
     tokens = counted(sum(spec.num_tokens for spec in codes.specs), "token")
     print(f"{counted(len(codes), what)} of {tokens} in {settings.out}{more}")
     discrete = codes.specs[0].is_discrete

@@ -154,6 +154,12 @@ class CodeSet(Dataset):
         return cls(levels, labels, specs, tuple(index["classes"]), index["source"], features)
 
 
+def name_data(folder: str | Path, name: str) -> None:
+    """Note in a finished cache what data it was made of, in words: generators trained on it tell so in their cards."""
+    path = Path(folder) / INDEX
+    write_json(path, {**json.loads(path.read_text()), "data": name})
+
+
 def write_codes(
     folder: str | Path,
     encode: Callable[[int, int], Encoded],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -33,6 +35,7 @@ def test_clips_become_codes(folder, tmp_path, capsys) -> None:
     arguments = ["encode", "--videos", str(folder / "clips")]
     assert main([*arguments, "--tokenizer", str(folder / "patches"), "--out", str(tmp_path / "a")]) == 0
     assert "3 clips of 8 tokens" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "index.json").read_text())["data"] == "`clips:clips`"
     small = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "has_preview_heads": False}
     create("hieratok-tiny", **small).save_pretrained(tmp_path / "images")
     arguments += ["--tokenizer", str(tmp_path / "images"), "--num-frames", "2", "--out", str(tmp_path / "b")]

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from hiergen.data.codes import name_data
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.figures import as_rows, log_curves, save_curves, save_image_grid
@@ -30,6 +31,7 @@ from hiergen.registry import get_preset, model_class
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
 from hiergen.training.loop import fit
+from hiergen.training.reporting.facts import EMBEDDED
 
 
 def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def run_quickstart(settings: QuickstartSettings) -> dict[str, Any]:
     tokenizer = _load(settings.tokenizer, tokenizer_run.model_dir)
     with times.stage("encode"):
         codes = encode_images(tokenizer, train, out / "codes")
+        name_data(out / "codes", EMBEDDED["digits"])
     with times.stage("train generator"):
         generator_run = fit(generator_config(settings), title="generator")
     generator = _load(settings.generator, generator_run.model_dir)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path, PurePath
 
 import torch
 
 import hiergen
+from hiergen.data.codes import INDEX
 from hiergen.data.shapes.dataset import ShapeDataConfig
 from hiergen.pipelines.card import TrainingFacts
 from hiergen.training.config import TrainConfig
@@ -24,7 +26,7 @@ def training_facts(config: TrainConfig, task: Task, samples_seen: int) -> Traini
     settings, data, init = config.task, getattr(config.task, "data", None), config.init
     return TrainingFacts(
         preset=getattr(settings, "preset", ""),
-        data=name_source(getattr(settings, "codes", "") if data is None else data.source),
+        data=_name_cache(getattr(settings, "codes", "")) if data is None else name_source(data.source),
         unit="encoded sample" if data is None else "shape" if isinstance(data, ShapeDataConfig) else "image",
         samples=len(task.dataset),
         classes=len(getattr(task.dataset, "classes", ())),
@@ -37,6 +39,13 @@ def training_facts(config: TrainConfig, task: Task, samples_seen: int) -> Traini
         hiergen=hiergen.__version__,
         torch=torch.__version__,
     )
+
+
+def _name_cache(codes: str) -> str:
+    """Return the data that a cache of codes was made of, or else the cache's own name."""
+    index = Path(codes) / INDEX
+    stored = json.loads(index.read_text()).get("data") if index.is_file() else None
+    return stored or name_source(codes)
 
 
 def name_source(source: str) -> str:

@@ -9,11 +9,13 @@ import pytest
 import toy
 from PIL import Image
 
+from hiergen.data.codes import name_data
 from hiergen.data.sources import DataConfig
 from hiergen.pipelines.card import CARD, told
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.training.loop import fit
 from hiergen.training.reporting.facts import name_source
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 
@@ -69,4 +71,14 @@ def test_a_generator_tells_of_its_cache(tmp_path) -> None:
     assert told(generator).startswith(
         "preset `har-tiny`; 10 encoded samples of 10 classes from `codes`; 8 samples seen"
     )
+    # What `hiergen encode` notes goes before the cache's own name.
+    name_data(tmp_path / "codes", "`pictures`")
+    fit(
+        toy.toy_run(
+            str(tmp_path / "named"),
+            task=GeneratorTaskConfig("har-tiny", {"dim": 20, "depth": 1}, str(tmp_path / "codes")),
+            samples=8,
+        )
+    )
+    assert "10 encoded samples of 10 classes from `pictures`; 8" in told(from_pretrained(tmp_path / "named" / "model"))
     assert "0. 0\n1. 1\n" in (tmp_path / "run" / "model" / CARD).read_text()
