@@ -155,15 +155,15 @@ class TokenPyramid:
             raise ValueError(f"{str(path)!r} cannot be read as a token pyramid: {error}") from error
 
 
-def _flatten(pyramid: TokenPyramid) -> tuple[list[Tensor], tuple[LevelSpec, ...]]:
+def _flatten(pyramid: TokenPyramid) -> tuple[list[Any], tuple[LevelSpec, ...]]:
     return list(pyramid.levels), pyramid.specs
 
 
-def _flatten_with_keys(pyramid: TokenPyramid) -> tuple[list[tuple[Any, Tensor]], tuple[LevelSpec, ...]]:
+def _flatten_with_keys(pyramid: TokenPyramid) -> tuple[list[tuple[Any, Any]], tuple[LevelSpec, ...]]:
     return [(pytree.SequenceKey(index), level) for index, level in enumerate(pyramid.levels)], pyramid.specs
 
 
-def _unflatten(levels: Iterable[Tensor], specs: tuple[LevelSpec, ...]) -> TokenPyramid:
+def _unflatten(levels: Iterable[Any], specs: tuple[LevelSpec, ...]) -> TokenPyramid:
     # Unchecked: a tree may be mapped to what is no tensor.
     pyramid = object.__new__(TokenPyramid)
     object.__setattr__(pyramid, "levels", tuple(levels))
@@ -181,6 +181,8 @@ pytree.register_pytree_node(
     from_dumpable_context=specs_from_json,
     flatten_with_keys_fn=_flatten_with_keys,
 )
+# An exported program holds its example inputs; the two are plain data, and may be read without running code.
+torch.serialization.add_safe_globals([TokenPyramid, LevelSpec])
 
 
 def _check_level(index: int, level: Tensor, spec: LevelSpec, batch: int) -> None:

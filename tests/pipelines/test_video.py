@@ -8,6 +8,7 @@ import hiergen
 from hiergen.data.codes import CodeSet
 from hiergen.data.videos.dataset import VideoSet, from_uint8
 from hiergen.generators.flow.model import FlowTransformer
+from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.pyramid import specs_to_json
