@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -107,6 +108,12 @@ class HiergenPipeline(DiffusionPipeline, LoraPipeline):
         name = type(self).__name__
         with atomic_path(Path(save_directory) / "pipeline.py") as temporary:
             temporary.write_text(_PIPELINE_FILE.format(name=name), encoding="utf-8")
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[Any, ...]]:
+        """Return the classes of the parts: diffusers reads no annotations that are text, and warns of each."""
+        hints = typing.get_type_hints(cls.__init__)
+        return {name: (typing.get_origin(kind) or kind,) for name, kind in hints.items() if name != "return"}
 
     def _condition(
         self, class_labels: Labels, per_label: int, count: int | None, generator: Generators, output_type: str

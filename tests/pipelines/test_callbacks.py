@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -261,7 +262,7 @@ def test_parts_are_moved_before_they_run_where_the_model_is_offloaded(pipes, fam
         assert at_start == names[:1]
         assert moved[-1] == names[1]
         # After each preview the generator is back.
-        previews = [now for now, after in zip(moved, moved[1:], strict=False) if (now, after) == (names[1], names[0])]
+        previews = [now for now, after in itertools.pairwise(moved) if (now, after) == (names[1], names[0])]
         assert len(previews) == {"ids": 6, "video": 1, "cascade": 0}[family]
         assert torch.equal(made.pyramid.levels[-1], expected.pyramid.levels[-1])
         assert [hook.hook.execution_device.type for hook in pipe._all_hooks] == ["cpu", "cpu"], "hooks must stay"

@@ -113,7 +113,7 @@ def test_a_generator_of_levels_compiles_its_blocks(counters) -> None:
 
 def test_loading_draws_no_bars_and_leaves_those_of_others(folder, capsys) -> None:
     hiergen.from_pretrained(folder)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "", "neither bars nor warnings, e.g. of annotations"
     assert logging.is_progress_bar_enabled()
     ClassToVideoPipeline.from_pretrained(folder)
     assert "Loading pipeline components" in capsys.readouterr().err
