@@ -67,10 +67,11 @@ def record(settings: Settings) -> dict[str, Tensor]:
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     calls = AttentionCalls()
 
-    def after_step(_: Any, step: int, shown: dict[str, Any]) -> None:
+    def after_step(_: Any, step: int, timestep: Any, shown: dict[str, Any]) -> dict[str, Any]:
         if step == settings.step:
             kept.extend(calls.calls)
         calls.calls.clear()
+        return shown
 
     with calls:
         pipe(

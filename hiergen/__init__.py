@@ -12,6 +12,7 @@ from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES
 
 if TYPE_CHECKING:
     # The same names for type checkers and editors; a test holds both lists equal.
+    from hiergen.data.images.processor import ImageProcessor as ImageProcessor
     from hiergen.data.shapes.preparation import prepare_shapes as prepare_shapes
     from hiergen.data.videos.dataset import load_clips as load_clips
     from hiergen.generators.flow.model import FlowTransformer as FlowTransformer
@@ -57,6 +58,7 @@ _PUBLIC = {
     "from_pretrained": "hiergen.pipelines.loading",
     **PIPELINE_CLASSES,
     **MODEL_CLASSES,
+    "ImageProcessor": "hiergen.data.images.processor",
     "load_mesh": "hiergen.geometry.meshes",
     "prepare_shapes": "hiergen.data.shapes.preparation",
     "load_clips": "hiergen.data.videos.dataset",

@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -151,6 +153,36 @@ class TokenPyramid:
                 return cls(tuple(file.get_tensor(f"level_{index}") for index in range(len(specs))), specs)
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{str(path)!r} cannot be read as a token pyramid: {error}") from error
+
+
+def _flatten(pyramid: TokenPyramid) -> tuple[list[Any], tuple[LevelSpec, ...]]:
+    return list(pyramid.levels), pyramid.specs
+
+
+def _flatten_with_keys(pyramid: TokenPyramid) -> tuple[list[tuple[Any, Any]], tuple[LevelSpec, ...]]:
+    return [(pytree.SequenceKey(index), level) for index, level in enumerate(pyramid.levels)], pyramid.specs
+
+
+def _unflatten(levels: Iterable[Any], specs: tuple[LevelSpec, ...]) -> TokenPyramid:
+    # Unchecked: a tree may be mapped to what is no tensor.
+    pyramid = object.__new__(TokenPyramid)
+    object.__setattr__(pyramid, "levels", tuple(levels))
+    object.__setattr__(pyramid, "specs", specs)
+    return pyramid
+
+
+# So that `torch.export`, `torch.func` and sharding look into pyramids; the tensors are the levels.
+pytree.register_pytree_node(
+    TokenPyramid,
+    _flatten,
+    _unflatten,
+    serialized_type_name="hiergen.TokenPyramid",
+    to_dumpable_context=specs_to_json,
+    from_dumpable_context=specs_from_json,
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+# An exported program holds its example inputs; the two are plain data, and may be read without running code.
+torch.serialization.add_safe_globals([TokenPyramid, LevelSpec])
 
 
 def _check_level(index: int, level: Tensor, spec: LevelSpec, batch: int) -> None:

@@ -6,9 +6,9 @@ import fnmatch
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from hiergen.__main__ import VERBS
 from hiergen.pipelines.image import ClassToImagePipeline
@@ -57,8 +57,9 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert blocks
     for block in blocks:
-        with torch.no_grad():
-            exec(compile(block, "README.md", "exec"), {})
+        namespace: dict[str, Any] = {}
+        exec(compile(block, "README.md", "exec"), namespace)
+        assert not namespace["coarse"].requires_grad
     assert "torch.Size([1, 1])" in capsys.readouterr().out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,14 +57,18 @@ def check_model(option: str, path: str) -> None:
         raise ValueError(f"{option}: {error}") from error
 
 
-def open_model(path: str, device: str, *, part: str | None = None) -> Any:
+def open_model(path: str, device: str, *, part: str | None = None, dtype: str = "auto", compile: bool = False) -> Any:
     """Return a saved model in eval mode, or a pipeline, on a device.
 
     Args:
         path: What `from_pretrained` takes.
         device: Name of the device, see `choose_device`.
         part: Part of a pipeline to return of it, e.g. "tokenizer"; a model that is no pipeline is returned whole.
+        dtype: Name of the dtype of the weights, e.g. "bfloat16"; "auto" is the saved one.
+        compile: Whether to compile what generating and decoding repeat. The bars of a pipeline are off: verbs draw their own.
     """
+    import torch
+
     from hiergen.environment import choose_device
     from hiergen.pipelines.loading import from_pretrained
 
@@ -74,11 +77,12 @@ def open_model(path: str, device: str, *, part: str | None = None) -> Any:
 
     # They speak of the inside of diffusers; that all weights are there is checked by `from_pretrained`.
     logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    model = from_pretrained(path)
+    model = from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), compile=compile)
     model = parts_of(model).get(part or "", model)
-    return model.to(chosen) if parts_of(model) else model.eval().to(chosen)
+    if not parts_of(model):
+        return model.eval().to(chosen)
+    model.set_progress_bar_config(disable=True)
+    return model.to(chosen)
 
 
 def parts_of(model: Any) -> dict[str, Any]:

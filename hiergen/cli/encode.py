@@ -37,6 +37,7 @@ class EncodeSettings(Checked):
         sample_seed: Seed with which the continuous tokens of images are drawn from their posterior; by default its mode is taken.
         batch_size: Images per pass.
         device: Device to run on; "auto" is a GPU where there is one.
+        dtype: Number format of the tokenizer's weights; "auto" is that of the saved ones. The codes depend on it.
     """
 
     tokenizer: str = "runs/restok_tiny/model"
@@ -52,6 +53,7 @@ class EncodeSettings(Checked):
     sample_seed: int | None = None
     batch_size: int = 64
     device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
 def main(args: list[str]) -> None:
@@ -77,7 +79,8 @@ def main(args: list[str]) -> None:
 
     check_writable(settings.out)
     encode = _encode_shapes if settings.shapes else _encode_videos if settings.videos else _encode_images
-    codes, what, more = encode(settings, open_model(settings.tokenizer, settings.device, part="tokenizer"))
+    tokenizer = open_model(settings.tokenizer, settings.device, part="tokenizer", dtype=settings.dtype)
+    codes, what, more = encode(settings, tokenizer)
     source = f"clips:{settings.videos}" if settings.videos else settings.shapes or settings.data.source
     name_data(settings.out, name_source(source))
     tokens = counted(sum(spec.num_tokens for spec in codes.specs), "token")

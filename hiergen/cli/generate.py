@@ -49,6 +49,8 @@ class GenerateSettings(Checked):
         num_steps: Number of steps of a masked or flow generator.
         num_levels: Number of levels after which a generator of levels stops; those are decoded.
         device: Device to run on; "auto" is a GPU where there is one.
+        dtype: Number format of the weights; "auto" is that of the saved ones.
+        compile: Whether to compile the generator and the decoder first: minutes before the first sample, less time for each.
     """
 
     pipeline: str = QUICKSTART
@@ -70,6 +72,8 @@ class GenerateSettings(Checked):
     num_steps: int | None = None
     num_levels: int | None = None
     device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False
 
 
 def main(args: list[str]) -> None:
@@ -89,7 +93,7 @@ def main(args: list[str]) -> None:
 
     pictures = [read_image(path, mode="RGBA") for path in settings.image]
     out = check_writable(settings.out)
-    pipeline = open_model(settings.pipeline, settings.device)
+    pipeline = open_model(settings.pipeline, settings.device, dtype=settings.dtype, compile=settings.compile)
     if "generator" not in parts_of(pipeline):
         raise ValueError(f"{settings.pipeline!r} holds a {type(pipeline).__name__}, expected a pipeline")
     if isinstance(pipeline, ImageToShapePipeline) != bool(settings.image):

@@ -78,17 +78,19 @@ def generate(entry: DemoModel, request: GenerateRequest, *, seconds: float) -> I
     levels: list[tuple[Image.Image, str]] = []
 
     def run(report: Callable[[Progress], None]) -> None:
-        def show(pipe: Any, step: int, shown: dict[str, Any]) -> None:
+        def show(pipe: Any, step: int, timestep: Any, shown: dict[str, Any]) -> dict[str, Any]:
             pyramid = shown["pyramid"]
             if pyramid is not None and len(pyramid) > len(levels):
                 levels.append((_sheet(shown["images"]), _caption(pyramid)))
             report(Progress(step + 1, tuple(levels), is_done=False))
+            return shown
 
         result = entry.model(
             request.label,
             num_images_per_label=request.count,
             generator=torch.Generator(entry.model.device).manual_seed(request.seed),
             callback_on_step_end=show,
+            callback_on_step_end_tensor_inputs=("pyramid", "images"),
             output_type="pt",
             **chosen,
         )

@@ -103,10 +103,11 @@ def generate_shape(entry: DemoModel, request: ShapeRequest, *, seconds: float) -
             tokens.append(part.specs[-1].num_tokens)
 
     def run(report: Callable[[ShapeProgress], None]) -> None:
-        def show(pipe: Any, step: int, shown: dict[str, Any]) -> None:
+        def show(pipe: Any, step: int, timestep: Any, shown: dict[str, Any]) -> dict[str, Any]:
             if shown["pyramid"] is not None and len(shown["pyramid"]) < len(entry.tokenizer.specs):
                 add_levels(shown["pyramid"])
             report(ShapeProgress(step + 1, tuple(meshes), tuple(tokens), is_done=False))
+            return shown
 
         result = entry.model(
             condition,

@@ -17,8 +17,10 @@ from hiergen.generators.lora import LoraModel
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.seeding import Rng
 
-#: Called after each generation step with the index of the step and the levels that are complete so far (None before the first).
-StepCallback = Callable[[int, TokenPyramid | None], None]
+#: Called after each generation step with the index of the step, the levels that are complete so far (None before the first), the
+#: keyword `latents`, the state of the generation as one sequence, and where time is continuous `time`. What it returns, if not None,
+#: is what the generation goes on from: the complete levels, or the whole state. Tokens that were not made yet are 0 in the state.
+StepCallback = Callable[..., TokenPyramid | Tensor | None]
 
 
 class Generator(ModelMixin, ConfigMixin, LoraModel):  # type: ignore[misc]  # both bases define config_name
@@ -65,8 +67,25 @@ class Generator(ModelMixin, ConfigMixin, LoraModel):  # type: ignore[misc]  # bo
                 `Unconditional` where `makes_unconditional`.
             settings: An instance of `settings_class`; None takes its defaults.
             rng: Source of all draws; a `SampleRng` makes each sample's draws independent of what else is in the batch.
-            callback: Called after each step.
+            callback: Called after each step, see `StepCallback`.
         """
+
+    def count_steps(self, settings: Any) -> int:
+        """Return how many steps `generate` takes, for a progress bar; 0 where it is not known before."""
+        return 0
+
+    def tokens_of(self, latents: Tensor) -> TokenPyramid:
+        """Return the state of a generation, as a `StepCallback` is shown it, as levels in the tokenizer's own units."""
+        return TokenPyramid.split(latents, self.specs)
+
+    def compile_sampling(self, **options: Any) -> Any:
+        """Compile what `generate` repeats, in place; return the model. The state dict keeps its names.
+
+        Args:
+            options: Arguments of `torch.compile`.
+        """
+        self.compile_repeated_blocks(**options)
+        return self
 
     @classmethod
     def make_settings(cls, **values: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ class ClassToImagePipeline(HiergenPipeline):
         >>> images = pipe([3, 7], num_images_per_label=2, generator=torch.Generator().manual_seed(0)).images
     """
 
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("pyramid", "latents", "images")
+
     @torch.no_grad()
     def __call__(
         self,
@@ -47,6 +50,7 @@ class ClassToImagePipeline(HiergenPipeline):
         num_images: int | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("pyramid",),
         output_type: str = "pil",
         return_dict: bool = True,
         **settings: Any,
@@ -60,7 +64,9 @@ class ClassToImagePipeline(HiergenPipeline):
             num_images: Number of images without a class.
             generator: Source of all random draws: one for the batch, or a list of one per image (or `SampleRng`), so that each image
                 equals a call of its own; None seeds from the operating system.
-            callback_on_step_end: Called after each step; beside "pyramid" it gets "images", a preview in [-1, 1] decoded from the complete levels.
+            callback_on_step_end: Called after each step as `callback(pipe, step, timestep, tensors) -> tensors`.
+            callback_on_step_end_tensor_inputs: Names of the tensors that it gets: "pyramid" and "latents", which it may replace, and "images",
+                a preview in [-1, 1] decoded from the complete levels; see `HiergenPipeline`.
             output_type: "pil" for PIL images, "np" for an array in [0, 1] with the channels last, "pt" for a tensor in [-1, 1].
             return_dict: Whether to return an `ImagePipelineOutput`, or its parts as a tuple.
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `temperature`, `top_p`.
@@ -71,14 +77,13 @@ class ClassToImagePipeline(HiergenPipeline):
             TypeError: If a setting is unknown to the generator.
         """
         condition, rng = self._condition(class_labels, num_images_per_label, num_images, generator, output_type)
-        chosen = self.generator.make_settings(**settings)
-        pyramid = self.generator.generate(condition, chosen, rng=rng, callback=self._report(callback_on_step_end))
+        pyramid = self._generate(condition, settings, rng, callback_on_step_end, callback_on_step_end_tensor_inputs)
         decoded = self._decode(pyramid)
+        self.maybe_free_model_hooks()
         images = (
             to_pictures(decoded) if output_type == "pil" else to_arrays(decoded) if output_type == "np" else decoded
         )
         return ImagePipelineOutput(images, pyramid) if return_dict else (images, pyramid)
 
-    def _shown(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
-        images = None if pyramid is None else self._decode(pyramid)
-        return {"images": images, "pyramid": pyramid}
+    def _previews(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
+        return {"images": lambda: None if pyramid is None else self._decode(pyramid)}

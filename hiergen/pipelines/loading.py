@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,43 @@ from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES, model_class, pipel
 _AUTOENCODER = "AutoencoderKL"
 
 
-def from_pretrained(path: str | Path, **options: Any) -> Any:
+def from_pretrained(
+    path: str | Path, *, dtype: Any = None, compile: bool | Mapping[str, Any] = False, **options: Any
+) -> Any:
     """Return the tokenizer, generator or pipeline that `save_pretrained` wrote; an `AutoencoderKL` of diffusers becomes a tokenizer.
 
     Args:
         path: A folder, the name of a model that comes with the package ("digits-1d"), or the id `owner/name` of a Hub repository.
-        options: Passed on to the class's own `from_pretrained` (`torch_dtype`, `revision`, ...).
+        dtype: A `torch.dtype` of the weights; "auto" or None leaves them as they are saved. For a pipeline also a dict of the parts'
+            names, with "default" for the others.
+        compile: Whether to compile what generating and decoding repeat (`compile_sampling`, `compile_decoding`), or arguments of
+            `torch.compile`.
+        options: Passed on to the class's own `from_pretrained` (`revision`, `variant`, ...).
+
+    Diffusers' bars ("Loading pipeline components...") are not shown.
 
     Raises:
+        TypeError: If `dtype` is none of these; diffusers would take float32 with a warning.
         ValueError: If there is no config, or it names a class that is not hiergen's, or the weights are missing, damaged or no
             safetensors. A config never chooses code: only the classes of `hiergen.registry` are loaded, and no pickle is.
     """
+    import torch
+
+    if dtype not in (None, "auto"):
+        for value in dtype.values() if isinstance(dtype, Mapping) else (dtype,):
+            if not isinstance(value, torch.dtype):
+                raise TypeError(f"dtype is {value!r} of type {type(value).__name__}, expected a torch.dtype or 'auto'")
+        options["dtype"] = dtype
     path = resolve(str(path))
+    with _without_bars():
+        loaded = _load(path, options)
+    if compile:
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        _compile(model, dict(compile) if isinstance(compile, Mapping) else {})
+    return loaded
+
+
+def _load(path: str, options: dict[str, Any]) -> Any:
     stored = _config(path)
     name = str(stored.get("_class_name"))
     # Otherwise diffusers takes a pickle where there are no safetensors.
@@ -50,6 +77,27 @@ def from_pretrained(path: str | Path, **options: Any) -> Any:
             ) from error
     known = ", ".join(sorted({*MODEL_CLASSES, *PIPELINE_CLASSES, _AUTOENCODER}))
     raise ValueError(f"{str(path)!r} holds a {name!r}, which hiergen does not load; it loads {known}")
+
+
+def _compile(model: Any, options: dict[str, Any]) -> None:
+    """Compile a pipeline, a generator's sampling or a tokenizer's decoding."""
+    names = ("compile_sampling", "compile_decoding")
+    method = next((getattr(model, name) for name in names if hasattr(model, name)), None)
+    (method or model.compile)(**options)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silence diffusers' bars: models are loaded in the middle of programs that have their own, and into log files."""
+    from diffusers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def resolve(path: str) -> str:

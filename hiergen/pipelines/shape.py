@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.surface_extraction import EmptySurfaceError, extract_mesh
 from hiergen.pipelines.arguments import Generators, Labels, check_count, check_output_type, read_generators
-from hiergen.pipelines.base import HiergenPipeline, StepCallback
+from hiergen.pipelines.base import HiergenPipeline, StepCallback, moved
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
@@ -61,15 +61,14 @@ class ShapePipeline(HiergenPipeline):
         condition: Condition | Unconditional,
         rng: Rng | None,
         callback: StepCallback | None,
+        tensor_inputs: Sequence[str],
         extraction: ExtractionSettings | None,
         output_type: str,
         settings: dict[str, Any],
     ) -> ShapePipelineOutput:
-        chosen = self.generator.make_settings(**settings)
-        # A cascade takes features too; a generator in general takes labels.
-        generate: Any = self.generator.generate
-        pyramid = generate(condition, chosen, rng=rng, callback=self._report(callback))
-        meshes: list[Any] = list(decode_meshes(self.tokenizer, pyramid, extraction))
+        pyramid = self._generate(condition, settings, rng, callback, tensor_inputs)
+        meshes: list[Any] = list(decode_meshes(moved(self.tokenizer), pyramid, extraction))
+        self.maybe_free_model_hooks()
         if output_type != "mesh":
             meshes = [(mesh.vertices.astype(np.float32), mesh.faces.astype(np.int64)) for mesh in meshes]
         if output_type == "pt":
@@ -94,6 +93,7 @@ class ClassToShapePipeline(ShapePipeline):
         num_shapes: int | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("pyramid",),
         extraction: ExtractionSettings | None = None,
         output_type: str = "mesh",
         return_dict: bool = True,
@@ -108,7 +108,9 @@ class ClassToShapePipeline(ShapePipeline):
             num_shapes: Number of shapes without a class.
             generator: Source of all random draws: one for the batch, or a list of one per shape (or `SampleRng`), so that each shape
                 equals a call of its own; None seeds from the operating system.
-            callback_on_step_end: Called after each step with the levels that are complete.
+            callback_on_step_end: Called after each step as `callback(pipe, step, timestep, tensors) -> tensors`.
+            callback_on_step_end_tensor_inputs: Names of the tensors that it gets and may replace: "pyramid" and "latents", see
+                `HiergenPipeline`.
             extraction: Resolution, box and simplification of the meshes; None takes a grid of 129 nodes along each axis.
             output_type: "mesh" for meshes of trimesh, "np" or "pt" for vertices and faces as arrays or tensors.
             return_dict: Whether to return a `ShapePipelineOutput`, or its parts as a tuple.
@@ -123,7 +125,8 @@ class ClassToShapePipeline(ShapePipeline):
         condition, rng = self._condition(class_labels, num_shapes_per_label, num_shapes, generator, output_type)
         # Before the work of generating, not after it.
         require_shape_libraries()
-        made = self._meshes(condition, rng, callback_on_step_end, extraction, output_type, settings)
+        asked = callback_on_step_end_tensor_inputs
+        made = self._meshes(condition, rng, callback_on_step_end, asked, extraction, output_type, settings)
         return made if return_dict else (made.meshes, made.pyramid)
 
 
@@ -154,6 +157,7 @@ class ImageToShapePipeline(ShapePipeline):
         num_shapes_per_image: int = 1,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("pyramid",),
         extraction: ExtractionSettings | None = None,
         output_type: str = "mesh",
         return_dict: bool = True,
@@ -186,10 +190,11 @@ class ImageToShapePipeline(ShapePipeline):
             raise ValueError("images is empty, expected at least one image")
         # Pictures of different sizes are encoded one by one.
         parts = [self.image_encoder(part.to(self.image_encoder.device)) for part in pixels]
-        features = [torch.cat(network).to(self.generator.device) for network in zip(*parts, strict=True)]
+        features = [torch.cat(network).to(moved(self.generator).device) for network in zip(*parts, strict=True)]
         condition = [feature.repeat_interleave(num_shapes_per_image, dim=0) for feature in features]
         rng = read_generators(generator, len(condition[0]), self.unit)
-        made = self._meshes(condition, rng, callback_on_step_end, extraction, output_type, settings)
+        asked = callback_on_step_end_tensor_inputs
+        made = self._meshes(condition, rng, callback_on_step_end, asked, extraction, output_type, settings)
         return made if return_dict else (made.meshes, made.pyramid)
 
 

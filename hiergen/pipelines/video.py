@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,6 +42,7 @@ class ClassToVideoPipeline(HiergenPipeline):
     """
 
     unit: ClassVar[str] = "video"
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("pyramid", "latents", "frames")
 
     @torch.no_grad()
     def __call__(
@@ -51,6 +53,7 @@ class ClassToVideoPipeline(HiergenPipeline):
         num_videos: int | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("pyramid",),
         output_type: str = "pil",
         return_dict: bool = True,
         **settings: Any,
@@ -64,7 +67,9 @@ class ClassToVideoPipeline(HiergenPipeline):
             num_videos: Number of clips without a class.
             generator: Source of all random draws: one for the batch, or a list of one per clip (or `SampleRng`), so that each clip equals
                 a call of its own; None seeds from the operating system.
-            callback_on_step_end: Called after each step.
+            callback_on_step_end: Called after each step as `callback(pipe, step, timestep, tensors) -> tensors`.
+            callback_on_step_end_tensor_inputs: Names of the tensors that it gets: "pyramid" and "latents", which it may replace, and "frames",
+                a preview `(b, 3, t, h, w)` in [-1, 1] decoded from the complete levels; see `HiergenPipeline`.
             output_type: "pil" for PIL images, "np" for an array in [0, 1] with the channels last, "pt" for a tensor in [-1, 1].
             return_dict: Whether to return a `VideoPipelineOutput`, or its parts as a tuple.
             settings: Fields of the generator's settings, e.g. `guidance_scale`, `num_steps`.
@@ -75,10 +80,13 @@ class ClassToVideoPipeline(HiergenPipeline):
             TypeError: If a setting is unknown to the generator.
         """
         condition, rng = self._condition(class_labels, num_videos_per_label, num_videos, generator, output_type)
-        chosen = self.generator.make_settings(**settings)
-        pyramid = self.generator.generate(condition, chosen, rng=rng, callback=self._report(callback_on_step_end))
+        pyramid = self._generate(condition, settings, rng, callback_on_step_end, callback_on_step_end_tensor_inputs)
         decoded = self._decode(pyramid)
+        self.maybe_free_model_hooks()
         frames: Any = decoded if output_type == "pt" else to_arrays(decoded)
         if output_type == "pil":
             frames = [to_pictures(video.transpose(0, 1)) for video in decoded]
         return VideoPipelineOutput(frames, pyramid) if return_dict else (frames, pyramid)
+
+    def _previews(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
+        return {"frames": lambda: None if pyramid is None else self._decode(pyramid)}

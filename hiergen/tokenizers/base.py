@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -19,6 +19,10 @@ from hiergen.pyramid import LevelSpec, TokenPyramid
 
 #: What `decode` returns: a tensor, or for shapes a field that can be queried at points.
 Decoded = TypeVar("Decoded", default=Tensor)
+
+
+#: Pictures of any kind that `hiergen.ImageProcessor` reads.
+Pictures = Any
 
 
 @dataclasses.dataclass
@@ -36,6 +40,10 @@ class TokenizerOutput:
     pyramid: TokenPyramid
     losses: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     features: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+# So that `torch.export` and the like look into what a forward pass returns.
+torch.export.register_dataclass(TokenizerOutput, serialized_type_name="hiergen.TokenizerOutput")
 
 
 def configured(kind: type[Any]) -> Callable[[Callable[[Any, Any], None]], Callable[..., None]]:
@@ -82,10 +90,47 @@ class Tokenizer(ModelMixin, ConfigMixin, Generic[Decoded]):  # type: ignore[misc
                 raise ValueError(f"the config of a {cls.__name__} has an unknown entry {name!r}{nearest(name, known)}")
         return super().extract_init_dict(config_dict, **kwargs)
 
+    #: Names of the modules that `compile_decoding` compiles.
+    _decoding_modules: ClassVar[tuple[str, ...]] = ("decoder",)
+
     @property
     @abc.abstractmethod
     def specs(self) -> tuple[LevelSpec, ...]:
         """All levels, coarse to fine."""
+
+    @property
+    def image_processor(self) -> Any:
+        """The `hiergen.ImageProcessor` of this model's images.
+
+        Raises:
+            ValueError: If the model is not one of images.
+        """
+        import hiergen
+
+        if "image_size" not in self.config:
+            raise ValueError(f"{type(self).__name__} has no image_processor: it does not encode images")
+        return hiergen.ImageProcessor(self.config["image_size"], self.config.get("in_channels", 3))
+
+    def compile_decoding(self, **options: Any) -> Any:
+        """Compile the modules that do the work of `decode`, in place; return the model. The state dict keeps its names.
+
+        Args:
+            options: Arguments of `torch.compile`.
+        """
+        for name in self._decoding_modules:
+            self.get_submodule(name).compile(**options)
+        return self
+
+    def _to_images(self, data: Pictures) -> Tensor:
+        """Return what `encode` is given as images on the model's device: tensors as they are, with their range checked.
+
+        Raises:
+            ValueError: If values leave [-1, 1].
+        """
+        if not isinstance(data, Tensor):
+            return self.image_processor(data).to(self.device)
+        check_range(data)
+        return data
 
     @property
     def decodable_levels(self) -> tuple[int, ...]:
@@ -118,6 +163,25 @@ def check_images(images: Tensor, *, height: int, width: int, channels: int = 3) 
         raise TypeError(
             f"images have dtype {images.dtype}, expected floating point in [-1, 1]: scale with x / 127.5 - 1"
         )
+
+
+def check_range(images: Tensor) -> None:
+    """Check that images are floats in [-1, 1]; under `torch.compile`, `torch.export` and on the meta device values are not looked at.
+
+    Raises:
+        ValueError: If a value lies outside, or is NaN.
+        TypeError: If the values are not floating point.
+    """
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images have dtype {images.dtype}, expected floating point in [-1, 1]: scale with x / 127.5 - 1"
+        )
+    if torch.compiler.is_compiling() or images.is_meta or not images.numel():
+        return
+    low, high = (float(value) for value in torch.aminmax(images.detach()))
+    # A thousandth is what scaling of pictures and rounding to bfloat16 may add.
+    if not (low >= -1.001 and high <= 1.001):
+        raise ValueError(f"images span {low:.4g} to {high:.4g}, expected values in [-1, 1]: scale with x / 127.5 - 1")
 
 
 def check_pyramid(pyramid: TokenPyramid, specs: tuple[LevelSpec, ...]) -> None:

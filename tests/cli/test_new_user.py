@@ -22,6 +22,7 @@ from hiergen.cli.env import environment
 from hiergen.cli.recipes import find_recipe, recipes
 from hiergen.data.images.pixels import to_uint8
 from hiergen.figures import save_image_grid
+from hiergen.pipelines.base import HiergenPipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -246,6 +247,21 @@ def test_info_names_the_classes_of_a_pipeline(named, capsys) -> None:
     assert main(["info", "digits-1d", "--json"]) == 0
     parts = json.loads(capsys.readouterr().out)["parts"]
     assert [part.get("classes", {}).get("7") for part in parts] == [None, "7"]
+def test_the_number_format_and_compiling_are_chosen(tmp_path, monkeypatch, capsys) -> None:
+    compiled: list[dict[str, object]] = []
+    monkeypatch.setattr(HiergenPipeline, "compile", lambda pipe, **options: compiled.append(options))
+    plain = generated(tmp_path / "a", "--dtype", "float32")
+    assert compiled == []
+    assert generated(tmp_path / "b", "--dtype", "bfloat16", "--compile", "True") != plain
+    assert compiled == [{}]
+    assert capsys.readouterr().err.count("\n") == 2, "a line of each call, and no bars"
+
+    def opened(path: str, device: str, **options: object) -> None:
+        raise ValueError(f"opened with {options}")
+
+    monkeypatch.setattr("hiergen.cli.encode.open_model", opened)
+    assert main(["encode", "--tokenizer", "digits-1d", "--dtype", "float16", "--out", str(tmp_path / "c")]) == 1
+    assert "opened with {'part': 'tokenizer', 'dtype': 'float16'}" in capsys.readouterr().err
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(monkeypatch) -> None:

@@ -25,12 +25,3 @@ def test_the_argument_that_is_wrong_is_named(pipe) -> None:
         pipe._condition(5, 0, None, None, "pt")
     with pytest.raises(ValueError, match="class_labels is empty, expected at least one label"):
         pipe._condition([], 1, None, None, "pt")
-
-
-def test_every_step_is_told_with_its_pyramid(pipe) -> None:
-    assert pipe._report(None) is None
-    told = []
-    report = pipe._report(lambda *values: told.append(values))
-    assert report is not None
-    report(4, None)
-    assert told == [(pipe, 4, {"images": None, "pyramid": None})]

@@ -47,10 +47,13 @@ def test_labels_become_pictures_and_a_seed_repeats_them(pipe) -> None:
 def test_previews_follow_the_levels_and_end_at_the_result(pipe) -> None:
     seen = []
 
-    def look(pipeline, step, values) -> None:
+    def look(pipeline, step, timestep, values):
+        assert (pipeline, timestep) == (pipe, step)
         seen.append((step, values["images"]))
+        return values
 
-    result = pipe(1, output_type="pt", callback_on_step_end=look, generator=seeded())
+    shown = {"callback_on_step_end": look, "callback_on_step_end_tensor_inputs": ["images"]}
+    result = pipe(1, output_type="pt", generator=seeded(), **shown)
     assert [step for step, _ in seen] == list(range(len(seen)))
     assert len(seen) >= len(pipe.tokenizer.specs)
     assert torch.equal(seen[-1][1], result.images)

@@ -83,7 +83,7 @@ def test_the_mesh_is_the_surface_of_the_finest_level(pipe) -> None:
 def test_every_step_is_reported_and_the_last_shows_the_result(pipe) -> None:
     seen = []
     result = pipe(
-        2, generator=seeded(), callback_on_step_end=lambda p, step, values: seen.append((p, step, values)), **QUICK
+        2, generator=seeded(), callback_on_step_end=lambda p, step, _, values: seen.append((p, step, values)), **QUICK
     )
     assert [step for _, step, _ in seen] == list(range(len(seen)))
     assert all(p is pipe for p, _, _ in seen)

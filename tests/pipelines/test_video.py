@@ -8,6 +8,7 @@ import hiergen
 from hiergen.data.codes import CodeSet
 from hiergen.data.videos.dataset import VideoSet, from_uint8
 from hiergen.generators.flow.model import FlowTransformer
+from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.pyramid import specs_to_json
@@ -52,10 +53,17 @@ def test_labels_become_clips_and_a_seed_repeats_them(pipe) -> None:
 
 def test_every_step_is_reported_and_the_last_holds_the_tokens(pipe) -> None:
     seen = []
-    result = pipe(1, callback_on_step_end=lambda _, step, values: seen.append((step, values["pyramid"])), **STEPS)
-    assert [step for step, _ in seen] == [0, 1]
-    assert seen[0][1] is None
-    assert torch.equal(seen[1][1].concat(), result.pyramid.concat())
+    result = pipe(
+        1,
+        callback_on_step_end=lambda _, step, time, values: seen.append((step, time, values)),
+        callback_on_step_end_tensor_inputs=["pyramid", "frames"],
+        output_type="pt",
+        **STEPS,
+    )
+    assert [(step, time) for step, time, _ in seen] == list(enumerate(FlowSettings(**STEPS).times()[1:]))
+    assert seen[0][2] == {"pyramid": None, "frames": None}
+    assert torch.equal(seen[1][2]["pyramid"].concat(), result.pyramid.concat())
+    assert torch.equal(seen[1][2]["frames"], result.frames)
 
 
 def test_saved_is_loaded_by_class_and_by_name(pipe, tmp_path) -> None:

@@ -301,7 +301,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             condition: Labels, 0 to num_classes - 1; or `Unconditional`, where labels were dropped in training.
             settings: Solver, steps and guidance; None for the defaults.
             rng: Source of the noise; None for the global one.
-            callback: Called after each step. Levels are complete only after the last one, when it gets the pyramid.
+            callback: Called after each step with the `time` that is reached, 0 (noise) to 1, and the standardized state `latents`
+                `(b, n, c)`. Levels are complete only after the last one, when it gets the pyramid.
 
         Raises:
             ValueError: If a label is out of range.
@@ -311,26 +312,36 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         settings = settings or FlowSettings()
         labels = resolve_labels(condition, self.config["num_classes"], self.config["label_dropout"], self.device)
         noise = self._noise(len(labels), self.device, rng)
-        finite = FiniteSteps(type(self).__name__, "the velocity")
+        finite, times = FiniteSteps(type(self).__name__, "the velocity"), settings.times()
 
-        def report(step: int) -> None:
-            if callback is not None and step < settings.num_steps - 1:
-                callback(step, None)
+        def report(step: int, state: Tensor) -> Tensor:
+            is_last = step == settings.num_steps - 1
+            if is_last:
+                finite.check()
+            if callback is None:
+                return state
+            pyramid = self.tokens_of(state) if is_last else None
+            changed = callback(step, pyramid, time=times[step + 1], latents=state)
+            if isinstance(changed, TokenPyramid):
+                changed = self.standardize(changed.concat())
+            return state if changed is None else changed.to(state.dtype)
 
         state = noise.double() if self.dtype == torch.float64 else noise
         state = integrate(
             self._guided_velocity(labels, settings, finite),
             state,
-            settings.times(),
+            times,
             solver=settings.solver,
             draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
             after_step=report,
         )
-        finite.check()
-        pyramid = TokenPyramid.split(self.standardize.inverse(state), self._specs)
-        if callback is not None:
-            callback(settings.num_steps - 1, pyramid)
-        return pyramid
+        return self.tokens_of(state)
+
+    def count_steps(self, settings: FlowSettings) -> int:
+        return settings.num_steps
+
+    def tokens_of(self, latents: Tensor) -> TokenPyramid:
+        return TokenPyramid.split(self.standardize.inverse(latents), self._specs)
 
     def compile_sampling(self, **options: Any) -> FlowTransformer:
         """Compile the velocity that `generate` calls at every step, in place, one graph per batch size; return the model.

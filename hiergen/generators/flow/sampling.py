@@ -99,7 +99,7 @@ def integrate(
     *,
     solver: Solver = "euler",
     draw: Callable[[], Tensor] | None = None,
-    after_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return the state at the last time of a grid, starting with `state` at the first.
 
@@ -113,7 +113,7 @@ def integrate(
         times: Increasing or decreasing times; for "sde" increasing ones from 0 on.
         solver: "euler", "heun" or "sde".
         draw: Returns fresh unit normal numbers in the shape of the state; needed by "sde", once per step but the last.
-        after_step: Called with the index of each step when it is done.
+        after_step: Called with the index of each step and the state after it; what it returns is gone on from.
 
     Raises:
         ValueError: If `solver` is "sde" and `draw` is missing.
@@ -135,7 +135,7 @@ def integrate(
         if draw is not None and solver == "sde" and step < len(times) - 2:
             state = state + math.sqrt(2 * (1 - time) * width) * draw()
         if after_step is not None:
-            after_step(step)
+            state = after_step(step, state)
     return state
 
 

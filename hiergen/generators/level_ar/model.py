@@ -110,6 +110,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
     settings_class = LevelARSettings
     _supports_gradient_checkpointing = True
     _no_split_modules = ["CachedBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _repeated_blocks = ["CachedBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -231,7 +232,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or `Unconditional`, where labels were dropped in training.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
             rng: Source of the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
-            callback: Called after each step with its index and the levels that are complete.
+            callback: Called after each step with its index, the levels that are complete, and as `latents` all ids `(b, n)`. After a
+                change all later steps read all tokens again, without the cache.
 
         Raises:
             ValueError: If a label or `settings.num_levels` is out of range.
@@ -243,7 +245,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         # The schedule is that of all levels, so that stopping early changes nothing in the levels that are generated.
         scales, num_guided = settings.scales(self.num_steps), settings.num_guided_steps(layout)
         labels = with_null_labels(condition, self.config["num_classes"]) if num_guided else condition
-        ids = condition.new_empty(batch, layout.num_tokens)
+        ids = condition.new_zeros(batch, layout.num_tokens)
         cache = KVCache(len(self.blocks), layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
         with evaluating(self):
@@ -264,10 +266,19 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
                     conditional, null = logits.float().chunk(2)
                     logits = guide(conditional, null, scales[index])
                 ids[:, step.start : step.end] = draw_ids(logits, settings, rng=rng)
-                if callback is not None:
-                    callback(index, self._complete_levels(ids, step.end))
+                changed = (
+                    None if callback is None else callback(index, self._complete_levels(ids, step.end), latents=ids)
+                )
+                if changed is not None:
+                    new = changed.concat() if isinstance(changed, TokenPyramid) else changed
+                    ids[:, : new.shape[1]] = new
+                    # It holds what was computed from the ids of before, and groups of several steps need a mask.
+                    cache = None
         finite.check()
         return TokenPyramid.split(ids, self._specs)
+
+    def count_steps(self, settings: LevelARSettings) -> int:
+        return len(self._layout_of_levels(settings.num_levels).steps)
 
     def _level_of(self, token: int) -> int:
         """Return the level that holds a token of the sequence."""

@@ -293,7 +293,8 @@ class MaskedCascade(Generator):
             condition: Class labels, or features.
             settings: How to generate; None takes `MaskedCascadeSettings()`.
             low: The coarse level of an earlier call, which is then not generated again.
-            callback: Called after every step; the coarse level is complete after the coarse stage.
+            callback: Called after every step; the coarse level is complete after the coarse stage. `latents` is the state of the stage that
+                runs. A coarse level that is changed in the fine stage changes the result alone.
 
         Raises:
             ValueError: If the condition, the coarse level or the settings do not fit the model.
@@ -310,7 +311,21 @@ class MaskedCascade(Generator):
         fine = self.high.generate(
             condition, settings.stage(1), low_res=tokens, rng=rng, callback=None if callback is None else count.forward
         )
-        return TokenPyramid((coarse.levels[0], fine.levels[0]), self.specs)
+        return TokenPyramid((count.done.levels[0], fine.levels[0]), self.specs)
+
+    def count_steps(self, settings: MaskedCascadeSettings) -> int:
+        return self.low.count_steps(settings.stage(0)) + self.high.count_steps(settings.stage(1))
+
+    def tokens_of(self, latents: Tensor) -> TokenPyramid:
+        """Return the state of the coarse stage as the coarse level, that of the fine one as the fine level alone."""
+        stage = self.low if latents.shape[1] == self.specs[0].num_tokens else self.high
+        return stage.tokens_of(latents)
+
+    def compile_sampling(self, **options: Any) -> MaskedCascade:
+        """Compile both stages, see `MaskedAR.compile_sampling`."""
+        self.low.compile_sampling(**options)
+        self.high.compile_sampling(**options)
+        return self
 
 
 class _StepCount:
@@ -321,11 +336,15 @@ class _StepCount:
         self._index = 0
         self.done: TokenPyramid | None = None
 
-    def forward(self, _: int, complete: TokenPyramid | None) -> None:
+    def forward(self, _: int, complete: TokenPyramid | None, *, latents: Tensor) -> TokenPyramid | Tensor | None:
         if self._callback is None:
-            return
+            return None
         if self.done is not None and complete is not None:
             levels, specs = self.done.levels + complete.levels, self.done.specs + complete.specs
             complete = TokenPyramid(levels, specs)
-        self._callback(self._index, complete if complete is not None else self.done)
+        changed = self._callback(self._index, complete if complete is not None else self.done, latents=latents)
         self._index += 1
+        if self.done is None or not isinstance(changed, TokenPyramid):
+            return changed
+        self.done = changed.prefix(1)
+        return TokenPyramid(changed.levels[1:], changed.specs[1:]) if len(changed) > 1 else None

@@ -276,7 +276,8 @@ class MaskedAR(Generator):
             condition: Class labels `(b,)`, or features.
             settings: How to generate; None takes `MaskedARSettings()`.
             low_res: Standardized tokens of the coarse stage, where the model takes them.
-            callback: Called after every step with the levels that are complete by then.
+            callback: Called after every step with the levels that are complete by then, and as `latents` with the standardized tokens
+                `(b, n, c)`, 0 where they are still hidden.
 
         Raises:
             ValueError: If the condition or the settings do not fit the model.
@@ -315,13 +316,29 @@ class MaskedAR(Generator):
                     tokens = scatter_tokens(tokens, queries, values)
                     rows = scatter_tokens(rows, queries, self.transformer.embed_tokens(values, queries))
                     if after == 0:
-                        complete = TokenPyramid.split(self.standardize.inverse(tokens[:, : stage.length]), self.specs)
-                    if callback is not None:
-                        callback(index, complete)
+                        complete = self.tokens_of(tokens[:, : stage.length])
+                    changed = None if callback is None else callback(index, complete, latents=tokens)
+                    if changed is not None:
+                        tokens, rows = self._changed(tokens, rows, changed)
+                        complete = complete and self.tokens_of(tokens[:, : complete.num_tokens])
                     index += 1
         assert complete is not None
         finite.check()
         return complete
+
+    def count_steps(self, settings: MaskedARSettings) -> int:
+        steps = (settings.steps_of(number, len(self.stages)) for number in range(len(self.stages)))
+        return sum(len(unmask_counts(stage.num_tokens, count)) for stage, count in zip(self.stages, steps, strict=True))
+
+    def tokens_of(self, latents: Tensor) -> TokenPyramid:
+        return TokenPyramid.split(self.standardize.inverse(latents), self.specs)
+
+    def _changed(self, tokens: Tensor, rows: Tensor, changed: TokenPyramid | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens and their input rows with the first of them replaced by what a callback returned."""
+        values = self.standardize(changed.concat()) if isinstance(changed, TokenPyramid) else changed
+        places = torch.arange(values.shape[1], device=tokens.device).expand(len(tokens), -1)
+        embedded = self.transformer.embed_tokens(values.to(tokens.dtype), places)
+        return scatter_tokens(tokens, places, values.to(tokens.dtype)), scatter_tokens(rows, places, embedded)
 
     def _sampling_prefix(
         self,

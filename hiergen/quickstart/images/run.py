@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from hiergen.data.codes import name_data
@@ -85,12 +86,12 @@ def _load(preset: str, folder: Path) -> Any:
 
 def _sample(pipeline: ClassToImagePipeline, settings: QuickstartSettings, console: Console) -> ImageSet:
     """Return generated images, class by class in turn, so that any first part of them is balanced."""
-    pipeline.set_progress_bar_config(disable=not console.is_terminal)
+    pipeline.set_progress_bar_config(disable=True)
     labels = torch.arange(settings.num_generated) % 10
     rng = make_rng(settings.seed, "sample")
     parts = [
         pipeline(part.tolist(), generator=rng, output_type="pt", **sampling(settings)).images
-        for part in pipeline.progress_bar(labels.split(50))
+        for part in track(labels.split(50), "sample", console=console, disable=not console.is_terminal)
     ]
     return ImageSet(
         torch.cat([part for part in parts if isinstance(part, Tensor)]), labels, tuple(str(k) for k in range(10))

@@ -34,7 +34,7 @@ from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.pyramid_pooling import PyramidPool
 from hiergen.pyramid import LevelSpec, TokenPyramid
-from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
+from hiergen.tokenizers.base import Pictures, Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
 from hiergen.tokenizers.hieratok.config import HieraTokConfig
 
 
@@ -167,16 +167,18 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
         """
         return self.bottleneck.posterior(self._encode_features(data))
 
-    def encode(self, data: Float[Tensor, "b c h w"], *, rng: torch.Generator | None = None) -> TokenPyramid:
+    def encode(self, data: Float[Tensor, "b c h w"] | Pictures, *, rng: torch.Generator | None = None) -> TokenPyramid:
         """Return the latents of images in [-1, 1]: a sample drawn by `rng`, or without one the mode.
+
+        Pictures that are no tensor go through `image_processor`.
 
         Random draws: (b, m, latent_dim) normal numbers.
 
         Raises:
-            ValueError: If the images are of another size.
+            ValueError: If the images are of another size, or values leave [-1, 1].
             TypeError: If they are not floating point.
         """
-        posterior = self.posterior(data)
+        posterior = self.posterior(self._to_images(data))
         codes = posterior.mean if rng is None else posterior.sample(rng)
         return TokenPyramid.split(codes.to(self.from_latents.weight.dtype), self.specs)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hiergen.bottlenecks.gaussian import GaussianPosterior
 from hiergen.pyramid import LevelSpec, TokenPyramid
-from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, check_images, check_pyramid
+from hiergen.tokenizers.base import Pictures, Tokenizer, TokenizerOutput, check_images, check_pyramid
 
 
 class KLAutoencoder(Tokenizer):
@@ -44,6 +44,7 @@ class KLAutoencoder(Tokenizer):
     """
 
     vae: Any
+    _decoding_modules = ("vae.decoder",)
     _supports_gradient_checkpointing = True
 
     @register_to_config
@@ -107,16 +108,18 @@ class KLAutoencoder(Tokenizer):
         moments = self.vae.encode(data.to(self.latent_weight.dtype)).latent_dist.parameters
         return GaussianPosterior(*rearrange(moments, "b (two c) h w -> two b (h w) c", two=2))
 
-    def encode(self, data: Float[Tensor, "b c h w"], *, rng: torch.Generator | None = None) -> TokenPyramid:
+    def encode(self, data: Float[Tensor, "b c h w"] | Pictures, *, rng: torch.Generator | None = None) -> TokenPyramid:
         """Return the latents of images in [-1, 1]: a sample drawn by `rng`, or without one the mode.
+
+        Pictures that are no tensor go through `image_processor`.
 
         Random draws: (b, n, latent channels) normal numbers.
 
         Raises:
-            ValueError: If the images are of another size.
+            ValueError: If the images are of another size, or values leave [-1, 1].
             TypeError: If they are not floating point.
         """
-        posterior = self.posterior(data)
+        posterior = self.posterior(self._to_images(data))
         codes = posterior.mean if rng is None else posterior.sample(rng)
         return TokenPyramid((codes.to(self.latent_weight.dtype),), self.specs)
 

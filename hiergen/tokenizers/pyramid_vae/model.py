@@ -54,6 +54,7 @@ class PyramidVAE(Tokenizer[ShapeField]):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["SelfBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _decoding_modules = ("decoder", "decoder.stack")
 
     @configured(PyramidVAEConfig)
     def __init__(self, layout: PyramidVAEConfig) -> None:

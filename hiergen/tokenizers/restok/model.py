@@ -26,7 +26,7 @@ from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.nested_dropout import draw_prefix_lengths, prefix_mask
 from hiergen.nn.precision import without_autocast
 from hiergen.pyramid import LevelSpec, TokenPyramid
-from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
+from hiergen.tokenizers.base import Pictures, Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
 from hiergen.tokenizers.restok.config import ResTokConfig
 from hiergen.tokenizers.restok.decoder import LevelLinear, ResTokDecoder
 from hiergen.tokenizers.restok.encoder import ResTokEncoder
@@ -73,6 +73,8 @@ class ResTok(Tokenizer):
                 init_truncated_normal(part)
         self.constants = channel_statistics(*(IMAGENET_STATISTICS if layout.in_channels == 3 else ((0.5,), (0.5,))))
 
+    _decoding_modules = ("decoder", "pixel_decoder")
+
     @property
     def specs(self) -> tuple[LevelSpec, ...]:
         """All levels. They have no grid, because their tokens have no order in space."""
@@ -85,14 +87,16 @@ class ResTok(Tokenizer):
         return tuple(count for count, tokens in prefixes if tokens in self.layout.allowed_prefixes)
 
     @torch.no_grad()
-    def encode(self, data: Float[Tensor, "b c h w"], *, rng: torch.Generator | None = None) -> TokenPyramid:
+    def encode(self, data: Float[Tensor, "b c h w"] | Pictures, *, rng: torch.Generator | None = None) -> TokenPyramid:
         """Return the ids of images in [-1, 1], all levels. Nothing is random; `rng` is not read.
 
+        Pictures that are no tensor go through `image_processor`.
+
         Raises:
-            ValueError: If the images have another size or number of channels than the model.
+            ValueError: If the images have another size or number of channels than the model, or values leave [-1, 1].
             TypeError: If they are not floating point.
         """
-        latents, _ = self.encode_latents(data)
+        latents, _ = self.encode_latents(self._to_images(data))
         return self._pyramid(self.quantizer(latents).ids)
 
     def encode_latents(self, data: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b m d"]]:
@@ -126,10 +130,10 @@ class ResTok(Tokenizer):
         codes = self.quantizer.lookup(pyramid.concat())
         missing = self.layout.num_latent_tokens - codes.shape[1]
         if not missing:
-            return self._to_images(self.decoder(codes)[0])
+            return self._pixels(self.decoder(codes)[0])
         lengths = torch.full((codes.shape[0],), codes.shape[1], device=codes.device)
         codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
-        return self._to_images(self.decoder(codes, prefix_mask(lengths, codes.shape[1]))[0])
+        return self._pixels(self.decoder(codes, prefix_mask(lengths, codes.shape[1]))[0])
 
     def forward(self, data: Float[Tensor, "b c h w"], *, rng: torch.Generator | None = None) -> TokenizerOutput:
         """Return reconstruction, ids and losses; in train mode with nested dropout drawn from `rng`.
@@ -155,12 +159,12 @@ class ResTok(Tokenizer):
         features = {"encoder": image_tokens}
         if decoder_tokens is not None:
             features["decoder"] = decoder_tokens
-        return TokenizerOutput(self._to_images(decoded), self._pyramid(ids), losses, features)
+        return TokenizerOutput(self._pixels(decoded), self._pyramid(ids), losses, features)
 
     def _pyramid(self, ids: Tensor) -> TokenPyramid:
         return TokenPyramid.split(ids, self.specs)
 
-    def _to_images(self, decoded: Tensor) -> Tensor:
+    def _pixels(self, decoded: Tensor) -> Tensor:
         # The published model decodes to [0, 1] in float32, whatever autocast says.
         with without_autocast(decoded.device):
             return 2 * self.pixel_decoder(decoded.to(self.pixel_decoder.conv_in.weight.dtype)) - 1

@@ -33,6 +33,8 @@ class FrameTokenizer(Tokenizer):
         ValueError: If `num_frames` is below 1 or the frame's tokenizer has several levels.
     """
 
+    _decoding_modules = ("frame_tokenizer.decoder",)
+
     @register_to_config
     def __init__(self, *, num_frames: int = 16, frame: Mapping[str, Any]) -> None:
         super().__init__()

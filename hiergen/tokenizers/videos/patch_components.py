@@ -37,6 +37,9 @@ class PatchComponents(Tokenizer):
         ValueError: If the box does not divide the clip, or holds fewer numbers than `dim`.
     """
 
+    # A product with a matrix: nothing to compile.
+    _decoding_modules = ()
+
     @register_to_config
     def __init__(
         self, *, video_size: Sequence[int] = (32, 32, 32), patch_size: Sequence[int] = (2, 4, 4), dim: int = 8

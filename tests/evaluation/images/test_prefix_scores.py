@@ -64,7 +64,7 @@ def test_generations_that_stop_early_are_the_beginning_of_longer_ones(pipeline, 
 
     def watched(self, *args, **options):
         count = []
-        pyramid = generate(self, *args, **{**options, "callback": lambda step, levels: count.append(step)})
+        pyramid = generate(self, *args, **{**options, "callback": lambda step, levels, **_: count.append(step)})
         kept.append(pyramid)
         steps.append(len(count))
         return pyramid

@@ -161,7 +161,7 @@ def test_generation_is_the_ode_with_guidance() -> None:
     )
     seen: list[tuple[int, bool]] = []
     made = model.generate(
-        labels, settings, rng=seeded(2), callback=lambda step, pyramid: seen.append((step, pyramid is not None))
+        labels, settings, rng=seeded(2), callback=lambda step, pyramid, **_: seen.append((step, pyramid is not None))
     )
     assert seen == [(0, False), (1, False), (2, False), (3, False), (4, True)]
     x = torch.randn(2, 6, 4, 4, generator=seeded(2)).flatten(2).transpose(1, 2)

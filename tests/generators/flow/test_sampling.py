@@ -102,13 +102,15 @@ def test_steps_of_the_diffusion_by_its_score() -> None:
     assert settings.times() == [0, pytest.approx(0.45), pytest.approx(0.9), 1]
     draws, steps = [], []
 
+    def note(step: int, state: torch.Tensor) -> torch.Tensor:
+        steps.append(step)
+        return state
+
     def draw() -> torch.Tensor:
         draws.append(noise * (len(draws) + 1))
         return draws[-1]
 
-    made = integrate(
-        lambda x, t: x.cos() + t, start, settings.times(), solver="sde", draw=draw, after_step=steps.append
-    )
+    made = integrate(lambda x, t: x.cos() + t, start, settings.times(), solver="sde", draw=draw, after_step=note)
     x = start
     for t, width, fresh in ((0.0, 0.45, noise), (0.45, 0.45, 2 * noise), (0.9, 0.1, 0 * noise)):
         v = x.cos() + t
@@ -129,7 +131,14 @@ def test_number_of_calls_and_reports() -> None:
             calls.append(time)
             return state
 
-        integrate(slope, torch.ones(()), time_grid(249), solver=solver, after_step=steps.append)
+        def note(step: int, state: torch.Tensor, steps: list[int] = steps) -> torch.Tensor:
+            steps.append(step)
+            return state + 1 if step == 248 else state
+
+        end = integrate(slope, torch.ones(()), time_grid(249), solver=solver, after_step=note)
+        plain = integrate(slope, torch.ones(()), time_grid(249), solver=solver)
+        assert float(end) == pytest.approx(float(plain) + 1)
+        del calls[249 * calls_per_step :]
         assert len(calls) == 249 * calls_per_step
         assert steps == list(range(249))
 

@@ -123,12 +123,14 @@ def test_stopping_early_gives_a_prefix(layout: dict[str, Any]) -> None:
 
 def test_callback_sees_the_levels_as_they_complete() -> None:
     model, seen = make(num_ar_tokens=8), []
-    model.generate(torch.tensor([1]), callback=lambda step, levels: seen.append((step, len(levels) if levels else 0)))
+    model.generate(
+        torch.tensor([1]), callback=lambda step, levels, **_: seen.append((step, len(levels) if levels else 0))
+    )
     # Eight single tokens complete levels of 1, 1, 2, 4 tokens; one step makes the last eight.
     assert seen == list(enumerate([1, 2, 2, 3, 3, 3, 3, 4, 5]))
     coarse = LevelAR(level_specs=specs_to_json(specs((4, 4))), dim=8, depth=1, num_heads=1, num_classes=2)
     first: list[TokenPyramid | None] = []
-    coarse.generate(torch.tensor([1]), callback=lambda _, levels: first.append(levels))
+    coarse.generate(torch.tensor([1]), callback=lambda _, levels, **__: first.append(levels))
     assert [len(levels) if levels else None for levels in first] == [None, None, None, 1, 2]
 
 

@@ -64,7 +64,7 @@ def test_generation_is_that_of_its_stages_and_can_start_from_the_coarse_level() 
     model = _cascade(latent_mean=[[0.5] * 3, [1.0] * 3], latent_std=[[2.0] * 3, [3.0] * 3])
     seen: list[tuple[int, int]] = []
     made = model.generate(
-        LABELS, FAST, rng=_rng(), callback=lambda step, done: seen.append((step, 0 if done is None else len(done)))
+        LABELS, FAST, rng=_rng(), callback=lambda step, done, **_: seen.append((step, 0 if done is None else len(done)))
     )
     assert made.specs == SPECS
     assert seen == [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2)]

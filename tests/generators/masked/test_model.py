@@ -185,7 +185,7 @@ def test_guidance_towards_no_class_changes_nothing() -> None:
 def test_all_levels_are_generated_and_callbacks_see_them_grow(order: str) -> None:
     model, seen = _model(LEVELS, order=order).train(), []
     made = model.generate(
-        LABELS, FAST, rng=_rng(), callback=lambda step, done: seen.append((step, 0 if done is None else len(done)))
+        LABELS, FAST, rng=_rng(), callback=lambda step, done, **_: seen.append((step, 0 if done is None else len(done)))
     )
     assert made.specs == LEVELS
     assert all(level.isfinite().all() and (level != 0).all() for level in made.levels)

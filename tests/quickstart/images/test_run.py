@@ -99,7 +99,8 @@ def _check_the_saved_pipeline(folder, sampling) -> None:
         [1, 2],
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
-        callback_on_step_end=lambda _, step, values: shown.append(values["images"]),
+        callback_on_step_end=lambda _, step, time, values: shown.append(values["images"]),
+        callback_on_step_end_tensor_inputs=["images"],
         **sampling,
     ).images
     again = hiergen.from_pretrained(folder)(
@@ -141,7 +142,7 @@ def test_level_by_level_generation_gets_the_same_report(tmp_path, monkeypatch) -
         [1, 2],
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
-        callback_on_step_end=lambda _, step, values: shown.append(values),
+        callback_on_step_end=lambda _, step, time, values: shown.append(values),
         **report["sampling"],
     )
     assert [len(values["pyramid"]) for values in shown] == [1, 1, 1, 2, 2, 2, 3]
