@@ -10,9 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hiergen.data.images.overview import spread_over_classes
 from hiergen.evaluation.features.distances import bias_curve, measure
-from hiergen.evaluation.features.extractors import build_extractor, check_extractor
-from hiergen.evaluation.features.references import check_source, open_reference
+from hiergen.evaluation.features.references import check_source, open_evaluated, open_reference
+from hiergen.evaluation.images.fit import (
+    Agreement,
+    RealPictures,
+    agreement,
+    check_image_extractor,
+    open_image_extractor,
+)
 from hiergen.evaluation.images.samples import open_samples, write_samples
 from hiergen.evaluation.parts import Parts
 from hiergen.evaluation.protocol import ROUNDING_RULES, check_finite, check_seed, quantize
@@ -36,7 +43,6 @@ class GfidSettings(GeneratorSettings, ImageSettings):
         num_images: Number of images to generate; of samples, 0 takes all.
         data: Reference images.
         keep: Form in which the images themselves are kept: "npz" writes samples.npz in ADM's layout, "png" a folder of pictures.
-        cache: Folder of the statistics of reference images.
     """
 
     pipeline: str = "quickstart/pipeline"
@@ -44,7 +50,6 @@ class GfidSettings(GeneratorSettings, ImageSettings):
     out: str = "evaluation/gfid"
     num_images: int = 0
     keep: Literal["none", "npz", "png"] = "none"
-    cache: str = "~/.cache/hiergen/references"
 
 
 def evaluate_generations(settings: GfidSettings) -> dict[str, Any] | None:
@@ -65,7 +70,7 @@ class Generation(Evaluation[GfidSettings]):
     def check(self) -> None:
         settings = self.settings
         check_seed(settings.seed)
-        check_extractor(settings.extractor)
+        check_image_extractor(settings.extractor, None if settings.reference else settings.data)
         pictures = check_source(settings.reference or settings.data)
         if pictures is not None:
             check_count(pictures, "the reference")
@@ -78,7 +83,11 @@ class Generation(Evaluation[GfidSettings]):
         return {**self.source.identity, "keep": self.settings.keep != "none"}
 
     def open_data(self) -> dict[str, Any]:
-        self.extractor = build_extractor(self.settings.extractor, self.device)
+        settings = self.settings
+        self.images = None if settings.reference else open_evaluated(settings.data)
+        real = None if self.images is None else RealPictures(self.images, settings.data.source, settings.rounding)
+        found = open_image_extractor(settings.extractor, real, cache=settings.cache, device=self.device)
+        self.extractor, self.doubts = found
         return {"extractor": self.extractor.fingerprint}
 
     def prepare(self) -> Work:
@@ -91,6 +100,7 @@ class Generation(Evaluation[GfidSettings]):
             passes=settings.passes,
             cache=settings.cache,
             device=self.device,
+            images=self.images,
         )
         return Work(self.source.count, self._describe, "generate", self.source.load)
 
@@ -98,7 +108,8 @@ class Generation(Evaluation[GfidSettings]):
     def _describe(self, keys: range, loaded: Any) -> dict[str, Tensor]:
         """Return what is stored about a batch of images."""
         images = self.source.make(keys, loaded)
-        found = {**self.extractor(images), "shown": images[: max(0, SHOWN_IMAGES - keys[0])]}
+        shown = [place for place, key in enumerate(keys) if key in self.source.shown]
+        found = {**self.extractor(images), "shown": images[shown]}
         return found if self.settings.keep == "none" else {**found, "images": images}
 
     def summarize(self, parts: Parts | None) -> Findings:
@@ -108,6 +119,9 @@ class Generation(Evaluation[GfidSettings]):
         names: list[str] = [name for name in ("pool", "spatial", "logits") if name in parts.names()]
         features = {name: parts.read(name) for name in names}
         found = measure(features, real, self.extractor, settings.distances)
+        judged = self._judge(features.get("logits"))
+        if judged is not None:
+            found.metrics["agreement"], found.half_widths["agreement"] = judged.share, judged.half_width
         shown = parts.read("shown")
         columns = min(16, len(shown))
         return Findings(
@@ -118,12 +132,26 @@ class Generation(Evaluation[GfidSettings]):
             reference=real.about,
             counts={"images": self.source.count, "reference": None if real.features is None else len(real.features)},
             seed=settings.seed,
-            warnings=found.warnings,
-            more={"intervals_95": found.half_widths, "bias": bias_curve(features["pool"], real, settings.distances)},
+            warnings=[*self.doubts, *found.warnings],
+            more={
+                **({} if judged is None else {"agreement": judged.sentence}),
+                "intervals_95": found.half_widths,
+                "bias": bias_curve(features["pool"], real, settings.distances),
+            },
             values={"pool": features["pool"]},
             statistics=real,
             pictures={str(k): part for k, part in enumerate(shown.split(columns)) if len(part) == columns},
         )
+
+    def _judge(self, logits: Tensor | None) -> Agreement | None:
+        """Return how often the extractor's classifier agrees with the class that was asked for; None where it has no opinion."""
+        source = self.source
+        if logits is None or source.labels is None:
+            return None
+        labels = source.labels(range(source.count)).tolist()
+        # A generator without names was trained on classes in the order of the data's, if it has as many.
+        names = source.classes or (() if self.images is None else self.images.classes)
+        return agreement(logits, labels, names, self.extractor) if max(labels) + 1 == len(names) else None
 
 
 def _protocol(settings: GfidSettings) -> dict[str, str]:
@@ -143,6 +171,9 @@ class _Source:
         identity: JSON values that the images depend on.
         load: Reads samples by their indices; None where images are generated.
         make: Maps indices, and what was loaded for them, to uint8 images `(b, 3, h, w)` on the device.
+        shown: Indices of the images that the report shows.
+        labels: Returns the class that is asked for in some images; None where nobody asked.
+        classes: Name of each of these classes; empty where there are none.
     """
 
     count: int
@@ -150,6 +181,9 @@ class _Source:
     identity: dict[str, Any]
     load: Callable[[range], Tensor] | None
     make: Callable[[range, Any], Tensor]
+    shown: frozenset[int]
+    labels: Callable[[range], Tensor] | None = None
+    classes: tuple[str, ...] = ()
 
 
 def _open_source(settings: GfidSettings, device: torch.device) -> _Source:
@@ -161,6 +195,8 @@ def _open_source(settings: GfidSettings, device: torch.device) -> _Source:
             {"samples": samples.digest},
             samples.read,
             lambda _, images: images.to(device, non_blocking=True),
+            # A folder is sorted, mostly by class.
+            frozenset(spread_over_classes([0] * samples.count, SHOWN_IMAGES)),
         )
     if settings.num_images < 0:
         raise ValueError(f"num_images is {settings.num_images}, expected the number of images to generate")
@@ -172,7 +208,9 @@ def _open_source(settings: GfidSettings, device: torch.device) -> _Source:
 
     identity = {**tokens.identity, "rounding": settings.rounding}
     side = tokens.tokenizer.config.get("image_size", settings.data.size)
-    return _Source(settings.num_images or DEFAULT_IMAGES, (side, side), identity, None, generate)
+    count = settings.num_images or DEFAULT_IMAGES
+    shown = frozenset(spread_over_classes(tokens.labels(range(count)).tolist(), SHOWN_IMAGES))
+    return _Source(count, (side, side), identity, None, generate, shown, tokens.labels, tokens.classes)
 
 
 def _check_size(source: _Source, settings: GfidSettings) -> None:

@@ -108,6 +108,7 @@ class TokenSource:
         self.tokenizer: Tokenizer = pipeline.tokenizer.eval()
         self._settings = self._generator.make_settings(**sampling.given())
         self._labels, self._seed, self._device = labels, seed, device
+        self._num_classes: int = self._generator.config["num_classes"]
         self.identity = {
             "generator": tokenizer_fingerprint(self._generator),
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
@@ -116,10 +117,20 @@ class TokenSource:
             "sampling": sampling.given(),
         }
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each class of the generator; empty where it knows none."""
+        names = self._generator.config.get("id2label") or {}
+        return tuple(names.get(str(number), "") for number in range(self._num_classes)) if names else ()
+
+    def labels(self, keys: range) -> Tensor:
+        """Return the class that is asked for in some items, `(b,)` int64."""
+        return class_labels(keys, self._num_classes, self._labels, self._seed)
+
     @torch.no_grad()
     def draw(self, keys: range) -> TokenPyramid:
         """Return the tokens of some items, on the device."""
-        labels = class_labels(keys, self._generator.config["num_classes"], self._labels, self._seed).to(self._device)
+        labels = self.labels(keys).to(self._device)
         return self._generator.generate(labels, self._settings, rng=SampleRng.of(keys, self._seed, "evaluate"))
 
 
