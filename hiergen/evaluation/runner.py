@@ -89,6 +89,7 @@ class Evaluation(abc.ABC, Generic[S]):
         kind: Name of the kind, in reports and in stored parts.
         out: Folder of the report.
         device: Device of models and features.
+        found: What the real data are, in a sentence; "" where nothing is said.
         doubts: Warnings that are known before the work begins.
         identity: JSON values that all stored parts depend on, as far as they are known.
 
@@ -102,6 +103,7 @@ class Evaluation(abc.ABC, Generic[S]):
         self.settings = settings
         self.out, self.device = check_writable(settings.out), choose_device(settings.passes.device)
         self.identity: dict[str, Any] = {"kind": self.kind}
+        self.found = ""
         self.doubts: list[str] = []
 
     @abc.abstractmethod
@@ -139,6 +141,8 @@ def run_evaluation(evaluation: Evaluation[Any]) -> dict[str, Any] | None:
     work, parts = evaluation.prepare(), None
     if work is not None:
         if process_state().is_main_process:
+            if evaluation.found:
+                say(f"data: {evaluation.found}")
             for doubt in evaluation.doubts:
                 say(f"warning: {doubt}")
             say(f"evaluate {evaluation.kind}: {counted(work.count, 'item')} on {evaluation.device} -> {evaluation.out}")

@@ -15,7 +15,7 @@ FEW_PICTURES = 100
 NAMED_CLASSES, MEASURED_PICTURES = 6, 200
 
 
-def describe_images(dataset: Dataset) -> str:
+def describe_images(dataset: Dataset, *, is_trained_on: bool = True) -> str:
     """Return what was found and what is done with it, e.g. "450 pictures of 3 classes (faces 200, motorbikes 150, airplanes 100)".
 
     Sizes of pictures on disk are those of an even spread of them. A last part warns where the pictures are so few that a model will
@@ -23,12 +23,13 @@ def describe_images(dataset: Dataset) -> str:
 
     Args:
         dataset: Pictures in memory or on disk; of any other data, the number of samples is all that is said.
+        is_trained_on: Whether a model is trained on them, and a warning has a place.
     """
     if not isinstance(dataset, ImageSet | PictureSet):
         return counted(len(dataset), "sample")
     found = f"{counted(len(dataset), 'picture')} of {describe_classes(image_labels(dataset), dataset.classes)}"
     few = f"; {counted(len(dataset), 'picture')}: a model will learn so few by heart"
-    return f"{found}{_describe_sizes(dataset)}{few if len(dataset) < FEW_PICTURES else ''}"
+    return f"{found}{_describe_sizes(dataset)}{few if is_trained_on and len(dataset) < FEW_PICTURES else ''}"
 
 
 def image_labels(images: ImageSet | PictureSet) -> list[int]:

@@ -99,6 +99,28 @@ class DistanceConfig(Checked):
         check_seed(self.seed)
 
 
+def check_resamples(resamples: int) -> None:
+    """Raise a ValueError for a number of bootstrap draws that has no deviation; 0 is none at all."""
+    if resamples < 0 or resamples == 1:
+        raise ValueError(f"resamples is {resamples}, expected 0 (no intervals) or at least 2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """What `measure` finds.
+
+    Attributes:
+        metrics: Values by name.
+        half_widths: Half-width of the 95 % interval of each metric that is not a mean over images; `INTERVAL_RULES` says how it is
+            computed.
+        warnings: Sentences that a reader of the values must know.
+    """
+
+    metrics: dict[str, float]
+    half_widths: dict[str, float]
+    warnings: list[str]
+
+
 #: Value of a metric, and half of its 95 % interval; None where it has none.
 Measured = tuple[float, float | None]
 
@@ -139,28 +161,6 @@ SET_METRICS: list[SetMetric] = [
         _balls,
     ),
 ]
-
-
-def check_resamples(resamples: int) -> None:
-    """Raise a ValueError for a number of bootstrap draws that has no deviation; 0 is none at all."""
-    if resamples < 0 or resamples == 1:
-        raise ValueError(f"resamples is {resamples}, expected 0 (no intervals) or at least 2")
-
-
-@dataclasses.dataclass(frozen=True)
-class Distances:
-    """What `measure` finds.
-
-    Attributes:
-        metrics: Values by name.
-        half_widths: Half-width of the 95 % interval of each metric that is not a mean over images; `INTERVAL_RULES` says how it is
-            computed.
-        warnings: Sentences that a reader of the values must know.
-    """
-
-    metrics: dict[str, float]
-    half_widths: dict[str, float]
-    warnings: list[str]
 
 
 def measure(

@@ -15,7 +15,7 @@ from torch import Tensor
 from hiergen.data.folders import first_names
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet
-from hiergen.data.images.overview import image_labels, spread_over_classes
+from hiergen.data.images.overview import describe_images, image_labels, spread_over_classes
 from hiergen.data.sources import DataConfig, open_pictures
 from hiergen.evaluation.features.extractors import (
     Extractor,
@@ -69,6 +69,9 @@ class RealPictures:
     images: ImageSet | PictureSet
     source: str
     rounding: Rounding
+
+    def __str__(self) -> str:
+        return f"{describe_images(self.images, is_trained_on=False)}, from {self.source}"
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return pictures by their indices, uint8 `(b, 3, h, w)`."""

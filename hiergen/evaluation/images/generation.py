@@ -88,6 +88,7 @@ class Generation(Evaluation[GfidSettings]):
         real = None if self.images is None else RealPictures(self.images, settings.data.source, settings.rounding)
         found = open_image_extractor(settings.extractor, real, cache=settings.cache, device=self.device)
         self.extractor, self.doubts = found
+        self.found = "" if real is None else str(real)
         return {"extractor": self.extractor.fingerprint}
 
     def prepare(self) -> Work:

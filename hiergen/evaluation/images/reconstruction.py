@@ -117,6 +117,7 @@ class Reconstruction(Evaluation[RfidSettings]):
         real = RealPictures(self.images, settings.data.source, settings.rounding)
         found = open_image_extractor(settings.extractor, real, cache=settings.cache, device=self.device)
         self.extractor, self.doubts = found
+        self.found = str(real)
         self.fixed = read_npz(settings.reference, self.extractor) if settings.reference else None
         labels = image_labels(self.images)[: self.count]
         self.shown = frozenset(spread_over_classes(labels, SHOWN_IMAGES))
