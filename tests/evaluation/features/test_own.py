@@ -58,7 +58,7 @@ def test_it_learns_is_kept_and_is_the_same_for_the_same_seed(tmp_path: Path, cap
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[3])
     # Whatever it depends on has a classifier of its own.
-    for labels, changes in ((LABELS[:39] + [0] + LABELS[40:], {}), (LABELS, {"size": 24}), (LABELS, {"budget": 300})):
+    for labels, changes in (([*LABELS[:39], 0, *LABELS[40:]], {}), (LABELS, {"size": 24}), (LABELS, {"budget": 300})):
         train(tmp_path / "a", labels=labels, **changes)
     assert len(list((tmp_path / "a").glob("own-*/classifier.safetensors"))) == 5
 
