@@ -1,6 +1,6 @@
 """Quality against rate of several tokenizers in one picture, from their reports: of one with levels a curve, of one with a single rate a point.
 
-    python eval/plot_rates.py evaluation/first evaluation/second --names small large --rate tokens
+    python eval/plot_rates.py evaluation/first evaluation/second --names small large
 
 Reports must be comparable, as `hiergen evaluate compare` has it: the same kind, extractor and rules. Numbers of images should be equal,
 because a Fréchet distance of fewer is larger.
@@ -25,13 +25,14 @@ class Settings:
     Attributes:
         reports: Folders of reports, or their report.json.
         names: Names of the tokenizers in the picture; their folders' names by default.
-        rate: Quantity on the x axis: "tokens", "bits" (discrete tokens) or "numbers" (continuous ones).
+        rate: Size of a code on the x axis: "bits" (a real number counts as 16), "tokens" (which differ in kind) or "numbers" (continuous
+            tokens).
         out: File of the picture.
     """
 
     reports: tyro.conf.Positional[tuple[str, ...]]
     names: tuple[str, ...] = ()
-    rate: Literal["tokens", "bits", "numbers"] = "tokens"
+    rate: Literal["bits", "tokens", "numbers"] = "bits"
     out: str = "evaluation/rates.png"
 
 
@@ -51,7 +52,7 @@ def plot(settings: Settings) -> dict[str, list[Any]]:
         check_comparable(first, second)
     curves = {name: with_intervals(found.report) for name, found in zip(names, stored, strict=True)}
     for name, rows in curves.items():
-        if not rows or any(row[settings.rate] is None for row in rows):
+        if not rows or (settings.rate != "bits" and any(row[settings.rate] is None for row in rows)):
             raise ValueError(f"report {name!r} has no {settings.rate}: choose another --rate, or reports of tokenizers")
     check_writable(Path(settings.out).parent)
     draw_rates(settings.out, curves, rate=settings.rate)

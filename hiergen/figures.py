@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ def save_curves(
     x_label: str = "samples seen",
     logarithmic: Container[str] = (),
     shows_points: bool = False,
+    point_labels: Mapping[float, str] = MappingProxyType({}),
 ) -> None:
     """Write one panel per key, each with named curves.
 
@@ -85,6 +87,7 @@ def save_curves(
         x_label: Label below each panel.
         logarithmic: Titles of the panels whose y axis is logarithmic, if all their values are above zero.
         shows_points: Mark the points and put the ticks of a logarithmic x axis at them.
+        point_labels: What stands below the number of a tick, by its place.
     """
     from matplotlib.figure import Figure
 
@@ -97,7 +100,8 @@ def save_curves(
         if shows_points:
             places = sorted({value for x, *_ in curves.values() for value in x})
             axis.set_xscale("log", base=2)
-            axis.set_xticks(places, [f"{value:,.0f}" for value in places], rotation=45 if len(places) > 8 else 0)
+            texts = [f"{value:,.0f}\n{point_labels.get(value, '')}".rstrip() for value in places]
+            axis.set_xticks(places, texts, rotation=45 if len(places) > (5 if point_labels else 8) else 0)
             axis.minorticks_off()
         if title in logarithmic and all(value > 0 for _, y, *_ in curves.values() for value in y):
             axis.set_yscale("log", nonpositive="clip")

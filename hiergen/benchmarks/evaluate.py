@@ -22,7 +22,8 @@ from hiergen.evaluation.features.distances import DistanceConfig
 from hiergen.evaluation.features.extractors import Extractor, ExtractorConfig, build_extractor
 from hiergen.evaluation.features.references import open_evaluated, read_batch
 from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
-from hiergen.evaluation.images.reconstruction import ReconstructionPass, RfidSettings, evaluate_reconstructions
+from hiergen.evaluation.images.pair_metrics import measure_pairs
+from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
 from hiergen.evaluation.protocol import PassConfig
 from hiergen.pipelines.prefixes import decode_prefix, list_prefixes
 from hiergen.registry import create
@@ -137,7 +138,6 @@ def _parts(
     inputs = [read_batch(images, batch).to(device) for batch in batches]
     pixels = [to_uint8(batch) for batch in inputs]
     prefix = list_prefixes(tokenizer)[-1]
-    work = ReconstructionPass(tokenizer, extractor, None, [prefix], "nearest", device)
 
     @torch.no_grad()
     def rebuild() -> None:
@@ -149,7 +149,7 @@ def _parts(
             extractor(batch)
 
     def compare() -> list[dict[str, Tensor]]:
-        return [work.pixel_metrics(batch, batch.flip(0)) for batch in pixels]
+        return [measure_pairs(batch, batch.flip(0), None) for batch in pixels]
 
     reading = {"reading": lambda: [read_batch(images, batch) for batch in batches]}
     if settings.kind == "samples":

@@ -79,6 +79,7 @@ def _compare(settings: CompareSettings) -> None:
     from rich.table import Table
 
     from hiergen.evaluation.comparison import compare
+    from hiergen.evaluation.features.distances import shown_name
     from hiergen.files import check_writable, write_json
 
     if settings.out:
@@ -87,6 +88,7 @@ def _compare(settings: CompareSettings) -> None:
     table = Table("metric", "first", "second", "difference", "95 % interval", "", caption=result["resampling"])
     rows: dict[str, dict[str, Any]] = result["metrics"]
     for name, row in rows.items():
+        name = shown_name(name, result["extractor"])
         cells = ["not finite" if row[key] is None else f"{row[key]:.4g}" for key in ("first", "second", "difference")]
         half = "" if row["half_width"] is None else f"± {row['half_width']:.2g}"
         table.add_row(name, *cells, half, "clear" if row["is_clear"] else "not clear")

@@ -10,6 +10,9 @@ from hiergen.cli import QUICKSTART, check_exists, check_model, describe, open_mo
 from hiergen.config import parse
 from hiergen.telling import counted, say, say_next
 
+#: Number of letters of the name of a class that fit above a picture.
+MAX_NAME = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructSettings(Checked):
@@ -17,7 +20,7 @@ class ReconstructSettings(Checked):
 
     Attributes:
         tokenizer: Folder or Hub id of the tokenizer, or of a pipeline that has one.
-        images: Images to reconstruct: "digits", a picture, or a folder of pictures, of which an even spread is taken.
+        images: Images to reconstruct: "digits", a picture, or a folder of pictures, of which all classes are shown.
         out: PNG file for the inputs and their reconstructions from each prefix of levels.
         count: Largest number of images to show.
         device: Device to run on; "auto" is a GPU where there is one.
@@ -39,8 +42,10 @@ def main(args: list[str]) -> None:
         check_exists("--images", settings.images, "'digits', a picture, or a folder of pictures")
     import torch
 
+    from hiergen.data.folders import class_names, class_order
     from hiergen.data.images.digits import load_digits
     from hiergen.data.images.files import list_images, read_image
+    from hiergen.data.images.overview import spread_over_classes
     from hiergen.data.images.pixels import center_crop, to_tensor
     from hiergen.figures import save_image_grid
     from hiergen.metrics.pixel import psnr
@@ -51,13 +56,17 @@ def main(args: list[str]) -> None:
     if size is None:
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no images")
     if settings.images == "digits":
-        batch = load_digits("test", size=size).images[: settings.count]
+        digits = load_digits("test", size=size)
+        chosen = spread_over_classes(digits.labels.tolist(), settings.count)
+        batch, names = digits.images[chosen], [digits.classes[label] for label in digits.labels[chosen].tolist()]
     else:
         source = Path(settings.images)
         paths = [source] if source.is_file() else list_images(source)
-        count = min(settings.count, len(paths))
-        # An even spread: the first files of a folder of classes are all of one class.
-        paths = [paths[number * len(paths) // count] for number in range(count)]
+        names = class_names(paths, source.parent if source.is_file() else source)
+        order = {name: number for number, name in enumerate(class_order(names))}
+        # The first files of a folder of classes are all of one class.
+        chosen = spread_over_classes([order[name] for name in names], settings.count)
+        paths, names = [paths[index] for index in chosen], [names[index] for index in chosen]
         batch = torch.stack([to_tensor(center_crop(read_image(path), size)) for path in paths])
     say(f"reconstruct: {counted(len(batch), 'image')} of {size}x{size} from {settings.images}; {describe(tokenizer)}")
     prefixes = rebuild_prefixes(tokenizer, batch)
@@ -68,6 +77,12 @@ def main(args: list[str]) -> None:
         labels.append(f"{counted(tokens, 'token')}\n{ratio:.1f} dB")
         unit = counted(number, prefixes.unit.removesuffix("s"))
         print(f"{unit}, {counted(tokens, 'token')}: PSNR {ratio:.2f} dB over {counted(len(batch), 'image')}")
-    save_image_grid(settings.out, rows, row_labels=labels)
+    columns = [name[:MAX_NAME] for name in names] if any(names) else None
+    save_image_grid(settings.out, rows, row_labels=labels, column_labels=columns, scale=min(1.6, max(0.8, size / 100)))
     print(f"wrote {settings.out}")
-    say_next(f"hiergen evaluate rfid --tokenizer {settings.tokenizer} --data.source {settings.images}")
+    if Path(settings.images).is_file():
+        return
+    # The extractors that need no file of weights.
+    extractor = "digits" if settings.images == "digits" else "own" if len(set(names)) > 1 else ""
+    options = f"--data.size {size}" + (f" --extractor.name {extractor} --lpips none" if extractor else "")
+    say_next(f"hiergen evaluate rfid --tokenizer {settings.tokenizer} --data.source {settings.images} {options}")

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Literal
 
 from hiergen.checked import Checked
-from hiergen.data.dataset import Dataset
 from hiergen.data.images.archives import HubPictures, NpzPictures
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.idx import IdxPictures
@@ -56,7 +55,7 @@ class DataConfig(Checked):
     label_column: str = ""
 
 
-def open_images(config: DataConfig, *, is_strict: bool = False) -> Dataset:
+def open_images(config: DataConfig, *, is_strict: bool = False) -> ImageSet | PictureSet:
     """Return the images of a config: an `ImageSet` in memory, or a `PictureSet` on disk.
 
     Args:

@@ -9,7 +9,7 @@ What lives where:
   `features.video_extractors`; `features.references` has the statistics of references, `features.distances` what is computed from features.
 - `comparison`: confidence intervals, and the difference of two reports. `study`: variants by seeds at one budget.
 
-How to add a metric: write it in `hiergen.metrics`, where it takes tensors and knows no evaluation. A metric of pairs of images is then
-entered in `images.reconstruction.ReconstructionPass.pixel_metrics` and in `images.scores.PIXEL_METRICS`; a metric of sets in
-`features.distances.measure`; a metric of clips in `videos.evaluate.ClipPass`; a metric of shapes in `shapes.reconstruction.pair_scores`.
+How to add a metric: write it in `hiergen.metrics`, where it takes tensors and knows no evaluation. One entry in a table brings it into the
+reports: `images.pair_metrics.PAIR_METRICS` for pairs of images, `features.distances.SET_METRICS` for the features of two sets. A metric of
+clips goes into `videos.evaluate.ClipPass`, one of shapes into `shapes.reconstruction.pair_scores`.
 """

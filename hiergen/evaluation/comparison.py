@@ -158,6 +158,7 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = 200, seed
         "kind": "comparison",
         "first": str(reports[0].path),
         "second": str(reports[1].path),
+        "extractor": _entry(reports[0].report, "extractor.name"),
         "resampling": f"{resamples} bootstrap draws, seed {seed}, "
         + ("pairs of the same items" if paired else "independent"),
         "metrics": rows,

@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.evaluation.comparison import distance_name, intervals
-from hiergen.evaluation.features.distances import extrapolated, interval_rule
+from hiergen.evaluation.features.distances import extrapolated, interval_rule, shown_name
 from hiergen.evaluation.features.references import Reference, write_npz
-from hiergen.evaluation.images.rate_distortion import Row, draw_rates, rate_of, with_intervals
+from hiergen.evaluation.images.rate_distortion import Row, draw_rates, with_intervals
 from hiergen.figures import save_image_grid
 from hiergen.files import atomic_path, write_json, write_text
 from hiergen.pipelines.labels import list_names
+from hiergen.telling import counted
 
 TITLES = {"rfid": "Reconstruction", "gfid": "Generation", "shapes": "Shapes", "video": "Video"}
 UNITS = {"psnr": "dB"}
@@ -64,10 +65,10 @@ def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
     lines = [f"# {TITLES.get(report['kind'], report['kind'])}", "", f"{report['what']}.", ""]
     for warning in report.get("warnings", []):
         lines += [f"> **Note**: {warning}.", ""]
-    half = report.get("intervals_95", {})
+    half, extractor = report.get("intervals_95", {}), report.get("extractor", {}).get("name")
     rows = [
         [
-            name,
+            shown_name(name, extractor),
             number(value) + (f" {UNITS[name]}" if name in UNITS else ""),
             f"± {number(half[name])}" if half.get(name) is not None else "",
         ]
@@ -76,12 +77,14 @@ def render(report: Mapping[str, Any], *, has_pictures: bool = False) -> str:
     lines += ["", *table(["metric", "value", "95 % interval"], rows), ""]
     if half:
         resamples = report["settings"]["distances"]["resamples"]
-        others = [f"of {name}: {rule}" for name in half if (rule := interval_rule(name)) is not None]
+        others = [f"of {shown_name(name, extractor)}: {rule}" for name in half if (rule := interval_rule(name))]
         rules = [f"Intervals: 1.96 standard deviations of {resamples} bootstrap draws", *others]
         lines += [f"{'; '.join(rules)}.", ""]
+    if "agreement" in report:
+        lines += [f"{report['agreement']}.", ""]
     if has_pictures:
         lines += ["![examples, not selected](examples.png)", ""]
-    lines += _rate_distortion(_rates(report))
+    lines += _rate_distortion(_rates(report), extractor)
     lines += _bias(report.get("bias", []))
     lines += _tokens(report.get("tokens", {}))
     lines += ["## How it was measured", ""]
@@ -106,7 +109,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
 
 
-def _rate_distortion(rows: Sequence[Row]) -> list[str]:
+def _rate_distortion(rows: Sequence[Row], extractor: str | None) -> list[str]:
     if not rows:
         return []
     names, size = list(rows[-1]["metrics"]), "bits" if rows[-1]["bits"] is not None else "numbers"
@@ -115,7 +118,7 @@ def _rate_distortion(rows: Sequence[Row]) -> list[str]:
         half = row.get("intervals_95", {})
         cells = [number(row["metrics"][n]) + _spread(half.get(n)) if n in row["metrics"] else "" for n in names]
         body.append([str(row["count"]), f"{row['tokens']:,}", _size(row[size]), *cells])
-    header = [rows[0]["unit"], "tokens", size, *names]
+    header = [rows[0]["unit"], "tokens", size, *(shown_name(name, extractor) for name in names)]
     return ["## Rate and distortion", "", *table(header, body), "", "![rate and distortion](rate_distortion.png)", ""]
 
 
@@ -163,7 +166,7 @@ def _tokens(tokens: Mapping[str, Any]) -> list[str]:
         for name in ("neighbor_spread", "spatial_autocorrelation", "interpolation_detour")
         if name in tokens
     ]
-    text = f"Tokens of {tokens['images']:,} samples."
+    text = f"Tokens of {counted(tokens['images'], 'sample')}."
     return ["## Latents", "", text, "", *measures, "", *table(["channel", "mean", "std", "kurtosis"], channels), ""]
 
 
@@ -174,7 +177,7 @@ def _draw(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Tensor
         save_image_grid(folder / "examples.png", rows, row_labels=list(pictures), scale=max(0.55, min(1.6, side / 100)))
     rates = _rates(report)
     if rates:
-        draw_rates(folder / "rate_distortion.png", {"": rates}, rate=rate_of(rates))
+        draw_rates(folder / "rate_distortion.png", {"": rates})
 
 
 def _rates(report: Mapping[str, Any]) -> list[Row]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hiergen.config import to_json
 from hiergen.environment import choose_device
+from hiergen.evaluation.features.distances import shown_name
 from hiergen.evaluation.features.references import Reference
 from hiergen.evaluation.parts import Parts, refuse_others, run_parts
 from hiergen.evaluation.protocol import environment, process_state
@@ -58,7 +59,7 @@ class Findings:
         counts: Numbers of items by name.
         seed: Seed of the random draws.
         warnings: Sentences that a reader of the metrics must know.
-        more: Entries that some kinds have: "items", "intervals_95", "rate_distortion", "bias", "tokens".
+        more: Entries that some kinds have: "items", "agreement", "intervals_95", "rate_distortion", "bias", "tokens".
         values: What confidence intervals are computed from, one row per item.
         statistics: Statistics of the reference, stored beside the report.
         pictures: Rows of uint8 images to show, by caption.
@@ -88,6 +89,8 @@ class Evaluation(abc.ABC, Generic[S]):
         kind: Name of the kind, in reports and in stored parts.
         out: Folder of the report.
         device: Device of models and features.
+        found: What the real data are, in a sentence; "" where nothing is said.
+        doubts: Warnings that are known before the work begins.
         identity: JSON values that all stored parts depend on, as far as they are known.
 
     Raises:
@@ -100,6 +103,8 @@ class Evaluation(abc.ABC, Generic[S]):
         self.settings = settings
         self.out, self.device = check_writable(settings.out), choose_device(settings.passes.device)
         self.identity: dict[str, Any] = {"kind": self.kind}
+        self.found = ""
+        self.doubts: list[str] = []
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -136,6 +141,10 @@ def run_evaluation(evaluation: Evaluation[Any]) -> dict[str, Any] | None:
     work, parts = evaluation.prepare(), None
     if work is not None:
         if process_state().is_main_process:
+            if evaluation.found:
+                say(f"data: {evaluation.found}")
+            for doubt in evaluation.doubts:
+                say(f"warning: {doubt}")
             say(f"evaluate {evaluation.kind}: {counted(work.count, 'item')} on {evaluation.device} -> {evaluation.out}")
         parts = run_parts(
             folder,
@@ -179,9 +188,14 @@ def run_evaluation(evaluation: Evaluation[Any]) -> dict[str, Any] | None:
 
 
 def tell(report: dict[str, Any] | None) -> None:
-    """Print the metrics of a report and where it lies; nothing on processes that have none."""
+    """Print the warnings and the metrics of a report and where it lies; nothing on processes that have none."""
     if report is not None:
-        shown = ", ".join(f"{name} {number(value)}" for name, value in report["metrics"].items())
+        extractor = report["extractor"]["name"]
+        shown = ", ".join(f"{shown_name(name, extractor)} {number(value)}" for name, value in report["metrics"].items())
         out = report["settings"]["out"]
+        for warning in report["warnings"]:
+            say(f"warning: {warning}")
+        if "agreement" in report:
+            print(report["agreement"])
         print(f"{shown}\nreport: {Path(out) / 'report.md'}")
         say_next(f"hiergen evaluate compare {out} OTHER")

@@ -74,6 +74,7 @@ class ImageSettings(EvaluationSettings):
         extractor: Feature extractor on which distances are measured.
         rounding: Rule that rounds pixels of both sets to bytes: "nearest" or "truncate".
         distances: Subset sizes, bootstrap draws and their seed.
+        cache: Folder of what was computed from real images: statistics of references, classifiers of extractor "own".
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -81,6 +82,7 @@ class ImageSettings(EvaluationSettings):
     extractor: ExtractorConfig = dataclasses.field(default_factory=ExtractorConfig)
     rounding: Rounding = "nearest"
     distances: DistanceConfig = dataclasses.field(default_factory=DistanceConfig)
+    cache: str = "~/.cache/hiergen/references"
 
 
 def check_one_given(settings: EvaluationSettings, *names: str) -> None:

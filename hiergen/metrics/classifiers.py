@@ -115,12 +115,36 @@ class FeatureNetwork(Judge):
 
 
 def train_feature_network(
-    images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, epochs: int = 15, seed: int = 0
+    images: UInt8[Tensor, "n 3 h w"],
+    labels: Int64[Tensor, " n"],
+    *,
+    epochs: int = 15,
+    seed: int = 0,
+    num_classes: int | None = None,
+    shift: int = 0,
 ) -> FeatureNetwork:
-    """Return a network trained to tell the classes apart; see `train_judge`."""
+    """Return a network trained to tell the classes apart; see `train_judge`.
+
+    Args:
+        images: Images to train on.
+        labels: Classes of the images.
+        epochs: Number of passes over the images.
+        seed: Seed of all draws.
+        num_classes: Number of classes; None for the largest label and one.
+        shift: Largest random shift of a batch in pixels, up, down, left and right; 0 for none.
+    """
+    rng = make_rng(seed, "feature-network-shift")
+
+    def moved(batch: Tensor) -> Tensor:
+        if not shift:
+            return batch
+        down, right = torch.randint(2 * shift + 1, (2,), generator=rng).tolist()
+        wide = F.pad(batch.float(), (shift,) * 4, mode="replicate").to(batch.dtype)
+        return wide[:, :, down : down + batch.shape[2], right : right + batch.shape[3]]
+
     network = train_judge(
-        lambda: FeatureNetwork(int(labels.max()) + 1),
-        lambda network, part: F.cross_entropy(network.scores(images[part]), labels[part]),
+        lambda: FeatureNetwork(int(labels.max()) + 1 if num_classes is None else num_classes),
+        lambda network, part: F.cross_entropy(network.scores(moved(images[part])), labels[part]),
         len(labels),
         name="feature-network",
         epochs=epochs,

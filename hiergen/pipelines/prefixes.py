@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hiergen.pipelines.encoding import encode_batches
 from hiergen.pyramid import TokenPyramid
+from hiergen.telling import counted
 from hiergen.tokenizers.base import Tokenizer
 from hiergen.tokenizers.hieratok.model import HieraTok
 from hiergen.tokenizers.videos.frames import FrameTokenizer
@@ -30,7 +31,7 @@ class Prefix:
         count: Number of these units.
         tokens: Number of tokens that they hold.
         bits: Number of bits of their ids; None for continuous tokens.
-        numbers: Number of real numbers in these tokens; None for discrete ones.
+        numbers: Number of real numbers that these tokens are computed from; None for discrete ones.
     """
 
     unit: str
@@ -40,13 +41,13 @@ class Prefix:
     numbers: int | None
 
     def __str__(self) -> str:
-        size = f"{self.numbers:,} numbers" if self.bits is None else f"{self.bits:.0f} bits"
+        size = counted(self.numbers or 0, "number") if self.bits is None else counted(round(self.bits), "bit")
         return f"{self.caption}, {size}"
 
     @property
     def caption(self) -> str:
         """The number of tokens, in words."""
-        return f"{self.tokens:,} token{'s' if self.tokens > 1 else ''}"
+        return counted(self.tokens, "token")
 
 
 def list_prefixes(tokenizer: Tokenizer) -> list[Prefix]:
@@ -68,7 +69,9 @@ def list_prefixes(tokenizer: Tokenizer) -> list[Prefix]:
     if isinstance(tokenizer, HieraTok) and len(tokenizer.specs) == 1 and _shows_scales(tokenizer):
         sides, dim = tokenizer.config["scales"], tokenizer.specs[0].dim
         sums = [sum(side**2 for side in sides[:k]) for k in range(1, tokenizer.num_previews + 1)]
-        return [Prefix("scales", k, tokens, None, dim * tokens) for k, tokens in enumerate(sums, start=1)]
+        # All scales are computed from the code: no number of them costs more than the code does.
+        whole = dim * tokenizer.specs[0].num_tokens
+        return [Prefix("scales", k, tokens, None, min(dim * tokens, whole)) for k, tokens in enumerate(sums, start=1)]
     found = []
     for count in tokenizer.decodable_levels:
         specs = tokenizer.specs[:count]

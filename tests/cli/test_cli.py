@@ -179,8 +179,36 @@ def test_encode_and_reconstruct(tmp_path, tokenizer_dir, capsys) -> None:
     printed = capsys.readouterr()
     assert printed.out.startswith("1 level, 1 token: PSNR ")
     assert "over 3 images" in printed.out
-    assert printed.out.splitlines()[-1].startswith(f"next: hiergen evaluate rfid --tokenizer {tokenizer_dir}")
+    assert printed.out.splitlines()[-1] == (
+        f"next: hiergen evaluate rfid --tokenizer {tokenizer_dir} --data.source {pictures} --data.size 32"
+    )
     assert printed.err.startswith(f"reconstruct: 3 images of 32x32 from {pictures}; ResTok of 1,439,763 parameters")
+
+
+def test_reconstruct_shows_every_scale_and_every_class(tmp_path, monkeypatch, capsys) -> None:
+    drawn: dict = {}
+    monkeypatch.setattr("hiergen.figures.save_image_grid", lambda path, rows, **more: drawn.update(rows=rows, **more))
+    for name, count in (("a", 30), ("long-haired", 2)):
+        (tmp_path / name).mkdir()
+        for index in range(count):
+            Image.new("RGB", (32, 32), (0, 0, 40 * (name != "a"))).save(tmp_path / name / f"{index:02d}.png")
+    assert main(["reconstruct", "--tokenizer", "digits-2d", "--images", str(tmp_path), "--count", "4"]) == 0
+    assert drawn["column_labels"] == ["a", "a", "long-haire", "long-haire"]
+    assert [label.splitlines()[0] for label in drawn["row_labels"]] == ["input", "1 token", "5 tokens", "21 tokens"]
+    assert [float(image.amax()) for image in drawn["rows"][0]] == pytest.approx(
+        [-1, -1, 40 / 127.5 - 1, 40 / 127.5 - 1]
+    )
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in printed[:3]] == [
+        "1 scale, 1 token",
+        "2 scales, 5 tokens",
+        "3 scales, 21 tokens",
+    ]
+    assert printed[-1].endswith(f"--data.source {tmp_path} --data.size 32 --extractor.name own --lpips none")
+    # A picture by itself has no class, and no set to be evaluated with.
+    assert main(["reconstruct", "--tokenizer", "digits-2d", "--images", str(tmp_path / "a" / "00.png")]) == 0
+    assert drawn["column_labels"] is None
+    assert "next:" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,8 @@ def test_info_names_the_classes_of_a_pipeline(named, capsys) -> None:
     assert main(["info", "digits-1d", "--json"]) == 0
     parts = json.loads(capsys.readouterr().out)["parts"]
     assert [part.get("classes", {}).get("7") for part in parts] == [None, "7"]
+
+
 def test_the_number_format_and_compiling_are_chosen(tmp_path, monkeypatch, capsys) -> None:
     compiled: list[dict[str, object]] = []
     monkeypatch.setattr(HiergenPipeline, "compile", lambda pipe, **options: compiled.append(options))

@@ -16,6 +16,7 @@ from torch.distributed.run import get_args_parser
 
 from hiergen.__main__ import main
 from hiergen.evaluation.features.extractors import EXTRACTORS
+from hiergen.evaluation.images.pair_metrics import PAIR_METRICS
 from hiergen.registry import MODEL_CLASSES, create, preset_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ def reader(tmp_path, monkeypatch) -> Path:
     known, loaded = dict(MODEL_CLASSES), set(sys.modules)
     tables = {kind: preset_table(kind) for kind in ("tokenizer", "generator")}
     before = {kind: dict(table) for kind, table in tables.items()}
-    extractors = dict(EXTRACTORS)
+    extractors, metrics = dict(EXTRACTORS), dict(PAIR_METRICS)
     yield tmp_path
     # What a guide registered is its own.
     MODEL_CLASSES.clear()
@@ -54,6 +55,8 @@ def reader(tmp_path, monkeypatch) -> Path:
         table.update(before[kind])
     EXTRACTORS.clear()
     EXTRACTORS.update(extractors)
+    PAIR_METRICS.clear()
+    PAIR_METRICS.update(metrics)
     written = {path.stem for path in tmp_path.glob("*.py")}
     for name in set(sys.modules) - loaded:
         if name in written or name.startswith("hiergen_recipe_"):

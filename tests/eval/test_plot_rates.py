@@ -16,15 +16,15 @@ def program() -> dict:
     return runpy.run_path(str(PROGRAM), run_name="plot_rates")
 
 
-def _report(folder: Path, rates: dict[int, float], *, extractor: str = "digits") -> str:
+def _report(folder: Path, rates: dict[int, float], *, extractor: str = "digits", is_discrete: bool = False) -> str:
     folder.mkdir()
     rows = [
         {
             "unit": "levels",
             "count": k,
             "tokens": tokens,
-            "bits": None,
-            "numbers": 8 * tokens,
+            "bits": 9 * tokens if is_discrete else None,
+            "numbers": None if is_discrete else 8 * tokens,
             "metrics": {"psnr": value},
         }
         for k, (tokens, value) in enumerate(rates.items(), start=1)
@@ -53,7 +53,10 @@ def test_what_cannot_be_in_one_picture_is_refused(program, tmp_path: Path) -> No
     for settings, message in (
         (program["Settings"]((first, other)), "they differ in extractor.name: 'digits' and 'inception'"),
         (program["Settings"]((first, first)), "expected one each, all different"),
-        (program["Settings"]((first,), rate="bits"), "report 'first' has no bits"),
+        (
+            program["Settings"]((_report(tmp_path / "ids", {1: 12.0}, is_discrete=True),), rate="numbers"),
+            "report 'ids' has no numbers",
+        ),
         (program["Settings"](()), "there are 0 reports"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -28,11 +28,13 @@ class ImageSet(Dataset):
         images: `(n, c, h, w)`, float32 in [-1, 1].
         labels: `(n,)`, int64.
         classes: Name of each class.
+        sizes: Every width and height that the pictures had before they were cropped, once; none where nobody looked.
     """
 
     images: Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -57,5 +59,10 @@ def load_folder(folder: str | Path, *, size: int) -> ImageSet:
     paths = list_images(folder)
     names = class_names(paths, folder)
     classes = class_order(names)
-    images = torch.stack([to_tensor(center_crop(read_image(path), size)) for path in paths])
-    return ImageSet(images, torch.tensor([classes.index(name) for name in names]), classes)
+    images, sizes = [], set()
+    for path in paths:
+        picture = read_image(path)
+        images.append(to_tensor(center_crop(picture, size)))
+        sizes.add(picture.size)
+    labels = torch.tensor([classes.index(name) for name in names])
+    return ImageSet(torch.stack(images), labels, classes, tuple(sorted(sizes)))

@@ -23,7 +23,7 @@ from torch import Tensor
 from hiergen.data.content import Span, content_digest
 from hiergen.data.dataset import Dataset, Sample
 from hiergen.data.folders import class_names, class_order
-from hiergen.data.images.files import list_images, read_image
+from hiergen.data.images.files import image_size, list_images, read_image
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import center_crop, to_tensor
 from hiergen.seeding import derive_seed
@@ -57,6 +57,14 @@ class PictureSource(abc.ABC):
             ValueError: If it cannot be read; it is named.
         """
 
+    def stored_size(self, index: int) -> tuple[int, int]:
+        """Return width and height of one picture as it is stored.
+
+        Raises:
+            ValueError: If it cannot be read; it is named.
+        """
+        return self.read(index).size
+
     def spans(self) -> list[Span]:
         """Return what of which files the pictures are, if the fingerprint does not cover their content."""
         return []
@@ -85,6 +93,9 @@ class FolderPictures(PictureSource):
 
     def read(self, index: int) -> Image.Image:
         return read_image(self._paths[index])
+
+    def stored_size(self, index: int) -> tuple[int, int]:
+        return image_size(self._paths[index])
 
     def spans(self) -> list[Span]:
         return [Span(path) for path in self._paths]
@@ -123,6 +134,9 @@ class SplitPictures(PictureSource):
 
     def read(self, index: int) -> Image.Image:
         return self._source.read(self._indices[index])
+
+    def stored_size(self, index: int) -> tuple[int, int]:
+        return self._source.stored_size(self._indices[index])
 
     def spans(self) -> list[Span]:
         spans = self._source.spans()
@@ -176,6 +190,11 @@ class PictureSet(Dataset):
         return self.source.classes
 
     @property
+    def labels(self) -> list[int]:
+        """Class of each picture."""
+        return self.source.labels
+
+    @property
     def fingerprint(self) -> str:
         return f"{self.source.fingerprint}-{self.size}"
 
@@ -226,13 +245,14 @@ class PictureSet(Dataset):
 
     def load(self) -> ImageSet:
         """Return all pictures that can be read, center-cropped, in memory."""
-        images, labels = [], []
+        images, labels, sizes = [], [], set()
         for index, label in enumerate(self.source.labels):
             picture, found = self.read(index)
             if found == index:
                 images.append(to_tensor(center_crop(picture, self.size)))
                 labels.append(label)
-        return ImageSet(torch.stack(images), torch.tensor(labels), self.classes)
+                sizes.add(picture.size)
+        return ImageSet(torch.stack(images), torch.tensor(labels), self.classes, tuple(sorted(sizes)))
 
 
 def random_crop(picture: Image.Image, size: int, draws: np.random.Generator, *, min_crop: float = 0.8) -> Image.Image:

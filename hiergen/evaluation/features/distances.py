@@ -1,13 +1,14 @@
 """Metrics of a set of images against its reference, from stored features: Fréchet and kernel distance, precision, recall, IS.
 
-A metric of sets is added in `measure`, with the rule of its interval in `INTERVAL_RULES`.
+An entry in `SET_METRICS` is all that a further metric of features takes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,14 +35,29 @@ INTERVAL_RULES = {
     "rK": f"Student's t over {BLOCKS} disjoint blocks of pairs",
     "K": f"Student's t over {BLOCKS} disjoint blocks of both sets",
     "IS": "Student's t over its splits",
-    "precision": "binomial, with the balls of the reference as they are",
-    "recall": "binomial over the reference, with the balls of the set as they are",
+    "agreement": "binomial",
 }
 
 
 def interval_rule(name: str) -> str | None:
     """Return how the interval of a metric is made; None where it is resampled."""
-    return next((rule for beginning, rule in INTERVAL_RULES.items() if name.startswith(beginning)), None)
+    by_set = (metric.intervals[name] for metric in SET_METRICS if name in metric.intervals)
+    by_name = (rule for beginning, rule in INTERVAL_RULES.items() if name.startswith(beginning))
+    return next(itertools.chain(by_set, by_name), None)
+
+
+def shown_name(name: str, extractor: str | None) -> str:
+    """Return what a report calls a metric: one of features that has a plain name says whose features they are.
+
+    Args:
+        name: Name of the metric.
+        extractor: Name of the extractor; None or "none" for no features.
+    """
+    if extractor in (None, "none"):
+        return name
+    if name == "agreement":
+        return f"{name} ({extractor} classifier)"
+    return f"{name} ({extractor} features)" if any(name in metric.intervals for metric in SET_METRICS) else name
 
 
 def kernel_name(distance: str) -> str:
@@ -105,6 +121,48 @@ class Distances:
     warnings: list[str]
 
 
+#: Value of a metric, and half of its 95 % interval; None where it has none.
+Measured = tuple[float, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class SetMetric:
+    """A metric of the features of a set and of its reference, or several that are computed together.
+
+    Attributes:
+        intervals: For the name of each metric, how its interval is computed; "" where it has none.
+        measure: Maps features `(n, d)`, those of the reference `(m, d)` and the config to values by name; a metric that they do not
+            allow is left out.
+    """
+
+    intervals: dict[str, str]
+    measure: Callable[[Tensor, Tensor, DistanceConfig], dict[str, Measured]]
+
+
+def _balls(pool: Tensor, real: Tensor, config: DistanceConfig) -> dict[str, Measured]:
+    """Return precision and recall, where there are more images than neighbors."""
+    if min(len(pool), len(real)) <= config.neighborhood:
+        return {}
+    found = precision_recall(pool, real, neighborhood=config.neighborhood)
+    counts = {"precision": len(pool), "recall": len(real)}
+    return {
+        name: (found[name], NORMAL_95 * math.sqrt(found[name] * (1 - found[name]) / count))
+        for name, count in counts.items()
+    }
+
+
+#: Metrics of the features of two sets beside Fréchet and kernel distance; reports call them "NAME (EXTRACTOR features)".
+SET_METRICS: list[SetMetric] = [
+    SetMetric(
+        {
+            "precision": "binomial, with the balls of the reference as they are",
+            "recall": "binomial over the reference, with the balls of the set as they are",
+        },
+        _balls,
+    ),
+]
+
+
 def measure(
     features: dict[str, Tensor],
     reference: Reference,
@@ -134,11 +192,11 @@ def measure(
         real = reference.features.float()
         result.warnings.extend(small_sample_warning("the reference", len(real), extractor.dim))
         _add_kernel_distance(result, pool, real, kernel_name(extractor.distance), config, is_paired)
-        if min(len(pool), len(real)) > config.neighborhood:
-            balls = precision_recall(pool, real, neighborhood=config.neighborhood)
-            result.metrics.update(balls)
-            for name, count in (("precision", len(pool)), ("recall", len(real))):
-                result.half_widths[name] = NORMAL_95 * math.sqrt(balls[name] * (1 - balls[name]) / count)
+        for metric in SET_METRICS:
+            for name, (value, half) in metric.measure(pool, real, config).items():
+                result.metrics[name] = value
+                if half is not None:
+                    result.half_widths[name] = half
     if "logits" in features:
         _add_score(result, features["logits"], score_name(extractor.distance), config)
     return result

@@ -12,12 +12,13 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from hiergen.checked import Checked
+from hiergen.checked import Checked, Count, CountOrZero, Range
 from hiergen.config import fingerprint, nearest
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_uint8
@@ -37,12 +38,42 @@ class ExtractorConfig(Checked):
 
     Attributes:
         name: Name of the extractor: "inception" (FID), "inception-768" (the same network up to Mixed_6e: FID-768), "dinov2-b", "dinov2-l", "digits" (a small
-            classifier trained on the embedded digits), or a name given to `register_extractor`.
+            classifier trained on the embedded digits), "own" (one trained on the classes of the data, once), or a name given to
+            `register_extractor`.
         weights: File of the weights, .pth or .safetensors, for those that are read from a file.
+        size: Side in pixels at which "own" sees pictures; larger takes longer.
+        budget: Number of pictures that "own" sees in training, repeats counted: 100,000 of 32 x 32 take about half a minute on a CPU.
+        seed: Seed of the training of "own".
     """
 
     name: str = "inception"
     weights: str | None = None
+    size: Annotated[int, Range(8)] = 32
+    budget: Count = 100_000
+    seed: CountOrZero = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a classifier was trained on, which tells what its features know.
+
+    Attributes:
+        what: Name of the pictures, e.g. "scikit-learn's digits".
+        size: Side of the pictures in pixels.
+        resizes: Whether pictures of other sizes are brought to this one.
+        is_gray: Whether all of them were gray.
+        classes: Name of each class, in the order of the logits; None for one that was not learned.
+        accuracy: Share of held-out pictures whose class it names.
+        num_held_out: Number of these.
+    """
+
+    what: str
+    size: int
+    resizes: bool
+    is_gray: bool
+    classes: tuple[str | None, ...]
+    accuracy: float
+    num_held_out: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +85,14 @@ class Extractor(FeatureExtractor):
         dim: Number of channels of its pool features.
         fingerprint: Digits that change when the features do.
         spatial_dim: Number of its spatial features; 0 where it has none.
+        training: What it was trained on, where that is known and narrow.
     """
 
     distance: str
     dim: int
     fingerprint: str
     spatial_dim: int = 0
+    training: Training | None = None
 
     def about(self) -> dict[str, str]:
         """Return what a report says of it."""
@@ -81,20 +114,34 @@ def build_extractor(config: ExtractorConfig, device: torch.device | str = "cpu")
     return EXTRACTORS[config.name](config, torch.device(device))
 
 
-def check_extractor(config: ExtractorConfig) -> None:
+def check_extractor(config: ExtractorConfig, *, has_classes: bool = False) -> None:
     """Check a name and that a file of weights is there, in no time: some extractors are trained while they are built.
 
+    Args:
+        config: Which extractor.
+        has_classes: Whether there are real pictures with classes, which "own" is trained on.
+
     Raises:
-        ValueError: If the name is unknown, or weights are given to an extractor that takes none.
+        ValueError: If the name is unknown, weights are given to an extractor that takes none, or it is "own" without classes.
         FileNotFoundError: If weights are missing.
         ImportError: If torch-fidelity, which all distances need, is not installed.
     """
     if config.name not in EXTRACTORS:
         raise ValueError(f"unknown extractor {config.name!r}{nearest(config.name, EXTRACTORS)}")
+    if config.name == "own" and not has_classes:
+        _refuse_own(config, torch.device("cpu"))
     if config.name in FILES:
         _weights_file(config)
-    elif config.name == "digits" and config.weights:
-        raise ValueError(f"extractor 'digits' is trained on the spot, expected no weights, got {config.weights!r}")
+    elif config.name in ("digits", "own") and config.weights:
+        raise ValueError(
+            f"extractor {config.name!r} is trained on the spot, expected no weights, got {config.weights!r}"
+        )
+    plain = ExtractorConfig()
+    given = [name for name in ("size", "budget", "seed") if getattr(config, name) != getattr(plain, name)]
+    if given and config.name in (*FILES, "dinov2-b", "dinov2-l", "digits"):
+        raise ValueError(
+            f"extractor {config.name!r} is not trained on your data, expected no {given[0]}: that is for 'own'"
+        )
     require("torch_fidelity", "eval", "a distance between image sets")
 
 
@@ -217,26 +264,59 @@ def _build_dinov2(config: ExtractorConfig, device: torch.device) -> Extractor:
 
 
 @functools.cache
-def _digits_network() -> FeatureNetwork:
-    train = load_digits("train", size=32)
-    return train_feature_network(to_uint8(train.images), train.labels, seed=0)
+def _digits_network() -> tuple[FeatureNetwork, Training]:
+    train, test = (load_digits(split, size=32) for split in ("train", "test"))
+    network = train_feature_network(to_uint8(train.images), train.labels, seed=0)
+    accuracy = float((network.scores(to_uint8(test.images)).argmax(dim=1) == test.labels).double().mean())
+    return network, Training("scikit-learn's digits", 32, False, True, test.classes, accuracy, len(test))
 
 
 def _build_digits(config: ExtractorConfig, device: torch.device) -> Extractor:
-    network = copy.deepcopy(_digits_network()).to(device)
-
-    def features(images: Tensor) -> Features:
-        return {"pool": network(images), "logits": network.scores(images)}
-
-    digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in network.parameters())).hexdigest()
-    return Extractor(
+    network, training = _digits_network()
+    return classifier_extractor(
         config.name,
         "32 features of a 3-convolution classifier trained on scikit-learn's digits (seed 0, 32 x 32, not resized; not Inception: "
         "its distances compare only with each other)",
-        features,
-        "FD-digits-cnn",
-        network.FEATURES,
-        fingerprint({"name": config.name, "weights": digest}),
+        network,
+        device,
+        training=training,
+    )
+
+
+def classifier_extractor(
+    name: str,
+    description: str,
+    network: FeatureNetwork,
+    device: torch.device,
+    *,
+    training: Training,
+    prepare: Callable[[Tensor], Tensor] = lambda images: images,
+) -> Extractor:
+    """Return the extractor of a small classifier: its features and its class scores.
+
+    Args:
+        name: Name of the extractor.
+        description: What a report says of it.
+        network: The classifier; it is copied.
+        device: Device of the copy.
+        training: What it was trained on.
+        prepare: What is done to uint8 images before it sees them.
+    """
+    network = copy.deepcopy(network).to(device)
+
+    def features(images: Tensor) -> Features:
+        images = prepare(images)
+        return {"pool": network(images), "logits": network.scores(images)}
+
+    digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in network.parameters())).hexdigest()
+    digits = fingerprint({"name": name, "weights": digest})
+    return Extractor(name, description, features, f"FD-{name}-cnn", network.FEATURES, digits, training=training)
+
+
+def _refuse_own(config: ExtractorConfig, device: torch.device) -> Extractor:
+    raise ValueError(
+        "extractor 'own' is trained on the classes of real pictures, which `hiergen evaluate rfid` and `gfid` with --data.source have; "
+        "here there are none: take another extractor"
     )
 
 
@@ -258,4 +338,5 @@ EXTRACTORS: dict[str, Builder] = {
     "dinov2-b": _build_dinov2,
     "dinov2-l": _build_dinov2,
     "digits": _build_digits,
+    "own": _refuse_own,
 }

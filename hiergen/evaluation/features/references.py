@@ -21,6 +21,7 @@ from torch import Tensor
 from hiergen.config import fingerprint, to_json
 from hiergen.data.dataset import Dataset
 from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.on_disk import PictureSet
 from hiergen.data.npz_files import open_npz, read_array
 from hiergen.data.sources import DataConfig, open_images, open_pictures
 from hiergen.evaluation.features.extractors import Extractor
@@ -59,6 +60,7 @@ def open_reference(
     passes: PassConfig,
     cache: str | Path,
     device: torch.device,
+    images: Dataset | None = None,
 ) -> Reference:
     """Return the statistics of a reference, computed unless they were seen before; errors come before any long work.
 
@@ -69,19 +71,20 @@ def open_reference(
         passes: How the work is cut.
         cache: Folder of the statistics of data that were seen before.
         device: Device of the extractor.
+        images: The data, where they are open already.
 
     Raises:
         ValueError: If the file or the data do not fit.
     """
     if isinstance(source, DataConfig):
-        images = open_evaluated(source)
+        images = open_evaluated(source) if images is None else images
         check_count(len(images), "the reference")
         folder = check_writable(Path(cache).expanduser(), option="--cache")
         return _of_images(source, images, extractor, rounding=rounding, passes=passes, cache=folder, device=device)
     return _with_features(read_npz(source, extractor), source, extractor, passes=passes, device=device)
 
 
-def open_evaluated(config: DataConfig) -> Dataset:
+def open_evaluated(config: DataConfig) -> ImageSet | PictureSet:
     """Return the images of a config as an evaluation reads them: unchanged, and all of them.
 
     Raises:

@@ -7,20 +7,16 @@ the images after rounding to bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiergen.config import fingerprint
+from hiergen.data.images.overview import class_counts, image_labels, spread_over_classes
 from hiergen.data.sources import DataConfig
-from hiergen.evaluation.features.extractors import (
-    Extractor,
-    build_extractor,
-    check_extractor,
-    open_lpips,
-)
+from hiergen.evaluation.features.extractors import Extractor, open_lpips
 from hiergen.evaluation.features.references import (
     Reference,
     check_count,
@@ -29,6 +25,8 @@ from hiergen.evaluation.features.references import (
     read_batch,
     read_npz,
 )
+from hiergen.evaluation.images.fit import RealPictures, check_image_extractor, open_image_extractor
+from hiergen.evaluation.images.pair_metrics import added_metrics, measure_pairs
 from hiergen.evaluation.images.rate_distortion import describe_rate
 from hiergen.evaluation.images.scores import summarize
 from hiergen.evaluation.parts import Parts
@@ -42,10 +40,10 @@ from hiergen.evaluation.protocol import (
 from hiergen.evaluation.runner import Evaluation, Findings, Work, run_evaluation
 from hiergen.evaluation.settings import ImageSettings
 from hiergen.metrics.frechet import Moments
-from hiergen.metrics.pixel import MS_SSIM_MIN_SIDE, WINDOW, ms_ssim, psnr, ssim
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import Prefix, decode_prefix, list_prefixes
+from hiergen.telling import counted
 from hiergen.tokenizers.base import Tokenizer
 
 #: Number of images whose tokens are kept for the diagnostics of continuous latents, and number that are shown.
@@ -57,7 +55,7 @@ class RfidSettings(ImageSettings):
     """Evaluate a tokenizer's reconstructions.
 
     Attributes:
-        tokenizer: Folder or Hub id of the tokenizer.
+        tokenizer: Folder or Hub id of the tokenizer, or of a pipeline that has one.
         data: Images to reconstruct; `data.size` must be the tokenizer's.
         num_images: Number of images, the first ones; 0 takes all.
         prefixes: Also measure every prefix of levels (or of the decoder's scales): the rate-distortion page.
@@ -90,7 +88,7 @@ class Reconstruction(Evaluation[RfidSettings]):
     kind = "rfid"
 
     def check(self) -> None:
-        check_extractor(self.settings.extractor)
+        check_image_extractor(self.settings.extractor, None if self.settings.reference else self.settings.data)
         if self.settings.reference:
             check_source(self.settings.reference)
         found = check_source(self.settings.data)
@@ -109,18 +107,33 @@ class Reconstruction(Evaluation[RfidSettings]):
             "rounding": settings.rounding,
             "lpips": settings.lpips,
             "prefixes": [prefix.count for prefix in self.prefixes],
+            **({"metrics": added_metrics()} if added_metrics() else {}),
         }
 
     def open_data(self) -> dict[str, Any]:
-        self.extractor = build_extractor(self.settings.extractor, self.device)
-        self.fixed = read_npz(self.settings.reference, self.extractor) if self.settings.reference else None
-        self.images = open_evaluated(self.settings.data)
-        self.count = _count(len(self.images), self.settings)
+        settings = self.settings
+        self.images = open_evaluated(settings.data)
+        self.count = _count(len(self.images), settings)
+        real = RealPictures(self.images, settings.data.source, settings.rounding)
+        found = open_image_extractor(settings.extractor, real, cache=settings.cache, device=self.device)
+        self.extractor, self.doubts = found
+        self.found = str(real)
+        self.fixed = read_npz(settings.reference, self.extractor) if settings.reference else None
+        labels = image_labels(self.images)[: self.count]
+        self.shown = frozenset(spread_over_classes(labels, SHOWN_IMAGES))
+        classes, taken = (
+            sum(map(bool, class_counts(of, len(self.images.classes)))) for of in (image_labels(self.images), labels)
+        )
+        if taken < classes:
+            self.doubts.append(
+                f"the first {counted(self.count, 'image')} of {len(self.images):,} are of {counted(taken, 'class')} of {classes:,}: they stand for "
+                "no others (--num-images 0 takes all)"
+            )
         return {"data": self.images.fingerprint, "extractor": self.extractor.fingerprint}
 
     def prepare(self) -> Work:
         compute = ReconstructionPass(
-            self.tokenizer, self.extractor, self.lpips, self.prefixes, self.settings.rounding, self.device
+            self.tokenizer, self.extractor, self.lpips, self.prefixes, self.settings.rounding, self.device, self.shown
         )
         return Work(self.count, compute, "reconstruct", lambda keys: read_batch(self.images, keys))
 
@@ -144,7 +157,7 @@ class Reconstruction(Evaluation[RfidSettings]):
             reference=fixed.about if fixed else {"kind": "the encoded images", **self.identity},
             counts={"images": self.count, "reference": self.count if fixed is None else None},
             seed=settings.distances.seed,
-            warnings=scores.warnings,
+            warnings=[*self.doubts, *scores.warnings],
             more={"items": fingerprint([self.images.fingerprint, settings.data.size, self.count]), **scores.entries},
             values=scores.values,
             statistics=scores.reference,
@@ -170,6 +183,7 @@ class Reconstruction(Evaluation[RfidSettings]):
 def _open_tokenizer(path: str, size: int, device: torch.device) -> Tokenizer:
     """Return a tokenizer in eval mode on a device, after checking that it takes images of a size: it encodes a gray one."""
     tokenizer = from_pretrained(path)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"{path!r} holds a {type(tokenizer).__name__}, expected an image tokenizer")
     torch.nn.Module.to(tokenizer.eval(), device)
@@ -203,7 +217,17 @@ def _own_reference(parts: Parts) -> Reference:
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionPass:
-    """Computes one batch. Images stay on the device as bytes between decoder, features and pixel metrics."""
+    """Computes one batch. Images stay on the device as bytes between decoder, features and pixel metrics.
+
+    Attributes:
+        tokenizer: Tokenizer that encodes and decodes.
+        extractor: Extractor of features.
+        lpips: Computes LPIPS; None leaves it out.
+        prefixes: Parts of the tokens that are decoded.
+        rounding: Rule that rounds pixels to bytes.
+        device: Device of the models.
+        shown: Indices of the images that the report shows.
+    """
 
     tokenizer: Tokenizer
     extractor: Extractor
@@ -211,6 +235,7 @@ class ReconstructionPass:
     prefixes: list[Prefix]
     rounding: Rounding
     device: torch.device
+    shown: Collection[int] = frozenset()
 
     @torch.no_grad()
     def __call__(self, keys: range, batch: Tensor) -> dict[str, Tensor]:
@@ -223,26 +248,16 @@ class ReconstructionPass:
             # Diagnostics of continuous tokens read no more than these.
             kept = tokens if is_discrete else tokens[: max(0, LATENT_IMAGES - keys[0])].float()
             found[f"tokens.{level}"] = kept
-        shown = max(0, SHOWN_IMAGES - keys[0])
-        found["shown.input"] = real[:shown]
+        shown = [place for place, key in enumerate(keys) if key in self.shown]
+        found["shown.input"] = real[shown]
         for prefix in self.prefixes:
             rebuilt = check_finite(
                 decode_prefix(self.tokenizer, pyramid, prefix), keys[0], "the reconstruction of image"
             )
             pixels = quantize(rebuilt, self.rounding)
             found |= {f"{prefix.count}.{name}": value for name, value in self.extractor(pixels).items()}
-            found |= {f"{prefix.count}.{name}": value for name, value in self.pixel_metrics(pixels, real).items()}
-            found[f"shown.{prefix.count}"] = pixels[:shown]
-        return found
-
-    def pixel_metrics(self, pixels: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Return the metrics of each pair of uint8 images."""
-        x, y = pixels.float() / 127.5 - 1, real.float() / 127.5 - 1
-        found = {"psnr": psnr(x, y)}
-        if min(x.shape[2:]) >= WINDOW:
-            found["ssim"] = ssim(x, y)
-        if min(x.shape[2:]) >= MS_SSIM_MIN_SIDE:
-            found["ms_ssim"] = ms_ssim(x, y)
-        if self.lpips is not None:
-            found["lpips"] = self.lpips(x, y)
+            found |= {
+                f"{prefix.count}.{name}": value for name, value in measure_pairs(pixels, real, self.lpips).items()
+            }
+            found[f"shown.{prefix.count}"] = pixels[shown]
         return found

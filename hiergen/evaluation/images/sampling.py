@@ -111,6 +111,7 @@ class TokenSource:
         self.names = class_names(self._generator)
         self._settings = self._generator.make_settings(**sampling.given())
         self._labels, self._seed, self._device = labels, seed, device
+        self._num_classes: int = self._generator.config["num_classes"]
         self.identity = {
             "generator": tokenizer_fingerprint(self._generator),
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
@@ -119,9 +120,14 @@ class TokenSource:
             "sampling": sampling.given(),
         }
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each class of the generator; empty where it knows none."""
+        return tuple(self.names.get(number, "") for number in range(self._num_classes)) if self.names else ()
+
     def labels(self, keys: range) -> Tensor:
-        """Return the labels of some items, `(b,)` int64, on the CPU."""
-        return class_labels(keys, self._generator.config["num_classes"], self._labels, self._seed)
+        """Return the class that is asked for in some items, `(b,)` int64, on the CPU."""
+        return class_labels(keys, self._num_classes, self._labels, self._seed)
 
     @torch.no_grad()
     def draw(self, keys: range) -> TokenPyramid:

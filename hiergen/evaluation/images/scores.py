@@ -12,6 +12,7 @@ from torch import Tensor
 from hiergen.evaluation.features.distances import DistanceConfig, bias_curve, measure
 from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.features.references import Reference
+from hiergen.evaluation.images.pair_metrics import pair_metric_names
 from hiergen.evaluation.images.rate_distortion import rate_row
 from hiergen.evaluation.parts import Parts
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
@@ -19,8 +20,6 @@ from hiergen.metrics.latents import channel_statistics, interpolation_detour, ne
 from hiergen.pipelines.prefixes import Prefix
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
-
-PIXEL_METRICS = ("psnr", "ssim", "ms_ssim", "lpips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +63,13 @@ def summarize(
             if f"{prefix.count}.{kind}" in names
         }
         found = measure(features, reference, extractor, config, is_paired=not reference.about)
-        pixel = {k: parts.read(f"{prefix.count}.{k}") for k in PIXEL_METRICS if f"{prefix.count}.{k}" in names}
+        pixel = {k: parts.read(f"{prefix.count}.{k}") for k in pair_metric_names() if f"{prefix.count}.{k}" in names}
         means = {kind: float(value.double().mean()) for kind, value in pixel.items()}
         rows.append(rate_row(prefix, {**_renamed(found.metrics), **means}, pixel if config.resamples else {}))
     last = prefixes[-1].count
-    values = {kind: parts.read(f"{last}.{kind}") for kind in (*PIXEL_METRICS, "pool") if f"{last}.{kind}" in names}
+    values = {
+        kind: parts.read(f"{last}.{kind}") for kind in (*pair_metric_names(), "pool") if f"{last}.{kind}" in names
+    }
     if not reference.about:
         values["reference_pool"] = parts.read("reference.pool")
     pictures = {"input": parts.read("shown.input")}

@@ -101,7 +101,7 @@ class RebuiltShapes(ShapesEvaluation):
             metrics = {name: float(value.nanmean()) for name, value in values.items() if not value.isnan().all()}
             size = Prefix("level", level + 1, spec.num_tokens, None, spec.num_tokens * spec.dim)
             rows.append(rate_row(size, metrics, values if settings.resamples else {}))
-            pictures[f"{spec.num_tokens} tokens"] = parts.read(f"shown.{level}")
+            pictures[size.caption] = parts.read(f"shown.{level}")
         tokens = tuple(parts.read(f"tokens.{level}") for level in range(len(tokenizer.specs)))
         return Findings(
             what=f"meshes of {settings.reference} rebuilt by {type(tokenizer).__name__} ({settings.tokenizer})",

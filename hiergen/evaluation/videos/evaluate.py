@@ -41,6 +41,7 @@ from hiergen.metrics.video import (
 )
 from hiergen.pipelines.prefixes import Prefix, decode_prefix
 from hiergen.pyramid import TokenPyramid
+from hiergen.telling import counted
 from hiergen.tokenizers.base import Tokenizer
 
 #: Number of clips that a report shows, of clips that it shows rebuilt, and of frames shown from each.
@@ -225,7 +226,7 @@ def _pictures(parts: Parts, prefixes: Sequence[Prefix]) -> dict[str, Tensor]:
         return {f"clip {k}": frames for k, frames in enumerate(parts.read("shown.clips")[:SHOWN_CLIPS])}
     names = {"input": "shown.input"}
     for prefix in prefixes:
-        size = f"{prefix.numbers:,} numbers" if prefix.unit == "components" else prefix.caption
+        size = counted(prefix.numbers or 0, "number") if prefix.unit == "components" else prefix.caption
         names[size] = f"shown.{prefix.count}"
     stored = {caption: parts.read(name) for caption, name in names.items()}
     clips = range(min(SHOWN_REBUILT, len(stored["input"])))

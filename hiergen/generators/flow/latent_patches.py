@@ -39,6 +39,7 @@ class LatentPatches:
             if spec.is_discrete or len(grid) not in (2, 3) or spec.dim != specs[-1].dim:
                 raise ValueError(
                     f"level {index} is {spec}, expected continuous tokens on a 2-D or 3-D grid, of the same dim as every other level"
+                    f"{'; discrete tokens are for the recipe har-tiny' if spec.is_discrete else ''}"
                 )
             if len(grid) != len(specs[-1].grid or ()):
                 raise ValueError(

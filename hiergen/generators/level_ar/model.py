@@ -338,7 +338,12 @@ def _build_layout(specs: tuple[LevelSpec, ...], layout: str, num_ar_tokens: int)
     vocabularies = {spec.vocab_size for spec in specs}
     if len(vocabularies) != 1 or None in vocabularies:
         found = [spec.vocab_size for spec in specs]
-        raise ValueError(f"level_specs have the vocabularies {found}, expected discrete levels of one vocabulary")
+        fitting = (
+            "; continuous tokens are for the recipes mar-tiny, mar-tiny-levels and flow-tiny" if None in found else ""
+        )
+        raise ValueError(
+            f"level_specs have the vocabularies {found}, expected discrete levels of one vocabulary{fitting}"
+        )
     num_tokens = sum(spec.num_tokens for spec in specs)
     if layout == "token":
         return token_layout(num_tokens)

@@ -82,7 +82,10 @@ def check_masked_config(specs: tuple[LevelSpec, ...], config: Any) -> None:
     if not specs:
         raise ValueError("level_specs is empty, expected at least one level")
     if any(spec.is_discrete for spec in specs) or len({spec.dim for spec in specs}) != 1:
-        raise ValueError(f"level_specs are {specs}, expected continuous levels (vocab_size None) of equal channels")
+        fitting = "; discrete tokens are for the recipe har-tiny" if any(spec.is_discrete for spec in specs) else ""
+        raise ValueError(
+            f"level_specs are {specs}, expected continuous levels (vocab_size None) of equal channels{fitting}"
+        )
     if config.order not in ("random", "levelwise"):
         raise ValueError(f"order is {config.order!r}, expected 'random' or 'levelwise'")
     if not 0 < config.mask_ratio_min < 1:

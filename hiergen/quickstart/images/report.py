@@ -7,6 +7,14 @@ from typing import Any
 
 from hiergen.quickstart.report import table, training_sections
 
+#: Distances of sets: the entry of the report that holds each, and its digits.
+DISTANCES = {
+    "Fréchet": ("frechet_distance", 3),
+    "kernel": ("kernel_distance", 5),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+}
+
 
 def markdown_report(report: Mapping[str, Any]) -> str:
     """Return the report of `run_quickstart` as a page to read."""
@@ -31,7 +39,7 @@ def markdown_report(report: Mapping[str, Any]) -> str:
         f"Feature extractor: {report['extractor']['name']}, {report['extractor']['description']}. It recognizes "
         f"{report['extractor']['test_accuracy']:.1%} of the real test images.",
         table(
-            ["", "of", "against", "Fréchet", "kernel", "precision", "recall"],
+            ["", "of", "against", *(f"{name} ({report['extractor']['name']} features)" for name in DISTANCES)],
             [
                 ["rFD", *_distance_cells(rebuilt["rfid"])],
                 ["gFD", *_distance_cells(made["gfid"])],
@@ -98,6 +106,5 @@ def _latents_section(latents: Mapping[str, Any] | None) -> list[str]:
 
 
 def _distance_cells(values: Mapping[str, Any]) -> list[str]:
-    digits = {"frechet_distance": 3, "kernel_distance": 5, "precision": 3, "recall": 3}
-    numbers = [f"{values[name]:.{count}f}" if name in values else "-" for name, count in digits.items()]
+    numbers = [f"{values[key]:.{count}f}" if key in values else "-" for key, count in DISTANCES.values()]
     return [values["of"], values["against"], *numbers]

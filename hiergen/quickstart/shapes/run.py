@@ -43,6 +43,7 @@ from hiergen.quickstart.shapes.views import held_out_views, view_encoder, view_e
 from hiergen.quickstart.stages import StageTimes
 from hiergen.registry import get_preset
 from hiergen.seeding import make_rng
+from hiergen.telling import counted
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
@@ -321,7 +322,7 @@ def _draw(
 ) -> None:
     rows = {"input": _references(settings, TEST_OFFSET, NUM_SHAPE_CLASSES)}
     for spec, meshes in zip(tokenizer.specs, rebuilt, strict=True):
-        rows[f"{spec.num_tokens} tokens"] = meshes[:NUM_SHAPE_CLASSES]
+        rows[counted(spec.num_tokens, "token")] = meshes[:NUM_SHAPE_CLASSES]
     rows["from a view"] = shown[:NUM_SHAPE_CLASSES]
     for number in range(min(3, settings.num_generated // NUM_SHAPE_CLASSES)):
         rows[f"sample {number + 1}"] = generated[number * NUM_SHAPE_CLASSES : (number + 1) * NUM_SHAPE_CLASSES]

@@ -186,10 +186,10 @@ def test_examples_of_many_classes_say_the_first_and_the_last() -> None:
     tokens = TokenSource.__new__(TokenSource)
     tokens.names = {0: "tench, Tinca", 31: "ostrich"}
     tokens.labels = torch.tensor
-    found = example_rows(images, tokens)
+    found = example_rows(images, tokens, range(40))
     assert list(found) == ["0: tench to 15", "1: 16 to ostrich"]
     assert found["1: 16 to ostrich"].flatten().tolist() == list(range(16, 32))
-    assert list(example_rows(images[:20], None)) == ["0"]
+    assert list(example_rows(images[:20], None, range(20))) == ["0"]
 
 
 def test_labels_are_balanced_or_independent() -> None:

@@ -235,7 +235,10 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 def test_refusals() -> None:
     for specs, message in (
-        ((LevelSpec(16, (4, 4), 6, 10),), "level 0 is .* expected continuous tokens"),
+        (
+            (LevelSpec(16, (4, 4), 6, 10),),
+            "level 0 is .* expected continuous tokens .*; discrete tokens are for the recipe har-tiny$",
+        ),
         ((LevelSpec(16, None, 6),), "level 0 is .* expected continuous tokens"),
         ((LevelSpec(1, (1, 1), 4), LevelSpec(16, (4, 4), 6)), "of the same dim as every other level"),
         ((), "level_specs is empty"),

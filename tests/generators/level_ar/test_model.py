@@ -281,11 +281,12 @@ def test_one_batch_can_be_overfitted() -> None:
     [
         (
             {"level_specs": specs_to_json([LevelSpec(4, dim=8)])},
-            r"vocabularies \[None\], expected discrete levels of one",
+            r"vocabularies \[None\], expected discrete levels of one vocabulary; continuous tokens are for the recipes mar-tiny, mar-tiny-levels "
+            r"and flow-tiny$",
         ),
         (
             {"level_specs": specs_to_json([LevelSpec(1, vocab_size=4), LevelSpec(3, vocab_size=5)])},
-            r"vocabularies \[4, 5\], expected discrete levels of one",
+            r"vocabularies \[4, 5\], expected discrete levels of one vocabulary$",
         ),
         ({"level_specs": specs_to_json(specs((4, 1, 3)))}, r"level 1 ends after 5 tokens, inside a step; steps end at"),
         ({"level_specs": specs_to_json(specs((4, 8)))}, "hold 12 tokens"),

@@ -188,7 +188,10 @@ def test_parameters_are_counted_without_weights_or_data() -> None:
 
 def test_random_weights_are_asked_for_by_name_and_missing_ones_are_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="the weights of the vgg backbone are missing"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"the weights of the vgg backbone are missing.*--task\.perceptual None trains without the term",
+    ):
         PerceptualTerm(PerceptualConfig())
     term = PerceptualTerm(PerceptualConfig(network="squeeze", jitter=0, weights="random"))
     images = torch.rand(2, 2, 3, 32, 32)
