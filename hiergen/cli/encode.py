@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from hiergen.checked import Checked
 from hiergen.cli import check_exists, check_model, describe, encoding_progress, open_model
 from hiergen.config import parse
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.telling import counted, say, say_next
 
 if TYPE_CHECKING:

@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hiergen.__main__ import VERBS, main
+from hiergen.benchmarks.settings import SETTINGS
+from hiergen.cli import evaluate, quickstart
 from hiergen.cli.bench import BENCHMARKS
 from hiergen.cli.convert import FAMILIES, read_config
 from hiergen.cli.train import load_recipe
@@ -54,9 +56,8 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
     for verb in VERBS:
         assert callable(importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}").main)
     for name in BENCHMARKS:
-        module = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}")
-        assert callable(module.run)
-        assert module.Settings()
+        assert callable(importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}").run)
+        assert SETTINGS[name]()
     for module_name in FAMILIES.values():
         assert callable(importlib.import_module(module_name).from_official)
 
@@ -290,19 +291,38 @@ def test_a_signal_ends_a_run_with_its_code(tmp_path) -> None:
     assert list((tmp_path / "checkpoints").glob("samples-*"))
 
 
-#: Verbs that many will call first, and with a mistake; none needs diffusers to say what it takes.
-QUICK = ["quickstart", "quickstart shapes", "quickstart video", "train", "reconstruct", "generate", "demo", "encode"]
+#: Every verb with every word that may follow it and takes options of its own.
+COMMANDS = [
+    *VERBS,
+    *(f"quickstart {kind}" for kind in quickstart.KINDS),
+    *(f"evaluate {kind}" for kind in evaluate.KINDS),
+    *(f"bench {name}" for name in BENCHMARKS),
+    *(f"convert {family}" for family in FAMILIES),
+]
+#: Packages that take longer to import than help may take.
+HEAVY = [
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "gradio",
+    "trimesh",
+    "av",
+]
 
 
-def test_help_and_mistakes_do_not_wait_for_diffusers() -> None:
+def test_no_help_and_no_mistaken_option_waits_for_a_heavy_package() -> None:
     program = f"""
 import contextlib, io, sys
 from hiergen.__main__ import main
-for verb in {QUICK}:
+for command in {COMMANDS}:
     for option in ("--help", "--no-such-option"):
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main([*verb.split(), option])
-    assert "diffusers" not in sys.modules, verb
+            main([*command.split(), option])
+        assert not set({HEAVY}) & set(sys.modules), (command, option, set({HEAVY}) & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,8 @@ class ImageSet(Dataset):
         classes: Name of each class.
     """
 
+    unit = "image"
+
     images: Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]

@@ -17,32 +17,18 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from hiergen.checked import Checked
 from hiergen.config import fingerprint, nearest
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import require
 from hiergen.evaluation.features.inception import SPATIAL_CHANNELS, Inception
+from hiergen.evaluation.settings import ExtractorConfig
 from hiergen.files import file_digest
 from hiergen.metrics.classifiers import FeatureNetwork, saved_feature_network, train_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor, Features
 from hiergen.pretrained.perceptual import LPIPS
 from hiergen.pretrained.teachers import TEACHERS, Teacher
 from hiergen.pretrained.weights import read_state_dict
-
-
-@dataclasses.dataclass(frozen=True)
-class ExtractorConfig(Checked):
-    """Which feature extractor is used.
-
-    Attributes:
-        name: Name of the extractor: "inception" (FID), "inception-768" (the same network up to Mixed_6e: FID-768), "dinov2-b", "dinov2-l", "digits" (a small
-            classifier trained on the embedded digits), or a name given to `register_extractor`.
-        weights: File of the weights, .pth or .safetensors, for those that are read from a file.
-    """
-
-    name: str = "inception"
-    weights: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
