@@ -1,4 +1,4 @@
-"""Which images a run takes: settings that `hiergen.data.sources` opens."""
+"""Settings of the images that a run takes; `hiergen.data.sources` opens them."""
 
 from __future__ import annotations
 
