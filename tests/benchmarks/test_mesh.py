@@ -27,8 +27,6 @@ def test_run_counts_and_times_both_ways(capsys: pytest.CaptureFixture[str]) -> N
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"dense_share is 0\.0, expected more than 0"):
         MeshSettings(dense_share=0.0)
-    with pytest.raises(ValueError, match=r"shapes is .*'cow'.*, expected a list, of 'sphere' or 'table'"):
-        MeshSettings(shapes=("cow",))
     with pytest.raises(ValueError, match="nothing to measure"):
         MeshSettings(depths=())
     with pytest.raises(ValueError, match="preset 'har-b' is a LevelAR, expected a PyramidVAE"):
