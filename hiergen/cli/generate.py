@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hiergen.checked import Checked
 from hiergen.cli import QUICKSTART, check_model, describe, open_model, parts_of
-from hiergen.config import parse
+from hiergen.config import nearest, parse
 from hiergen.telling import counted, progress, say, say_next
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class GenerateSettings(Checked):
 
     Attributes:
         pipeline: Folder or Hub id of a pipeline, or the name of a packaged one, e.g. "digits-1d".
-        labels: Class labels; by default the first ten that there are.
+        labels: Class labels, by number or by name where the pipeline knows names; by default the first ten that there are.
         image: Picture files to make shapes of, in place of labels; each shows one object, on white or transparent.
         count: Number of images, clips or meshes for each label or picture.
         out: Folder for the files: PNG of images, MP4 and `grid.gif` of clips, or meshes; and for the contact sheet, `grid.png`.
@@ -50,7 +50,7 @@ class GenerateSettings(Checked):
     """
 
     pipeline: str = QUICKSTART
-    labels: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
     image: tuple[str, ...] = ()
     count: int = 4
     out: str = "generated"
@@ -97,12 +97,19 @@ def main(args: list[str]) -> None:
     write = _write_clips if isinstance(pipeline, ClassToVideoPipeline) else write
     if settings.npz and write is not _write_images:
         raise ValueError(f"npz is {settings.npz!r}, but {settings.pipeline!r} makes no images")
-    labels = settings.labels or range(min(10, pipeline.generator.config["num_classes"] or 0))
+    config = pipeline.generator.config
+    known: dict[str, str] = config.get("id2label") or {}
+    labels = _labels(settings.labels, known) or list(range(min(10, config["num_classes"] or 0)))
     wanted = (
         # Numbered, since two folders may hold files of one name.
         Wanted([f"{number:03d}-{Path(path).stem}" for number, path in enumerate(settings.image)], pictures, settings)
         if settings.image
-        else Wanted([f"class{label:04d}" for label in labels], list(labels), settings)
+        else Wanted(
+            [f"class{label:04d}" for label in labels],
+            labels,
+            settings,
+            titles=[known.get(str(label), str(label)) for label in labels],
+        )
     )
     rng = torch.Generator(choose_device(settings.device)).manual_seed(settings.seed)
     sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
@@ -124,11 +131,14 @@ class Wanted:
         names: Beginning of the name of the files of each condition.
         conditions: A label or picture each.
         settings: Settings of the run.
+        titles: What each condition is called on the contact sheet; by default the names of the files.
+        unit: Name of a sample.
     """
 
     names: list[str]
     conditions: list[Any]
     settings: GenerateSettings
+    titles: Sequence[str] = ()
     unit: str = "sample"
 
     def __len__(self) -> int:
@@ -152,12 +162,25 @@ class Wanted:
         return index % self.settings.count < SHEET[1] and index // self.settings.count < SHEET[0]
 
     def rows(self, shown: Sequence[Any]) -> dict[str, Sequence[Any]]:
-        """Return the samples that are shown in rows by the condition's name: the number of a label, or a picture's name."""
+        """Return the samples that are shown in rows by the condition's name: that of a class, its number, or a picture's name."""
         columns = min(self.settings.count, SHEET[1])
-        names = [
-            name.removeprefix("class").lstrip("0") or "0" if name.startswith("class") else name for name in self.names
-        ]
-        return {name: shown[row * columns : (row + 1) * columns] for row, name in enumerate(names[: SHEET[0]])}
+        titles = [*(self.titles or self.names)][: SHEET[0]]
+        return {title: shown[row * columns : (row + 1) * columns] for row, title in enumerate(titles)}
+
+
+def _labels(words: Sequence[str], known: Mapping[str, str]) -> list[int]:
+    """Return the numbers of classes that are given by number or by name.
+
+    Raises:
+        ValueError: If a word is neither a number nor the name of a class.
+    """
+    numbers = {name: int(number) for number, name in known.items()}
+    for word in words:
+        if word not in numbers and not word.isdecimal():
+            hint = nearest(word, numbers) if numbers else "; the pipeline knows no names of its classes"
+            raise ValueError(f"labels holds {word!r}, expected the number or the name of a class{hint}")
+    # A number is a number, even where classes are called by others.
+    return [int(word) if word.isdecimal() else numbers[word] for word in words]
 
 
 def _write_images(make: Callable[..., Any], wanted: Wanted, out: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import shlex
 import signal
 import sys
@@ -45,10 +46,9 @@ def main(args: list[str]) -> None:
     else:
         source, out, *rest = args
     prog = "hiergen prepare-shapes SRC OUT"
-    default = PrepareShapesOptions(source=source, out=out)
-    # Twice, because the other options are on top of the preset.
-    preset = parse(default, rest, prog=prog).preset
-    settings = parse(overlay(default, PRESETS[preset]), rest, prog=prog)
+    # Read first, because the other options are on top of it; a wrong one is refused with them.
+    preset = next((value for value in _values(rest, "--preset") if value in PRESETS), "paper")
+    settings = parse(overlay(PrepareShapesOptions(source=source, out=out), PRESETS[preset]), rest, prog=prog)
     from hiergen.data.shapes.preparation import prepare_shapes
 
     with _stopped_by_signal():
@@ -57,6 +57,12 @@ def main(args: list[str]) -> None:
     if not summary.num_prepared + summary.num_reused:
         raise SystemExit(1)
     say_next(f"hiergen train pyramid-vae-tiny --task.data.source {shlex.quote(out)}")
+
+
+def _values(words: list[str], option: str) -> list[str]:
+    """Return what follows an option of a command line, as `option value` or `option=value`."""
+    after = [word for before, word in itertools.pairwise(words) if before == option]
+    return after + [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import queue
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 import hiergen
 from hiergen import telling
 from hiergen.__main__ import VERBS, main
-from hiergen.cli import completion
+from hiergen.cli import completion, generate
 from hiergen.cli.completion import SHELLS, script, words
 from hiergen.cli.env import environment
 from hiergen.cli.recipes import find_recipe, recipes
@@ -195,6 +196,20 @@ def test_images_are_generated_in_passes_and_into_an_npz(tmp_path, capsys) -> Non
     assert (tmp_path / "d" / "grid.png").is_file()
 
 
+def test_classes_are_asked_for_by_number_or_name_and_shown_by_name(capsys) -> None:
+    known = {"0": "bed", "1": "lamp", "2": "1"}
+    assert generate._labels(["lamp", "0", "1"], known) == [1, 0, 1]
+    with pytest.raises(ValueError, match=r"labels holds 'lamb', .* did you mean lamp\?"):
+        generate._labels(["lamb"], known)
+    settings = generate.GenerateSettings(count=2)
+    wanted = generate.Wanted(["class0001", "class0000"], [1, 0], settings, titles=["lamp", "bed"])
+    assert wanted.rows("abcd") == {"lamp": "ab", "bed": "cd"}
+    pictures = generate.Wanted(["000-cat"], [None], settings)
+    assert pictures.rows("ab") == {"000-cat": "ab"}
+    assert main(["generate", "--pipeline", "digits-1d", "--labels", "three"]) == 1
+    assert "the pipeline knows no names of its classes" in capsys.readouterr().err
+
+
 def test_progress_is_told_in_lines_where_there_is_no_terminal(monkeypatch) -> None:
     monkeypatch.setattr(telling, "INTERVAL", 0.01)
     lines: queue.Queue[str] = queue.Queue()
@@ -205,6 +220,25 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(monkeypatch) -> No
         later = next(line for line in iter(lambda: lines.get(timeout=30), None) if line.startswith("encode: 12"))
     assert first == "encode: 4 of 20 images after 0 s"
     assert later == "encode: 12 of 20 images after 0 s, about 0 s left"
+
+
+def test_waiting_is_told_unless_something_else_was_said(monkeypatch) -> None:
+    monkeypatch.setattr(telling, "INTERVAL", 0.01)
+    lines: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(telling, "say", lines.put)
+    with telling.waiting("train: reading data"):
+        assert lines.get(timeout=30) == "train: reading data, 0 s so far"
+    lines = queue.Queue()
+    monkeypatch.setattr(telling, "say", lines.put)
+    # As if a line came in every moment from now on.
+    monkeypatch.setitem(telling._last, "said", time.monotonic() + 1000)
+    with telling.waiting("train: reading data"):
+        time.sleep(0.1)
+    assert lines.empty()
+    monkeypatch.undo()
+    monkeypatch.setitem(telling._last, "said", 0.0)
+    telling.say("something")
+    assert telling._last["said"] > 0
 
 
 def test_things_are_counted_in_their_unit() -> None:

@@ -92,7 +92,7 @@ def test_a_stopped_preparation_says_so_and_what_to_run_again(tmp_path, monkeypat
 def test_the_preset_of_the_tiny_recipes_is_below_other_options(tmp_path, monkeypatch) -> None:
     asked: list[PrepareShapesSettings] = []
     monkeypatch.setattr(preparation, "prepare_shapes", lambda settings, command: asked.append(settings) or asked)
-    tiny = ["prepare-shapes", "procedural", str(tmp_path), "--preset", "tiny", "--sampling.num-surface", "2048"]
+    tiny = ["prepare-shapes", "procedural", str(tmp_path), "--preset=tiny", "--sampling.num-surface", "2048"]
     with pytest.raises(AttributeError):
         main(tiny)
     (settings,) = asked

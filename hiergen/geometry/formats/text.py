@@ -39,7 +39,8 @@ def parse_numbers(text: bytes, count: int) -> Float64[np.ndarray, " t"]:
     found = _read_numbers(text)
     if len(found) != count:
         # Programs in Fortran write the exponent of a double as D.
-        found = _read_numbers(re.sub(rb"(?<=[\d.])[dD](?=[-+]?\d)", b"e", text))
+        text = re.sub(rb"(?<=[\d.])[dD](?=[-+]?\d)", b"e", text)
+        found = _read_numbers(text)
     if len(found) != count:
         wrong = next((word for word in text.split() if not _is_number(word)), b"")
         raise Refused(f"has {wrong[:40].decode(errors='replace')!r} where a number is expected")
