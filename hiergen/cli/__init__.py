@@ -70,15 +70,22 @@ def open_model(path: str, device: str, *, part: str | None = None) -> Any:
     from hiergen.pipelines.loading import from_pretrained
 
     chosen = choose_device(device)
-    from diffusers.utils import logging
-
-    # They speak of the inside of diffusers; that all weights are there is checked by `from_pretrained`.
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    quiet_diffusers()
     model = from_pretrained(path)
     model = parts_of(model).get(part or "", model)
     return model.to(chosen) if parts_of(model) else model.eval().to(chosen)
+
+
+def quiet_diffusers() -> None:
+    """Keep diffusers' warnings away, which speak of its inside, and its bars out of whatever is no terminal.
+
+    That all weights are there is checked by `from_pretrained`.
+    """
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def parts_of(model: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from hiergen.checked import Checked, CountOrZero
+from hiergen.cli import quiet_diffusers
 from hiergen.config import nearest, parse
 from hiergen.evaluation.settings import GfidSettings, RfidSettings
 from hiergen.evaluation.videos.settings import VideoSettings
@@ -59,11 +60,13 @@ def main(args: list[str]) -> None:
         rfid = parse(RfidSettings(), rest, prog=prog)
         from hiergen.evaluation.images.reconstruction import evaluate_reconstructions
 
+        quiet_diffusers()
         report = evaluate_reconstructions(rfid)
     elif kind == "gfid":
         gfid = parse(GfidSettings(), rest, prog=prog)
         from hiergen.evaluation.images.generation import evaluate_generations
 
+        quiet_diffusers()
         report = evaluate_generations(gfid)
     elif kind == "shapes":
         from hiergen.evaluation.shapes.settings import ShapesSettings
@@ -71,11 +74,13 @@ def main(args: list[str]) -> None:
         shapes = parse(ShapesSettings(), rest, prog=prog)
         from hiergen.evaluation.shapes.evaluate import evaluate_shapes
 
+        quiet_diffusers()
         report = evaluate_shapes(shapes)
     else:
         clips = parse(VideoSettings(), rest, prog=prog)
         from hiergen.evaluation.videos.evaluate import evaluate_videos
 
+        quiet_diffusers()
         report = evaluate_videos(clips)
     from hiergen.evaluation.runner import tell
 

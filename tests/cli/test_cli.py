@@ -291,6 +291,34 @@ def test_a_signal_ends_a_run_with_its_code(tmp_path) -> None:
     assert list((tmp_path / "checkpoints").glob("samples-*"))
 
 
+def test_a_benchmark_ends_with_the_command_that_follows(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("hiergen.benchmarks.restok.run", lambda settings: {"seed": settings.seed})
+    assert main(["bench", "restok", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next: hiergen bench restok --json restok.json"
+    file = tmp_path / "restok.json"
+    assert main(["bench", "restok", "--seed", "3", "--json", str(file)]) == 0
+    assert json.loads(file.read_text()) == {"seed": 3}
+    assert capsys.readouterr().out.splitlines()[-1] == "next: hiergen bench"
+
+
+@pytest.mark.parametrize("kind", ["rfid", "gfid", "shapes", "video"])
+def test_an_evaluation_keeps_bars_out_of_a_log_file(kind, monkeypatch) -> None:
+    from diffusers.utils import logging
+
+    logging.enable_progress_bar()
+    place = {
+        "rfid": "images.reconstruction.evaluate_reconstructions",
+        "gfid": "images.generation.evaluate_generations",
+        "shapes": "shapes.evaluate.evaluate_shapes",
+        "video": "videos.evaluate.evaluate_videos",
+    }[kind]
+    found = []
+    monkeypatch.setattr(f"hiergen.evaluation.{place}", lambda settings: found.append(logging.is_progress_bar_enabled()))
+    monkeypatch.setattr("hiergen.evaluation.runner.tell", lambda report: None)
+    assert main(["evaluate", kind]) == 0
+    assert found == [False]
+
+
 #: Every verb with every word that may follow it and takes options of its own.
 COMMANDS = [
     *VERBS,
