@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 # One environment may serve several checkouts: each run points it at this one.
 STAMP = $(VENV)/.hiergen-installed
 
-.PHONY: quickstart test lint types install clean
+.PHONY: quickstart test lint types docs install clean
 
 quickstart: install
 	$(BIN)/hiergen quickstart $(ARGS)
@@ -23,6 +23,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# The documentation as a site, to be opened as files: site/html/index.html.
+docs: install
+	$(BIN)/python docs/site/build.py
+
 # Install once for each pyproject.toml; afterwards only point the environment at this checkout.
 install:
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,4 +38,4 @@ install:
 		|| $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -7,8 +7,9 @@ import sys
 
 from hiergen.__main__ import explain
 from hiergen.config import parse
-from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
+from hiergen.evaluation.images.generation import evaluate_generations
 from hiergen.evaluation.runner import tell
+from hiergen.evaluation.settings import GfidSettings
 
 DEFAULT = GfidSettings(
     pipeline="runs/har_l_128/pipeline",

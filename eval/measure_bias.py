@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from hiergen.config import parse
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.environment import choose_device
-from hiergen.evaluation.features.extractors import ExtractorConfig, build_extractor
+from hiergen.evaluation.features.extractors import build_extractor
 from hiergen.evaluation.features.references import open_reference
-from hiergen.evaluation.protocol import PassConfig, environment
+from hiergen.evaluation.protocol import environment
 from hiergen.evaluation.report import table
+from hiergen.evaluation.settings import ExtractorConfig, PassConfig
 from hiergen.figures import save_curves
 from hiergen.files import check_writable, write_json, write_text
 from hiergen.metrics.fidelity import kernel_distance_by_block

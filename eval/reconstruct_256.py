@@ -7,9 +7,10 @@ import sys
 
 from hiergen.__main__ import explain
 from hiergen.config import parse
-from hiergen.data.sources import DataConfig
-from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
+from hiergen.data.config import DataConfig
+from hiergen.evaluation.images.reconstruction import evaluate_reconstructions
 from hiergen.evaluation.runner import tell
+from hiergen.evaluation.settings import RfidSettings
 
 DEFAULT = RfidSettings(
     tokenizer="runs/restok_l_128/model",

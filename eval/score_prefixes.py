@@ -14,9 +14,10 @@ from typing import Any, cast
 import torch
 
 from hiergen.config import parse
+from hiergen.data.config import DataConfig
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import to_uint8
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 from hiergen.evaluation.features.extractors import inception_or_trained
 from hiergen.evaluation.images.prefix_scores import PrefixScore, score_generations, score_reconstructions
 from hiergen.figures import save_curves

@@ -16,9 +16,10 @@ from typing import cast
 from torch import Tensor
 
 from hiergen.config import parse
+from hiergen.data.config import DataConfig
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import to_uint8
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 from hiergen.evaluation.features.extractors import inception_or_trained
 from hiergen.evaluation.images.guidance_search import SearchPoint, SearchSettings, rectangular_windows, search_guidance
 from hiergen.figures import save_curves

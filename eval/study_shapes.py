@@ -35,7 +35,8 @@ from hiergen.files import write_text
 from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.surface_sampling import SamplingSettings
-from hiergen.metrics.shape_sets import ShapeSetProtocol, compare_shape_sets
+from hiergen.metrics.geometry import ShapeSetProtocol
+from hiergen.metrics.shape_sets import compare_shape_sets
 from hiergen.pipelines.shape import decode_meshes
 from hiergen.pipelines.shape_encoding import encode_clouds, encode_shapes
 from hiergen.pyramid import TokenPyramid

@@ -21,10 +21,9 @@ import tyro
 
 from hiergen.cli.train import load_recipe
 from hiergen.config import parse
-from hiergen.data.sources import DataConfig
-from hiergen.evaluation.features.extractors import ExtractorConfig
-from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.data.config import DataConfig
+from hiergen.evaluation.images.reconstruction import evaluate_reconstructions
+from hiergen.evaluation.settings import ExtractorConfig, PassConfig, RfidSettings
 from hiergen.figures import log_curves, save_curves
 from hiergen.files import check_writable, write_json
 from hiergen.training.config import TrainConfig

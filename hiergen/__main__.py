@@ -57,9 +57,9 @@ def explain(run: Callable[[], object], name: str, *, shows_traceback: bool = Fal
     """
     try:
         run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{name}: stopped; run again to continue", file=sys.stderr)
-        return 130
+        return 128 + int(getattr(stop, "signal_number", signal.SIGINT))
     except BrokenPipeError:
         # Whoever read the output has seen enough, as `head` has. What is still to be written goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

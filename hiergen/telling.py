@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-#: Seconds between two lines of progress where the output is no terminal.
+#: Seconds without a line after which one says how far a program is, where the output is no terminal.
 INTERVAL = 10.0
+#: When the last line was said, in seconds of the monotonic clock.
+_last = {"said": 0.0}
 
 
 def counted(count: int, unit: str) -> str:
@@ -21,6 +23,7 @@ def counted(count: int, unit: str) -> str:
 def say(text: str) -> None:
     """Print a line that is no result, at once: results alone are on the standard output."""
     print(text, file=sys.stderr, flush=True)
+    _last["said"] = time.monotonic()
 
 
 def say_next(command: str) -> None:
@@ -32,7 +35,8 @@ def say_next(command: str) -> None:
 def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Show how far a program is; what is given is called with the number of things done, ascending or not.
 
-    A terminal shows a bar with the time left; a pipe, a log file or a job of a cluster gets a line every ten seconds.
+    A terminal shows a bar with the time left; a pipe, a log file or a job of a cluster gets a line wherever nothing was said for ten
+    seconds.
 
     Args:
         what: Name of the work, e.g. "encode".
@@ -50,19 +54,45 @@ def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Cal
             task = shown.add_task(what, total=total, completed=done)
             yield lambda now: shown.update(task, completed=now)
         return
-    state, started, ended = {"done": done}, time.monotonic(), threading.Event()
+    state, started = {"done": done}, time.monotonic()
+
+    def line() -> str:
+        now, spent = state["done"], time.monotonic() - started
+        left = f", about {spent / (now - done) * (total - now):.0f} s left" if now > done else ""
+        return f"{what}: {now:,} of {counted(total, unit)} after {spent:.0f} s{left}"
+
+    with _said_regularly(line):
+        yield lambda now: state.update(done=now)
+
+
+def waiting(what: str) -> contextlib.AbstractContextManager[None]:
+    """Say every ten seconds that a program still does something of which it does not know how far it is.
+
+    Args:
+        what: What it does, e.g. "train: reading data".
+    """
+    started = time.monotonic()
+    return _said_regularly(lambda: f"{what}, {time.monotonic() - started:.0f} s so far")
+
+
+@contextlib.contextmanager
+def _said_regularly(line: Callable[[], str]) -> Iterator[None]:
+    """Inside, say a line wherever nothing was said for `INTERVAL` seconds."""
+    ended, started = threading.Event(), time.monotonic()
 
     def tell() -> None:
         # By the clock and not by what is done: a single long step must not look like a program that hangs.
-        while not ended.wait(INTERVAL):
-            now, spent = state["done"], time.monotonic() - started
-            left = f", about {spent / (now - done) * (total - now):.0f} s left" if now > done else ""
-            say(f"{what}: {now:,} of {counted(total, unit)} after {spent:.0f} s{left}")
+        pause = INTERVAL
+        while not ended.wait(pause):
+            silent = time.monotonic() - max(started, _last["said"])
+            pause = INTERVAL - silent if silent < INTERVAL else INTERVAL
+            if silent >= INTERVAL:
+                say(line())
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
     try:
-        yield lambda now: state.update(done=now)
+        yield
     finally:
         ended.set()
         thread.join()

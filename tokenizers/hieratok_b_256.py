@@ -7,7 +7,7 @@ Without alignment (the paper's plain comparison): `--task.vae.foundation.weight 
 Data: ImageNet as WebDataset shards, weights of VGG16, LPIPS and DINOv2. Time: wants several GPUs; not measured. Extra: images, eval.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
 from hiergen.training.tasks.discriminator import AdversarialConfig

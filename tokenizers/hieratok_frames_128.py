@@ -5,7 +5,7 @@ The folder is `--task.data.source clips:FOLDER`; here `videos`. Untested at this
 Data: a folder of clips. Time: wants one GPU; not yet run. Extra: video.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
 from hiergen.training.tasks.tokenizer import TokenizerTaskConfig

@@ -8,7 +8,7 @@ no foundation model, and the discriminator waits for half of the run.
 Data: a folder of pictures, weights of LPIPS. Time: one GPU, or a patient CPU. Extra: images.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
 from hiergen.training.tasks.discriminator import AdversarialConfig

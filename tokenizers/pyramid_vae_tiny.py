@@ -1,6 +1,6 @@
 """Train pyramid-vae-tiny on procedural shapes: minutes on two CPU cores.
 
-For meshes of your own: `hiergen prepare-shapes MESHES shapes`, then add `--task.data.source shapes`.
+For meshes of your own: `hiergen prepare-shapes MESHES shapes --preset tiny`, then add `--task.data.source shapes`.
 
 Data: procedural shapes. Time: minutes on a CPU. Extra: shapes.
 """

@@ -7,7 +7,7 @@ DINOv3-L are taken from the usual caches, or from `--task.perceptual.weights` an
 Data: ImageNet, weights of VGG16, LPIPS and DINO. Time: wants 8 GPUs; not measured. Extra: images, eval.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
 from hiergen.training.tasks.codebook_health import CodebookConfig

@@ -2,65 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from hiergen.benchmarks.timing import RepeatedSettings, describe_times, publish, take_turns
+from hiergen.benchmarks.settings import EvaluateSettings
+from hiergen.benchmarks.timing import describe_times, publish, take_turns
+from hiergen.data.config import DataConfig
 from hiergen.data.images.pixels import to_uint8
-from hiergen.data.sources import DataConfig
 from hiergen.environment import choose_device
-from hiergen.evaluation.features.distances import DistanceConfig
-from hiergen.evaluation.features.extractors import Extractor, ExtractorConfig, build_extractor
+from hiergen.evaluation.features.extractors import Extractor, build_extractor
 from hiergen.evaluation.features.references import open_evaluated, read_batch
-from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
+from hiergen.evaluation.images.generation import evaluate_generations
 from hiergen.evaluation.images.pair_metrics import measure_pairs
-from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.images.reconstruction import evaluate_reconstructions
+from hiergen.evaluation.settings import DistanceConfig, GfidSettings, PassConfig, RfidSettings
 from hiergen.pipelines.prefixes import decode_prefix, list_prefixes
 from hiergen.registry import create
 from hiergen.tokenizers.base import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(RepeatedSettings):
-    """Time a whole evaluation of PNG files beside its parts alone.
-
-    Attributes:
-        kind: What is evaluated: "rfid" rebuilds the pictures with a tokenizer, "samples" takes them as generated ones, with statistics of
-            the reference that are there already.
-        preset: Preset of the image tokenizer, with random weights; with "samples" it only gives the size of the pictures.
-        num_images: Number of pictures, which are written at the start.
-        extractor: Feature extractor of the distances; "digits" needs no file.
-        resamples: Number of bootstrap draws of the intervals; 0 leaves them out.
-        workers: Number of threads that read ahead.
-        batch_size: Images per pass of the models.
-    """
-
-    kind: Literal["rfid", "samples"] = "rfid"
-    preset: str = "restok-tiny"
-    num_images: int = 256
-    extractor: ExtractorConfig = dataclasses.field(default_factory=lambda: ExtractorConfig("digits"))
-    resamples: int = 100
-    workers: int = 4
-    batch_size: int = 64
-    repeats: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_images < 10:
-            raise ValueError(f"num_images is {self.num_images}, expected at least 10")
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: EvaluateSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers.
 
     Returns:
@@ -110,7 +79,7 @@ def _write_pictures(folder: Path, count: int, size: int) -> None:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{index:06d}.png")
 
 
-def _evaluation(settings: Settings, root: Path, data: DataConfig) -> Callable[[Path], Any]:
+def _evaluation(settings: EvaluateSettings, root: Path, data: DataConfig) -> Callable[[Path], Any]:
     """Return what evaluates into a folder."""
     common: dict[str, Any] = {
         "data": data,
@@ -126,7 +95,7 @@ def _evaluation(settings: Settings, root: Path, data: DataConfig) -> Callable[[P
 
 
 def _parts(
-    settings: Settings, tokenizer: Tokenizer, extractor: Extractor, data: DataConfig
+    settings: EvaluateSettings, tokenizer: Tokenizer, extractor: Extractor, data: DataConfig
 ) -> dict[str, Callable[[], Any]]:
     """Return the parts of an evaluation, each over all images that are in memory already."""
     images = open_evaluated(data)

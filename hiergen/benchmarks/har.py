@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hiergen.benchmarks.plain.har import PlainSampler
-from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.settings import HARSettings
+from hiergen.benchmarks.timing import describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 
@@ -20,24 +21,7 @@ from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(TimingSettings):
-    """Time the sampling of HAR.
-
-    Attributes:
-        preset: A generator preset with `layout="level"`; its weights are random.
-        depth: Number of transformer blocks; None is the preset's.
-        guidance_scale: Guidance scale of the published step schedule; 1 samples without guidance.
-        dtype: Number format of the weights.
-    """
-
-    preset: str = "har-b"
-    depth: int | None = None
-    guidance_scale: float = 3.75
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: HARSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers.
 
     Returns:
@@ -68,7 +52,7 @@ def run(settings: Settings) -> dict[str, Any]:
     )
 
 
-def _random_model(settings: Settings) -> LevelAR:
+def _random_model(settings: HARSettings) -> LevelAR:
     overrides = {} if settings.depth is None else {"depth": settings.depth}
     model: LevelAR = random_model(settings.preset, "LevelAR", seed=settings.seed, **overrides)
     # A new head is zero, and all ids would be drawn from the same flat distribution.
@@ -76,7 +60,7 @@ def _random_model(settings: Settings) -> LevelAR:
     return model
 
 
-def _samplers(model: LevelAR, settings: Settings) -> dict[str, Sampler]:
+def _samplers(model: LevelAR, settings: HARSettings) -> dict[str, Sampler]:
     published = dataclasses.replace(LevelARSettings.published(), guidance_scale=settings.guidance_scale)
     uncached = dataclasses.replace(published, use_cache=False)
     plain = PlainSampler(model, rebuild_tables=False)
@@ -90,7 +74,7 @@ def _samplers(model: LevelAR, settings: Settings) -> dict[str, Sampler]:
 
 
 def _measure_batch(
-    samplers: dict[str, Sampler], batch: int, model: LevelAR, settings: Settings
+    samplers: dict[str, Sampler], batch: int, model: LevelAR, settings: HARSettings
 ) -> list[dict[str, Any]]:
     labels = (torch.arange(batch) % model.config["num_classes"]).to(model.device)
     ids: dict[str, Tensor] = {}

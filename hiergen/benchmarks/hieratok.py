@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.settings import HieraTokSettings
+from hiergen.benchmarks.timing import describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.hieratok.model import HieraTok
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(TimingSettings):
-    """Time HieraTok's decoder, forward alone and with the backward pass.
-
-    Attributes:
-        preset: A HieraTok preset; its weights are random.
-        depth: Number of decoder blocks; None is the preset's.
-        dtype: Number format of weights and latents.
-    """
-
-    preset: str = "hieratok-b"
-    depth: int | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: HieraTokSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers.
 
     Returns:
@@ -63,7 +48,7 @@ def run(settings: Settings) -> dict[str, Any]:
     )
 
 
-def _random_models(settings: Settings) -> dict[str, HieraTok]:
+def _random_models(settings: HieraTokSettings) -> dict[str, HieraTok]:
     overrides: dict[str, Any] = {"encoder_depth": 0}
     if settings.depth is not None:
         overrides["decoder_depth"] = settings.depth

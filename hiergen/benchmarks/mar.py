@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hiergen.benchmarks.plain.mar import PlainSampler
-from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.settings import MARSettings
+from hiergen.benchmarks.timing import describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.generators.masked.model import MaskedAR, MaskedARSettings
 
@@ -21,28 +21,7 @@ from hiergen.generators.masked.model import MaskedAR, MaskedARSettings
 Sampler = Callable[[Tensor, torch.Generator], Tensor]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(TimingSettings):
-    """Time the sampling of MAR.
-
-    Attributes:
-        preset: A generator preset of class-conditional MAR; its weights are random.
-        num_steps: Number of unmasking steps.
-        head_steps: Number of diffusion steps per token.
-        guidance_scale: Guidance scale; 1 samples without guidance.
-        compile: Time the compiled sampler too; what compiling takes is not counted.
-        compile_mode: Mode of `torch.compile`; "reduce-overhead" records CUDA graphs.
-    """
-
-    preset: str = "mar-b"
-    num_steps: int = 64
-    head_steps: int = 100
-    guidance_scale: float = 2.9
-    compile: bool = False
-    compile_mode: Literal["default", "reduce-overhead"] = "default"
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: MARSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers.
 
     Returns:
@@ -65,7 +44,7 @@ def run(settings: Settings) -> dict[str, Any]:
     )
 
 
-def _random_model(settings: Settings) -> MaskedAR:
+def _random_model(settings: MARSettings) -> MaskedAR:
     model: MaskedAR = random_model(settings.preset, "MaskedAR", seed=settings.seed)
     # A new head is zero and would answer every condition alike.
     rng = torch.Generator().manual_seed(settings.seed)
@@ -74,7 +53,7 @@ def _random_model(settings: Settings) -> MaskedAR:
     return model
 
 
-def _measure_batch(model: MaskedAR, batch: int, settings: Settings) -> list[dict[str, Any]]:
+def _measure_batch(model: MaskedAR, batch: int, settings: MARSettings) -> list[dict[str, Any]]:
     labels = (torch.arange(batch) % model.config["num_classes"]).to(model.device)
     sampling = MaskedARSettings(
         num_steps=settings.num_steps, head_steps=settings.head_steps, guidance_scale=settings.guidance_scale

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hiergen.benchmarks.timing import BenchmarkSettings, describe_machine, random_model, timed
+from hiergen.benchmarks.settings import MeshSettings
+from hiergen.benchmarks.timing import describe_machine, random_model, timed
 from hiergen.environment import choose_device
 from hiergen.geometry.field_grid import ExtractionSettings, Field, evaluate_grid
 from hiergen.geometry.surface_extraction import mesh_from_grid
@@ -22,38 +23,7 @@ from hiergen.tokenizers.pyramid_vae.field import ShapeField
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(BenchmarkSettings):
-    """Time surface extraction.
-
-    Attributes:
-        preset: A `PyramidVAE` preset; its weights are random. Its finest level is decoded.
-        shapes: Known surfaces: "sphere" (radius 0.8, nearly the largest surface that fits) and "table" (a thin top, four legs).
-        depths: Depths of the grids, which have `2 ** depth + 1` nodes per axis: 7 is 129, 8 is 257, 9 is 513.
-        coarse_depth: Depth of the coarse grid, as in `ExtractionSettings`.
-        dense_share: Share of the dense grid that is really evaluated, its time scaled up to all; 1 also compares the meshes.
-        chunk_size: Points per call of the decoder.
-    """
-
-    preset: str = "pyramid-vae-tiny"
-    shapes: tuple[str, ...] = ("sphere", "table")
-    depths: tuple[int, ...] = (7,)
-    coarse_depth: int = 5
-    dense_share: float = 1.0
-    chunk_size: int = 32_768
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.dense_share <= 1:
-            raise ValueError(f"dense_share is {self.dense_share}, expected more than 0 and at most 1")
-        for shape in self.shapes:
-            if shape not in _SHAPES:
-                raise ValueError(f"shape is {shape!r}, expected one of {', '.join(_SHAPES)}")
-        if not self.shapes or not self.depths:
-            raise ValueError("shapes and depths hold nothing to measure")
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: MeshSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers.
 
     Returns:
@@ -73,7 +43,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _decode(settings: Settings, device: torch.device) -> tuple[float, ShapeField]:
+def _decode(settings: MeshSettings, device: torch.device) -> tuple[float, ShapeField]:
     """Return the seconds of reading the tokens, warmed up, and the field of random tokens."""
     model: PyramidVAE = random_model(settings.preset, "PyramidVAE", seed=settings.seed)
     spec = model.specs[-1]
@@ -84,7 +54,9 @@ def _decode(settings: Settings, device: torch.device) -> tuple[float, ShapeField
     return timed(lambda: model.decode(pyramid), device)
 
 
-def _measure(decoded: ShapeField, shape: str, depth: int, device: torch.device, settings: Settings) -> dict[str, Any]:
+def _measure(
+    decoded: ShapeField, shape: str, depth: int, device: torch.device, settings: MeshSettings
+) -> dict[str, Any]:
     analytic = _SHAPES[shape]
     model = decoded.shape(0)
 
@@ -119,7 +91,7 @@ def _measure(decoded: ShapeField, shape: str, depth: int, device: torch.device, 
 
 
 @torch.no_grad()
-def _sampled_dense_seconds(field: Field, queries: int, device: torch.device, settings: Settings) -> float:
+def _sampled_dense_seconds(field: Field, queries: int, device: torch.device, settings: MeshSettings) -> float:
     """Return the time of the dense grid's queries, scaled up from `dense_share` of them (at least one chunk)."""
     count = max(int(queries * settings.dense_share), min(queries, settings.chunk_size))
     points = torch.rand(count, 3, device=device) * 2.1 - 1.05
@@ -149,7 +121,7 @@ def _box(points: Tensor, center: tuple[float, ...], half_sides: tuple[float, ...
 _SHAPES: dict[str, Field] = {"sphere": _sphere, "table": _table}
 
 
-def _print_table(settings: Settings, machine: dict[str, Any], tokens_s: float, rows: list[dict[str, Any]]) -> None:
+def _print_table(settings: MeshSettings, machine: dict[str, Any], tokens_s: float, rows: list[dict[str, Any]]) -> None:
     table = Table(
         title=f"{settings.preset}, {machine['device']}, {machine['threads']} threads",
         caption=f"Reading the tokens, once per shape: {1000 * tokens_s:.1f} ms. Meshing is not in the times."

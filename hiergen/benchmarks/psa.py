@@ -13,18 +13,19 @@ import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hiergen.benchmarks.attention_inputs import structured_heads
+from hiergen.benchmarks.settings import PSASettings
 from hiergen.benchmarks.timing import describe_machine, take_turns
-from hiergen.checked import Checked
 from hiergen.environment import choose_device
+from hiergen.kernels.names import ImportanceName
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention
-from hiergen.kernels.pyramid_attention.config import ImportanceName, OfficialRules
+from hiergen.kernels.pyramid_attention.config import OfficialRules
 from hiergen.kernels.pyramid_attention.planning.assignment import assign_pools
 from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
 from hiergen.kernels.pyramid_attention.planning.lists import with_lists
@@ -33,47 +34,7 @@ from hiergen.kernels.pyramid_attention.triton.availability import runs_triton
 from hiergen.kernels.pyramid_attention.triton.operators import key_pyramid
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Checked):
-    """What to measure.
-
-    Attributes:
-        tokens: Most tokens of the sequence; the largest grid of a video's proportions within this number is used.
-        heads: Number of attention heads.
-        dim: Channels per head.
-        density: Share of the dense product to compute, in (0, 1].
-        dtype: Type of queries, keys and values.
-        device: Where to run; "auto" is CUDA if there is one.
-        query_block: Queries per block.
-        key_block: Keys per block.
-        importance: Estimator that the plan is made from.
-        repeats: Timed calls; the median counts.
-        seed: Seed of the inputs.
-        output: Folder for `psa.json`, `psa.png` and `plan.png`, the plan of the first head; None writes nothing.
-    """
-
-    tokens: int = 75_600
-    heads: int = 40
-    dim: int = 128
-    density: float = 0.12
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    device: str = "auto"
-    query_block: int = 128
-    key_block: int = 128
-    importance: ImportanceName = "pyramid"
-    repeats: int = 10
-    seed: int = 0
-    output: Path | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.density <= 1:
-            raise ValueError(f"density is {self.density}, expected a share in (0, 1]")
-        if self.repeats < 1:
-            raise ValueError(f"repeats is {self.repeats}, expected at least 1")
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: PSASettings) -> dict[str, Any]:
     """Measure, print a table and return the numbers, written too if asked: times in ms, rates in TFLOP/s, errors relative to exact."""
     dtype, device = getattr(torch, settings.dtype), choose_device(settings.device)
     rng = torch.Generator().manual_seed(settings.seed)

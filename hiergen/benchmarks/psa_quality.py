@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from hiergen.benchmarks.attention_inputs import structured_heads
 from hiergen.benchmarks.psa import binary_config, config_of_density, video_grid
-from hiergen.checked import Checked
+from hiergen.benchmarks.settings import PSAQualitySettings
+from hiergen.kernels.names import ImportanceName
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, plan_from_scores
 from hiergen.kernels.pyramid_attention.backends.gather import gather_attention
-from hiergen.kernels.pyramid_attention.config import ImportanceName
 from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
 from hiergen.pretrained.weights import read_state_dict
 
@@ -32,35 +31,7 @@ ESTIMATORS: tuple[ImportanceName, ...] = ("sampled", "sampled_softmax", "pyramid
 KINDS = ("pyramid", "binary", "pyramid_threshold", "binary_threshold")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Checked):
-    """What to compare.
-
-    Attributes:
-        inputs: A safetensors file with q, k, v of (1, heads, tokens, channels), tokens already in the order that blocks are cut
-            from; None makes synthetic heads.
-        tokens: Approximate length of the synthetic sequence, in tokens.
-        heads: Number of synthetic heads; local, content and mixed ones take turns.
-        dim: Channels per synthetic head.
-        densities: Shares of the dense product to compute.
-        query_block: Queries per block.
-        key_block: Keys per block.
-        sharpness: Standard deviation of the synthetic scores, in nats.
-        seed: Seed of the inputs and of the estimators' samples.
-    """
-
-    inputs: Path | None = None
-    tokens: int = 2048
-    heads: int = 3
-    dim: int = 64
-    densities: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
-    query_block: int = 32
-    key_block: int = 32
-    sharpness: float = 1.5
-    seed: int = 0
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: PSAQualitySettings) -> dict[str, Any]:
     """Measure, print a table in Markdown, return the rows: relative errors, and the attention mass in the top 10 % of blocks.
 
     Raises:
@@ -87,7 +58,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def plans_of_density(
-    scores: Tensor, k: Tensor, num_queries: int, density: float, settings: Settings
+    scores: Tensor, k: Tensor, num_queries: int, density: float, settings: PSAQualitySettings
 ) -> dict[str, PyramidPlan]:
     """Return a plan of each of `KINDS`; all have the density that the first one has after whole blocks were counted."""
     quota = config_of_density(density, settings.query_block, settings.key_block, "pyramid")
@@ -117,7 +88,7 @@ def plans_of_density(
     }
 
 
-def _inputs(settings: Settings, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(settings: PSAQualitySettings, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     if settings.inputs is None:
         grid = video_grid(settings.tokens)
         return structured_heads(grid, heads=settings.heads, dim=settings.dim, rng=rng, sharpness=settings.sharpness)
@@ -143,7 +114,7 @@ def captured_mass(scores: Tensor, mass: Tensor, share: float) -> float:
     return float((mass.gather(-1, best).sum(-1) / mass.sum(-1)).mean())
 
 
-def _print(rows: list[dict[str, Any]], settings: Settings) -> None:
+def _print(rows: list[dict[str, Any]], settings: PSAQualitySettings) -> None:
     print("Errors: quotas, pyramid / binary; thresholds, pyramid / binary.\n")
     head = ["importance", "mass in top 10 %", *(f"density {x}" for x in settings.densities)]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from hiergen.benchmarks.plain.restok import PlainResTok
-from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.settings import ResTokSettings
+from hiergen.benchmarks.timing import describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.tokenizers.restok.model import ResTok
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(TimingSettings):
-    """Time ResTok.
-
-    Attributes:
-        preset: A ResTok preset; its weights are random.
-        dtype: Number format of autocast; float32 is none.
-    """
-
-    preset: str = "restok-ss-128"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: ResTokSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers as JSON values.
 
     Raises:
@@ -53,7 +40,7 @@ def run(settings: Settings) -> dict[str, Any]:
     )
 
 
-def _measure(model: ResTok, batch: int, settings: Settings, device: torch.device) -> list[dict[str, Any]]:
+def _measure(model: ResTok, batch: int, settings: ResTokSettings, device: torch.device) -> list[dict[str, Any]]:
     rng = torch.Generator().manual_seed(settings.seed)
     side, plain = model.layout.image_size, PlainResTok(model)
     images = (torch.rand(batch, model.layout.in_channels, side, side, generator=rng) * 2 - 1).to(device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,10 +17,9 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiergen.benchmarks.timing import RepeatedSettings, check_kind, clock, describe_machine, timed
+from hiergen.benchmarks.settings import TrainResTokSettings
+from hiergen.benchmarks.timing import check_kind, clock, describe_machine, timed
 from hiergen.environment import choose_device
-from hiergen.pretrained.perceptual import LPIPSNetwork
-from hiergen.pretrained.teachers import TeacherName
 from hiergen.training.config import OptimConfig
 from hiergen.training.ema import Average
 from hiergen.training.optim import make_optimizer
@@ -32,33 +31,7 @@ from hiergen.training.tasks.teacher_alignment import AlignmentConfig
 from hiergen.training.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(RepeatedSettings):
-    """Time a training step.
-
-    Attributes:
-        preset: A ResTok preset.
-        batch: Images per step.
-        perceptual: Network of LPIPS; "none" for no perceptual term.
-        discriminator: Kind of discriminator; "none" for a single player.
-        teacher: Teacher of the alignment; "none" for no alignment.
-        dtype: Number format of autocast; float32 is none.
-    """
-
-    preset: str = "restok-ss-128"
-    batch: int = 4
-    perceptual: LPIPSNetwork | Literal["none"] = "none"
-    discriminator: Literal["dino", "patch", "blur", "none"] = "none"
-    teacher: TeacherName | Literal["none"] = "none"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch < 1:
-            raise ValueError(f"batch is {self.batch}, expected at least 1")
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: TrainResTokSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers as JSON values.
 
     Raises:
@@ -97,7 +70,7 @@ def run(settings: Settings) -> dict[str, Any]:
 class _Step:
     """One optimizer step of every player on fixed random images."""
 
-    def __init__(self, settings: Settings, device: torch.device) -> None:
+    def __init__(self, settings: TrainResTokSettings, device: torch.device) -> None:
         self.device, self._dtype = device, getattr(torch, settings.dtype)
         self.task: TokenizerTask = _config(settings).build()
         side, channels = self.task.tokenizer.layout.image_size, self.task.tokenizer.layout.in_channels
@@ -145,7 +118,7 @@ class _Step:
         return seconds
 
 
-def _config(settings: Settings) -> TokenizerTaskConfig:
+def _config(settings: TrainResTokSettings) -> TokenizerTaskConfig:
     perceptual = adversarial = alignment = None
     if settings.perceptual != "none":
         perceptual = PerceptualConfig(network=settings.perceptual, weights="random")

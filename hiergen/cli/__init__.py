@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,25 @@ def open_model(path: str, device: str, *, part: str | None = None, dtype: str = 
     from hiergen.pipelines.loading import from_pretrained
 
     chosen = choose_device(device)
-    from diffusers.utils import logging
-
-    # They speak of the inside of diffusers; that all weights are there is checked by `from_pretrained`.
-    logging.set_verbosity_error()
+    quiet_diffusers()
     model = from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), compile=compile)
     model = parts_of(model).get(part or "", model)
     if not parts_of(model):
         return model.eval().to(chosen)
     model.set_progress_bar_config(disable=True)
     return model.to(chosen)
+
+
+def quiet_diffusers() -> None:
+    """Keep diffusers' warnings away, which speak of its inside, and its bars out of whatever is no terminal.
+
+    That all weights are there is checked by `from_pretrained`.
+    """
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def parts_of(model: Any) -> dict[str, Any]:

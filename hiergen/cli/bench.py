@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 
 from hiergen.config import nearest, parse
+from hiergen.telling import say, say_next
 
 #: Benchmarks and what they compare.
 BENCHMARKS = {
@@ -37,10 +37,14 @@ def main(args: list[str]) -> None:
             raise ValueError("--json needs a file name")
         target = Path(rest[at + 1])
         del rest[at : at + 2]
-    module = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}")
-    result = module.run(parse(module.Settings(), rest, prog=f"hiergen bench {name}"))
+    from hiergen.benchmarks.settings import SETTINGS
+
+    # Before what computes is imported: help comes at once.
+    settings = parse(SETTINGS[name](), rest, prog=f"hiergen bench {name}")
+    result = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}").run(settings)
     if target is not None:
         from hiergen.files import write_json
 
         write_json(target, result)
-        print(f"wrote {target}", file=sys.stderr)
+        say(f"wrote {target}")
+    say_next(f"hiergen bench {name} --json {name}.json" if target is None else "hiergen bench")

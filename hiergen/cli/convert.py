@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -40,9 +40,9 @@ class ConvertSettings(Checked):
         tokenizer: Preset of the tokenizer that made the codes; not read for weights.
     """
 
-    family: tyro.conf.Positional[str]
-    source: tyro.conf.Positional[str]
-    target: tyro.conf.Positional[str]
+    family: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FAMILY")]]
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
+    target: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DST")]]
     config: str | None = None
     tokenizer: str = "restok-l-128"
 

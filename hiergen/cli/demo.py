@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hiergen.cli import check_model
+from hiergen.cli import check_model, quiet_diffusers
 from hiergen.config import parse
 
 
@@ -20,4 +20,5 @@ def main(args: list[str]) -> None:
         check_model("model", model)
     from hiergen.demo.app import launch
 
+    quiet_diffusers()
     launch(settings)

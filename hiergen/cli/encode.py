@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from hiergen.checked import Checked
+from hiergen.checked import Checked, Count, Positive
 from hiergen.cli import check_exists, check_model, describe, encoding_progress, open_model
 from hiergen.config import parse
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.telling import counted, say, say_next
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class EncodeSettings(Checked):
         videos: Folder of video files to encode instead. A tokenizer of images takes them frame by frame.
         num_frames: Number of frames of a clip, where the tokenizer is one of images.
         stride: Number of frames of a file from one frame of a clip to the next.
+        fps: Frames per second that each file of video is brought to by its time stamps first; by default its frames are taken as they are.
         views: What is encoded of each image: "center"; "flips", with its mirror image; or "ten_crop", the published ten crops.
         sample_seed: Seed with which the continuous tokens of images are drawn from their posterior; by default its mode is taken.
         batch_size: Images per pass.
@@ -45,13 +46,14 @@ class EncodeSettings(Checked):
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     shapes: str = ""
     image_encoder: str = ""
-    variants: int = 1
+    variants: Count = 1
     videos: str = ""
-    num_frames: int = 16
-    stride: int = 1
+    num_frames: Count = 16
+    stride: Count = 1
+    fps: Positive | None = None
     views: Literal["center", "flips", "ten_crop"] = "center"
     sample_seed: int | None = None
-    batch_size: int = 64
+    batch_size: Count = 64
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -86,7 +88,7 @@ def main(args: list[str]) -> None:
     tokens = counted(sum(spec.num_tokens for spec in codes.specs), "token")
     print(f"{counted(len(codes), what)} of {tokens} in {settings.out}{more}")
     discrete = codes.specs[0].is_discrete
-    recipe = {"shape": "mar3d-tiny", "clip": "video-flow-tiny"}.get(what, "har-tiny" if discrete else "flow-tiny")
+    recipe = {"shape": "mar3d-tiny", "clip": "video-flow-clips-tiny"}.get(what, "har-tiny" if discrete else "flow-tiny")
     say_next(f"hiergen train {recipe} --task.codes {settings.out}")
 
 
@@ -154,7 +156,7 @@ def _encode_videos(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, s
         frames, size, _ = tokenizer.config["video_size"]
     else:
         raise ValueError(f"{settings.tokenizer!r} holds a {type(tokenizer).__name__}, which encodes no videos")
-    videos = load_clips(settings.videos, num_frames=frames, size=size, stride=settings.stride)
+    videos = load_clips(settings.videos, num_frames=frames, size=size, stride=settings.stride, fps=settings.fps)
     _tell(
         settings, f"{counted(len(videos), 'clip')} of {frames} frames in {settings.videos}", videos.classes, tokenizer
     )

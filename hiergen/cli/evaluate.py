@@ -9,7 +9,10 @@ from typing import Any
 import tyro
 
 from hiergen.checked import Checked, CountOrZero
+from hiergen.cli import quiet_diffusers
 from hiergen.config import nearest, parse
+from hiergen.evaluation.settings import GfidSettings, RfidSettings
+from hiergen.evaluation.videos.settings import VideoSettings
 
 #: Kinds of evaluation and what they measure.
 KINDS = {
@@ -52,26 +55,36 @@ def main(args: list[str]) -> None:
     if kind == "compare":
         _compare(tyro.cli(CompareSettings, args=rest, prog=prog))
         return
+    # Settings are read before what computes is imported: help and errors of options come at once.
+    if kind == "rfid":
+        rfid = parse(RfidSettings(), rest, prog=prog)
+        from hiergen.evaluation.images.reconstruction import evaluate_reconstructions
+
+        quiet_diffusers()
+        report = evaluate_reconstructions(rfid)
+    elif kind == "gfid":
+        gfid = parse(GfidSettings(), rest, prog=prog)
+        from hiergen.evaluation.images.generation import evaluate_generations
+
+        quiet_diffusers()
+        report = evaluate_generations(gfid)
+    elif kind == "shapes":
+        from hiergen.evaluation.shapes.settings import ShapesSettings
+
+        shapes = parse(ShapesSettings(), rest, prog=prog)
+        from hiergen.evaluation.shapes.evaluate import evaluate_shapes
+
+        quiet_diffusers()
+        report = evaluate_shapes(shapes)
+    else:
+        clips = parse(VideoSettings(), rest, prog=prog)
+        from hiergen.evaluation.videos.evaluate import evaluate_videos
+
+        quiet_diffusers()
+        report = evaluate_videos(clips)
     from hiergen.evaluation.runner import tell
 
-    if kind == "rfid":
-        from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
-
-        tell(evaluate_reconstructions(parse(RfidSettings(), rest, prog=prog)))
-    elif kind == "gfid":
-        from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
-
-        tell(evaluate_generations(parse(GfidSettings(), rest, prog=prog)))
-    elif kind == "shapes":
-        from hiergen.evaluation.shapes.evaluate import evaluate_shapes
-        from hiergen.evaluation.shapes.sources import ShapesSettings
-
-        tell(evaluate_shapes(parse(ShapesSettings(), rest, prog=prog)))
-    else:
-        from hiergen.evaluation.videos.evaluate import evaluate_videos
-        from hiergen.evaluation.videos.sources import VideoSettings
-
-        tell(evaluate_videos(parse(VideoSettings(), rest, prog=prog)))
+    tell(report)
 
 
 def _compare(settings: CompareSettings) -> None:

@@ -127,6 +127,7 @@ class Wanted:
         titles: What is written beside its row of the contact sheet.
         conditions: A label or picture each.
         settings: Settings of the run.
+        unit: Name of a sample.
     """
 
     names: list[str]

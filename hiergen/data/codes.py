@@ -46,6 +46,8 @@ class CodeSet(Dataset):
             encoder; empty where the cache holds none.
     """
 
+    unit = "pyramid"
+
     levels: tuple[Tensor, ...]
     labels: Int64[Tensor, " n"]
     specs: tuple[LevelSpec, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,7 +16,12 @@ class Dataset(abc.ABC):
     """What the training loop reads: samples by index, the same whatever was read before.
 
     The `fingerprint` changes when the data change; caches and checkpoints are tied to it.
+
+    Attributes:
+        unit: Name of one sample, for those who read what was found.
     """
+
+    unit: ClassVar[str] = "sample"
 
     @abc.abstractmethod
     def __len__(self) -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
-
-from hiergen.checked import Checked
+from hiergen.data.config import DataConfig
 from hiergen.data.images.archives import HubPictures, NpzPictures
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.idx import IdxPictures
@@ -19,40 +16,6 @@ from hiergen.data.videos.moving_digits import moving_digits
 NUM_DIGIT_CLIPS = 512
 #: Sources with a split of their own, and clips, whose frames would fall on both sides.
 _HAVE_SPLITS = ("digits", "moving-digits", "clips", "hf", "idx")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig(Checked):
-    """Where images come from.
-
-    Attributes:
-        source: "digits" (embedded); "moving-digits" (frames of the embedded clips); "clips:FOLDER" (frames of a folder of video files);
-            the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
-            shards); "hf:FOLDER" (a Hugging Face dataset on disk); "npz:FILE" (an archive of encoded images); or "idx:FOLDER" (the
-            files of MNIST, or of another set in its form, such as Fashion-MNIST).
-        split: Split of the embedded set, of a Hugging Face dataset or of MNIST's files; any other source is taken whole unless
-            `hold_out` divides it.
-        hold_out: For pictures without a split of their own (folders, shards, archives): pictures 0, `hold_out`, 2 `hold_out`, ...
-            are "test", the others are "train". 0 takes them whole.
-        size: Height and width in pixels.
-        in_memory: Decode everything once, at the start. False reads from disk when a batch asks, and is needed for what follows.
-        crop: "center", or "random" for ADM's random crop.
-        flip: Mirror every second image, at random.
-        min_crop: Smallest part of the short side that a random crop keeps.
-        image_column: Column of a Hugging Face dataset that holds the images; "" takes "image", or finds one and says which.
-        label_column: Column of a Hugging Face dataset that holds the labels; "" takes "label", or finds one and says which.
-    """
-
-    source: str = "digits"
-    split: Literal["train", "test"] = "train"
-    hold_out: int = 0
-    size: int = 32
-    in_memory: bool = True
-    crop: Literal["center", "random"] = "center"
-    flip: bool = False
-    min_crop: float = 0.8
-    image_column: str = ""
-    label_column: str = ""
 
 
 def open_images(config: DataConfig, *, is_strict: bool = False) -> ImageSet | PictureSet:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from hiergen.config import fingerprint
 from hiergen.environment import one_thread
-from hiergen.evaluation.protocol import PassConfig, process_state
+from hiergen.evaluation.protocol import process_state
+from hiergen.evaluation.settings import PassConfig
 from hiergen.files import atomic_path, check_writable, write_json
 from hiergen.telling import progress
 

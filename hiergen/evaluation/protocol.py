@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,18 +16,15 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from hiergen import __version__
-from hiergen.checked import Checked
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import settle_threads
+from hiergen.evaluation.settings import Rounding
 
 RESIZE_RULE = "ADM: halved with a box filter while the short side is at least twice the size, then bicubic to the size, then the central crop"
 #: Time for which processes wait for each other: as long as the work of one may take. A launcher ends the others if one fails.
 PATIENCE = datetime.timedelta(days=1)
 #: With fewer samples per channel a covariance is no estimate of one.
 SAMPLES_PER_CHANNEL = 5
-
-#: Rule by which values of [-1, 1] become one of 256: the nearest one, or ADM's and ResTok's truncation.
-Rounding = Literal["nearest", "truncate"]
 
 
 def quantize(images: Tensor, rounding: Rounding = "nearest") -> UInt8[Tensor, ...]:
@@ -48,54 +44,6 @@ ROUNDING_RULES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class PassConfig(Checked):
-    """How the work is cut; none of it changes the results but in the last bits, and with `exact` only `exact` does.
-
-    Matrix products of other sizes round differently: another batch size moves a byte of a sample now and then by one of 255.
-
-    Attributes:
-        batch_size: Number of items that the models take at once.
-        part_size: Number of items per stored part: what is lost, at most, when a run is stopped.
-        workers: Number of threads that read and decode images while the models work, one batch each; 0 reads between batches.
-        device: Device of the models, e.g. "cuda:1"; "auto" is CUDA where there is one.
-        exact: Number of items that the models always take at once, item k with its neighbors of the same multiple, whatever `batch_size`
-            is: then files are the same bytes for any batch size, part size and number of processes, at the speed of such a batch on
-            one thread of the CPU per process; 1 takes each item by itself, 0 takes `batch_size`.
-    """
-
-    batch_size: int = 64
-    part_size: int = 512
-    workers: int = 4
-    device: str = "auto"
-    exact: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("batch_size", 1), ("part_size", 1), ("workers", 0), ("exact", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
-
-    @property
-    def at_once(self) -> int:
-        """How many items the models take at once."""
-        return self.exact or self.batch_size
-
-    @property
-    def rule(self) -> str:
-        """What a report says of it."""
-        if self.exact:
-            return (
-                f"models take {self.exact} at once, always, on one thread of the CPU: no other batch, part or number of processes "
-                "changes a bit"
-            )
-        return f"models take {self.batch_size} at once; another batch size moves the last bits"
-
-    def whole(self, size: int) -> int:
-        """Return a size of batches or parts, rounded up so that it cuts no group of `exact` items."""
-        return -(-size // self.exact) * self.exact if self.exact else size
-
-
 def process_state() -> PartialState:
     """Return what Accelerate knows of this process and the others that a launcher started, on GPUs or on CPUs."""
     # Unless it is told, Accelerate lets every process that a launcher started on CPUs believe that it is alone.
@@ -104,12 +52,6 @@ def process_state() -> PartialState:
     # Afterwards, because Accelerate may choose a number of threads.
     settle_threads()
     return state
-
-
-def check_seed(seed: int) -> None:
-    """Raise a ValueError for a seed that generators do not take."""
-    if seed < 0:
-        raise ValueError(f"seed is {seed}, expected at least 0")
 
 
 def check_finite(images: Tensor, first_index: int, what: str) -> Tensor:

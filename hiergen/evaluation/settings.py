@@ -1,17 +1,165 @@
-"""Settings that several evaluations share."""
+"""Settings of evaluations, importable without PyTorch: what several kinds share, and those of images."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Annotated, Any, Literal
 
-import torch
+from hiergen.checked import Checked, Count, CountOrZero, NotNegative, Range
+from hiergen.data.config import DataConfig
 
-from hiergen.checked import Checked
-from hiergen.data.sources import DataConfig
-from hiergen.evaluation.features.distances import DistanceConfig
-from hiergen.evaluation.features.extractors import ExtractorConfig
-from hiergen.evaluation.images.sampling import DRAW_RULE, LABEL_RULES, LabelRule, SamplingConfig, TokenSource
-from hiergen.evaluation.protocol import PassConfig, Rounding
+LabelRule = Literal["balanced", "iid"]
+LABEL_RULES = {
+    "balanced": "label of item i is i modulo the number of classes: the same number of each, up to one",
+    "iid": "label of item i is drawn uniformly from a generator seeded with (seed, i)",
+}
+DRAW_RULE = "item i draws from a generator seeded with (seed, i), on the CPU"
+#: Rule by which values of [-1, 1] become one of 256: the nearest one, or ADM's and ResTok's truncation.
+Rounding = Literal["nearest", "truncate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractorConfig(Checked):
+    """Which feature extractor is used.
+
+    Attributes:
+        name: Name of the extractor: "inception" (FID), "inception-768" (the same network up to Mixed_6e: FID-768), "dinov2-b", "dinov2-l", "digits" (a small
+            classifier trained on the embedded digits), "own" (one trained on the classes of the data, once), or a name given to
+            `register_extractor`.
+        weights: File of the weights, .pth or .safetensors, for those that are read from a file.
+        size: Side in pixels at which "own" sees pictures; larger takes longer.
+        budget: Number of pictures that "own" sees in training, repeats counted: 100,000 of 32 x 32 take about half a minute on a CPU.
+        seed: Seed of the training of "own".
+    """
+
+    name: str = "inception"
+    weights: str | None = None
+    size: Annotated[int, Range(8)] = 32
+    budget: Count = 100_000
+    seed: CountOrZero = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PassConfig(Checked):
+    """How the work is cut; none of it changes the results but in the last bits, and with `exact` only `exact` does.
+
+    Matrix products of other sizes round differently: another batch size moves a byte of a sample now and then by one of 255.
+
+    Attributes:
+        batch_size: Number of items that the models take at once.
+        part_size: Number of items per stored part: what is lost, at most, when a run is stopped.
+        workers: Number of threads that read and decode images while the models work, one batch each; 0 reads between batches.
+        device: Device of the models, e.g. "cuda:1"; "auto" is CUDA where there is one.
+        exact: Number of items that the models always take at once, item k with its neighbors of the same multiple, whatever `batch_size`
+            is: then files are the same bytes for any batch size, part size and number of processes, at the speed of such a batch on
+            one thread of the CPU per process; 1 takes each item by itself, 0 takes `batch_size`.
+    """
+
+    batch_size: int = 64
+    part_size: int = 512
+    workers: int = 4
+    device: str = "auto"
+    exact: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("batch_size", 1), ("part_size", 1), ("workers", 0), ("exact", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+
+    @property
+    def at_once(self) -> int:
+        """How many items the models take at once."""
+        return self.exact or self.batch_size
+
+    @property
+    def rule(self) -> str:
+        """What a report says of it."""
+        if self.exact:
+            return (
+                f"models take {self.exact} at once, always, on one thread of the CPU: no other batch, part or number of processes "
+                "changes a bit"
+            )
+        return f"models take {self.batch_size} at once; another batch size moves the last bits"
+
+    def whole(self, size: int) -> int:
+        """Return a size of batches or parts, rounded up so that it cuts no group of `exact` items."""
+        return -(-size // self.exact) * self.exact if self.exact else size
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceConfig(Checked):
+    """How distances are computed from features.
+
+    Attributes:
+        kid_subset_size: Number of images in each subset of the kernel distance; fewer where a set is smaller.
+        neighborhood: Number of nearest neighbors that span a ball for precision and recall.
+        splits: Number of splits of the Inception score.
+        resamples: Number of bootstrap draws behind each confidence interval; 0 leaves all intervals out.
+        seed: Seed of subsets, splits and draws.
+    """
+
+    kid_subset_size: int = 1000
+    neighborhood: int = 3
+    splits: int = 10
+    resamples: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("kid_subset_size", 2), ("neighborhood", 1), ("splits", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        check_resamples(self.resamples)
+        check_seed(self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig(Checked):
+    """Sampling settings for the generator. A field left at None keeps the generator's default; its settings class documents it.
+
+    Here is every setting of every generator that changes what it draws; see `hiergen.generators`.
+    """
+
+    guidance_scale: float | None = None
+    guidance_schedule: str | None = None
+    guidance_interval: int | None = None
+    guidance_start: float | None = None
+    guidance_end: float | None = None
+    min_guidance_scale: float | None = None
+    high_guidance_scale: float | None = None
+    window_start: float | None = None
+    window_end: float | None = None
+    peak: float | None = None
+    cfg_channels: int | None = None
+    temperature: NotNegative | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    greedy: bool | None = None
+    num_steps: int | None = None
+    solver: str | None = None
+    timestep_shift: float | None = None
+    last_step: float | None = None
+    head_sampler: str | None = None
+    head_steps: int | None = None
+    head_spacing: str | None = None
+    eta: float | None = None
+    low_res_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("guidance_scale", "temperature", "top_p"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}, expected a number of at least 0")
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are given."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.given().items()) or "the generator's defaults"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,21 +196,6 @@ class GeneratorSettings(EvaluationSettings):
         """What a report says about the draws."""
         return {"labels": LABEL_RULES[self.labels], "draws": DRAW_RULE, "sampling": str(self.sampling)}
 
-    def open_tokens(self, kind: str, device: torch.device) -> TokenSource:
-        """Return what draws the tokens of items.
-
-        Args:
-            kind: Class name that the pipeline must have.
-            device: Device to draw on.
-
-        Raises:
-            ValueError: If the pipeline is another one, or the generator has no such setting.
-        """
-        tokens = TokenSource(self.pipeline, labels=self.labels, sampling=self.sampling, seed=self.seed, device=device)
-        if tokens.kind != kind:
-            raise ValueError(f"{self.pipeline!r} holds a {tokens.kind}, expected a {kind}")
-        return tokens
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSettings(EvaluationSettings):
@@ -85,6 +218,47 @@ class ImageSettings(EvaluationSettings):
     cache: str = "~/.cache/hiergen/references"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RfidSettings(ImageSettings):
+    """Evaluate a tokenizer's reconstructions.
+
+    Attributes:
+        tokenizer: Folder or Hub id of the tokenizer, or of a pipeline that has one.
+        data: Images to reconstruct; `data.size` must be the tokenizer's.
+        num_images: Number of images, the first ones; 0 takes all.
+        prefixes: Also measure every prefix of levels (or of the decoder's scales): the rate-distortion page.
+        lpips: Backbone of LPIPS ("alex", "vgg", "squeeze"), or "none".
+        lpips_folder: Folder in which its weights are looked for first.
+    """
+
+    tokenizer: str = "quickstart/pipeline/tokenizer"
+    out: str = "evaluation/rfid"
+    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(split="test"))
+    num_images: int = 0
+    prefixes: bool = False
+    lpips: str = "alex"
+    lpips_folder: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GfidSettings(GeneratorSettings, ImageSettings):
+    """Evaluate generated images.
+
+    Attributes:
+        pipeline: Folder or Hub id of a pipeline that generates images from class labels.
+        samples: Images that are there already, in place of the pipeline: an .npz with `arr_0` (uint8, n h w 3), or a folder of pictures.
+        num_images: Number of images to generate; of samples, 0 takes all.
+        data: Reference images.
+        keep: Form in which the images themselves are kept: "npz" writes samples.npz in ADM's layout, "png" a folder of pictures.
+    """
+
+    pipeline: str = "quickstart/pipeline"
+    samples: str = ""
+    out: str = "evaluation/gfid"
+    num_images: int = 0
+    keep: Literal["none", "npz", "png"] = "none"
+
+
 def check_one_given(settings: EvaluationSettings, *names: str) -> None:
     """Raise a ValueError unless exactly one of some settings is given."""
     given = [name for name in names if getattr(settings, name)]
@@ -92,3 +266,15 @@ def check_one_given(settings: EvaluationSettings, *names: str) -> None:
         options = [f"--{name}" for name in names]
         listed = f"{', '.join(options[:-1])} and {options[-1]}"
         raise ValueError(f"got {' and '.join(given) or 'none'} of {listed}, expected one")
+
+
+def check_resamples(resamples: int) -> None:
+    """Raise a ValueError for a number of bootstrap draws that has no deviation; 0 is none at all."""
+    if resamples < 0 or resamples == 1:
+        raise ValueError(f"resamples is {resamples}, expected 0 (no intervals) or at least 2")
+
+
+def check_seed(seed: int) -> None:
+    """Raise a ValueError for a seed that generators do not take."""
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected at least 0")

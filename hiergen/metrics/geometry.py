@@ -84,6 +84,33 @@ class GeometryProtocol(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class ShapeSetProtocol(Checked):
+    """Under what conditions two sets of shapes are compared.
+
+    Attributes:
+        num_points: Number of points on each surface, uniform by area.
+        normalize: Whether every box is brought to center 0 and longest side 2.
+        seed: Seed of the points.
+    """
+
+    num_points: int = 2048
+    normalize: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_points < 1:
+            raise ValueError(f"num_points is {self.num_points}, expected at least 1")
+
+    def __str__(self) -> str:
+        scale = "every box at center 0 and longest side 2" if self.normalize else "shapes as given"
+        return (
+            f"{scale}; {self.num_points:,} points uniform by area, seed {self.seed}; "
+            "distance = CD, mean of the two mean distances, not squared"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class GeometryScores:
     """How well a shape agrees with its reference.
 

@@ -15,42 +15,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from hiergen.checked import Checked
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.poses import apply_transform, fit_transform
 from hiergen.geometry.renders import RenderSettings, render_mesh
 from hiergen.geometry.surface_sampling import sample_surface
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
+from hiergen.metrics.geometry import ShapeSetProtocol
 
 if TYPE_CHECKING:
     import trimesh
-
-
-@dataclasses.dataclass(frozen=True)
-class ShapeSetProtocol(Checked):
-    """Under what conditions two sets of shapes are compared.
-
-    Attributes:
-        num_points: Number of points on each surface, uniform by area.
-        normalize: Whether every box is brought to center 0 and longest side 2.
-        seed: Seed of the points.
-    """
-
-    num_points: int = 2048
-    normalize: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_points < 1:
-            raise ValueError(f"num_points is {self.num_points}, expected at least 1")
-
-    def __str__(self) -> str:
-        scale = "every box at center 0 and longest side 2" if self.normalize else "shapes as given"
-        return (
-            f"{scale}; {self.num_points:,} points uniform by area, seed {self.seed}; "
-            "distance = CD, mean of the two mean distances, not squared"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

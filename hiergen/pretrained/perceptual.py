@@ -6,7 +6,7 @@ Letters: `b` batch, `c h w` image. Networks are torchvision's, without any downl
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,6 @@ from hiergen.environment import require
 from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
 from hiergen.nn.precision import widen, without_autocast
 from hiergen.pretrained.weights import find_weights, read_state_dict, torch_cache
-
-LPIPSNetwork = Literal["vgg", "alex", "squeeze"]
 
 #: Per backbone: the ReLUs (indices of torchvision's `features`) that are compared, and their channels.
 _STAGES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from hiergen.environment import require
 from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
-
-TeacherName = Literal["dinov3", "dinov2", "dinov2_b", "clip", "siglip2", "mae"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from hiergen.config import to_json
 from hiergen.data.stream import SampleStream, explain_worker_death, stream_batches
 from hiergen.files import check_writable, write_json
 from hiergen.seeding import derive_seed
+from hiergen.telling import say, waiting
 from hiergen.training.checkpoints.best import check_best, improvement
 from hiergen.training.checkpoints.run_state import RunKeeper, RunState
 from hiergen.training.config import TrainConfig
@@ -28,7 +29,7 @@ from hiergen.training.finetune.weights import copy_weights, load_source, take_si
 from hiergen.training.processes.launch import make_accelerator
 from hiergen.training.processes.signals import GracefulStop
 from hiergen.training.reporting.meters import Meter
-from hiergen.training.reporting.progress import TrainProgress
+from hiergen.training.reporting.progress import TrainProgress, describe_task
 from hiergen.training.reporting.run_log import RunLog, choose_trackers
 from hiergen.training.step import Stepper
 from hiergen.training.tasks.base import Task
@@ -86,7 +87,11 @@ class _Run:
         self.accelerator = make_accelerator(config, choose_trackers(config.trackers), cpu=cpu)
         torch.manual_seed(derive_seed(config.seed, "init"))
         self.notes: list[str] = []
-        self.task = self._build()
+        is_main = self.accelerator.is_main_process
+        with waiting(f"{title}: reading data and making the model") if is_main else contextlib.nullcontext():
+            self.task = self._build()
+            # Now, because the parameters may be shared out over processes later.
+            self.found = describe_task(self.task)
         config = self.config
         if (config.keep_best or "").startswith("val/") and self.task.validation is None:
             raise ValueError(
@@ -138,6 +143,9 @@ class _Run:
             self.log.note(note, self.state.samples_seen)
         if self.accelerator.is_main_process:
             write_json(self.out / "config.json", settings)
+            seen = f", {self.state.samples_seen:,} of {self.config.samples:,} samples seen before"
+            where = f"on {self.accelerator.num_processes} x {self.accelerator.device}".replace("on 1 x", "on")
+            say(f"{self.title}: {self.found} {where} -> {self.out}{seen if self.state.samples_seen else ''}")
         self.accelerator.wait_for_everyone()
 
     def _train(self, steps: range) -> None:
@@ -150,7 +158,9 @@ class _Run:
             contextlib.closing(self.log),
             explain_worker_death(),
             GracefulStop() as stop,
-            TrainProgress(self.title, config.samples, not accelerator.is_main_process) as progress,
+            TrainProgress(
+                self.title, config.samples, not accelerator.is_main_process, done=self.state.samples_seen
+            ) as progress,
         ):
             meter = Meter(config, accelerator.device)
             batches = stream_batches(stream, steps, num_workers=config.num_workers)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -49,7 +50,8 @@ def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> F
     if dry:
         _describe(config)
         return None
-    result = fit(config, title=type(config.task).__name__.removesuffix("TaskConfig").lower())
+    words = re.findall("[A-Z][a-z]*", type(config.task).__name__.removesuffix("TaskConfig"))
+    result = fit(config, title=" ".join(words).lower())
     if PartialState().is_main_process:
         print(f"{result.samples_seen:,} samples seen; model in {result.model_dir}")
     return result

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.benchmarks.evaluate import Settings, run
-from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor, ExtractorConfig
+from hiergen.benchmarks.evaluate import run
+from hiergen.benchmarks.settings import EvaluateSettings
+from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor
+from hiergen.evaluation.settings import ExtractorConfig
 
 PARTS = {
     "rfid": ["evaluation", "models", "tokenizer", "extractor", "reading", "pixel metrics", "around the pass"],
@@ -20,7 +22,7 @@ def _means(config: ExtractorConfig, device: torch.device) -> Extractor:
 def test_parts_are_measured_beside_the_whole(kind, capsys, monkeypatch) -> None:
     monkeypatch.setitem(EXTRACTORS, "means", _means)
     extractor = ExtractorConfig("means")
-    result = run(Settings(kind=kind, num_images=12, extractor=extractor, resamples=2, repeats=1, device="cpu"))
+    result = run(EvaluateSettings(kind=kind, num_images=12, extractor=extractor, resamples=2, repeats=1, device="cpu"))
     rows = {row["part"]: row for row in result["rows"]}
     assert list(rows) == PARTS[kind]
     assert rows["evaluation"]["share_of_evaluation"] == 1
@@ -34,6 +36,6 @@ def test_parts_are_measured_beside_the_whole(kind, capsys, monkeypatch) -> None:
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="num_images is 9, expected at least 10"):
-        Settings(num_images=9)
+        EvaluateSettings(num_images=9)
     with pytest.raises(ValueError, match="preset 'har-tiny' is a LevelAR, expected an image tokenizer"):
-        run(Settings(preset="har-tiny", num_images=10))
+        run(EvaluateSettings(preset="har-tiny", num_images=10))

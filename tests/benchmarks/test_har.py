@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from hiergen.benchmarks.har import Settings, run
+from hiergen.benchmarks.har import run
 from hiergen.benchmarks.plain.har import PlainSampler
+from hiergen.benchmarks.settings import HARSettings
 from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 from hiergen.generators.level_ar.presets import doubling_specs
 from hiergen.pyramid import specs_to_json
@@ -14,7 +15,7 @@ from hiergen.registry import create
 
 
 def test_run_measures_every_sampler_and_their_ids_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(Settings(preset="har-tiny", depth=1, batches=(1, 2), repeats=2, device="cpu"))
+    result = run(HARSettings(preset="har-tiny", depth=1, batches=(1, 2), repeats=2, device="cpu"))
     rows = json.loads(json.dumps(result))["rows"]
     names = ["cached", "uncached", "plain", "rebuilding"]
     assert [(row["batch"], row["sampler"]) for row in rows] == [(batch, name) for batch in (1, 2) for name in names]
@@ -49,11 +50,11 @@ def test_plain_sampler_draws_the_ids_of_generate(num_ar_tokens: int) -> None:
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="repeats is 0, expected at least 1"):
-        Settings(repeats=0)
+        HARSettings(repeats=0)
     with pytest.raises(ValueError, match=r"batches is \(1, 0\), expected a list"):
-        Settings(batches=(1, 0))
+        HARSettings(batches=(1, 0))
     with pytest.raises(ValueError, match="preset 'restok-l-128' is a ResTok, expected a LevelAR"):
-        run(Settings(preset="restok-l-128"))
+        run(HARSettings(preset="restok-l-128"))
     with pytest.raises(ValueError, match="layout is 'token', the plain sampler knows 'level' only"):
         PlainSampler(_token_by_token(), rebuild_tables=False)
 

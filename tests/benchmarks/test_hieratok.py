@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from hiergen.benchmarks.hieratok import Settings, run
+from hiergen.benchmarks.hieratok import run
+from hiergen.benchmarks.settings import HieraTokSettings
 
 
 def test_run_measures_both_forms_and_they_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(Settings(preset="hieratok-tiny", depth=1, batches=(1, 2), repeats=2, device="cpu"))
+    result = run(HieraTokSettings(preset="hieratok-tiny", depth=1, batches=(1, 2), repeats=2, device="cpu"))
     rows = json.loads(json.dumps(result))["rows"]
     passes, forms = ("forward", "forward and backward"), ("masked", "grouped", "single scale")
     names = [(batch, name, form) for batch in (1, 2) for name in passes for form in forms]
@@ -27,8 +28,8 @@ def test_run_measures_both_forms_and_they_agree(capsys: pytest.CaptureFixture[st
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="repeats is 0, expected at least 1"):
-        Settings(repeats=0)
+        HieraTokSettings(repeats=0)
     with pytest.raises(ValueError, match=r"batches is \(\), expected at least one"):
-        Settings(batches=())
+        HieraTokSettings(batches=())
     with pytest.raises(ValueError, match="preset 'flow-tiny' is a FlowTransformer, expected a HieraTok"):
-        run(Settings(preset="flow-tiny"))
+        run(HieraTokSettings(preset="flow-tiny"))

@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 
-from hiergen.benchmarks.mar import Settings, run
+from hiergen.benchmarks.mar import run
 from hiergen.benchmarks.plain.mar import PlainSampler
+from hiergen.benchmarks.settings import MARSettings
 from hiergen.generators.masked.model import MaskedARSettings
 from hiergen.registry import create
 
 
 def test_run_measures_both_samplers_and_their_tokens_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = Settings(preset="mar-tiny", batches=(1, 2), num_steps=4, head_steps=5, repeats=1, device="cpu")
+    settings = MARSettings(preset="mar-tiny", batches=(1, 2), num_steps=4, head_steps=5, repeats=1, device="cpu")
     rows = json.loads(json.dumps(run(settings)))["rows"]
     assert [(row["batch"], row["sampler"]) for row in rows] == [
         (batch, name) for batch in (1, 2) for name in ("hiergen", "plain")
@@ -29,7 +30,7 @@ def test_run_measures_both_samplers_and_their_tokens_agree(capsys: pytest.Captur
 
 
 def test_the_compiled_sampler_is_measured_too() -> None:
-    settings = Settings(
+    settings = MARSettings(
         preset="mar-tiny", batches=(1,), num_steps=2, head_steps=3, repeats=1, device="cpu", compile=True
     )
     # Here only the benchmark is tested, so nothing is really compiled.
@@ -57,10 +58,10 @@ def test_plain_sampler_makes_the_tokens_of_generate(guidance_scale: float) -> No
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="repeats is 0, expected at least 1"):
-        Settings(repeats=0)
+        MARSettings(repeats=0)
     with pytest.raises(ValueError, match=r"batches is \(\), expected at least one"):
-        Settings(batches=())
+        MARSettings(batches=())
     with pytest.raises(ValueError, match="preset 'har-tiny' is a LevelAR, expected a MaskedAR"):
-        run(Settings(preset="har-tiny"))
+        run(MARSettings(preset="har-tiny"))
     with pytest.raises(ValueError, match="the plain sampler knows class labels and order='random' only"):
         PlainSampler(create("mar-tiny", num_classes=None, feature_shapes=[[2, 3]]))

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from hiergen.benchmarks.mesh import Settings, run
+from hiergen.benchmarks.mesh import run
+from hiergen.benchmarks.settings import MeshSettings
 
 
 def test_run_counts_and_times_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    result = json.loads(json.dumps(run(Settings(depths=(4,), coarse_depth=2, device="cpu"))))
+    result = json.loads(json.dumps(run(MeshSettings(depths=(4,), coarse_depth=2, device="cpu"))))
     assert [(row["shape"], row["nodes"]) for row in result["rows"]] == [("sphere", 17), ("table", 17)]
     for row in result["rows"]:
         assert row["dense_queries"] == 17**3
@@ -18,17 +19,15 @@ def test_run_counts_and_times_both_ways(capsys: pytest.CaptureFixture[str]) -> N
         assert row["is_equal"] is True
     assert result["tokens_s"] > 0
     assert "pyramid-vae-tiny" in capsys.readouterr().out
-    scaled = run(Settings(depths=(3,), shapes=("sphere",), dense_share=0.2, chunk_size=500, device="cpu"))
+    scaled = run(MeshSettings(depths=(3,), shapes=("sphere",), dense_share=0.2, chunk_size=500, device="cpu"))
     assert scaled["rows"][0]["is_equal"] is None
     assert scaled["rows"][0]["dense_s"] > 0
 
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"dense_share is 0\.0, expected more than 0"):
-        Settings(dense_share=0.0)
-    with pytest.raises(ValueError, match="shape is 'cow', expected one of sphere, table"):
-        Settings(shapes=("cow",))
+        MeshSettings(dense_share=0.0)
     with pytest.raises(ValueError, match="nothing to measure"):
-        Settings(depths=())
+        MeshSettings(depths=())
     with pytest.raises(ValueError, match="preset 'har-b' is a LevelAR, expected a PyramidVAE"):
-        run(Settings(preset="har-b"))
+        run(MeshSettings(preset="har-b"))

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 
 from hiergen.benchmarks import psa, psa_quality
 from hiergen.benchmarks.attention_inputs import structured_heads
+from hiergen.benchmarks.settings import PSAQualitySettings, PSASettings
 
 
 def test_speed_runs_and_writes(tmp_path):
-    settings = psa.Settings(
+    settings = PSASettings(
         tokens=250,
         heads=2,
         dim=16,
@@ -57,7 +58,7 @@ def test_quotas_compute_the_density_asked_for(density):
 
 
 def test_quality_by_hand_on_the_ends():
-    settings = psa_quality.Settings(tokens=250, heads=1, dim=16, densities=(0.2, 1.0), query_block=16, key_block=16)
+    settings = PSAQualitySettings(tokens=250, heads=1, dim=16, densities=(0.2, 1.0), query_block=16, key_block=16)
     rows = {row["importance"]: row for row in psa_quality.run(settings)["rows"]}
     for row in rows.values():
         # Everything read in full is exact.
@@ -73,7 +74,7 @@ def test_quality_by_hand_on_the_ends():
 def test_quality_of_a_models_inputs(tmp_path):
     q, k, v = (torch.randn(1, 2, 96, 16) for _ in range(3))
     save_file({"q": q, "k": k, "v": v}, tmp_path / "inputs.safetensors")
-    settings = psa_quality.Settings(
+    settings = PSAQualitySettings(
         inputs=tmp_path / "inputs.safetensors", densities=(1.0,), query_block=16, key_block=16
     )
     result = psa_quality.run(settings)
@@ -97,4 +98,4 @@ def test_structured_heads_repeat_and_are_as_sharp_as_asked():
 )
 def test_wrong_settings_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        psa.Settings(**kwargs)
+        PSASettings(**kwargs)

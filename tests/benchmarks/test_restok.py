@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hiergen.benchmarks.plain.restok import PlainResTok
-from hiergen.benchmarks.restok import Settings, run
+from hiergen.benchmarks.restok import run
+from hiergen.benchmarks.settings import ResTokSettings
 from hiergen.registry import create
 
 
@@ -23,7 +24,7 @@ def test_the_baseline_computes_the_same(changes) -> None:
 
 
 def test_the_benchmark_reports_both_programs_in_both_directions() -> None:
-    result = run(Settings(preset="restok-tiny", batches=(1, 2), repeats=1, device="cpu"))
+    result = run(ResTokSettings(preset="restok-tiny", batches=(1, 2), repeats=1, device="cpu"))
     assert len(result["rows"]) == 8
     assert {(row["program"], row["direction"]) for row in result["rows"]} == {
         (program, direction) for program in ("hiergen", "plain") for direction in ("encode", "decode")
@@ -33,8 +34,8 @@ def test_the_benchmark_reports_both_programs_in_both_directions() -> None:
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="repeats is 0"):
-        Settings(repeats=0)
+        ResTokSettings(repeats=0)
     with pytest.raises(ValueError, match=r"batches is \(0,\)"):
-        Settings(batches=(0,))
+        ResTokSettings(batches=(0,))
     with pytest.raises(ValueError, match="is a LevelAR, expected a ResTok"):
-        run(Settings(preset="har-tiny"))
+        run(ResTokSettings(preset="har-tiny"))

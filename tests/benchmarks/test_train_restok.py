@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from hiergen.benchmarks.train_restok import Settings, run
+from hiergen.benchmarks.settings import TrainResTokSettings
+from hiergen.benchmarks.train_restok import run
 
 
 def test_a_step_of_both_players_is_split_and_held_against_the_peak(monkeypatch) -> None:
     small = {"preset": "restok-tiny", "repeats": 1, "device": "cpu"}
-    both = run(Settings(**small, batch=4, perceptual="squeeze", discriminator="patch"))
+    both = run(TrainResTokSettings(**small, batch=4, perceptual="squeeze", discriminator="patch"))
     json.dumps(both, allow_nan=False)
     assert list(both["split_s"]) == [
         "tokenizer: forward and losses",
@@ -20,7 +21,7 @@ def test_a_step_of_both_players_is_split_and_held_against_the_peak(monkeypatch) 
         "clipping, optimizers, average",
     ]
     assert both["mfu"] == pytest.approx(both["flops"] / both["step_s"]["median"] / both["peak_flops_per_s"])
-    alone = [run(Settings(**small, batch=batch))["flops"] for batch in (2, 4)]
+    alone = [run(TrainResTokSettings(**small, batch=batch))["flops"] for batch in (2, 4)]
     # All that is counted is proportional to the batch.
     assert alone[1] == 2 * alone[0]
     assert both["flops"] > alone[1]
@@ -30,7 +31,7 @@ def test_the_count_agrees_with_a_hand_count_of_the_linear_layers() -> None:
     """Forward, and twice that backward, of every linear layer; what is left are convolutions, attention and the codebook."""
     from hiergen.benchmarks.train_restok import _Step
 
-    step = _Step(Settings(preset="restok-tiny", batch=2, device="cpu"), torch.device("cpu"))
+    step = _Step(TrainResTokSettings(preset="restok-tiny", batch=2, device="cpu"), torch.device("cpu"))
     counted = []
 
     def count(module: torch.nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -40,14 +41,14 @@ def test_the_count_agrees_with_a_hand_count_of_the_linear_layers() -> None:
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(count)
     step()
-    total = run(Settings(preset="restok-tiny", batch=2, repeats=1, device="cpu"))["flops"]
+    total = run(TrainResTokSettings(preset="restok-tiny", batch=2, repeats=1, device="cpu"))["flops"]
     assert 0.1 * total < sum(counted) < total
 
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="repeats is 0, expected at least 1"):
-        Settings(repeats=0)
+        TrainResTokSettings(repeats=0)
     with pytest.raises(ValueError, match="batch is 0, expected at least 1"):
-        Settings(batch=0)
+        TrainResTokSettings(batch=0)
     with pytest.raises(ValueError, match="is a LevelAR, expected a ResTok"):
-        run(Settings(preset="har-tiny"))
+        run(TrainResTokSettings(preset="har-tiny"))

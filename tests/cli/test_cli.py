@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hiergen.__main__ import VERBS, main
+from hiergen.benchmarks.settings import SETTINGS
+from hiergen.cli import evaluate, quickstart
 from hiergen.cli.bench import BENCHMARKS
 from hiergen.cli.convert import FAMILIES, read_config
 from hiergen.cli.train import load_recipe
@@ -54,9 +56,8 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
     for verb in VERBS:
         assert callable(importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}").main)
     for name in BENCHMARKS:
-        module = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}")
-        assert callable(module.run)
-        assert module.Settings()
+        assert callable(importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}").run)
+        assert SETTINGS[name]()
     for module_name in FAMILIES.values():
         assert callable(importlib.import_module(module_name).from_official)
 
@@ -318,19 +319,66 @@ def test_a_signal_ends_a_run_with_its_code(tmp_path) -> None:
     assert list((tmp_path / "checkpoints").glob("samples-*"))
 
 
-#: Verbs that many will call first, and with a mistake; none needs diffusers to say what it takes.
-QUICK = ["quickstart", "quickstart shapes", "quickstart video", "train", "reconstruct", "generate", "demo", "encode"]
+def test_a_benchmark_ends_with_the_command_that_follows(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("hiergen.benchmarks.restok.run", lambda settings: {"seed": settings.seed})
+    assert main(["bench", "restok", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next: hiergen bench restok --json restok.json"
+    file = tmp_path / "restok.json"
+    assert main(["bench", "restok", "--seed", "3", "--json", str(file)]) == 0
+    assert json.loads(file.read_text()) == {"seed": 3}
+    assert capsys.readouterr().out.splitlines()[-1] == "next: hiergen bench"
 
 
-def test_help_and_mistakes_do_not_wait_for_diffusers() -> None:
+@pytest.mark.parametrize("kind", ["rfid", "gfid", "shapes", "video"])
+def test_an_evaluation_keeps_bars_out_of_a_log_file(kind, monkeypatch) -> None:
+    from diffusers.utils import logging
+
+    logging.enable_progress_bar()
+    place = {
+        "rfid": "images.reconstruction.evaluate_reconstructions",
+        "gfid": "images.generation.evaluate_generations",
+        "shapes": "shapes.evaluate.evaluate_shapes",
+        "video": "videos.evaluate.evaluate_videos",
+    }[kind]
+    found = []
+    monkeypatch.setattr(f"hiergen.evaluation.{place}", lambda settings: found.append(logging.is_progress_bar_enabled()))
+    monkeypatch.setattr("hiergen.evaluation.runner.tell", lambda report: None)
+    assert main(["evaluate", kind]) == 0
+    assert found == [False]
+
+
+#: Every verb with every word that may follow it and takes options of its own.
+COMMANDS = [
+    *VERBS,
+    *(f"quickstart {kind}" for kind in quickstart.KINDS),
+    *(f"evaluate {kind}" for kind in evaluate.KINDS),
+    *(f"bench {name}" for name in BENCHMARKS),
+    *(f"convert {family}" for family in FAMILIES),
+]
+#: Packages that take longer to import than help may take.
+HEAVY = [
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "gradio",
+    "trimesh",
+    "av",
+]
+
+
+def test_no_help_and_no_mistaken_option_waits_for_a_heavy_package() -> None:
     program = f"""
 import contextlib, io, sys
 from hiergen.__main__ import main
-for verb in {QUICK}:
+for command in {COMMANDS}:
     for option in ("--help", "--no-such-option"):
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main([*verb.split(), option])
-    assert "diffusers" not in sys.modules, verb
+            main([*command.split(), option])
+        assert not set({HEAVY}) & set(sys.modules), (command, option, set({HEAVY}) & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

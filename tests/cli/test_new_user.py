@@ -6,6 +6,7 @@ import json
 import queue
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,25 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(monkeypatch) -> No
         later = next(line for line in iter(lambda: lines.get(timeout=30), None) if line.startswith("encode: 12"))
     assert first == "encode: 4 of 20 images after 0 s"
     assert later == "encode: 12 of 20 images after 0 s, about 0 s left"
+
+
+def test_waiting_is_told_unless_something_else_was_said(monkeypatch) -> None:
+    monkeypatch.setattr(telling, "INTERVAL", 0.01)
+    lines: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(telling, "say", lines.put)
+    with telling.waiting("train: reading data"):
+        assert lines.get(timeout=30) == "train: reading data, 0 s so far"
+    lines = queue.Queue()
+    monkeypatch.setattr(telling, "say", lines.put)
+    # As if a line came in every moment from now on.
+    monkeypatch.setitem(telling._last, "said", time.monotonic() + 1000)
+    with telling.waiting("train: reading data"):
+        time.sleep(0.1)
+    assert lines.empty()
+    monkeypatch.undo()
+    monkeypatch.setitem(telling._last, "said", 0.0)
+    telling.say("something")
+    assert telling._last["said"] > 0
 
 
 def test_things_are_counted_in_their_unit() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import shlex
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,10 @@ from PIL import Image
 from torch import nn
 
 from hiergen.__main__ import main
+from hiergen.cli.recipes import find_recipe
 from hiergen.cli.train import load_recipe
+from hiergen.data.shapes import preparation
+from hiergen.data.shapes.building import PRESETS, PrepareShapesSettings, build_record
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import specs_to_json
@@ -52,6 +58,50 @@ def test_prepare_shapes_needs_a_source_and_a_folder(tmp_path, capsys) -> None:
     assert "usage: hiergen prepare-shapes SRC OUT" in capsys.readouterr().err
     assert main(["prepare-shapes", str(tmp_path / "none"), str(tmp_path / "out")]) == 1
     assert "does not exist; give a folder, a mesh file or 'procedural'" in capsys.readouterr().err
+
+
+def test_a_stopped_preparation_says_so_and_what_to_run_again(tmp_path, monkeypatch, capsys) -> None:
+    made = []
+
+    def stopped(*arguments: Any) -> Any:
+        if len(made) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        made.append(build_record(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(preparation, "build_record", stopped)
+    shapes = str(tmp_path / "my shapes")
+    command = ["prepare-shapes", "procedural", shapes, "--count", "3", *PREPARE]
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(command) == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "prepare: 3 shapes of 3 classes in procedural, by 1 process ->" in (said := capsys.readouterr().err)
+    assert "hiergen prepare-shapes: stopped; run again to continue" in said
+    # As after a kill that left no time for the list.
+    (tmp_path / "my shapes" / "shapes.json").unlink()
+    train = ["train", "pyramid-vae-tiny", "--task.data.source", shapes, "--out", str(tmp_path / "run")]
+    assert main(train) == 1
+    again = f"its preparation was stopped after 1 of 3: run it again: {shlex.join(['hiergen', *command])}"
+    assert again in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert "3 shapes in" in (printed := capsys.readouterr().out)
+    assert "2 prepared, 1 there already" in printed
+
+
+def test_the_preset_of_the_tiny_recipes_is_below_other_options(tmp_path, monkeypatch) -> None:
+    asked: list[PrepareShapesSettings] = []
+    monkeypatch.setattr(preparation, "prepare_shapes", lambda settings, command: asked.append(settings) or asked)
+    tiny = ["prepare-shapes", "procedural", str(tmp_path), "--preset=tiny", "--sampling.num-surface", "2048"]
+    with pytest.raises(AttributeError):
+        main(tiny)
+    (settings,) = asked
+    assert (settings.watertight.resolutions, settings.views.num_views) == ((64,), 0)
+    assert (settings.sampling.num_surface, settings.sampling.num_farthest) == (2048, 1024)
+    batch = load_recipe("pyramid-vae-tiny").task.data.batch
+    assert batch.num_points <= PRESETS["tiny"]["sampling"]["num_surface"]
+    text = find_recipe("pyramid-vae-tiny").read_text()
+    assert "hiergen prepare-shapes MESHES shapes --preset tiny" in text
 
 
 def test_prepare_shapes_fails_where_no_file_can_be_used(tmp_path, capsys) -> None:

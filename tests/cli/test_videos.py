@@ -43,6 +43,9 @@ def test_clips_become_codes(folder, tmp_path, capsys) -> None:
     printed = capsys.readouterr().out
     assert "6 clips of 32 tokens" in printed
     assert "1 file skipped" in printed
+    # Of 9 and 4 frames at 8 per second 4 per second leave 5 and 2.
+    assert main([*arguments, "--fps", "4", "--out", str(tmp_path / "d")]) == 0
+    assert "3 clips of 32 tokens" in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_ids_encodes_no_clips(folder, tmp_path, capsys) -> None:

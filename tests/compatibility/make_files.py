@@ -14,17 +14,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from hiergen.data.config import DataConfig
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.shapes.building import PrepareShapesSettings
 from hiergen.data.shapes.preparation import prepare_shapes
 from hiergen.data.shapes.views import ViewSettings
-from hiergen.data.sources import DataConfig
-from hiergen.evaluation.features.distances import DistanceConfig
-from hiergen.evaluation.features.extractors import Extractor, ExtractorConfig, build_extractor, register_extractor
+from hiergen.evaluation.features.extractors import Extractor, build_extractor, register_extractor
 from hiergen.evaluation.features.references import open_reference
-from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.images.reconstruction import evaluate_reconstructions
+from hiergen.evaluation.settings import DistanceConfig, ExtractorConfig, PassConfig, RfidSettings
 from hiergen.files import write_json
 from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.pipelines.encoding import encode_images

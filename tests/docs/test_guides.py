@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import trimesh
 import yaml
 from PIL import Image
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
 
 from hiergen.__main__ import main
+from hiergen.data.videos.files import write_gif, write_mp4
 from hiergen.evaluation.features.extractors import EXTRACTORS
 from hiergen.evaluation.images.pair_metrics import PAIR_METRICS
 from hiergen.registry import MODEL_CLASSES, create, preset_table
@@ -28,6 +30,7 @@ SHORTER = {
     "hiergen train": "--samples 16 --batch_size 8 --log_every 8",
     "hiergen encode --tokenizer runs/restok_tiny/model --out": "--data.split test",
     "hiergen encode --tokenizer digits-1d --out": "--data.split test",
+    "hiergen generate --pipeline my-clips": "--num-steps 2",
     "hiergen evaluate rfid": "--num-images 20",
     "hiergen evaluate gfid": "--num-images 20 --cache cache --distances.resamples 4",
     "hiergen prepare-shapes": "--sampling.num-surface 1024 --sampling.num-volume 128 --sampling.num-near 64 "
@@ -77,6 +80,15 @@ def own_meshes(folder: Path) -> None:
             trimesh.creation.box((1.0, size, 1.0 + index)).export(folder / "meshes" / name / f"{index}.ply")
 
 
+def own_clips(folder: Path) -> None:
+    for number, (name, suffix) in enumerate((("nod", "mp4"), ("wave", "gif"))):
+        (folder / "clips" / name).mkdir(parents=True)
+        for index in range(2):
+            noise = torch.rand(3, 1, 40, 48, generator=torch.Generator().manual_seed(number)) * 2 - 1
+            clip = torch.cat([noise.roll(index + frame, -1 - number) for frame in range(17)], dim=1)
+            {"mp4": write_mp4, "gif": write_gif}[suffix](folder / "clips" / name / f"{index}.{suffix}", clip)
+
+
 def official_weights(folder: Path) -> None:
     from hiergen.convert.level_ar import to_official as har
     from hiergen.convert.restok import to_official as restok
@@ -116,6 +128,7 @@ PREPARED = {
     "own_images": own_images,
     "fine_tuning": own_images,
     "own_meshes": own_meshes,
+    "own_clips": own_clips,
     "official_weights": official_weights,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -40,22 +39,3 @@ def test_the_code_of_a_model_card_runs(card) -> None:
     namespace: dict[str, object] = {}
     exec(compile(block, str(card), "exec"), namespace)
     assert type(namespace["pipe"]).__name__ in hiergen.__all__
-
-
-def test_the_reference_is_built_from_the_docstrings(tmp_path) -> None:
-    spec = importlib.util.spec_from_file_location("build_reference", ROOT / "docs" / "build_reference.py")
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
-    written = reference.build(tmp_path)
-    assert len(written) > 100
-    index = (tmp_path / "index.md").read_text()
-    for name in hiergen.__all__:
-        if name != "__version__":
-            module = getattr(hiergen, name).__module__
-            assert f"`hiergen.{name}`: [{module}]({module}.md)" in index
-            assert f"`{name}`" in (tmp_path / f"{module}.md").read_text()
-    page = (tmp_path / "hiergen.pyramid.md").read_text()
-    assert "- `num_tokens`: Tokens of the level." in (tmp_path / "hiergen.levels.md").read_text()
-    assert "- `code_dim`: Channels of a code." in (tmp_path / "hiergen.tokenizers.restok.config.md").read_text()
-    assert "### `TokenPyramid.prefix(self, num_levels: int) -> TokenPyramid`" in page
-    assert not any("object at 0x" in path.read_text() for path in written)

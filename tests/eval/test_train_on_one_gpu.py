@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiergen.data.sources import DataConfig
-from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor, ExtractorConfig
+from hiergen.data.config import DataConfig
+from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor
+from hiergen.evaluation.settings import ExtractorConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.tasks.discriminator import AdversarialConfig
 from hiergen.training.tasks.generator import GeneratorTaskConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor, ExtractorConfig, register_extractor
+from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor, register_extractor
+from hiergen.evaluation.settings import ExtractorConfig
 from hiergen.metrics.fidelity import Features
 
 

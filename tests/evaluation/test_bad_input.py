@@ -13,11 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hiergen.__main__ import main
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.evaluation.comparison import load_report
-from hiergen.evaluation.features.extractors import ExtractorConfig, build_extractor
+from hiergen.evaluation.features.extractors import build_extractor
 from hiergen.evaluation.features.references import open_evaluated, read_batch, read_npz
-from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
+from hiergen.evaluation.images.generation import evaluate_generations
+from hiergen.evaluation.settings import ExtractorConfig, GfidSettings
 from hiergen.pretrained.packaged import PACKAGED
 
 DIGITS, SHAPES, CLIPS = (PACKAGED / name for name in ("digits-1d", "shapes-by-class", "clips"))

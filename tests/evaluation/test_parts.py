@@ -17,7 +17,8 @@ from torch.multiprocessing import start_processes
 
 from hiergen.evaluation import protocol
 from hiergen.evaluation.parts import prefetched, run_parts
-from hiergen.evaluation.protocol import PassConfig, process_state
+from hiergen.evaluation.protocol import process_state
+from hiergen.evaluation.settings import PassConfig
 
 
 def test_reading_ahead_keeps_the_order_and_never_holds_more_than_its_threads() -> None:

@@ -12,9 +12,8 @@ import torch
 
 from hiergen.config import to_json
 from hiergen.evaluation.parts import Parts
-from hiergen.evaluation.protocol import PassConfig
 from hiergen.evaluation.runner import Evaluation, Findings, Work, run_evaluation, tell
-from hiergen.evaluation.settings import EvaluationSettings, GeneratorSettings, check_one_given
+from hiergen.evaluation.settings import EvaluationSettings, GeneratorSettings, PassConfig, check_one_given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.data.stream import SampleStream
 from hiergen.training import loop
 from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint

@@ -9,9 +9,8 @@ from torch import nn
 from hiergen.data.shapes.procedural import procedural_shape
 from hiergen.metrics.fidelity import FeatureExtractor
 from hiergen.metrics.frechet import Moments, frechet_distance
-from hiergen.metrics.geometry import chamfer_distance
+from hiergen.metrics.geometry import ShapeSetProtocol, chamfer_distance
 from hiergen.metrics.shape_sets import (
-    ShapeSetProtocol,
     compare_rendered_sets,
     compare_shape_sets,
     coverage,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hiergen.data.codes import write_codes
+from hiergen.data.config import DataConfig
 from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
-from hiergen.data.sources import DataConfig
 from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create

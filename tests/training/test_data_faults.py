@@ -16,7 +16,7 @@ import toy
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.data.stream import explain_worker_death, until_the_signal
 from hiergen.training import loop
 from hiergen.training.checkpoints import run_state

@@ -9,7 +9,7 @@ import pytest
 import toy
 
 from hiergen.config import to_json
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create
 from hiergen.training.config import TrainConfig

@@ -31,6 +31,8 @@ class ImageSet(Dataset):
         sizes: Every width and height that the pictures had before they were cropped, once; none where nobody looked.
     """
 
+    unit = "image"
+
     images: Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]

@@ -159,6 +159,8 @@ class PictureSet(Dataset):
         broken: What is wrong with each picture that could not be read so far, by index; in this process.
     """
 
+    unit = "image"
+
     def __init__(
         self,
         source: PictureSource,

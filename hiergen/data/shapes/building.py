@@ -39,6 +39,16 @@ GEOMETRY_STEP = 1e-4
 #: Volume below which a shape has no inside to learn, in a cube of 9.
 MIN_VOLUME = 1e-4
 
+#: What records are made of at the sizes of a paper, which are the defaults, and at those of the tiny recipes.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "tiny": {
+        "watertight": {"resolutions": [64]},
+        "sampling": {"num_surface": 8192, "num_volume": 16_384, "num_near": 8192, "num_farthest": 1024},
+        "views": {"num_views": 0},
+    },
+}
+
 _UP = {
     "y": np.eye(3),
     "z": np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]),

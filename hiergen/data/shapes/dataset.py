@@ -93,6 +93,8 @@ class ShapeDataset(Dataset):
         ValueError: If there is no record, or one has a class that is not among `classes`.
     """
 
+    unit = "shape"
+
     def __init__(
         self, records: Sequence[ShapeRecord], config: ShapeBatchConfig, *, classes: Sequence[str] | None = None
     ) -> None:

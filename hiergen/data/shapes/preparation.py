@@ -23,11 +23,18 @@ from hiergen.data.shapes.building import (
     find_jobs,
     source_digest,
 )
-from hiergen.data.shapes.records import ShapeMeta, load_meta, record_path, save_record, write_index
+from hiergen.data.shapes.records import (
+    UNFINISHED_NAME,
+    ShapeMeta,
+    load_meta,
+    record_path,
+    save_record,
+    write_index,
+)
 from hiergen.data.worker_pool import Outcome, run_isolated
 from hiergen.files import check_writable, write_json
 from hiergen.geometry.meshes import MeshError, require_shape_libraries
-from hiergen.telling import progress
+from hiergen.telling import counted, progress, say
 
 SUMMARY_NAME = "summary.json"
 
@@ -71,11 +78,15 @@ class PrepareSummary:
         return "\n".join(lines)
 
 
-def prepare_shapes(settings: PrepareShapesSettings) -> PrepareSummary:
+def prepare_shapes(settings: PrepareShapesSettings, *, command: str = "") -> PrepareSummary:
     """Write a record for every shape of a source, and return what was done; run again, it only adds what is missing.
 
     Files that cannot be used are skipped with a reason, which is kept: they are tried again when they change, or with
-    `retry_skipped`. Interrupted, it keeps what is finished.
+    `retry_skipped`. Interrupted, it keeps what is finished, which can be trained on.
+
+    Args:
+        settings: What to prepare, and how.
+        command: Command that whoever opens the folder of a stopped preparation is told to run again.
 
     Raises:
         ValueError: If the source does not exist or holds no shapes, or the output folder cannot be written to.
@@ -88,6 +99,12 @@ def prepare_shapes(settings: PrepareShapesSettings) -> PrepareSummary:
     out = check_writable(settings.out)
     workers = settings.num_workers if settings.num_workers is not None else (os.cpu_count() or 1)
     tasks = [(job, settings) for job in jobs]
+    if settings.show_progress:
+        kinds = counted(len({job.class_name for job in jobs}), "class")
+        processes = counted(max(min(workers, len(tasks)), 1), "process")
+        say(f"prepare: {counted(len(tasks), 'shape')} of {kinds} in {settings.source}, by {processes} -> {out}")
+    # There until all is done: so a folder says that its preparation was stopped.
+    write_json(out / UNFINISHED_NAME, {"total": len(tasks), "command": command})
     states: dict[str, str] = {}
     skipped: dict[str, str] = {}
     outcomes = run_isolated(_prepare_task, tasks, num_workers=min(workers, len(tasks)), timeout=settings.timeout)
@@ -104,6 +121,7 @@ def prepare_shapes(settings: PrepareShapesSettings) -> PrepareSummary:
         repeated = {} if settings.keep_duplicates else find_duplicates(metas)
         metas = [meta for meta in metas if meta.key not in repeated]
         write_index(out, metas, settings.record_settings())
+    (out / UNFINISHED_NAME).unlink()
     for job in finished:
         if job.key in repeated:
             states[job.key] = "skipped"

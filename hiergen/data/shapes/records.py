@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +24,15 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from hiergen.config import fingerprint
 from hiergen.files import atomic_path, write_json
 
+logger = logging.getLogger(__name__)
+
 #: Written into every record; records of another format are refused.
 FORMAT_VERSION = 1
 #: Signed distances, where a record has them, are positive inside.
 SDF_SIGN = "positive inside"
 INDEX_NAME = "shapes.json"
+#: In a folder whose preparation goes on, or was stopped.
+UNFINISHED_NAME = "unfinished.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +206,17 @@ def write_index(folder: str | os.PathLike[str], metas: Sequence[ShapeMeta], sett
     write_json(Path(folder) / INDEX_NAME, value)
 
 
+def stopped_preparation(folder: Path) -> str | None:
+    """Return what to tell of a folder whose preparation was stopped: how far it was, and what to run again; None of any other."""
+    try:
+        state = json.loads((folder / UNFINISHED_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    done = sum(1 for _ in (folder / "records").rglob("*.safetensors"))
+    command = f": {state['command']}" if state["command"] else ""
+    return f"its preparation was stopped after {done:,} of {state['total']:,}: run it again{command}"
+
+
 class ShapeFolder(Sequence[ShapeRecord]):
     """The records of a prepared folder, read from disk when asked for.
 
@@ -215,9 +231,9 @@ class ShapeFolder(Sequence[ShapeRecord]):
             value = json.loads(index.read_text(encoding="utf-8"))
             version, shapes, classes = value["version"], value["shapes"], value["classes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
+            remedy = stopped_preparation(self._folder) or "write one with `hiergen prepare-shapes`"
             raise ValueError(
-                f"shape folder {str(folder)!r} has no readable {INDEX_NAME} ({type(error).__name__}: {error}); "
-                "write one with `hiergen prepare-shapes`"
+                f"shape folder {str(folder)!r} has no readable {INDEX_NAME} ({type(error).__name__}: {error}); {remedy}"
             ) from error
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -226,6 +242,8 @@ class ShapeFolder(Sequence[ShapeRecord]):
         self.classes: tuple[str, ...] = tuple(classes)
         self._shapes: list[dict[str, str]] = shapes
         self.fingerprint: str = fingerprint(value)
+        if stopped := stopped_preparation(self._folder):
+            logger.warning("shape folder %r: %s; it is read as it is", str(folder), stopped)
 
     def select(self, indices: Sequence[int]) -> ShapeFolder:
         """Return a part of the folder; its classes remain those of the whole."""

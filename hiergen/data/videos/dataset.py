@@ -35,6 +35,8 @@ class VideoSet(Dataset):
         skipped: What was wrong with each file that was not read, by path.
     """
 
+    unit = "clip"
+
     videos: UInt8[Tensor, "n c t h w"]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hiergen.checked import Checked
 from hiergen.environment import require
 from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.features.references import Reference
-from hiergen.evaluation.protocol import check_seed, small_sample_warning
+from hiergen.evaluation.protocol import small_sample_warning
+from hiergen.evaluation.settings import DistanceConfig
 from hiergen.metrics.fidelity import (
     kernel_distance,
     kernel_distance_by_block,
@@ -70,39 +70,6 @@ def kernel_name(distance: str) -> str:
 def score_name(distance: str) -> str:
     """Return what the score of the logits is called: IS is on Inception's alone."""
     return "IS" if distance == "FID" else f"IS-{distance.removeprefix('FID-').removeprefix('FD-')}"
-
-
-@dataclasses.dataclass(frozen=True)
-class DistanceConfig(Checked):
-    """How distances are computed from features.
-
-    Attributes:
-        kid_subset_size: Number of images in each subset of the kernel distance; fewer where a set is smaller.
-        neighborhood: Number of nearest neighbors that span a ball for precision and recall.
-        splits: Number of splits of the Inception score.
-        resamples: Number of bootstrap draws behind each confidence interval; 0 leaves all intervals out.
-        seed: Seed of subsets, splits and draws.
-    """
-
-    kid_subset_size: int = 1000
-    neighborhood: int = 3
-    splits: int = 10
-    resamples: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("kid_subset_size", 2), ("neighborhood", 1), ("splits", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
-        check_resamples(self.resamples)
-        check_seed(self.seed)
-
-
-def check_resamples(resamples: int) -> None:
-    """Raise a ValueError for a number of bootstrap draws that has no deviation; 0 is none at all."""
-    if resamples < 0 or resamples == 1:
-        raise ValueError(f"resamples is {resamples}, expected 0 (no intervals) or at least 2")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,45 +12,23 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from hiergen.checked import Checked, Count, CountOrZero, Range
 from hiergen.config import fingerprint, nearest
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import require
 from hiergen.evaluation.features.inception import SPATIAL_CHANNELS, Inception
+from hiergen.evaluation.settings import ExtractorConfig
 from hiergen.files import file_digest
 from hiergen.metrics.classifiers import FeatureNetwork, saved_feature_network, train_feature_network
 from hiergen.metrics.fidelity import FeatureExtractor, Features
 from hiergen.pretrained.perceptual import LPIPS
 from hiergen.pretrained.teachers import TEACHERS, Teacher
 from hiergen.pretrained.weights import read_state_dict
-
-
-@dataclasses.dataclass(frozen=True)
-class ExtractorConfig(Checked):
-    """Which feature extractor is used.
-
-    Attributes:
-        name: Name of the extractor: "inception" (FID), "inception-768" (the same network up to Mixed_6e: FID-768), "dinov2-b", "dinov2-l", "digits" (a small
-            classifier trained on the embedded digits), "own" (one trained on the classes of the data, once), or a name given to
-            `register_extractor`.
-        weights: File of the weights, .pth or .safetensors, for those that are read from a file.
-        size: Side in pixels at which "own" sees pictures; larger takes longer.
-        budget: Number of pictures that "own" sees in training, repeats counted: 100,000 of 32 x 32 take about half a minute on a CPU.
-        seed: Seed of the training of "own".
-    """
-
-    name: str = "inception"
-    weights: str | None = None
-    size: Annotated[int, Range(8)] = 32
-    budget: Count = 100_000
-    seed: CountOrZero = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,14 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.config import fingerprint, to_json
+from hiergen.data.config import DataConfig
 from hiergen.data.dataset import Dataset
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet
 from hiergen.data.npz_files import open_npz, read_array
-from hiergen.data.sources import DataConfig, open_images, open_pictures
+from hiergen.data.sources import open_images, open_pictures
 from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.parts import gather, is_complete, run_parts
-from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, PassConfig, Rounding, process_state, quantize
+from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, process_state, quantize
+from hiergen.evaluation.settings import PassConfig, Rounding
 from hiergen.files import atomic_path, check_writable
 from hiergen.metrics.fidelity import check_count
 from hiergen.metrics.frechet import Moments

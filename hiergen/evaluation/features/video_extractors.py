@@ -11,33 +11,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hiergen.checked import Checked
 from hiergen.config import nearest
-from hiergen.evaluation.features.extractors import EXTRACTORS, ExtractorConfig, build_extractor, check_extractor
+from hiergen.evaluation.features.extractors import EXTRACTORS, build_extractor, check_extractor
+from hiergen.evaluation.settings import ExtractorConfig
+from hiergen.evaluation.videos.settings import VideoExtractorConfig
 from hiergen.metrics.clip_classifiers import digit_clip_extractor
 from hiergen.metrics.video import VideoExtractor
 
 #: Beginning of the names of image extractors that are applied frame by frame.
 BY_FRAME = "frames-"
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoExtractorConfig(Checked):
-    """Which feature extractor of clips is used.
-
-    Attributes:
-        name: Name of the extractor: "moving-digits" (a small 3-D network trained on the embedded clips); "frames-NAME", NAME being an extractor of images
-            ("frames-inception-768"): the mean of its features over the frames and the mean absolute change from frame to frame;
-            or a name given to `register_video_extractor`.
-        weights: File of the weights, for those that are read from a file.
-        seed: Seed of an extractor that is trained on the spot.
-        digit_size: Side of the digits that "moving-digits" is trained on; 0 takes that of the clips (`clips.digit_size`).
-    """
-
-    name: str = "moving-digits"
-    weights: str | None = None
-    seed: int = 0
-    digit_size: int = 0
 
 
 #: Builds an extractor from (config, number of frames, side in pixels, device).

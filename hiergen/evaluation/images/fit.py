@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from hiergen.data.config import DataConfig
 from hiergen.data.folders import first_names
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet
 from hiergen.data.images.overview import describe_images, image_labels, spread_over_classes
-from hiergen.data.sources import DataConfig, open_pictures
+from hiergen.data.sources import open_pictures
 from hiergen.evaluation.features.extractors import (
     Extractor,
     ExtractorConfig,

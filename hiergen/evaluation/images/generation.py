@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ from hiergen.evaluation.images.fit import (
     open_image_extractor,
 )
 from hiergen.evaluation.images.samples import open_samples, write_samples
-from hiergen.evaluation.images.sampling import TokenSource
+from hiergen.evaluation.images.sampling import TokenSource, open_tokens
 from hiergen.evaluation.parts import Parts
-from hiergen.evaluation.protocol import ROUNDING_RULES, check_finite, check_seed, quantize
+from hiergen.evaluation.protocol import ROUNDING_RULES, check_finite, quantize
 from hiergen.evaluation.runner import Evaluation, Findings, Work, run_evaluation
-from hiergen.evaluation.settings import GeneratorSettings, ImageSettings
+from hiergen.evaluation.settings import GfidSettings, check_seed
 from hiergen.files import check_writable
 from hiergen.metrics.fidelity import check_count
 from hiergen.pipelines.labels import titles
@@ -35,25 +35,6 @@ SHOWN_IMAGES = 64
 MOST_ROWS = 16
 #: Number of images to generate where none is given.
 DEFAULT_IMAGES = 5000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GfidSettings(GeneratorSettings, ImageSettings):
-    """Evaluate generated images.
-
-    Attributes:
-        pipeline: Folder or Hub id of a pipeline that generates images from class labels.
-        samples: Images that are there already, in place of the pipeline: an .npz with `arr_0` (uint8, n h w 3), or a folder of pictures.
-        num_images: Number of images to generate; of samples, 0 takes all.
-        data: Reference images.
-        keep: Form in which the images themselves are kept: "npz" writes samples.npz in ADM's layout, "png" a folder of pictures.
-    """
-
-    pipeline: str = "quickstart/pipeline"
-    samples: str = ""
-    out: str = "evaluation/gfid"
-    num_images: int = 0
-    keep: Literal["none", "npz", "png"] = "none"
 
 
 def evaluate_generations(settings: GfidSettings) -> dict[str, Any] | None:
@@ -225,7 +206,7 @@ def _open_source(settings: GfidSettings, device: torch.device) -> _Source:
         )
     if settings.num_images < 0:
         raise ValueError(f"num_images is {settings.num_images}, expected the number of images to generate")
-    tokens = settings.open_tokens("ClassToImagePipeline", device)
+    tokens = open_tokens(settings, "ClassToImagePipeline", device)
 
     def generate(keys: range, _: None) -> Tensor:
         decoded = check_finite(tokens.tokenizer.decode(tokens.draw(keys)), keys[0], "generated image")

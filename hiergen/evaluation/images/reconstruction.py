@@ -15,7 +15,6 @@ from torch import Tensor
 
 from hiergen.config import fingerprint
 from hiergen.data.images.overview import class_counts, image_labels, spread_over_classes
-from hiergen.data.sources import DataConfig
 from hiergen.evaluation.features.extractors import Extractor, open_lpips
 from hiergen.evaluation.features.references import (
     Reference,
@@ -30,15 +29,9 @@ from hiergen.evaluation.images.pair_metrics import added_metrics, measure_pairs
 from hiergen.evaluation.images.rate_distortion import describe_rate
 from hiergen.evaluation.images.scores import summarize
 from hiergen.evaluation.parts import Parts
-from hiergen.evaluation.protocol import (
-    RESIZE_RULE,
-    ROUNDING_RULES,
-    Rounding,
-    check_finite,
-    quantize,
-)
+from hiergen.evaluation.protocol import RESIZE_RULE, ROUNDING_RULES, check_finite, quantize
 from hiergen.evaluation.runner import Evaluation, Findings, Work, run_evaluation
-from hiergen.evaluation.settings import ImageSettings
+from hiergen.evaluation.settings import RfidSettings, Rounding
 from hiergen.metrics.frechet import Moments
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.loading import from_pretrained
@@ -48,28 +41,6 @@ from hiergen.tokenizers.base import Tokenizer
 
 #: Number of images whose tokens are kept for the diagnostics of continuous latents, and number that are shown.
 LATENT_IMAGES, SHOWN_IMAGES = 1000, 10
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RfidSettings(ImageSettings):
-    """Evaluate a tokenizer's reconstructions.
-
-    Attributes:
-        tokenizer: Folder or Hub id of the tokenizer, or of a pipeline that has one.
-        data: Images to reconstruct; `data.size` must be the tokenizer's.
-        num_images: Number of images, the first ones; 0 takes all.
-        prefixes: Also measure every prefix of levels (or of the decoder's scales): the rate-distortion page.
-        lpips: Backbone of LPIPS ("alex", "vgg", "squeeze"), or "none".
-        lpips_folder: Folder in which its weights are looked for first.
-    """
-
-    tokenizer: str = "quickstart/pipeline/tokenizer"
-    out: str = "evaluation/rfid"
-    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(split="test"))
-    num_images: int = 0
-    prefixes: bool = False
-    lpips: str = "alex"
-    lpips_folder: str | None = None
 
 
 def evaluate_reconstructions(settings: RfidSettings) -> dict[str, Any] | None:

@@ -5,14 +5,10 @@ Neither the batch size nor the number of processes changes what is drawn.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import Any, Literal
-
 import torch
 from torch import Tensor
 
-from hiergen.checked import Checked, NotNegative
+from hiergen.evaluation.settings import GeneratorSettings, LabelRule, SamplingConfig
 from hiergen.generators.base import Generator
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.labels import class_names
@@ -20,60 +16,6 @@ from hiergen.pipelines.loading import from_pretrained
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import SampleRng, make_rng
 from hiergen.tokenizers.base import Tokenizer
-
-LabelRule = Literal["balanced", "iid"]
-LABEL_RULES = {
-    "balanced": "label of item i is i modulo the number of classes: the same number of each, up to one",
-    "iid": "label of item i is drawn uniformly from a generator seeded with (seed, i)",
-}
-DRAW_RULE = "item i draws from a generator seeded with (seed, i), on the CPU"
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig(Checked):
-    """Sampling settings for the generator. A field left at None keeps the generator's default; its settings class documents it.
-
-    Here is every setting of every generator that changes what it draws; see `hiergen.generators`.
-    """
-
-    guidance_scale: float | None = None
-    guidance_schedule: str | None = None
-    guidance_interval: int | None = None
-    guidance_start: float | None = None
-    guidance_end: float | None = None
-    min_guidance_scale: float | None = None
-    high_guidance_scale: float | None = None
-    window_start: float | None = None
-    window_end: float | None = None
-    peak: float | None = None
-    cfg_channels: int | None = None
-    temperature: NotNegative | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    greedy: bool | None = None
-    num_steps: int | None = None
-    solver: str | None = None
-    timestep_shift: float | None = None
-    last_step: float | None = None
-    head_sampler: str | None = None
-    head_steps: int | None = None
-    head_spacing: str | None = None
-    eta: float | None = None
-    low_res_noise: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("guidance_scale", "temperature", "top_p"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}, expected a number of at least 0")
-
-    def given(self) -> dict[str, Any]:
-        """Return the fields that are given."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.given().items()) or "the generator's defaults"
 
 
 class TokenSource:
@@ -134,6 +76,25 @@ class TokenSource:
         """Return the tokens of some items, on the device."""
         labels = self.labels(keys).to(self._device)
         return self._generator.generate(labels, self._settings, rng=SampleRng.of(keys, self._seed, "evaluate"))
+
+
+def open_tokens(settings: GeneratorSettings, kind: str, device: torch.device) -> TokenSource:
+    """Return what draws the tokens of items for an evaluation.
+
+    Args:
+        settings: Which pipeline, labels and seed.
+        kind: Class name that the pipeline must have.
+        device: Device to draw on.
+
+    Raises:
+        ValueError: If the pipeline is another one, or the generator has no such setting.
+    """
+    tokens = TokenSource(
+        settings.pipeline, labels=settings.labels, sampling=settings.sampling, seed=settings.seed, device=device
+    )
+    if tokens.kind != kind:
+        raise ValueError(f"{settings.pipeline!r} holds a {tokens.kind}, expected a {kind}")
+    return tokens
 
 
 def class_labels(keys: range, num_classes: int, rule: str, seed: int) -> Tensor:

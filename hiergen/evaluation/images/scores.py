@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.evaluation.features.distances import DistanceConfig, bias_curve, measure
+from hiergen.evaluation.features.distances import bias_curve, measure
 from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.features.references import Reference
 from hiergen.evaluation.images.pair_metrics import pair_metric_names
 from hiergen.evaluation.images.rate_distortion import rate_row
 from hiergen.evaluation.parts import Parts
+from hiergen.evaluation.settings import DistanceConfig
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
 from hiergen.metrics.latents import channel_statistics, interpolation_detour, neighbor_spread, spatial_autocorrelation
 from hiergen.pipelines.prefixes import Prefix

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
+from hiergen.data.config import DataConfig
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet
 from hiergen.data.images.pixels import to_uint8
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 from hiergen.evaluation.features.extractors import trained_extractor
 from hiergen.evaluation.study import Study, StudySettings
 from hiergen.metrics.classifiers import FeatureNetwork

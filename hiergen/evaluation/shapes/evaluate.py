@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hiergen.evaluation.features.extractors import build_extractor
+from hiergen.evaluation.images.sampling import open_tokens
 from hiergen.evaluation.parts import Parts
 from hiergen.evaluation.runner import Findings, Work, run_evaluation
 from hiergen.evaluation.shapes.reconstruction import (
@@ -20,7 +21,8 @@ from hiergen.evaluation.shapes.reconstruction import (
     meshes_fingerprint,
     pair_scores,
 )
-from hiergen.evaluation.shapes.sources import Meshes, ShapesEvaluation, ShapesSettings, open_meshes
+from hiergen.evaluation.shapes.settings import ShapesSettings
+from hiergen.evaluation.shapes.sources import Meshes, ShapesEvaluation, open_meshes
 from hiergen.evaluation.shapes.views import view_distances
 from hiergen.geometry.meshes import load_mesh
 from hiergen.geometry.surface_extraction import save_mesh
@@ -43,7 +45,7 @@ class ShapeSets(ShapesEvaluation):
 
     def open_models(self) -> dict[str, Any]:
         settings = self.settings
-        self.tokens = settings.open_tokens("ClassToShapePipeline", self.device) if settings.pipeline else None
+        self.tokens = open_tokens(settings, "ClassToShapePipeline", self.device) if settings.pipeline else None
         return {} if self.tokens is None else {**self.tokens.identity, "depth": settings.depth}
 
     def open_data(self) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class ShapeSets(ShapesEvaluation):
     def _generate(self, keys: range, _: None) -> dict[str, Tensor]:
         """Write generated meshes as GLB files in `out/meshes`; a shape without a surface gets none."""
         assert self.tokens is not None
-        made = decode_meshes(self.tokens.tokenizer, self.tokens.draw(keys), self.settings.extraction)  # type: ignore[arg-type]
+        made = decode_meshes(self.tokens.tokenizer, self.tokens.draw(keys), self.extraction)  # type: ignore[arg-type]
         for key, mesh in zip(keys, made, strict=True):
             if len(mesh.faces):
                 save_mesh(mesh, self.out / "meshes" / f"{key:06d}.glb")
@@ -93,7 +95,7 @@ class ShapeSets(ShapesEvaluation):
         keys = [key for key, faces in enumerate(parts.read("faces").tolist()) if faces]
         found.protocol.update(
             **self.settings.draw_protocol,
-            extraction=str(self.settings.extraction),
+            extraction=str(self.extraction),
             batches=self.settings.passes.rule,
         )
         found.metrics["without_surface"] = 1 - len(keys) / self.settings.num_shapes

@@ -75,7 +75,7 @@ class RebuiltShapes(ShapesEvaluation):
         shown = max(0, SHOWN_SHAPES - keys[0])
         found = {"shown.input": draw_meshes(references[:shown])}
         for level, (spec, tokens) in enumerate(zip(pyramid.specs, pyramid.levels, strict=True)):
-            rebuilt = decode_meshes(self.tokenizer, TokenPyramid((tokens,), (spec,)), self.settings.extraction)
+            rebuilt = decode_meshes(self.tokenizer, TokenPyramid((tokens,), (spec,)), self.extraction)
             rows = [pair_scores(a, b, self.protocol) for a, b in zip(rebuilt, references, strict=True)]
             for name in rows[0]:
                 found[f"{level}.{name}"] = torch.tensor([row[name] for row in rows], dtype=torch.float64)
@@ -126,7 +126,7 @@ class RebuiltShapes(ShapesEvaluation):
         return {
             "rate": f"levels of {sizes} tokens; each is a whole shape",
             "pairs": f"every shape with what it was rebuilt from, brought to center 0 and longest side 1.9; {self.protocol}",
-            "extraction": str(self.settings.extraction),
+            "extraction": str(self.extraction),
             "batches": self.settings.passes.rule,
             "missing": "a shape without a surface has IoU and F of 0 and no distances",
         }

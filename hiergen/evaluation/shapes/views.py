@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from hiergen.checked import Checked
-from hiergen.evaluation.features.distances import DistanceConfig, Distances, kernel_name, measure
-from hiergen.evaluation.features.extractors import Extractor, ExtractorConfig
+from hiergen.evaluation.features.distances import Distances, kernel_name, measure
+from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.features.references import Reference
+from hiergen.evaluation.settings import DistanceConfig
+from hiergen.evaluation.shapes.settings import RenderedViewsConfig
 from hiergen.metrics.fidelity import MIN_IMAGES
 from hiergen.metrics.frechet import Moments
 from hiergen.metrics.shape_sets import render_set
@@ -22,34 +22,6 @@ if TYPE_CHECKING:
 
 #: Number of pictures that the extractor takes at once.
 BATCH = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class RenderedViewsConfig(Checked):
-    """Which views of meshes are compared, and by which features.
-
-    Attributes:
-        num_views: Number of views of each mesh, from equal steps of azimuth, 20 degrees above the horizon; 0 leaves views out.
-        size: Height and width of a view in pixels.
-        extractor: Feature extractor of the views: on "inception" the Fréchet distance is an FID of clay renders.
-    """
-
-    num_views: int = 0
-    size: int = 224
-    extractor: ExtractorConfig = dataclasses.field(default_factory=ExtractorConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_views < 0:
-            raise ValueError(f"num_views is {self.num_views}, expected at least 0 (none)")
-        if self.size < 1:
-            raise ValueError(f"size is {self.size}, expected at least 1 pixel")
-
-    def __str__(self) -> str:
-        return (
-            f"{self.num_views} clay renders of each shape, {self.size} x {self.size} pixels, filling the picture, from equal steps "
-            "of azimuth, 20 degrees above the horizon"
-        )
 
 
 def view_distances(

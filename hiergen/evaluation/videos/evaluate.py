@@ -25,9 +25,11 @@ from hiergen.evaluation.features.video_extractors import build_video_extractor, 
 from hiergen.evaluation.images.rate_distortion import rate_row
 from hiergen.evaluation.images.scores import describe_tokens
 from hiergen.evaluation.parts import Parts, gather
-from hiergen.evaluation.protocol import ROUNDING_RULES, check_finite, check_seed, quantize, small_sample_warning
+from hiergen.evaluation.protocol import ROUNDING_RULES, check_finite, quantize, small_sample_warning
 from hiergen.evaluation.runner import Evaluation, Findings, Work, run_evaluation
-from hiergen.evaluation.videos.sources import ClipWork, VideoSettings, check_clips, open_clips, open_model, open_work
+from hiergen.evaluation.settings import check_seed
+from hiergen.evaluation.videos.settings import VideoSettings
+from hiergen.evaluation.videos.sources import ClipWork, check_clips, open_clips, open_model, open_work
 from hiergen.files import file_digest
 from hiergen.metrics.fidelity import check_count
 from hiergen.metrics.frechet import Moments, frechet_distance

@@ -4,86 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiergen.checked import Checked, Count, CountOrZero
 from hiergen.config import fingerprint
 from hiergen.data.videos.dataset import VideoSet, from_uint8, load_clips
 from hiergen.data.videos.decoding import require_pyav
 from hiergen.data.videos.files import list_videos
 from hiergen.data.videos.moving_digits import moving_digits
-from hiergen.evaluation.features.distances import DistanceConfig
-from hiergen.evaluation.features.video_extractors import VideoExtractorConfig
 from hiergen.evaluation.images.rate_distortion import describe_rate
-from hiergen.evaluation.images.sampling import TokenSource
-from hiergen.evaluation.protocol import PassConfig
-from hiergen.evaluation.settings import GeneratorSettings, check_one_given
+from hiergen.evaluation.images.sampling import TokenSource, open_tokens
+from hiergen.evaluation.settings import check_one_given
+from hiergen.evaluation.videos.settings import EMBEDDED, ClipConfig, VideoSettings
 from hiergen.metrics.fidelity import check_count
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import Prefix, list_prefixes
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.base import Tokenizer
-
-EMBEDDED = "moving-digits"
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipConfig(Checked):
-    """How files are cut into clips; see `hiergen.data.videos.dataset.load_clips`.
-
-    Attributes:
-        num_frames: Number of frames of a clip.
-        size: Height and width in pixels; frames are center-cropped.
-        stride: Number of frames of the file from one frame of a clip to the next.
-        clips_per_file: Largest number of clips from each file; clips are compared in pairs where it is 1.
-        digit_size: Height and width of the digits of the embedded clips; 0 is half of the frame, `hiergen quickstart video` has two thirds.
-    """
-
-    num_frames: Count = 32
-    size: Count = 32
-    stride: Count = 1
-    clips_per_file: Count = 1
-    digit_size: CountOrZero = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoSettings(GeneratorSettings):
-    """Evaluate clips. Give one of `pipeline`, `videos` and `tokenizer`.
-
-    Attributes:
-        pipeline: Folder or Hub id of a pipeline that generates clips from class labels.
-        videos: Folder of video files.
-        tokenizer: Folder or Hub id of a tokenizer of clips, which rebuilds the reference clips.
-        prefixes: Also measure every prefix of a tokenizer's tokens (scales of every frame, or components): the rate-distortion page.
-        reference: Folder of video files, or "moving-digits", the embedded clips (test split).
-        num_reference: Number of embedded clips to make.
-        clips: How files are cut into clips, and the size of the embedded ones; a pipeline's or tokenizer's must be the same.
-        num_videos: Number of clips to generate.
-        extractor: Feature extractor on which distances are measured.
-        lpips: Backbone of LPIPS ("alex", "vgg", "squeeze") for clips with a reference of their own, or "none".
-        lpips_folder: Folder in which its weights are looked for first.
-        keep: Form in which the clips themselves are kept: "mp4" writes files.
-        distances: Number of bootstrap draws, and their seed.
-    """
-
-    videos: str = ""
-    tokenizer: str = ""
-    prefixes: bool = False
-    reference: str = EMBEDDED
-    num_reference: Count = 256
-    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
-    out: str = "evaluation/video"
-    num_videos: Count = 256
-    extractor: VideoExtractorConfig = dataclasses.field(default_factory=VideoExtractorConfig)
-    lpips: str = "none"
-    lpips_folder: str | None = None
-    keep: Literal["none", "mp4"] = "none"
-    distances: DistanceConfig = dataclasses.field(default_factory=DistanceConfig)
-    passes: PassConfig = dataclasses.field(default_factory=lambda: PassConfig(batch_size=8, part_size=64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +58,7 @@ def open_model(settings: VideoSettings, device: torch.device) -> TokenSource | T
         ValueError: If it does not make such clips.
     """
     if settings.pipeline:
-        tokens = settings.open_tokens("ClassToVideoPipeline", device)
+        tokens = open_tokens(settings, "ClassToVideoPipeline", device)
         _check_size(tokens.tokenizer, settings.clips, settings.pipeline)
         return tokens
     if settings.tokenizer:

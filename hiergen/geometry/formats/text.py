@@ -36,14 +36,22 @@ def parse_numbers(text: bytes, count: int) -> Float64[np.ndarray, " t"]:
     Raises:
         Refused: If a word is no number.
     """
-    try:
-        found = np.fromstring(text, sep=" ")
-    except ValueError:
-        found = np.zeros(0)
+    found = _read_numbers(text)
+    if len(found) != count:
+        # Programs in Fortran write the exponent of a double as D.
+        text = re.sub(rb"(?<=[\d.])[dD](?=[-+]?\d)", b"e", text)
+        found = _read_numbers(text)
     if len(found) != count:
         wrong = next((word for word in text.split() if not _is_number(word)), b"")
         raise Refused(f"has {wrong[:40].decode(errors='replace')!r} where a number is expected")
     return found
+
+
+def _read_numbers(text: bytes) -> Float64[np.ndarray, " t"]:
+    try:
+        return np.fromstring(text, sep=" ")
+    except ValueError:
+        return np.zeros(0)
 
 
 def _is_number(word: bytes) -> bool:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from hiergen.checked import Checked
 from hiergen.config import from_json
+from hiergen.kernels.names import ImportanceName
 from hiergen.kernels.pyramid_attention.pooling import POOLS, TailRule
 
 AssignmentMode = Literal["threshold", "quota", "energy"]
-ImportanceName = Literal["sampled", "sampled_softmax", "pyramid", "block_mean", "antidiagonal"]
 OrderName = Literal["gilbert", "tiles", "raster"]
 
 

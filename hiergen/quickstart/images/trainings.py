@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.quickstart.settings import Family, QuickstartSettings, family
 from hiergen.registry import get_preset
 from hiergen.training.config import OptimConfig, TrainConfig

@@ -16,13 +16,8 @@ from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.figures import save_image_grid
 from hiergen.geometry.surface_sampling import sample_surface
 from hiergen.metrics.fidelity import FeatureExtractor
-from hiergen.metrics.geometry import GeometryProtocol, compare_meshes
-from hiergen.metrics.shape_sets import (
-    ShapeSetProtocol,
-    compare_rendered_sets,
-    compare_shape_sets,
-    pairwise_chamfer,
-)
+from hiergen.metrics.geometry import GeometryProtocol, ShapeSetProtocol, compare_meshes
+from hiergen.metrics.shape_sets import compare_rendered_sets, compare_shape_sets, pairwise_chamfer
 from hiergen.training.tasks.shape_pictures import mesh_picture
 
 if TYPE_CHECKING:

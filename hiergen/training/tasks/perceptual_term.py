@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from hiergen.checked import Checked, CountOrZero, NotNegative
 from hiergen.losses.perceptual import WeightedMix, jittered
-from hiergen.pretrained.perceptual import LPIPS, ConvNeXtLogits, LPIPSNetwork
+from hiergen.pretrained.network_names import LPIPSNetwork
+from hiergen.pretrained.perceptual import LPIPS, ConvNeXtLogits
 from hiergen.pretrained.weights import Frozen
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hiergen.checked import Checked, NotNegative
 from hiergen.losses.alignment import cosine_hinge_loss
-from hiergen.pretrained.teachers import Teacher, TeacherName
+from hiergen.pretrained.network_names import TeacherName
+from hiergen.pretrained.teachers import Teacher
 from hiergen.pretrained.weights import Frozen
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.checked import NotNegative
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.config import DataConfig
+from hiergen.data.sources import open_images
 from hiergen.losses.adversarial import Adversary
 from hiergen.metrics.pixel import psnr
 from hiergen.pyramid import LevelSpec

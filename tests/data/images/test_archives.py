@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hiergen.data.config import DataConfig
 from hiergen.data.images.archives import HubPictures, NpzPictures
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 
 DATA = Path(os.environ.get("HIERGEN_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 

@@ -6,9 +6,10 @@ import math
 import pytest
 from PIL import Image
 
+from hiergen.data.config import DataConfig
 from hiergen.data.images.archives import HubPictures
 from hiergen.data.images.columns import classes_of
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 
 datasets = pytest.importorskip("datasets")
 

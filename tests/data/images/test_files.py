@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 import hiergen
+from hiergen.data.config import DataConfig
 from hiergen.data.images import files as module
 from hiergen.data.images.files import SUFFIXES, image_size, list_images, read_image
 from hiergen.data.images.on_disk import FolderPictures
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 
 #: Pillow's name of what a file with a suffix holds, where it is another.
 KINDS = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "apng": "png", "tif": "tiff"} | dict.fromkeys(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hiergen.data.config import DataConfig
 from hiergen.data.images.idx import IdxPictures
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 
 DATA = Path(os.environ.get("HIERGEN_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from PIL import Image
 
+from hiergen.data.config import DataConfig
 from hiergen.data.images.in_memory import load_folder
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 
 
 def test_a_folder_is_read_with_classes(tmp_path) -> None:

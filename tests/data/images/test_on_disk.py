@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from hiergen.data.config import DataConfig
 from hiergen.data.images.on_disk import FolderPictures, PictureSet, SplitPictures, picture_views, random_crop
 from hiergen.data.images.pixels import center_crop, to_tensor
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 from hiergen.data.stream import SampleStream, stream_batches
 
 

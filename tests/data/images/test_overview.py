@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from hiergen.data.codes import CodeSet
+from hiergen.data.config import DataConfig
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.overview import describe_images, spread_over_classes
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 from hiergen.pyramid import LevelSpec
 
 

@@ -9,8 +9,9 @@ import tarfile
 import pytest
 from PIL import Image
 
+from hiergen.data.config import DataConfig
 from hiergen.data.images.shards import ShardPictures
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.sources import open_images
 
 
 def encoded(shade: int, kind: str = "png") -> bytes:

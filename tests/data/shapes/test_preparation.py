@@ -104,7 +104,7 @@ def test_a_folder_is_prepared_and_what_is_skipped_is_told(tmp_path: Path, source
 
 
 def test_a_second_run_does_nothing_and_an_interrupted_one_continues(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = tmp_path / "whole"
     prepare_shapes(_settings(source, whole))
@@ -128,13 +128,19 @@ def test_a_second_run_does_nothing_and_an_interrupted_one_continues(
     with pytest.raises(KeyboardInterrupt):
         prepare_shapes(_settings(source, part))
     monkeypatch.undo()
-    # What was finished is usable at once.
-    assert 0 < len(ShapeFolder(part)) < 3
+    # What was finished is usable at once, and is not taken for all.
+    caplog.clear()
+    usable = len(ShapeFolder(part))
+    assert 0 < usable < 3
+    assert f"its preparation was stopped after {usable} of 6: run it again; it is read as it is" in caplog.text
     resumed = prepare_shapes(_settings(source, part))
     assert resumed.num_prepared > 0
     assert resumed.num_reused > 0
     assert resumed.num_prepared + resumed.num_reused == 3
     assert _hashes(part) == expected
+    caplog.clear()
+    assert len(ShapeFolder(part)) == 3
+    assert caplog.text == ""
     assert (part / "shapes.json").read_bytes() == (whole / "shapes.json").read_bytes()
 
 

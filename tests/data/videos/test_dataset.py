@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.config import DataConfig
+from hiergen.data.sources import open_images
 from hiergen.data.videos.dataset import VideoSet, load_clips
 from hiergen.data.videos.files import write_mp4
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.config import DataConfig
+from hiergen.data.sources import open_images
 from hiergen.data.videos.moving_digits import bounce, moving_digits
 
 

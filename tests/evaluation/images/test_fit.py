@@ -11,17 +11,16 @@ import torch
 from PIL import Image
 
 from hiergen.__main__ import main
+from hiergen.data.config import DataConfig
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_uint8
-from hiergen.data.sources import DataConfig
-from hiergen.evaluation.features.distances import DistanceConfig
-from hiergen.evaluation.features.extractors import Extractor, ExtractorConfig, Training
+from hiergen.evaluation.features.extractors import Extractor, Training
 from hiergen.evaluation.features.video_extractors import VideoExtractorConfig, check_video_extractor
 from hiergen.evaluation.images.fit import agreement, check_image_extractor, mismatches
-from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations
-from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.images.generation import evaluate_generations
+from hiergen.evaluation.images.reconstruction import evaluate_reconstructions
 from hiergen.evaluation.runner import tell
+from hiergen.evaluation.settings import DistanceConfig, ExtractorConfig, GfidSettings, PassConfig, RfidSettings
 from hiergen.pretrained.packaged import PACKAGED
 
 DIGITS = Training("scikit-learn's digits", 32, False, True, tuple("0123456789"), 0.97, 355)

@@ -12,13 +12,12 @@ import torch
 from accelerate import PartialState, debug_launcher
 from PIL import Image
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.evaluation.comparison import compare
-from hiergen.evaluation.features.distances import DistanceConfig
-from hiergen.evaluation.features.extractors import ExtractorConfig
-from hiergen.evaluation.images.generation import GfidSettings, evaluate_generations, example_rows
-from hiergen.evaluation.images.sampling import SamplingConfig, TokenSource, class_labels
-from hiergen.evaluation.protocol import PassConfig, small_sample_warning
+from hiergen.evaluation.images.generation import evaluate_generations, example_rows
+from hiergen.evaluation.images.sampling import TokenSource, class_labels
+from hiergen.evaluation.protocol import small_sample_warning
+from hiergen.evaluation.settings import DistanceConfig, ExtractorConfig, GfidSettings, PassConfig, SamplingConfig
 from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.generators.level_ar.model import LevelARSettings
 from hiergen.generators.masked.cascade import MaskedCascadeSettings

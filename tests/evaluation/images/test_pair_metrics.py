@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from hiergen.evaluation.comparison import compare
-from hiergen.evaluation.features.distances import DistanceConfig
-from hiergen.evaluation.features.extractors import ExtractorConfig
 from hiergen.evaluation.images import rate_distortion
 from hiergen.evaluation.images.pair_metrics import PAIR_METRICS, PairMetric, measure_pairs
-from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.images.reconstruction import evaluate_reconstructions
+from hiergen.evaluation.settings import DistanceConfig, ExtractorConfig, PassConfig, RfidSettings
 from hiergen.metrics.pixel import psnr
 from hiergen.pretrained.packaged import PACKAGED
 

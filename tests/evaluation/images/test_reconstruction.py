@@ -12,10 +12,8 @@ from safetensors.torch import load_file
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_uint8
 from hiergen.evaluation.comparison import compare
-from hiergen.evaluation.features.distances import DistanceConfig
-from hiergen.evaluation.features.extractors import ExtractorConfig
-from hiergen.evaluation.images.reconstruction import RfidSettings, evaluate_reconstructions
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.images.reconstruction import evaluate_reconstructions
+from hiergen.evaluation.settings import DistanceConfig, ExtractorConfig, PassConfig, RfidSettings
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes

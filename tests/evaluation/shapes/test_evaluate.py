@@ -10,16 +10,14 @@ import trimesh
 from torch import nn
 
 from hiergen.evaluation.comparison import compare
-from hiergen.evaluation.features.extractors import ExtractorConfig, build_extractor
-from hiergen.evaluation.images.sampling import SamplingConfig
-from hiergen.evaluation.protocol import PassConfig
+from hiergen.evaluation.features.extractors import build_extractor
+from hiergen.evaluation.settings import ExtractorConfig, PassConfig, SamplingConfig
 from hiergen.evaluation.shapes.evaluate import evaluate_shapes
 from hiergen.evaluation.shapes.reconstruction import pair_scores
-from hiergen.evaluation.shapes.sources import ShapesSettings
-from hiergen.evaluation.shapes.views import RenderedViewsConfig
+from hiergen.evaluation.shapes.settings import RenderedViewsConfig, ShapesSettings
 from hiergen.geometry.meshes import load_mesh
-from hiergen.metrics.geometry import GeometryProtocol
-from hiergen.metrics.shape_sets import ShapeSetProtocol, compare_rendered_sets
+from hiergen.metrics.geometry import GeometryProtocol, ShapeSetProtocol
+from hiergen.metrics.shape_sets import compare_rendered_sets
 from hiergen.pipelines.shape import ClassToShapePipeline
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create

@@ -11,17 +11,16 @@ from hiergen.data.videos.dataset import from_uint8
 from hiergen.data.videos.files import write_mp4
 from hiergen.data.videos.moving_digits import moving_digits
 from hiergen.evaluation.comparison import compare
-from hiergen.evaluation.features.distances import DistanceConfig
 from hiergen.evaluation.features.video_extractors import (
     VIDEO_EXTRACTORS,
-    VideoExtractorConfig,
     build_video_extractor,
     register_video_extractor,
 )
-from hiergen.evaluation.images.sampling import SamplingConfig
-from hiergen.evaluation.protocol import PassConfig, quantize
+from hiergen.evaluation.protocol import quantize
+from hiergen.evaluation.settings import DistanceConfig, PassConfig, SamplingConfig
 from hiergen.evaluation.videos.evaluate import evaluate_videos
-from hiergen.evaluation.videos.sources import EMBEDDED, ClipConfig, VideoSettings, open_clips
+from hiergen.evaluation.videos.settings import EMBEDDED, ClipConfig, VideoExtractorConfig, VideoSettings
+from hiergen.evaluation.videos.sources import open_clips
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.metrics.video import VideoExtractor, frame_psnr
 from hiergen.pipelines.video import ClassToVideoPipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,12 @@ def test_options_of_stl(tmp_path: Path, options: dict[str, Any]) -> None:
 def test_options_of_off(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     write_off(tmp_path / "a.off", SOLIDS["two bodies"], kind=kind, **options)
     check(tmp_path / "a.off", SOLIDS["two bodies"])
+
+
+def test_exponents_of_fortran_are_numbers_and_other_letters_are_not(tmp_path: Path) -> None:
+    lines = ["v 1.0D+00 0 0", "v 0 1.d0 0", "v 0 0 10d-1", "f 1 2 3"]
+    (tmp_path / "a.obj").write_text("\n".join(lines))
+    assert sorted(map(tuple, load_mesh(tmp_path / "a.obj").vertices)) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    (tmp_path / "b.obj").write_text("\n".join([*lines, "v 1.0D 0 0"]))
+    with pytest.raises(ValueError, match=re.escape("has '1.0D' where a number is expected")):
+        load_mesh(tmp_path / "b.obj")

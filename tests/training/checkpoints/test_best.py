@@ -9,7 +9,7 @@ import torch
 import toy
 
 from hiergen.data.codes import write_codes
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.metrics.pixel import psnr
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create

@@ -10,7 +10,7 @@ import toy
 from PIL import Image
 
 from hiergen.data.codes import name_data
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.pipelines.card import CARD, told
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.training.loop import fit

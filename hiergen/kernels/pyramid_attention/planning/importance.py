@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hiergen.kernels.pyramid_attention.config import ImportanceName
+from hiergen.kernels.names import ImportanceName
 from hiergen.kernels.pyramid_attention.pooling import padded_length, pool_counts
 from hiergen.kernels.pyramid_attention.triton.availability import runs_triton
 from hiergen.kernels.pyramid_attention.triton.operators import MAX_KEY_BLOCK, pooled_importance_op

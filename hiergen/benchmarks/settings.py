@@ -1,0 +1,289 @@
+"""Settings of the benchmarks of `hiergen bench`, importable without PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from hiergen.checked import Checked, Count
+from hiergen.evaluation.settings import ExtractorConfig
+from hiergen.kernels.names import ImportanceName
+from hiergen.pretrained.network_names import LPIPSNetwork, TeacherName
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings(Checked):
+    """Settings of every benchmark.
+
+    Attributes:
+        device: Device to run on; "auto" is CUDA where there is one.
+        seed: Seed of weights, inputs and draws.
+    """
+
+    device: str = "auto"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepeatedSettings(BenchmarkSettings):
+    """Settings of every benchmark that measures several times.
+
+    Attributes:
+        repeats: Number of measured runs of each program or part; the median counts.
+    """
+
+    repeats: Count = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimingSettings(RepeatedSettings):
+    """Settings of every benchmark that times whole batches.
+
+    Attributes:
+        batches: Numbers of images per call.
+    """
+
+    batches: tuple[Count, ...] = (1, 8)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.batches or min(self.batches) < 1:
+            raise ValueError(f"batches is {self.batches}, expected at least one, each at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResTokSettings(TimingSettings):
+    """Time ResTok.
+
+    Attributes:
+        preset: A ResTok preset; its weights are random.
+        dtype: Number format of autocast; float32 is none.
+    """
+
+    preset: str = "restok-ss-128"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResTokSettings(RepeatedSettings):
+    """Time a training step.
+
+    Attributes:
+        preset: A ResTok preset.
+        batch: Images per step.
+        perceptual: Network of LPIPS; "none" for no perceptual term.
+        discriminator: Kind of discriminator; "none" for a single player.
+        teacher: Teacher of the alignment; "none" for no alignment.
+        dtype: Number format of autocast; float32 is none.
+    """
+
+    preset: str = "restok-ss-128"
+    batch: int = 4
+    perceptual: LPIPSNetwork | Literal["none"] = "none"
+    discriminator: Literal["dino", "patch", "blur", "none"] = "none"
+    teacher: TeacherName | Literal["none"] = "none"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HieraTokSettings(TimingSettings):
+    """Time HieraTok's decoder, forward alone and with the backward pass.
+
+    Attributes:
+        preset: A HieraTok preset; its weights are random.
+        depth: Number of decoder blocks; None is the preset's.
+        dtype: Number format of weights and latents.
+    """
+
+    preset: str = "hieratok-b"
+    depth: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HARSettings(TimingSettings):
+    """Time the sampling of HAR.
+
+    Attributes:
+        preset: A generator preset with `layout="level"`; its weights are random.
+        depth: Number of transformer blocks; None is the preset's.
+        guidance_scale: Guidance scale of the published step schedule; 1 samples without guidance.
+        dtype: Number format of the weights.
+    """
+
+    preset: str = "har-b"
+    depth: int | None = None
+    guidance_scale: float = 3.75
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MARSettings(TimingSettings):
+    """Time the sampling of MAR.
+
+    Attributes:
+        preset: A generator preset of class-conditional MAR; its weights are random.
+        num_steps: Number of unmasking steps.
+        head_steps: Number of diffusion steps per token.
+        guidance_scale: Guidance scale; 1 samples without guidance.
+        compile: Time the compiled sampler too; what compiling takes is not counted.
+        compile_mode: Mode of `torch.compile`; "reduce-overhead" records CUDA graphs.
+    """
+
+    preset: str = "mar-b"
+    num_steps: int = 64
+    head_steps: int = 100
+    guidance_scale: float = 2.9
+    compile: bool = False
+    compile_mode: Literal["default", "reduce-overhead"] = "default"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings(BenchmarkSettings):
+    """Time surface extraction.
+
+    Attributes:
+        preset: A `PyramidVAE` preset; its weights are random. Its finest level is decoded.
+        shapes: Known surfaces: "sphere" (radius 0.8, nearly the largest surface that fits) and "table" (a thin top, four legs).
+        depths: Depths of the grids, which have `2 ** depth + 1` nodes per axis: 7 is 129, 8 is 257, 9 is 513.
+        coarse_depth: Depth of the coarse grid, as in `ExtractionSettings`.
+        dense_share: Share of the dense grid that is really evaluated, its time scaled up to all; 1 also compares the meshes.
+        chunk_size: Points per call of the decoder.
+    """
+
+    preset: str = "pyramid-vae-tiny"
+    shapes: tuple[Literal["sphere", "table"], ...] = ("sphere", "table")
+    depths: tuple[int, ...] = (7,)
+    coarse_depth: int = 5
+    dense_share: float = 1.0
+    chunk_size: int = 32_768
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.dense_share <= 1:
+            raise ValueError(f"dense_share is {self.dense_share}, expected more than 0 and at most 1")
+        if not self.shapes or not self.depths:
+            raise ValueError("shapes and depths hold nothing to measure")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PSASettings(Checked):
+    """What to measure.
+
+    Attributes:
+        tokens: Most tokens of the sequence; the largest grid of a video's proportions within this number is used.
+        heads: Number of attention heads.
+        dim: Channels per head.
+        density: Share of the dense product to compute, in (0, 1].
+        dtype: Type of queries, keys and values.
+        device: Where to run; "auto" is CUDA if there is one.
+        query_block: Queries per block.
+        key_block: Keys per block.
+        importance: Estimator that the plan is made from.
+        repeats: Timed calls; the median counts.
+        seed: Seed of the inputs.
+        output: Folder for `psa.json`, `psa.png` and `plan.png`, the plan of the first head; None writes nothing.
+    """
+
+    tokens: int = 75_600
+    heads: int = 40
+    dim: int = 128
+    density: float = 0.12
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    device: str = "auto"
+    query_block: int = 128
+    key_block: int = 128
+    importance: ImportanceName = "pyramid"
+    repeats: int = 10
+    seed: int = 0
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density is {self.density}, expected a share in (0, 1]")
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PSAQualitySettings(Checked):
+    """What to compare.
+
+    Attributes:
+        inputs: A safetensors file with q, k, v of (1, heads, tokens, channels), tokens already in the order that blocks are cut
+            from; None makes synthetic heads.
+        tokens: Approximate length of the synthetic sequence, in tokens.
+        heads: Number of synthetic heads; local, content and mixed ones take turns.
+        dim: Channels per synthetic head.
+        densities: Shares of the dense product to compute.
+        query_block: Queries per block.
+        key_block: Keys per block.
+        sharpness: Standard deviation of the synthetic scores, in nats.
+        seed: Seed of the inputs and of the estimators' samples.
+    """
+
+    inputs: Path | None = None
+    tokens: int = 2048
+    heads: int = 3
+    dim: int = 64
+    densities: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    query_block: int = 32
+    key_block: int = 32
+    sharpness: float = 1.5
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(RepeatedSettings):
+    """Time a whole evaluation of PNG files beside its parts alone.
+
+    Attributes:
+        kind: What is evaluated: "rfid" rebuilds the pictures with a tokenizer, "samples" takes them as generated ones, with statistics of
+            the reference that are there already.
+        preset: Preset of the image tokenizer, with random weights; with "samples" it only gives the size of the pictures.
+        num_images: Number of pictures, which are written at the start.
+        extractor: Feature extractor of the distances; "digits" needs no file.
+        resamples: Number of bootstrap draws of the intervals; 0 leaves them out.
+        workers: Number of threads that read ahead.
+        batch_size: Images per pass of the models.
+    """
+
+    kind: Literal["rfid", "samples"] = "rfid"
+    preset: str = "restok-tiny"
+    num_images: int = 256
+    extractor: ExtractorConfig = dataclasses.field(default_factory=lambda: ExtractorConfig("digits"))
+    resamples: int = 100
+    workers: int = 4
+    batch_size: int = 64
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_images < 10:
+            raise ValueError(f"num_images is {self.num_images}, expected at least 10")
+
+
+#: Settings of the benchmarks by their names; one that is a single file has them beside its `run`, as `Settings`.
+SETTINGS = {
+    "restok": ResTokSettings,
+    "train-restok": TrainResTokSettings,
+    "hieratok": HieraTokSettings,
+    "har": HARSettings,
+    "mar": MARSettings,
+    "mesh": MeshSettings,
+    "psa": PSASettings,
+    "psa-quality": PSAQualitySettings,
+    "evaluate": EvaluateSettings,
+}

@@ -1,0 +1,70 @@
+"""What a run tells where its output is no terminal: first what was found, then how far it is, with the stage's name apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+
+import pytest
+import torch
+from toy import toy_run
+
+from hiergen import telling
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.training.config import TrainConfig
+from hiergen.training.loop import fit
+from hiergen.training.reporting.progress import TrainProgress, describe_task
+from hiergen.training.run import run_recipe
+from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.shapes import ShapeTokenizerTaskConfig
+
+
+def test_the_first_line_says_what_was_found_and_where_it_goes(tmp_path, capsys) -> None:
+    config = toy_run(str(tmp_path / "run"))
+    task = config.task.build()
+    count = sum(parameter.numel() for parameter in task.model.parameters())
+    fit(config, title="toy", cpu=True)
+    first, *later = capsys.readouterr().err.splitlines()
+    assert first == f"toy: {len(task.dataset)} samples; Toy of {count} parameters on cpu -> {tmp_path / 'run'}"
+    assert later[-1].startswith("toy 100%  toy/loss ")
+    fit(dataclasses.replace(config, samples=2 * config.samples), title="toy", cpu=True)
+    seen = f", {config.samples:,} of {2 * config.samples:,} samples seen before"
+    assert next(line for line in capsys.readouterr().err.splitlines() if line.startswith("toy: ")).endswith(seen)
+
+
+def test_classes_and_frozen_parts_are_told() -> None:
+    task = toy_run("unused").task.build()
+    task.dataset = ImageSet(torch.zeros(3, 3, 8, 8), torch.tensor([0, 1, 0]), ("cat", "dog"))
+    task.model.second.requires_grad_(False)
+    assert describe_task(task) == "3 images of 2 classes; Toy of 49 parameters, 40 of them trained,"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_is_told_in_lines_by_the_first_process(quiet, monkeypatch) -> None:
+    monkeypatch.setattr(telling, "INTERVAL", 0.01)
+    lines: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(telling, "say", lines.put)
+    with TrainProgress("shape tokenizer", 100, quiet, done=20) as progress:
+        progress.advance(60)
+        if not quiet:
+            line = next(line for line in iter(lambda: lines.get(timeout=30), None) if ": 60" in line)
+            assert line.startswith("shape tokenizer: 60 of 100 samples after ")
+    assert not quiet or lines.empty()
+
+
+@pytest.mark.parametrize(
+    ("task", "title"),
+    [(ShapeTokenizerTaskConfig(), "shape tokenizer"), (GeneratorTaskConfig(), "generator")],
+    ids=["shape tokenizer", "generator"],
+)
+def test_the_words_of_a_stage_are_apart(task, title, tmp_path, monkeypatch) -> None:
+    titles: list[str] = []
+
+    def asked(config: TrainConfig, *, title: str) -> None:
+        titles.append(title)
+        raise InterruptedError
+
+    monkeypatch.setattr("hiergen.training.run.fit", asked)
+    with pytest.raises(InterruptedError):
+        run_recipe(TrainConfig(task=task, out=str(tmp_path), samples=1), [], name="train")
+    assert titles == [title]
