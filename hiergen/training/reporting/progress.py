@@ -8,6 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.on_disk import PictureSet
+from hiergen.data.images.overview import describe_images
 from hiergen.telling import counted, progress, say
 from hiergen.training.tasks.base import Task, count_trained
 
@@ -16,12 +19,16 @@ _HIDDEN = {"samples", "lr", "samples_per_second", "grad_norm", "data_wait", "pea
 
 def describe_task(task: Task) -> str:
     """Return what was found for a run: its data with their classes, and its model with the number of parameters."""
-    classes = getattr(task.dataset, "classes", ())
-    of = f" of {counted(len(classes), 'class')}" if classes else ""
+    data = task.dataset
+    if isinstance(data, ImageSet | PictureSet):
+        found = describe_images(data)
+    else:
+        classes = getattr(data, "classes", ())
+        found = counted(len(data), data.unit) + (f" of {counted(len(classes), 'class')}" if classes else "")
     count, trained = sum(parameter.numel() for parameter in task.model.parameters()), count_trained(task.model)
     some = f", {trained:,} of them trained," if trained != count else ""
     model = f"{type(task.model).__name__} of {count:,} parameters{some}"
-    return f"{counted(len(task.dataset), task.dataset.unit)}{of}; {model}"
+    return f"{found}; {model}"
 
 
 class TrainProgress:
