@@ -36,7 +36,10 @@ def test_classes_and_frozen_parts_are_told() -> None:
     task = toy_run("unused").task.build()
     task.dataset = ImageSet(torch.zeros(3, 3, 8, 8), torch.tensor([0, 1, 0]), ("cat", "dog"))
     task.model.second.requires_grad_(False)
-    assert describe_task(task) == "3 images of 2 classes; Toy of 49 parameters, 40 of them trained,"
+    assert describe_task(task) == (
+        "3 pictures of 2 classes (cat 2, dog 1), 8x8 pixels; 3 pictures: a model will learn so few by heart; "
+        "Toy of 49 parameters, 40 of them trained,"
+    )
 
 
 @pytest.mark.parametrize("quiet", [False, True])
