@@ -68,9 +68,7 @@ def plain_grow(quantizer: MultiScaleQuantizer, codes: Tensor, scale: int) -> Ten
     padded[:, 1:-1, 1:-1] = grown
     for i in range(height):
         for j in range(width):
-            filtered[:, i, j] = (
-                torch.einsum("oirs,irs->o", conv.weight, padded[:, i : i + 3, j : j + 3]) + conv.bias
-            )
+            filtered[:, i, j] = torch.einsum("oirs,irs->o", conv.weight, padded[:, i : i + 3, j : j + 3]) + conv.bias
     return (1 - quantizer.filter_ratio) * grown + quantizer.filter_ratio * filtered
 
 
@@ -226,7 +224,9 @@ def test_usage_is_the_published_average() -> None:
         if step in (0, 10, 59):
             torch.testing.assert_close(quantizer.usage.hits, hits, rtol=1e-6, atol=1e-7)
             margin = 6 * 4 / VOCAB * 0.08
-            shares = [sum(float(x) >= m for x in row) / VOCAB for row, m in zip(hits, (margin / 4, margin), strict=True)]
+            shares = [
+                sum(float(x) >= m for x in row) / VOCAB for row, m in zip(hits, (margin / 4, margin), strict=True)
+            ]
             assert quantizer.usage.shares() == pytest.approx(tuple(shares))
             finest = [sum(float(x) >= margin for x in row) / VOCAB for row in hits]
             assert quantizer.usage.shares(by_finest=True) == pytest.approx(tuple(finest))
@@ -245,5 +245,8 @@ def test_errors() -> None:
         with pytest.raises(ValueError, match="expected at least 0, and 0 to 1"):
             MultiScaleQuantizer(4, 5, SQUARES, **options)
     for method in ("lookup", "inputs"):
-        with pytest.raises(ValueError, match=r"ids holds 3 tokens per sample, which ends inside a scale; scales end at \[1, 5, 14, 39\]"):
+        with pytest.raises(
+            ValueError,
+            match=r"ids holds 3 tokens per sample, which ends inside a scale; scales end at \[1, 5, 14, 39\]",
+        ):
             getattr(make(), method)(torch.zeros(1, 3, dtype=torch.int64))
