@@ -41,6 +41,7 @@ MODEL_CLASSES: dict[str, str] = {
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae.model",
     "HieraTok": "hiergen.tokenizers.hieratok.model",
     "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder.model",
+    "VQAutoencoder": "hiergen.tokenizers.vq_autoencoder.model",
     "FrameTokenizer": "hiergen.tokenizers.videos.frames",
     "PatchComponents": "hiergen.tokenizers.videos.patch_components",
     "LevelAR": "hiergen.generators.level_ar.model",
