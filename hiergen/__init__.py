@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from hiergen.tokenizers.restok.model import ResTok as ResTok
     from hiergen.tokenizers.videos.frames import FrameTokenizer as FrameTokenizer
     from hiergen.tokenizers.videos.patch_components import PatchComponents as PatchComponents
+    from hiergen.tokenizers.vq_autoencoder.model import VQAutoencoder as VQAutoencoder
     from hiergen.video import apply_pyramid_attention as apply_pyramid_attention
     from hiergen.video import register_pyramid_attention as register_pyramid_attention
     from hiergen.video import remove_pyramid_attention as remove_pyramid_attention

@@ -42,6 +42,7 @@ MODEL_CLASSES: dict[str, str] = {
     "HieraTok": "hiergen.tokenizers.hieratok.model",
     "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder.model",
     "MultiScaleVQ": "hiergen.tokenizers.multiscale_vq.model",
+    "VQAutoencoder": "hiergen.tokenizers.vq_autoencoder.model",
     "FrameTokenizer": "hiergen.tokenizers.videos.frames",
     "PatchComponents": "hiergen.tokenizers.videos.patch_components",
     "LevelAR": "hiergen.generators.level_ar.model",
