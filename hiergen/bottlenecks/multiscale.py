@@ -1,14 +1,14 @@
 """Multi-scale residual vector quantization: a map is a sum of ever finer maps of codes, all from one codebook.
 
-    R = z, F = 0;  for every scale k, coarse to fine:
+    R = z, F = 0;  for every level k, coarse to fine:
         ids_k = nearest codes of area(R -> grid k)
         g_k   = phi(bicubic(codes of ids_k -> full grid))
         F += g_k,  R -= g_k
-    phi(h) = (1 - r) h + r conv3x3(h)                       some filters, shared by neighboring scales
+    phi(h) = (1 - r) h + r conv3x3(h)                       some filters, shared by neighboring levels
 
-The codes of a prefix of the scales are F after its last one. What a generator of the next scale reads is area(F -> grid k + 1).
+The codes of a prefix of the levels are F after its last one. What a generator of the next level reads is area(F -> grid k + 1).
 
-Letters: `b` batch, `n` cells of the full grid, `h w` its sides, `m` tokens of some scales, `d` channels of a code, `v` vocabulary.
+Letters: `b` batch, `n` cells of the full grid, `h w` its sides, `m` tokens of some levels, `d` channels of a code, `v` vocabulary.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _SEARCH_CHUNK = 2**24
 class MultiScaleQuantizer(KeepsFloat32, Bottleneck):
     """Residual vector quantization over a ladder of grids, learned by gradient.
 
-    Ids of all scales are one sequence, coarse to fine, each grid row by row. Everything is computed in float32 at least, whatever
+    Ids of all levels are one sequence, coarse to fine, each grid row by row. Everything is computed in float32 at least, whatever
     autocast says and whatever dtype the model around it has. The search, and what it reads, carries no gradient.
 
     Args:
         vocab_size: Number of rows of the codebook.
         dim: Channels of a code.
-        grids: Height and width of every scale, coarse to fine; the last is the full grid.
-        num_filters: Number of filters phi: each scale takes the nearest on a line (`assign_filters`); 0 gives every scale its own.
+        grids: Height and width of every level, coarse to fine; the last is the full grid.
+        num_filters: Number of filters phi: each level takes the nearest on a line (`assign_filters`); 0 gives every level its own.
         filter_ratio: Share r of the convolution in phi; at 0 there are no filters.
         search_cosine: Search by the angle between latent and code; what is looked up is not normalized. False searches by distance.
         commitment_weight: Weight of the loss that pulls latents to their codes (the codebook's own has weight 1).
@@ -92,57 +92,63 @@ class MultiScaleQuantizer(KeepsFloat32, Bottleneck):
         count = (num_filters or len(self.grids)) if filter_ratio > _NO_RATIO else 0
         self.filters = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(count))
         self.filter_of = assign_filters(len(self.grids), num_filters)
-        self.usage = ScaleUsage(vocab_size, self.sizes) if track_usage else None
+        self.usage = LevelUsage(vocab_size, self.sizes) if track_usage else None
 
     def forward(self, latents: Float[Tensor, "b n d"], *, rng: torch.Generator | None = None) -> BottleneckOutput:
-        """Return the codes `(b, n, d)` of all scales together, the ids `(b, m)` of all, and the loss "quantizer".
+        """Return the codes `(b, n, d)` of all levels together, the ids `(b, m)` of all, and the loss "quantizer".
 
-        The loss is the mean over the scales of the squared error after each. The gradient passes straight through to the latents.
+        The loss is the mean over the levels of the squared error after each. The gradient passes straight through to the latents.
         """
         target = self._map(latents)
         ids, terms, total = [], [], self.zeros(len(latents))
         with without_autocast(latents.device):
-            for scale, (found, grown) in enumerate(self._scales(target.detach())):
+            for level, (_, found, grown) in enumerate(self._levels(target.detach())):
                 ids.append(found)
                 total = total + grown
                 commitment = (total.detach() - target).square().mean()
                 terms.append(self.commitment_weight * commitment + (total - target.detach()).square().mean())
                 if self.usage is not None and self.training:
-                    self.usage.note(scale, found)
+                    self.usage.note(level, found)
             codes = _sequence(target + (total - target).detach())
             return BottleneckOutput(codes, torch.cat(ids, dim=1), {"quantizer": torch.stack(terms).mean()})
 
     @torch.no_grad()
     def encode(self, latents: Float[Tensor, "b n d"]) -> Int[Tensor, "b m"]:
-        """Return the ids of all scales."""
+        """Return the ids of all levels."""
         with without_autocast(latents.device):
-            return torch.cat([ids for ids, _ in self._scales(self._map(latents))], dim=1)
+            return torch.cat([ids for _, ids, _ in self._levels(self._map(latents))], dim=1)
+
+    @torch.no_grad()
+    def searched(self, latents: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """Return what the codes of all levels were chosen for: the averaged residuals."""
+        with without_autocast(latents.device):
+            return torch.cat([pooled for pooled, _, _ in self._levels(self._map(latents))], dim=1)
 
     def lookup(self, ids: Int[Tensor, "b m"]) -> Float[Tensor, "b n d"]:
-        """Return the codes that the ids of all scales, or of a prefix of them, stand for together.
+        """Return the codes that the ids of all levels, or of a prefix of them, stand for together.
 
         Raises:
-            ValueError: If the ids end inside a scale.
+            ValueError: If the ids end inside a level.
         """
         return self.combine([self.embed(part) for part in self._split(ids)])
 
     def combine(self, codes: Sequence[Tensor]) -> Float[Tensor, "b n d"]:
-        """Return the sum that the code vectors of the first scales make, one tensor `(b, m, d)` per scale."""
+        """Return the sum that the code vectors of the first levels make, one tensor `(b, m, d)` per level."""
         total = self.zeros(len(codes[0]))
-        for scale, part in enumerate(codes):
-            total = total + self.grow(part, scale)
+        for level, part in enumerate(codes):
+            total = total + self.grow(part, level)
         return _sequence(total)
 
     def inputs(self, ids: Int[Tensor, "b m"]) -> Float[Tensor, "b k d"]:
-        """Return what a generator reads to predict every scale but the first, from the ids of all; those of the last are not read."""
+        """Return what a generator reads to predict every level but the first, from the ids of all; those of the last are not read."""
         parts, total, read = self._split(ids), self.zeros(len(ids)), []
-        for scale, part in enumerate(parts[:-1]):
-            total = total + self.grow(self.embed(part), scale)
-            read.append(self.pool(total, scale + 1))
+        for level, part in enumerate(parts[:-1]):
+            total = total + self.grow(self.embed(part), level)
+            read.append(self.pool(total, level + 1))
         return torch.cat(read, dim=1) if read else self.codebook.new_empty(len(ids), 0, self.codebook.shape[1])
 
     def zeros(self, batch: int) -> Float[Tensor, "b d h w"]:
-        """Return the sum of no scales."""
+        """Return the sum of no levels."""
         return self.codebook.new_zeros(batch, self.codebook.shape[1], *self.grids[-1])
 
     def embed(self, ids: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
@@ -154,30 +160,31 @@ class MultiScaleQuantizer(KeepsFloat32, Bottleneck):
         with without_autocast(weights.device):
             return weights.to(self.codebook.dtype) @ self.codebook
 
-    def grow(self, codes: Float[Tensor, "b m d"], scale: int) -> Float[Tensor, "b d h w"]:
-        """Return what the code vectors of a scale add to the sum: made as large as the full grid, then filtered."""
+    def grow(self, codes: Float[Tensor, "b m d"], level: int) -> Float[Tensor, "b d h w"]:
+        """Return what the code vectors of a level add to the sum: made as large as the full grid, then filtered."""
         with without_autocast(codes.device):
-            height, width = self.grids[scale]
+            height, width = self.grids[level]
             grown = rearrange(codes.to(self.codebook.dtype), "b (h w) d -> b d h w", h=height, w=width)
-            if self.grids[scale] != self.grids[-1]:
+            if self.grids[level] != self.grids[-1]:
                 grown = F.interpolate(grown, size=self.grids[-1], mode="bicubic")
             if not self.filters:
                 return grown
-            filtered = self.filters[self.filter_of[scale]](grown)
+            filtered = self.filters[self.filter_of[level]](grown)
             return (1 - self.filter_ratio) * grown + self.filter_ratio * filtered
 
-    def pool(self, maps: Float[Tensor, "b d h w"], scale: int) -> Float[Tensor, "b m d"]:
-        """Return maps of the full grid averaged over the areas of a scale's cells."""
-        same = self.grids[scale] == self.grids[-1]
-        return _sequence(maps if same else F.interpolate(maps, size=self.grids[scale], mode="area"))
+    def pool(self, maps: Float[Tensor, "b d h w"], level: int) -> Float[Tensor, "b m d"]:
+        """Return maps of the full grid averaged over the areas of a level's cells."""
+        same = self.grids[level] == self.grids[-1]
+        return _sequence(maps if same else F.interpolate(maps, size=self.grids[level], mode="area"))
 
-    def _scales(self, residual: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield for every scale its ids and what they add to the sum."""
-        for scale in range(len(self.grids)):
-            ids = self._search(self.pool(residual, scale))
-            grown = self.grow(self.embed(ids), scale)
+    def _levels(self, residual: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield for every level the averaged residuals, their ids, and what these add to the sum."""
+        for level in range(len(self.grids)):
+            pooled = self.pool(residual, level)
+            ids = self._search(pooled)
+            grown = self.grow(self.embed(ids), level)
             residual = residual - grown.detach()
-            yield ids, grown
+            yield pooled, ids, grown
 
     @torch.no_grad()
     def _search(self, latents: Tensor) -> Tensor:
@@ -196,23 +203,23 @@ class MultiScaleQuantizer(KeepsFloat32, Bottleneck):
         ends = [sum(self.sizes[: count + 1]) for count in range(len(self.sizes))]
         if ids.shape[1] not in ends:
             raise ValueError(
-                f"ids holds {ids.shape[1]} tokens per sample, which ends inside a scale; scales end at {ends}"
+                f"ids holds {ids.shape[1]} tokens per sample, which ends inside a level; levels end at {ends}"
             )
         return ids.split(list(self.sizes[: ends.index(ids.shape[1]) + 1]), dim=1)
 
 
-class ScaleUsage:
-    """Moving averages of how often every scale chose each code, kept as the official program keeps them.
+class LevelUsage:
+    """Moving averages of how often every level chose each code, kept as the official program keeps them.
 
-    The first counts of the first scale are taken as they are; all others enter by 1 - decay. Decay is 0.9 for the first hundred calls,
-    of which every scale is one, then 0.99. Nothing here is saved, and no output depends on it.
+    The first counts of the first level are taken as they are; all others enter by 1 - decay. Decay is 0.9 for the first hundred calls,
+    of which every level is one, then 0.99. Nothing here is saved, and no output depends on it.
 
     Args:
         vocab_size: Number of codes.
-        sizes: Tokens of every scale.
+        sizes: Tokens of every level.
 
     Attributes:
-        hits: The averages `(scales, v)`; None before the first call.
+        hits: The averages `(levels, v)`; None before the first call.
     """
 
     def __init__(self, vocab_size: int, sizes: Sequence[int]) -> None:
@@ -221,8 +228,8 @@ class ScaleUsage:
         self.hits: Tensor | None = None
 
     @torch.no_grad()
-    def note(self, scale: int, ids: Int[Tensor, "b m"]) -> None:
-        """Count the ids of a scale in a batch, over all processes."""
+    def note(self, level: int, ids: Int[Tensor, "b m"]) -> None:
+        """Count the ids of a level in a batch, over all processes."""
         if self.hits is None:
             self.hits = torch.zeros(len(self._sizes), self._vocab_size, device=ids.device)
         flat = ids.flatten()
@@ -230,16 +237,16 @@ class ScaleUsage:
         if num_processes() > 1:
             dist.all_reduce(counts)
         decay = 0.0 if self._num_calls == 0 else 0.9 if self._num_calls < 100 else 0.99
-        self.hits[scale] = decay * self.hits[scale] + (1 - decay) * counts
+        self.hits[level] = decay * self.hits[level] + (1 - decay) * counts
         self._num_calls += 1
         self._batch = len(ids) * num_processes()
 
     def shares(self, *, by_finest: bool = False) -> tuple[float, ...]:
-        """Return which share of the codes every scale uses: those with 8 % of the hits that equal use would give each.
+        """Return which share of the codes every level uses: those with 8 % of the hits that equal use would give each.
 
         Args:
-            by_finest: Reckon equal use with the tokens of the finest scale for every scale, as the official program does, which
-                understates the use by coarse scales.
+            by_finest: Reckon equal use with the tokens of the finest level for every level, as the official program does, which
+                understates the use by coarse levels.
         """
         if self.hits is None:
             return (0.0,) * len(self._sizes)
@@ -248,21 +255,21 @@ class ScaleUsage:
         return tuple((row >= margin).float().mean().item() for row, margin in zip(self.hits, margins, strict=True))
 
 
-def assign_filters(num_scales: int, num_filters: int) -> tuple[int, ...]:
-    """Return which filter every scale takes: scale k lies at k / (num_scales - 1), and takes the filter nearest to it.
+def assign_filters(num_levels: int, num_filters: int) -> tuple[int, ...]:
+    """Return which filter every level takes: level k lies at k / (num_levels - 1), and takes the filter nearest to it.
 
-    Filters lie in the middles of equal parts of the line, but four of them lie at 1/12, ..., 11/12. Ten scales have two ties between
+    Filters lie in the middles of equal parts of the line, but four of them lie at 1/12, ..., 11/12. Ten levels have two ties between
     four filters, which rounding in float64 decides; published weights need exactly that.
 
     Args:
-        num_scales: Number of scales.
-        num_filters: Number of filters; 0 is one for each scale.
+        num_levels: Number of levels.
+        num_filters: Number of filters; 0 is one for each level.
     """
-    if num_filters in (0, 1) or num_scales == 1:
-        return tuple(range(num_scales)) if num_filters == 0 else (0,) * num_scales
+    if num_filters in (0, 1) or num_levels == 1:
+        return tuple(range(num_levels)) if num_filters == 0 else (0,) * num_levels
     margin = 1 / 3 / num_filters if num_filters == 4 else 1 / 2 / num_filters
     places = np.linspace(margin, 1 - margin, num_filters)
-    return tuple(int(np.abs(places - scale / (num_scales - 1)).argmin()) for scale in range(num_scales))
+    return tuple(int(np.abs(places - level / (num_levels - 1)).argmin()) for level in range(num_levels))
 
 
 def _sequence(maps: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from hiergen.tokenizers.multiscale_vq.model import MultiScaleVQ
 _TOKENIZER, _GENERATOR = "quantize.embedding.weight", "word_embed.weight"
 #: Counts of the tokenizer's use of codes, which no output needs.
 _USAGE = "quantize.ema_vocab_hit_SV"
-#: Where the filters stand: some for all scales, one for all, or one for each. `num_filters` of the last two is 1 and 0.
+#: Where the filters stand: some for all levels, one for all, or one for each. `num_filters` of the last two is 1 and 0.
 _FILTERS = {
     "list": "quantize.quant_resi.qresi_ls.",
     "one": "quantize.quant_resi.qresi.",
@@ -66,7 +66,7 @@ def tokenizer_from_official(state_dict: Mapping[str, Any], config: Mapping[str, 
 
     Args:
         state_dict: Tensors by their official names, or a checkpoint that holds them (`unwrap_state_dict`).
-        config: Arguments of `MultiScaleVQ` that replace what was found or is published: `image_size` and `scales` (else 256 and its ten),
+        config: Arguments of `MultiScaleVQ` that replace what was found or is published: `image_size` and `sides` (else 256 and its ten),
             `filter_ratio` (else 0.5, the size of the official `quant_resi`), `search_cosine` (the official `using_znorm`).
 
     Raises:
@@ -249,7 +249,7 @@ def _generator_settings(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     counts = tensors[_LEVELS].flatten().bincount().tolist()
     sides = [math.isqrt(count) for count in counts]
     if [side**2 for side in sides] != counts:
-        raise ValueError(f"tensor {_LEVELS!r} counts {counts} tokens per scale, expected squares")
+        raise ValueError(f"tensor {_LEVELS!r} counts {counts} tokens per level, expected squares")
     scale = "blocks.0.attn.scale_mul_1H11"
     return {
         "level_specs": specs_to_json(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiergen.bottlenecks import multiscale
-from hiergen.bottlenecks.multiscale import MultiScaleQuantizer, ScaleUsage, assign_filters
+from hiergen.bottlenecks.multiscale import LevelUsage, MultiScaleQuantizer, assign_filters
 
 VOCAB, DIM = 23, 5
 SQUARES = ((1, 1), (2, 2), (3, 3), (5, 5))
@@ -56,14 +56,14 @@ def plain_matrix(small: int, large: int) -> Tensor:
     return weights
 
 
-def plain_grow(quantizer: MultiScaleQuantizer, codes: Tensor, scale: int) -> Tensor:
-    """What codes `(d, p, q)` add: bicubic interpolation, then the scale's filter."""
+def plain_grow(quantizer: MultiScaleQuantizer, codes: Tensor, level: int) -> Tensor:
+    """What codes `(d, p, q)` add: bicubic interpolation, then the level's filter."""
     height, width = quantizer.grids[-1]
     rows, columns = plain_matrix(codes.shape[1], height), plain_matrix(codes.shape[2], width)
     grown = torch.einsum("ip,dpq,jq->dij", rows, codes, columns)
     if not quantizer.filters:
         return grown
-    conv = quantizer.filters[assign_filters(len(quantizer.grids), len(quantizer.filters))[scale]]
+    conv = quantizer.filters[assign_filters(len(quantizer.grids), len(quantizer.filters))[level]]
     padded, filtered = torch.zeros(DIM, height + 2, width + 2, dtype=grown.dtype), torch.zeros_like(grown)
     padded[:, 1:-1, 1:-1] = grown
     for i in range(height):
@@ -73,14 +73,14 @@ def plain_grow(quantizer: MultiScaleQuantizer, codes: Tensor, scale: int) -> Ten
 
 
 def plain_encode(quantizer: MultiScaleQuantizer, latents: Tensor) -> tuple[list[int], list[Tensor], list[Tensor]]:
-    """Ids of one map, the sum after every scale, and what a generator reads for every scale but the first."""
+    """Ids of one map, the sum after every level, and what a generator reads for every level but the first."""
     height, width = quantizer.grids[-1]
     target = latents.T.reshape(DIM, height, width)
     residual, total = target, torch.zeros_like(target)
     rows = quantizer.codebook.detach()
     ids, totals, read = [], [], []
-    for scale, grid in enumerate(quantizer.grids):
-        if scale:
+    for level, grid in enumerate(quantizer.grids):
+        if level:
             read.append(plain_pool(total, grid).flatten(1).T)
         pooled, found = plain_pool(residual.detach(), grid), []
         for cell in pooled.flatten(1).T:
@@ -90,7 +90,7 @@ def plain_encode(quantizer: MultiScaleQuantizer, latents: Tensor) -> tuple[list[
             else:
                 found.append(min(range(VOCAB), key=lambda v: float((cell - rows[v]).square().sum())))
         codes = quantizer.codebook[found].T.reshape(DIM, *grid)
-        grown = plain_grow(quantizer, codes, scale)
+        grown = plain_grow(quantizer, codes, level)
         total, residual = total + grown, residual - grown
         ids += found
         totals.append(total)
@@ -104,8 +104,8 @@ CASES: dict[str, tuple[tuple[tuple[int, int], ...], dict[str, Any]]] = {
     "no filters": (SQUARES, {"filter_ratio": 0.0}),
     "by angle": (SQUARES, {"search_cosine": True, "num_filters": 2}),
     "not square": (((1, 2), (2, 3), (4, 6)), {}),
-    "two full scales": (((2, 2), (4, 4), (4, 4)), {"num_filters": 3}),
-    "one scale": (((3, 3),), {}),
+    "two full levels": (((2, 2), (4, 4), (4, 4)), {"num_filters": 3}),
+    "one level": (((3, 3),), {}),
 }
 
 
@@ -119,9 +119,9 @@ def test_ids_sums_and_inputs_equal_plain_loops(case: str) -> None:
     ids = quantizer.encode(latents)
     assert ids.tolist() == [found for found, _, _ in plain]
     assert len(set(ids.flatten().tolist())) > 3
-    for scale in range(len(grids)):
-        prefix = quantizer.lookup(ids[:, : sum(quantizer.sizes[: scale + 1])])
-        wanted = torch.stack([totals[scale].flatten(1).T for _, totals, _ in plain])
+    for level in range(len(grids)):
+        prefix = quantizer.lookup(ids[:, : sum(quantizer.sizes[: level + 1])])
+        wanted = torch.stack([totals[level].flatten(1).T for _, totals, _ in plain])
         torch.testing.assert_close(prefix, wanted, rtol=0, atol=1e-12)
     wanted = torch.stack([torch.cat([latents.new_empty(0, DIM), *read]) for _, _, read in plain])
     torch.testing.assert_close(quantizer.inputs(ids), wanted, rtol=0, atol=1e-12)
@@ -180,8 +180,8 @@ FILTERS = {
 
 @pytest.mark.parametrize("sizes", FILTERS)
 def test_every_scale_takes_the_published_filter(sizes: tuple[int, int]) -> None:
-    num_filters, num_scales = sizes
-    assert "".join(map(str, assign_filters(num_scales, num_filters))) == FILTERS[sizes]
+    num_filters, num_levels = sizes
+    assert "".join(map(str, assign_filters(num_levels, num_filters))) == FILTERS[sizes]
 
 
 def test_it_stays_in_float32_and_out_of_autocast() -> None:
@@ -216,10 +216,10 @@ def test_usage_is_the_published_average() -> None:
     for step in range(60):
         latents = torch.randn(6, 4, DIM, dtype=torch.float64)
         ids = quantizer(latents).ids
-        for scale, part in enumerate(ids.split([1, 4], dim=1)):
+        for level, part in enumerate(ids.split([1, 4], dim=1)):
             counts = torch.tensor([float((part == v).sum()) for v in range(VOCAB)])
             decay = 0.9 if calls < 100 else 0.99
-            hits[scale] = counts if calls == 0 else decay * hits[scale] + (1 - decay) * counts
+            hits[level] = counts if calls == 0 else decay * hits[level] + (1 - decay) * counts
             calls += 1
         if step in (0, 10, 59):
             torch.testing.assert_close(quantizer.usage.hits, hits, rtol=1e-6, atol=1e-7)
@@ -232,7 +232,7 @@ def test_usage_is_the_published_average() -> None:
             assert quantizer.usage.shares(by_finest=True) == pytest.approx(tuple(finest))
     quantizer.eval()(latents)
     torch.testing.assert_close(quantizer.usage.hits, hits, rtol=1e-6, atol=1e-7)
-    assert isinstance(quantizer.usage, ScaleUsage)
+    assert isinstance(quantizer.usage, LevelUsage)
 
 
 def test_errors() -> None:
@@ -247,6 +247,6 @@ def test_errors() -> None:
     for method in ("lookup", "inputs"):
         with pytest.raises(
             ValueError,
-            match=r"ids holds 3 tokens per sample, which ends inside a scale; scales end at \[1, 5, 14, 39\]",
+            match=r"ids holds 3 tokens per sample, which ends inside a level; levels end at \[1, 5, 14, 39\]",
         ):
             getattr(make(), method)(torch.zeros(1, 3, dtype=torch.int64))

@@ -28,7 +28,7 @@ CODE, VOCAB, CLASSES, DIM, HEADS, DEPTH = 6, 31, 5, 24, 3, 2
 SIDES = (1, 2, 3, 4)
 #: Which of four filters each of four scales takes.
 FILTER_OF = {"list": (0, 1, 2, 3), "one": (0, 0, 0, 0), "each": (0, 1, 2, 3), "none": ()}
-IMAGES = {"image_size": 16, "scales": list(SIDES)}
+IMAGES = {"image_size": 16, "sides": list(SIDES)}
 
 
 def official_tokenizer(
@@ -463,7 +463,7 @@ def test_refusals() -> None:
         ),
         (generator, r"lacks its tokenizer's 'quantize\.embedding\.weight'.*pass both"),
         (generator_with(lvl_1L=None), "lacks tensor 'lvl_1L'"),
-        (generator_with(lvl_1L=torch.tensor([[0, 1, 1]])), r"counts \[1, 2\] tokens per scale, expected squares"),
+        (generator_with(lvl_1L=torch.tensor([[0, 1, 1]])), r"counts \[1, 2\] tokens per level, expected squares"),
         (generator_with(**{"blocks.1.attn.zero_k_bias": torch.ones(DIM)}), "expected keys without a bias"),
         (generator_with(**{"blocks.1.ffn.fc2.bias": None}), r"missing 'blocks\.1\.ffn\.fc2\.bias'"),
         (generator_with(**{"blocks.1.more": torch.zeros(1)}), r"unexpected 'blocks\.1\.more'"),

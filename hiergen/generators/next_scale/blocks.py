@@ -122,10 +122,10 @@ class NextScaleBlock(nn.Module):
         """Return the block's output.
 
         Args:
-            x: Tokens; with a cache, those of the current scale only.
+            x: Tokens; with a cache, those of the current level only.
             condition: What `modulate` takes; or what it gave.
             mask: Which tokens of `x` see which; None for all.
-            cache: Keys and values of the earlier scales. Those of `x` are appended, and `x` sees all that the cache holds then.
+            cache: Keys and values of the earlier levels. Those of `x` are appended, and `x` sees all that the cache holds then.
             is_modulated: Whether `condition` is what `modulate` gave, for callers that run a block many times on one condition.
         """
         parts = condition if is_modulated else self.modulate(condition)

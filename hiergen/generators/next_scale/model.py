@@ -1,12 +1,12 @@
-"""VAR: a class-conditional transformer that predicts all tokens of a scale at once, from what the coarser scales add up to.
+"""VAR: a class-conditional transformer that predicts all tokens of a level at once, from what the coarser levels add up to.
 
-    p(tokens | class) = product over scales k, over tokens i of k, of p(token i | class, all scales before k)
+    p(tokens | class) = product over levels k, over tokens i of k, of p(token i | class, all levels before k)
 
-The tokenizer is a residual quantizer over scales (`hiergen.bottlenecks.multiscale`). What predicts scale k is the sum of the scales before
-it, averaged over the cells of k; the first scale is predicted from the class alone. A step of generation is
+The tokenizer is a residual quantizer over levels (`hiergen.bottlenecks.multiscale`). What predicts level k is the sum of the levels before
+it, averaged over the cells of k; the first level is predicted from the class alone. A step of generation is
 
     logits = head(blocks(embed(area(F -> grid k)), cache))
-    ids of scale k = draw(null + w_k (logits - null))           null: the logits for "no class"; w_k = 1 + (w - 1) k / (K - 1)
+    ids of level k = draw(null + w_k (logits - null))           null: the logits for "no class"; w_k = 1 + (w - 1) k / (K - 1)
     F += phi(bicubic(codes of the ids -> full grid))
 
 A generator never calls a tokenizer, so it holds a copy of the tokenizer's codebook and filters (`take_quantizer`).
@@ -49,16 +49,16 @@ from hiergen.seeding import Rng, draw_exponential
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextScaleSettings(GuidanceSettings, DrawSettings):
-    """How `NextScaleAR.generate` samples: guidance (r is the share of scales done before the step), drawing, and what is below.
+    """How `NextScaleAR.generate` samples: guidance (r is the share of the levels before this one), drawing, and what is below.
 
     The official program's cfg is 1 less than `guidance_scale`; its top_p 0 is 1 here.
 
     Attributes:
-        guidance_schedule: How the weight changes over the scales; by default it rises evenly from 1 at the first to `guidance_scale` at the last.
+        guidance_schedule: How the weight changes over the levels; by default it rises evenly from 1 at the first to `guidance_scale` at the last.
         smooth: Go on from mixtures of codes in place of single codes, which makes smoother images of less variety. The pyramid then holds
             the mixtures, `(b, n, c)` per level, from which the tokenizer decodes the image; not the ids.
         num_levels: Number of levels to generate; None is all. They equal the first levels of a full run with the same seed.
-        use_cache: Keep keys and values of earlier scales. False computes the whole sequence again at every step: the same tokens, slower.
+        use_cache: Keep keys and values of earlier levels. False computes the whole sequence again at every step: the same tokens, slower.
     """
 
     guidance_schedule: GuidanceSchedule = "official"
@@ -78,7 +78,7 @@ class NextScaleSettings(GuidanceSettings, DrawSettings):
 
 
 class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
-    """Autoregression over scales: VAR.
+    """Autoregression over levels: VAR.
 
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine: maps of one vocabulary and code width.

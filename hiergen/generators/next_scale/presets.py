@@ -7,7 +7,7 @@ from typing import Any
 from hiergen.levels import specs_to_json, square_specs
 from hiergen.registry import Preset
 
-#: Sides of the scales at 256 x 256 and 512 x 512 pixels.
+#: Sides of the levels at 256 x 256 and 512 x 512 pixels.
 LADDERS = {256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)}
 #: Number of blocks of each size, and the factor of the initial weights of its gates.
 SIZES = {16: 1e-3, 20: 1e-3, 24: 1e-4, 30: 1e-5, 36: 5e-6}
@@ -36,7 +36,7 @@ PRESETS: dict[str, Preset] = {
             "num_heads": 5,
             "drop_path": 0.0,
         },
-        "10 classes, six scales, 130 tokens: trains on a CPU in minutes",
+        "10 classes, six levels, 130 tokens: trains on a CPU in minutes",
     ),
     **{
         f"var-d{depth}": Preset(

@@ -1,8 +1,8 @@
 """VAR's tokenizer: an image as the sum of ever finer maps of discrete tokens, by convolutions around a multi-scale quantizer.
 
     map   = to_code(encoder(image))                    (b k h/s w/s)    s the stride, k channels of a code
-    ids   = residual quantization of the map, a scale after another (`hiergen.bottlenecks.multiscale`)
-    image = decoder(from_code(sum over scales of their codes, made as large as the map))
+    ids   = residual quantization of the map, one level after another (`hiergen.bottlenecks.multiscale`)
+    image = decoder(from_code(sum over levels of their codes, made as large as the map))
 
 Letters: `b` batch, `c h w` image, `n` cells of the map, `k` channels of a code.
 """
@@ -26,10 +26,10 @@ from hiergen.tokenizers.vq_autoencoder.network import make_decoder, make_encoder
 
 
 class MultiScaleVQ(Tokenizer):
-    """A convolutional autoencoder whose levels are scales of one residual quantizer, for square images. The defaults are VAR's.
+    """A convolutional autoencoder whose levels are those of one residual quantizer, for square images. The defaults are VAR's.
 
     Every prefix of the levels is decoded to a whole image. The weights depend neither on the image size nor on the ladder, but which
-    filter a scale takes depends on the number of scales: `from_pretrained(..., image_size=512, scales=[1, 2, ...])` changes both.
+    filter a level takes depends on the number of levels: `from_pretrained(..., image_size=512, sides=[1, 2, ...])` changes both.
 
     Args:
         widths: Channels of each resolution, finest first; their number sets the stride.
@@ -37,16 +37,16 @@ class MultiScaleVQ(Tokenizer):
         code_dim: Channels of a code.
         vocab_size: Number of codes.
         image_size: Height and width of the images in pixels.
-        scales: Side of every level, coarse to fine; the last is the image size over the stride.
+        sides: Side of every level, coarse to fine; the last is the image size over the stride.
         code_kernel: Kernel size of the convolutions to and from the codes, odd.
-        num_filters: Number of filters after which scales are added; 0 gives every scale its own (`MultiScaleQuantizer`).
+        num_filters: Number of filters through which levels are added; 0 gives every level its own (`MultiScaleQuantizer`).
         filter_ratio: Share of the convolution in these filters.
         search_cosine: Search codes by their angle to a latent, not by distance.
         commitment_weight: Weight of the loss that pulls latents to their codes.
-        track_usage: Keep moving averages of the use of codes by each scale, in `quantizer.usage`.
+        track_usage: Keep moving averages of the use of codes by each level, in `quantizer.usage`.
 
     Raises:
-        ValueError: If image size, scales and widths do not fit together.
+        ValueError: If image size, sides and widths do not fit together.
 
     Source:
         VAR, arXiv:2404.02905; the network is VQGAN's, arXiv:2012.09841.
@@ -64,7 +64,7 @@ class MultiScaleVQ(Tokenizer):
         code_dim: int = 32,
         vocab_size: int = 4096,
         image_size: int = 256,
-        scales: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+        sides: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
         code_kernel: int = 3,
         num_filters: int = 4,
         filter_ratio: float = 0.5,
@@ -76,19 +76,19 @@ class MultiScaleVQ(Tokenizer):
         stride = 2 ** (len(widths) - 1)
         if image_size < 1 or image_size % stride:
             raise ValueError(f"image_size is {image_size}, expected a multiple of the stride {stride}")
-        if not scales or scales[-1] != image_size // stride:
+        if not sides or sides[-1] != image_size // stride:
             raise ValueError(
-                f"scales is {list(scales)}, expected to end with {image_size // stride}: image_size {image_size} over the stride {stride}"
+                f"sides is {list(sides)}, expected to end with {image_size // stride}: image_size {image_size} over the stride {stride}"
             )
         if code_kernel < 1 or code_kernel % 2 == 0:
             raise ValueError(f"code_kernel is {code_kernel}, expected an odd number")
-        self._specs = square_specs(scales, dim=code_dim, vocab_size=vocab_size)
+        self._specs = square_specs(sides, dim=code_dim, vocab_size=vocab_size)
         self.encoder = make_encoder(widths, out_channels=code_dim, num_blocks=num_blocks)
         self.to_code = nn.Conv2d(code_dim, code_dim, code_kernel, padding=code_kernel // 2)
         self.quantizer = MultiScaleQuantizer(
             vocab_size,
             code_dim,
-            [(side, side) for side in scales],
+            [(side, side) for side in sides],
             num_filters=num_filters,
             filter_ratio=filter_ratio,
             search_cosine=search_cosine,
@@ -155,4 +155,4 @@ class MultiScaleVQ(Tokenizer):
 
     def _decode(self, codes: Tensor) -> Tensor:
         codes = codes.to(self.from_code.weight.dtype)
-        return self.decoder(self.from_code(rearrange(codes, "b (h w) k -> b k h w", h=self.config["scales"][-1])))
+        return self.decoder(self.from_code(rearrange(codes, "b (h w) k -> b k h w", h=self.config["sides"][-1])))

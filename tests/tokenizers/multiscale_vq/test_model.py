@@ -19,7 +19,7 @@ SIZES = {
     "code_dim": 6,
     "vocab_size": 17,
     "image_size": 16,
-    "scales": [1, 2, 3, 4],
+    "sides": [1, 2, 3, 4],
 }
 
 
@@ -73,7 +73,7 @@ def test_mixtures_of_codes_are_decoded_too() -> None:
 def test_the_same_weights_serve_another_size(tmp_path: Path) -> None:
     model = make(track_usage=True)
     model.save_pretrained(tmp_path)
-    larger = MultiScaleVQ.from_pretrained(tmp_path, image_size=32, scales=[1, 3, 5, 8])
+    larger = MultiScaleVQ.from_pretrained(tmp_path, image_size=32, sides=[1, 3, 5, 8])
     assert [spec.num_tokens for spec in larger.specs] == [1, 9, 25, 64]
     assert larger.decode(larger.encode(images(32))).shape == (2, 3, 32, 32)
     assert all(torch.equal(value, larger.state_dict()[name]) for name, value in model.state_dict().items())
@@ -109,10 +109,10 @@ def test_presets() -> None:
 def test_errors() -> None:
     for config, message in (
         ({"image_size": 18}, "image_size is 18, expected a multiple of the stride 4"),
-        ({"scales": [1, 2]}, r"scales is \[1, 2\], expected to end with 4: image_size 16 over the stride 4"),
-        ({"scales": []}, r"scales is \[\], expected to end with 4"),
+        ({"sides": [1, 2]}, r"sides is \[1, 2\], expected to end with 4: image_size 16 over the stride 4"),
+        ({"sides": []}, r"sides is \[\], expected to end with 4"),
         ({"code_kernel": 2}, "code_kernel is 2, expected an odd number"),
-        ({"scales": [5, 4]}, "expected sides of at least 1, none larger than those of the last grid"),
+        ({"sides": [5, 4]}, "expected sides of at least 1, none larger than those of the last grid"),
         ({"widths": [20, 32, 64]}, "widths is"),
     ):
         with pytest.raises(ValueError, match=message):
