@@ -75,7 +75,7 @@ def renamed(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: 
     ours = {name: left.pop(official) for name, official in names.items() if official in left}
     for name, value in ours.items():
         if value.ndim == 4 and wanted[name].ndim == 2 and value.shape[2:] == (1, 1):
-            ours[name] = value.flatten(1).T
+            ours[name] = value.flatten(1)
     return {**ours, **left}
 
 
