@@ -1,16 +1,21 @@
-"""Official checkpoints of LlamaGen: its tokenizers VQ-16 and VQ-8 -> `VQAutoencoder`."""
+"""Official checkpoints of LlamaGen: its tokenizers VQ-16 and VQ-8 -> `VQAutoencoder`, its class-conditional generators -> `LevelAR`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hiergen.config import nearest
+from hiergen.convert import level_ar
 from hiergen.convert.ldm_vae import renamed
 from hiergen.convert.state_dicts import check_settings, count_of, fill_model, shape_of, unwrap_state_dict
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.generators.level_ar.presets import grid_specs
+from hiergen.pyramid import specs_to_json
 from hiergen.tokenizers.vq_autoencoder.model import VQAutoencoder
 
 #: A tensor that every tokenizer has and no generator.
@@ -36,6 +41,66 @@ _NAMES = (
     (r"\.to_([qkv])\.", r".\1."),
     (r"\.to_out\.0\.", ".proj_out."),
 )
+
+
+#: Rotary tables that old generators saved; they follow from the sizes.
+_ROTARY = "freqs_cis"
+#: What `generator_from_official` reads of its config, with the sizes where it is silent.
+_GENERATOR_CONFIG = {"image_size": 256, "stride": 16, "code_dim": 8, "n_head": None, "gpt_model": None}
+
+
+def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> VQAutoencoder | LevelAR:
+    """Return the tokenizer or the generator that a checkpoint holds, see `tokenizer_from_official` and `generator_from_official`."""
+    if any(name.endswith(_TOKENIZER) for name in _names(state_dict)):
+        return tokenizer_from_official(state_dict, config)
+    return generator_from_official(state_dict, config)
+
+
+def generator_from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> LevelAR:
+    """Return a class-conditional generator in eval mode; sizes come from the tensors, which do not tell the grid.
+
+    Args:
+        state_dict: Tensors by their official names, or a checkpoint that holds them (`unwrap_state_dict`).
+        config: `image_size` (else 256) and `stride` (else 16) for the grid, `code_dim` of the tokenizer (else 8), and `n_head` or
+            `gpt_model` for a width that LlamaGen did not publish.
+
+    Raises:
+        ValueError: If the checkpoint is of a text-conditional generator, a tensor is missing, unknown or of the wrong shape, or `config`
+            has an unknown entry.
+
+    Source:
+        LlamaGen, arXiv:2406.06525: `c2i_B_256` to `c2i_3B_384`.
+    """
+    given = config or {}
+    for name in given:
+        if name not in _GENERATOR_CONFIG:
+            raise ValueError(
+                f"config entry {name!r} is no setting of LlamaGen's generators{nearest(name, _GENERATOR_CONFIG)}"
+            )
+    names = set(_names(state_dict))
+    if any(name.endswith("tok_embeddings.weight") for name in names) and not any(
+        name.endswith(level_ar.ANCHOR) for name in names
+    ):
+        raise ValueError(
+            f"the checkpoint has no table of classes, {level_ar.ANCHOR!r}: only class-conditional generators of LlamaGen are read"
+        )
+    tensors = unwrap_state_dict(state_dict, anchor=level_ar.ANCHOR)
+    tensors.pop(_ROTARY, None)
+    values = {**_GENERATOR_CONFIG, **given}
+    side = int(values["image_size"]) // int(values["stride"])
+    vocab_size = shape_of(tensors, "tok_embeddings.weight", 2)[0]
+    specs = grid_specs(side, dim=int(values["code_dim"]), vocab_size=vocab_size)
+    sizes = level_ar.read_sizes(tensors, given)
+    settings = {"level_specs": specs_to_json(specs), **sizes, "layout": "token", "rotary": "grid"}
+    return level_ar.build(settings, tensors)
+
+
+def _names(checkpoint: Mapping[Any, Any]) -> Iterator[str]:
+    """Yield the names in a checkpoint, at any depth."""
+    for name, value in checkpoint.items():
+        yield str(name)
+        if isinstance(value, Mapping):
+            yield from _names(value)
 
 
 def tokenizer_from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> VQAutoencoder:
