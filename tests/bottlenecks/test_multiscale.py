@@ -72,13 +72,15 @@ def plain_grow(quantizer: MultiScaleQuantizer, codes: Tensor, level: int) -> Ten
     return (1 - quantizer.filter_ratio) * grown + quantizer.filter_ratio * filtered
 
 
-def plain_encode(quantizer: MultiScaleQuantizer, latents: Tensor) -> tuple[list[int], list[Tensor], list[Tensor]]:
-    """Ids of one map, the sum after every level, and what a generator reads for every level but the first."""
+def plain_encode(
+    quantizer: MultiScaleQuantizer, latents: Tensor
+) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor]]:
+    """Ids of one map, the sum after every level, what a generator reads for all but the first, and what was searched at all."""
     height, width = quantizer.grids[-1]
     target = latents.T.reshape(DIM, height, width)
     residual, total = target, torch.zeros_like(target)
     rows = quantizer.codebook.detach()
-    ids, totals, read = [], [], []
+    ids, totals, read, searched = [], [], [], []
     for level, grid in enumerate(quantizer.grids):
         if level:
             read.append(plain_pool(total, grid).flatten(1).T)
@@ -89,12 +91,13 @@ def plain_encode(quantizer: MultiScaleQuantizer, latents: Tensor) -> tuple[list[
                 found.append(max(range(VOCAB), key=lambda v: scores[v]))
             else:
                 found.append(min(range(VOCAB), key=lambda v: float((cell - rows[v]).square().sum())))
+        searched.append(pooled.flatten(1).T)
         codes = quantizer.codebook[found].T.reshape(DIM, *grid)
         grown = plain_grow(quantizer, codes, level)
         total, residual = total + grown, residual - grown
         ids += found
         totals.append(total)
-    return ids, totals, read
+    return ids, totals, read, searched
 
 
 CASES: dict[str, tuple[tuple[tuple[int, int], ...], dict[str, Any]]] = {
@@ -117,14 +120,16 @@ def test_ids_sums_and_inputs_equal_plain_loops(case: str) -> None:
     latents = 2 * torch.randn(2, quantizer.sizes[-1], DIM, dtype=torch.float64)
     plain = [plain_encode(quantizer, one) for one in latents]
     ids = quantizer.encode(latents)
-    assert ids.tolist() == [found for found, _, _ in plain]
+    assert ids.tolist() == [found for found, _, _, _ in plain]
     assert len(set(ids.flatten().tolist())) > 3
     for level in range(len(grids)):
         prefix = quantizer.lookup(ids[:, : sum(quantizer.sizes[: level + 1])])
-        wanted = torch.stack([totals[level].flatten(1).T for _, totals, _ in plain])
+        wanted = torch.stack([totals[level].flatten(1).T for _, totals, _, _ in plain])
         torch.testing.assert_close(prefix, wanted, rtol=0, atol=1e-12)
-    wanted = torch.stack([torch.cat([latents.new_empty(0, DIM), *read]) for _, _, read in plain])
+    wanted = torch.stack([torch.cat([latents.new_empty(0, DIM), *read]) for _, _, read, _ in plain])
     torch.testing.assert_close(quantizer.inputs(ids), wanted, rtol=0, atol=1e-12)
+    wanted = torch.stack([torch.cat(searched) for _, _, _, searched in plain])
+    torch.testing.assert_close(quantizer.searched(latents), wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -142,7 +147,7 @@ def test_loss_and_gradients_equal_plain_sums(case: str) -> None:
     loss = torch.zeros((), dtype=torch.float64)
     for index, one in enumerate(latents):
         # The residuals of the search carry no gradient; the codes of every sum do.
-        _, totals, _ = plain_encode(quantizer, one)
+        _, totals, _, _ = plain_encode(quantizer, one)
         target = one.T.reshape(DIM, *grids[-1])
         for total in totals:
             loss = loss + 0.4 * (total.detach() - target).square().sum() + (total - target.detach()).square().sum()
