@@ -21,6 +21,7 @@ FAMILIES = {
     "mar": "hiergen.convert.masked",
     "flow": "hiergen.convert.flow_transformer",
     "ldm-vae": "hiergen.convert.ldm_vae",
+    "var": "hiergen.convert.var",
     "mar3d": "hiergen.convert.cascade",
     "shape-vae": "hiergen.convert.shape_vae",
 }
@@ -31,13 +32,14 @@ class ConvertSettings(Checked):
     """Convert official weights, or codes.
 
     Attributes:
-        family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D), flow
+        family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D), var, flow
             (LightningDiT, SiT) or ldm-vae; "codes" for the ids that ResTok's program extracted.
         source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
             holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
         target: Folder to write, for `from_pretrained`; for codes, the cache that generators are trained on.
         config: File of the official YAML or JSON config, where it is needed; sizes are read from the tensors.
-        tokenizer: Preset of the tokenizer that made the codes; not read for weights.
+        tokenizer: For codes, the preset of the tokenizer that made them. For the weights of a generator of var, the official file of its
+            tokenizer.
     """
 
     family: tyro.conf.Positional[str]
@@ -60,6 +62,8 @@ def main(args: list[str]) -> None:
 
     say(f"convert: {settings.family} weights in {settings.source} -> {settings.target}")
     state, config = read_checkpoint(settings.source), read_config(settings.config)
+    if Path(settings.tokenizer).is_file():
+        state = {"generator": state, "tokenizer": read_checkpoint(settings.tokenizer)}
     model = importlib.import_module(FAMILIES[settings.family]).from_official(state, config)
     with atomic_directory(settings.target) as temporary:
         model.save_pretrained(temporary)

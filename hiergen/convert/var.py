@@ -227,7 +227,7 @@ def _tokenizer_names(model: MultiScaleVQ, place: str) -> dict[str, str]:
 
 def _thirds(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors with every fused projection of attention cut in three."""
-    cut = {}
+    cut: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if ".qkv." in name:
             cut |= {

@@ -70,6 +70,20 @@ _LLAMAGEN: dict[str, Any] = {
 }
 
 
+_VAR: dict[str, Any] = {
+    "license": "MIT",
+    "repository": "FoundationVision/var",
+    "converter": "hiergen.convert.var:from_official",
+}
+_VAR_TOKENIZER = "vae_ch160v4096z32.pth"
+
+
+def _var(file: str, **tokenizer_config: Any) -> Official:
+    """Return the row of a generator, which is converted with its tokenizer: it holds a copy of its codebook."""
+    pair: dict[str, Any] = {"tokenizer": "multiscale-vq-680.openimages", "tokenizer_config": tokenizer_config}
+    return Official(**_VAR, **pair, files=(file, _VAR_TOKENIZER))
+
+
 def _llamagen(file: str, *, image_size: int, download: str | None = None) -> Official:
     """Return the row of a generator, which works on VQ-16 at this image size."""
     size = {"image_size": image_size}
@@ -100,6 +114,9 @@ OFFICIAL: dict[str, Official] = {
     "llamagen-xl-576.in1k": _llamagen("c2i_XL_384.pt", image_size=384),
     "llamagen-xxl-576.in1k": _llamagen("c2i_XXL_384.pt", image_size=384),
     "llamagen-3b-576.in1k": _llamagen("c2i_3B_384.pt", image_size=384, download="12.4 GB"),
+    "multiscale-vq-680.openimages": Official(**_VAR, files=(_VAR_TOKENIZER,)),
+    **{f"var-d{depth}.in1k": _var(f"var_d{depth}.pth") for depth in (16, 20, 24, 30)},
+    "var-d36-512.in1k": _var("var_d36.pth", image_size=512, sides=[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
     "va-vae-f16d32.in1k": Official(
         license="MIT",
         repository="hustvl/vavae-imagenet256-f16d32-dinov2",

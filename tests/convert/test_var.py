@@ -426,7 +426,7 @@ def test_round_trip(filters: str, shared: bool) -> None:
 def test_what_a_file_holds_decides() -> None:
     tokenizer, generator = official_tokenizer(), official_generator()
     assert isinstance(from_official(tokenizer, IMAGES), MultiScaleVQ)
-    assert isinstance(from_official({"module": generator, "vae": tokenizer}), NextScaleAR)
+    assert isinstance(from_official({"var_d16.pth": generator, "vae_ch160v4096z32.pth": tokenizer}), NextScaleAR)
     usage = tokenizer_from_official(tokenizer, {**IMAGES, "track_usage": True})
     usage.train()(torch.zeros(1, 3, 16, 16, dtype=torch.float64))
     assert tokenizer_to_official(usage)["quantize.ema_vocab_hit_SV"].shape == (4, VOCAB)

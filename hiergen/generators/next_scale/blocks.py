@@ -106,9 +106,10 @@ class NextScaleBlock(nn.Module):
 
     def modulate(self, condition: Tensor) -> Float[Tensor, "b s"]:
         """Return the modulation from the condition `(b, d)`, or from the shared modulation `(b, s)`."""
-        if self.modulation is not None:
-            return self.modulation(F.silu(condition))
-        return condition + self.modulation_offset
+        if self.modulation_offset is not None:
+            return condition + self.modulation_offset
+        assert self.modulation is not None
+        return self.modulation(F.silu(condition))
 
     def forward(
         self,

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.convert.var import generator_to_official
+from hiergen.convert.var import _generator_names, generator_to_official
 from hiergen.generators.next_scale.presets import LADDERS, PRESETS
 from hiergen.registry import create
 from hiergen.tokenizers.multiscale_vq.presets import LADDER_512
+from hiergen.training.optim import decays
 
 #: Published parameters, tensors in the official file, and parameters of one block.
 COUNTS = {
@@ -40,6 +41,23 @@ def test_other_published_counts() -> None:
         assert count(create("var-d16", shares_modulation=True)) == 215_917_824
         assert count(create("var-d16", use_qk_norm=False)) == 310_283_264
         assert count(create("multiscale-vq-680", num_filters=0)) == 109_003_843
+
+
+@pytest.mark.parametrize("shares_modulation", [False, True])
+def test_all_but_the_classes_are_decayed_as_in_the_official_program(shares_modulation: bool) -> None:
+    with torch.device("meta"):
+        model = create("var-tiny", depth=1, shares_modulation=shares_modulation)
+    official, found = generator_to_official(model), {}
+    shapes = {name: [side for side in value.shape if side > 1] for name, value in official.items()}
+    words = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
+    names = _generator_names(model, "")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            theirs = names[name]
+            is_exempt = len(shapes[theirs]) < 2 or theirs.endswith("bias") or any(word in theirs for word in words)
+            found[name] = (decays(name, parameter), not is_exempt)
+    assert [name for name, (ours, theirs) in found.items() if ours is not theirs] == ["class_embedding.weight"]
+    assert sum(ours for ours, _ in found.values()) == 8
 
 
 def test_every_preset_is_counted_or_tiny() -> None:
