@@ -40,6 +40,11 @@ class LevelSpec:
         return dataclasses.asdict(self)
 
 
+def square_specs(sides: Sequence[int], *, dim: int, vocab_size: int | None) -> tuple[LevelSpec, ...]:
+    """Return a ladder of square maps, from the side of the coarsest to that of the finest."""
+    return tuple(LevelSpec(side**2, (side, side), dim, vocab_size) for side in sides)
+
+
 def specs_to_json(specs: Sequence[LevelSpec]) -> list[dict[str, Any]]:
     """Return level specs as plain JSON values, for configs and file headers."""
     return [spec.to_dict() for spec in specs]

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "train-restok": "a training step of ResTok: time, split, and FLOPs against the peak of a matrix product",
     "hieratok": "HieraTok decoding with a dense mask, with one attention call per scale, and with a single scale",
     "har": "HAR sampling with and without cache, against a plain transcription of the official loop",
+    "var": "VAR sampling with and without cache, against a plain transcription of the official loop",
     "mesh": "surface extraction: points evaluated and time, against the dense grid",
     "psa": "pyramid sparse attention, against dense attention and a binary block mask at equal compute",
     "psa-quality": "the error of pyramid sparse attention by density and by estimator of importance",

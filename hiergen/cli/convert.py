@@ -21,6 +21,8 @@ FAMILIES = {
     "mar": "hiergen.convert.masked",
     "flow": "hiergen.convert.flow_transformer",
     "ldm-vae": "hiergen.convert.ldm_vae",
+    "llamagen": "hiergen.convert.llamagen",
+    "var": "hiergen.convert.var",
     "mar3d": "hiergen.convert.cascade",
     "shape-vae": "hiergen.convert.shape_vae",
 }
@@ -32,34 +34,46 @@ class ConvertSettings(Checked):
 
     Attributes:
         family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D), flow
-            (LightningDiT, SiT) or ldm-vae; "codes" for the ids that ResTok's program extracted.
+            (LightningDiT, SiT), ldm-vae, llamagen or var; "codes" for the ids that ResTok's program extracted. Or the name of official weights,
+            e.g. "vq-16.in1k", which are downloaded; then the folder follows at once.
         source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
             holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
         target: Folder to write, for `from_pretrained`; for codes, the cache that generators are trained on.
         config: File of the official YAML or JSON config, where it is needed; sizes are read from the tensors.
-        tokenizer: Preset of the tokenizer that made the codes; not read for weights.
+        tokenizer: For codes, the preset of the tokenizer that made them. For the weights of a generator of var, the official file of its
+            tokenizer.
     """
 
     family: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FAMILY")]]
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
-    target: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DST")]]
+    target: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DST")]] = None
     config: str | None = None
     tokenizer: str = "restok-l-128"
 
 
 def main(args: list[str]) -> None:
     settings = tyro.cli(ConvertSettings, args=args, prog="hiergen convert")
-    if settings.family == "codes":
-        _convert_codes(settings)
+    from hiergen.pretrained.hub import OFFICIAL
+
+    if settings.family in OFFICIAL:
+        _convert_official(settings)
         return
-    if settings.family not in FAMILIES:
-        raise ValueError(f"unknown family {settings.family!r}{nearest(settings.family, {**FAMILIES, 'codes': ''})}")
+    if settings.family not in {*FAMILIES, "codes"}:
+        known = {*FAMILIES, "codes", *OFFICIAL}
+        raise ValueError(f"unknown family {settings.family!r}{nearest(settings.family, known)}")
+    if settings.target is None:
+        raise ValueError(f"target is missing: expected hiergen convert {settings.family} SOURCE TARGET")
+    if settings.family == "codes":
+        _convert_codes(settings, settings.target)
+        return
     check_exists("source", settings.source, "a file of weights")
     from hiergen.files import atomic_directory
     from hiergen.pretrained.weights import read_checkpoint
 
     say(f"convert: {settings.family} weights in {settings.source} -> {settings.target}")
     state, config = read_checkpoint(settings.source), read_config(settings.config)
+    if Path(settings.tokenizer).is_file():
+        state = {"generator": state, "tokenizer": read_checkpoint(settings.tokenizer)}
     model = importlib.import_module(FAMILIES[settings.family]).from_official(state, config)
     with atomic_directory(settings.target) as temporary:
         model.save_pretrained(temporary)
@@ -68,7 +82,24 @@ def main(args: list[str]) -> None:
     say_next(f"hiergen info {settings.target}")
 
 
-def _convert_codes(settings: ConvertSettings) -> None:
+def _convert_official(settings: ConvertSettings) -> None:
+    """Write official weights to a folder, for machines without a network."""
+    if settings.target is not None:
+        raise ValueError(
+            f"source is {settings.source!r} and target {settings.target!r}, but {settings.family!r} is downloaded: "
+            f"expected hiergen convert {settings.family} TARGET"
+        )
+    from hiergen.files import atomic_directory
+    from hiergen.pipelines.loading import from_pretrained
+
+    model = from_pretrained(settings.family)
+    with atomic_directory(settings.source) as temporary:
+        model.save_pretrained(temporary)
+    print(f"{settings.family}, a {type(model).__name__}, written to {settings.source}")
+    say_next(f"hiergen info {settings.source}")
+
+
+def _convert_codes(settings: ConvertSettings, target: str) -> None:
     import torch
 
     from hiergen.data.code_importers import find_npy_folders, import_npy_codes
@@ -76,11 +107,11 @@ def _convert_codes(settings: ConvertSettings) -> None:
 
     with torch.device("meta"):
         specs = create(settings.tokenizer).specs
-    codes = import_npy_codes(*find_npy_folders(settings.source), settings.target, specs=specs)
+    codes = import_npy_codes(*find_npy_folders(settings.source), target, specs=specs)
     variants = codes.levels[0].shape[1]
     classes = counted(len(codes.classes), "class")
-    print(f"{counted(len(codes), 'image')}, {counted(variants, 'coding')} each, of {classes} in {settings.target}")
-    say_next(f"hiergen train har-l-128 --task.codes {settings.target}")
+    print(f"{counted(len(codes), 'image')}, {counted(variants, 'coding')} each, of {classes} in {target}")
+    say_next(f"hiergen train har-l-128 --task.codes {target}")
 
 
 def read_config(path: str | None) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from hiergen.checked import Checked
 from hiergen.cli import open_model, parts_of
+from hiergen.config import nearest
 from hiergen.telling import counted, say_next
 
 
@@ -23,8 +24,8 @@ class InfoSettings(Checked):
     """List presets and packaged models, or describe one.
 
     Attributes:
-        name: Name of a preset, a shell pattern such as "restok*", a packaged model, or the folder of a saved one. By default all are
-            listed.
+        name: Name of a preset, a shell pattern such as "restok*", a packaged model, official weights, or the folder of a saved model. By
+            default all are listed. Nothing is downloaded.
         plan: Preset or shell pattern to plan the training of: memory on each GPU, and hours.
         gpus: Number of GPUs of the plan.
         samples: Number of training samples of the plan.
@@ -49,6 +50,7 @@ def main(args: list[str]) -> None:
     if settings.plan is not None:
         _describe_plan(console, settings, settings.plan)
         return
+    from hiergen.pretrained.hub import OFFICIAL
     from hiergen.pretrained.packaged import packaged_models
     from hiergen.registry import list_presets
 
@@ -57,6 +59,10 @@ def main(args: list[str]) -> None:
     names = list_presets(settings.name) or list_presets(f"{settings.name}*") or [settings.name]
     if Path(settings.name).is_dir() or settings.name in packaged:
         described = _describe_model(settings.name)
+    elif settings.name in OFFICIAL:
+        described = _describe_official(settings.name)
+    elif "." in settings.name and names == [settings.name]:
+        raise ValueError(f"unknown weights {settings.name!r}{nearest(settings.name, {*OFFICIAL, *packaged})}")
     elif len(names) == 1:
         described = _describe_preset(names[0])
     else:
@@ -70,12 +76,15 @@ def main(args: list[str]) -> None:
 
 def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_json: bool) -> None:
     """Print presets by kind, then the models that come with the package."""
+    from hiergen.pretrained.hub import of_preset
     from hiergen.registry import Kind, presets
 
     kinds: tuple[Kind, ...] = get_args(Kind)
     found = {
         f"{kind}s": [
-            {"name": name, "model": p.model, "source": p.source} for name, p in presets(kind).items() if name in names
+            {"name": name, "model": p.model, "source": p.source, "weights": ", ".join(of_preset(name))}
+            for name, p in presets(kind).items()
+            if name in names
         ]
         for kind in kinds
     }
@@ -83,7 +92,12 @@ def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_j
     for name, folder in packaged.items():
         model = json.loads((folder / "model_index.json").read_text())["_class_name"]
         weights.append(
-            {"name": name, "model": model, "source": json.loads((folder / "demo.json").read_text())["title"]}
+            {
+                "name": name,
+                "model": model,
+                "source": json.loads((folder / "demo.json").read_text())["title"],
+                "weights": name,
+            }
         )
     found |= {"packaged models": weights} if weights else {}
     if as_json:
@@ -91,8 +105,10 @@ def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_j
         return
     for title, rows in found.items():
         if rows:
-            table = Table(f"{counted(len(rows), title.removesuffix('s'))}", "model", "source", box=None, pad_edge=False)
-            table.columns[0].no_wrap = table.columns[1].no_wrap = True
+            table = Table(
+                f"{counted(len(rows), title.removesuffix('s'))}", "model", "source", "weights", box=None, pad_edge=False
+            )
+            table.columns[0].no_wrap = table.columns[1].no_wrap = table.columns[3].no_wrap = True
             for row in sorted(rows, key=lambda row: (row["model"], row["name"])):
                 table.add_row(*row.values())
             console.print(table, "")
@@ -172,6 +188,26 @@ def _describe_preset(name: str) -> dict[str, Any]:
     return {"name": name, "model": preset.model, "source": preset.source, "parts": [_describe(model)]}
 
 
+def _describe_official(name: str) -> dict[str, Any]:
+    """Return what is known of official weights before anything is downloaded; the sizes are those of their preset."""
+    from hiergen.pretrained.hub import OFFICIAL
+
+    row, described = OFFICIAL[name], _describe_preset(name.partition(".")[0])
+    weights: dict[str, Any] = {"license": row.license}
+    if row.by_hand is not None:
+        weights |= {"by hand": row.by_hand}
+    else:
+        weights |= {
+            "repository": row.repository,
+            "revision": row.revision or "main",
+            "files": [file.replace("|", " or ") for file in row.files],
+            "download": row.download or "about as large as the parameters",
+        }
+    if row.tokenizer is not None:
+        weights |= {"tokenizer": row.tokenizer}
+    return {**described, "name": name, "weights": weights}
+
+
 def _describe_model(folder: str) -> dict[str, Any]:
     model = open_model(folder, "cpu")
     parts = [_describe(part) for part in (parts_of(model) or {"": model}).values()]
@@ -198,6 +234,8 @@ def _show(console: Console, described: dict[str, Any]) -> None:
     console.print(f"[bold]{described['name']}[/]  {described['model']}")
     if described["source"]:
         console.print(described["source"])
+    for key, value in described.get("weights", {}).items():
+        console.print(f"{key}: {', '.join(value) if isinstance(value, list) else value}", soft_wrap=True)
     for part in described["parts"]:
         size = f"{part['parameters'] * 4 / 2**20:,.0f} MiB in float32"
         console.print(f"{part['class']}: {part['parameters']:,} parameters, {size}")

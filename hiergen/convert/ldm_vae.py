@@ -58,17 +58,29 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     with init_empty_weights(include_buffers=False):
         model: Any = AutoencoderKL(**settings)
     wanted = model.state_dict()
-    names = {name: _official_name(name, len(settings["block_out_channels"])) for name in wanted}
-    ours = {name: tensors.pop(official) for name, official in names.items() if official in tensors}
-    for name, value in ours.items():
-        # The projections of attention are 1 x 1 convolutions there.
-        if value.ndim == 4 and wanted[name].ndim == 2 and value.shape[2:] == (1, 1):
-            ours[name] = value.flatten(1)
-    fill_model(model, {**ours, **tensors}, names=names)
+    names = {name: official_name(name, len(settings["block_out_channels"])) for name in wanted}
+    fill_model(model, renamed(tensors, wanted, names), names=names)
     return model.eval()
 
 
-def _official_name(name: str, num_levels: int) -> str:
+def renamed(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return official tensors by the names of a model that is built of diffusers' encoder and decoder, and the rest as it is.
+
+    Args:
+        tensors: Values by their official names.
+        wanted: The model's state dict. Where it has a matrix and the checkpoint a 1 x 1 convolution, as in attention, that is flattened.
+        names: The official name of each of the model's names.
+    """
+    left = dict(tensors)
+    ours = {name: left.pop(official) for name, official in names.items() if official in left}
+    for name, value in ours.items():
+        if value.ndim == 4 and wanted[name].ndim == 2 and value.shape[2:] == (1, 1):
+            ours[name] = value.flatten(1)
+    return {**ours, **left}
+
+
+def official_name(name: str, num_levels: int) -> str:
+    """Return the latent-diffusion name of a tensor of diffusers' encoder or decoder of so many resolutions; other names stay."""
     for ours, theirs in _NAMES:
         name = re.sub(ours, theirs, name)
     # Their decoder counts levels by resolution, diffusers' by order of use.

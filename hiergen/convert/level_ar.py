@@ -33,6 +33,8 @@ _BLOCK_NAMES = {
     "feed_forward.w3.weight": "ffn.up.weight",
     "feed_forward.w2.weight": "ffn.down.weight",
 }
+#: A tensor that all class-conditional generators have.
+ANCHOR = "cls_embedding.embedding_table.weight"
 _SPECIAL = "spe_tok_embeddings.special_embeddings.weight"
 
 
@@ -51,8 +53,16 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     Source:
         ResTok, arXiv:2601.03955: `llamagen_l_c2i_restok_l_128.r256_in1k`.
     """
-    tensors = unwrap_state_dict(state_dict, anchor="cls_embedding.embedding_table.weight")
-    settings = _model_settings(tensors, {} if config is None else config)
+    tensors = unwrap_state_dict(state_dict, anchor=ANCHOR)
+    return build(_model_settings(tensors, {} if config is None else config), tensors)
+
+
+def build(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LevelAR:
+    """Return the model of these constructor arguments in eval mode, filled with official tensors.
+
+    Raises:
+        ValueError: If a tensor is missing, unknown or of the wrong shape, naming it.
+    """
     with torch.device("meta"):
         model = LevelAR(**settings)
     names = _official_names(settings["depth"], has_special=_SPECIAL in tensors)
@@ -76,9 +86,7 @@ def _official_names(depth: int, *, has_special: bool) -> dict[str, str]:
 
 
 def _model_settings(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    num_labels = shape_of(tensors, "cls_embedding.embedding_table.weight", 2)[0]
-    vocab_size, dim = shape_of(tensors, "tok_embeddings.weight", 2)
-    ffn_dim = shape_of(tensors, "layers.0.feed_forward.w1.weight", 2)[0]
+    vocab_size = shape_of(tensors, "tok_embeddings.weight", 2)[0]
     has_special = _SPECIAL in tensors
     num_special = len(tensors[_SPECIAL]) if has_special else 0
     num_tokens = _find(config, "num_latent_tokens")
@@ -89,14 +97,27 @@ def _model_settings(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     specs = doubling_specs(int(num_tokens), dim=8 if code_dim is None else int(code_dim), vocab_size=vocab_size)
     return {
         "level_specs": specs_to_json(specs),
-        "num_classes": num_labels - 1,
-        "dim": dim,
-        "depth": count_of(tensors, "layers"),
-        "num_heads": _num_heads(dim, config),
-        "ffn_dim": ffn_dim,
+        **read_sizes(tensors, config),
         "layout": "level" if has_special else "token",
         "num_ar_tokens": 4 if num_ar_tokens is None else int(num_ar_tokens),
         "num_special_tokens": num_special,
+    }
+
+
+def read_sizes(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor arguments of `LevelAR` that are sizes of LlamaGen's transformer.
+
+    Args:
+        tensors: Official tensors.
+        config: The official configuration, for the heads: `n_head` or `gpt_model`, else LlamaGen's table by channels.
+    """
+    dim = shape_of(tensors, "tok_embeddings.weight", 2)[1]
+    return {
+        "num_classes": shape_of(tensors, ANCHOR, 2)[0] - 1,
+        "dim": dim,
+        "depth": count_of(tensors, "layers"),
+        "num_heads": _num_heads(dim, config),
+        "ffn_dim": shape_of(tensors, "layers.0.feed_forward.w1.weight", 2)[0],
     }
 
 

@@ -35,6 +35,9 @@ class Generator(ModelMixin, ConfigMixin, LoraModel):  # type: ignore[misc]  # bo
     #: The dataclass of `generate`'s settings.
     settings_class: ClassVar[type[Any]]
 
+    #: Parts of the model that are copies of the tokenizer's, by the first part of their dotted names; no start from other weights changes them.
+    tokenizer_parts: ClassVar[tuple[str, ...]] = ()
+
     @property
     def makes_unconditional(self) -> bool:
         """Whether `generate` takes an `Unconditional`: the model knows a label for "no class", and was trained with it."""

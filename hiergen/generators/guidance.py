@@ -2,8 +2,8 @@
 
     guided = null + w (conditional - null),    w = scale_at(r)
 
-r runs from 0 to 1 over a generation. What it counts is said by the settings of the family: the steps done (`LevelAR`), the tokens known
-(`MaskedAR`), the time of the flow (`FlowTransformer`).
+r runs from 0 to 1 over a generation. What it counts is said by the settings of the family: the steps done (`LevelAR`), the levels done
+(`NextScaleAR`), the tokens known (`MaskedAR`), the time of the flow (`FlowTransformer`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class GuidanceSettings(Checked):
     - "rectangular": s where `window_start` <= r <= `window_end`, else m;
     - "step": s where r >= `window_start`, else m;
     - "cosine": rises from 1 to s as 1 + (s - 1)(1 - cos(pi r)) / 2; "cosine_re": falls from s to 1 in the same way;
-    - "official": 1 + (s - 1) r, as in the released MAR program;
+    - "official": 1 + (s - 1) r, as in the released MAR program, and in VAR's with s = 1 + cfg;
     - "paper": s r, as in MAR-3D's paper. It is no guidance only where it passes 1, so it acts at s = 1 too.
 
     "linear", "linear_re" and "triangular" are 1e-4 above this formula, as in HAR's official sampler.

@@ -52,6 +52,16 @@ def keep_top_p(logits: Float[Tensor, "... v"], p: float) -> Float[Tensor, "... v
     return logits.masked_fill(dropped.scatter(-1, index, dropped), -math.inf)
 
 
+def truncate(logits: Float[Tensor, "... v"], settings: DrawSettings) -> Float[Tensor, "... v"]:
+    """Return logits in float32 after temperature, top-k and top-p: minus infinity where an id is dropped."""
+    logits = logits.float() / max(settings.temperature, 1e-5)
+    if settings.top_k:
+        logits = keep_top_k(logits, settings.top_k)
+    if settings.top_p < 1:
+        logits = keep_top_p(logits, settings.top_p)
+    return logits
+
+
 def draw_ids(
     logits: Float[Tensor, "*rows v"], settings: DrawSettings, *, rng: Rng | None = None
 ) -> Int[Tensor, "*rows"]:
@@ -65,15 +75,9 @@ def draw_ids(
         rng: Source of random numbers; a `SampleRng` draws for each row of the first dimension by itself. On another device
             than the logits (a CPU generator for reproducible seeds), the numbers are drawn there and moved.
     """
-    logits = logits.float()
     if settings.greedy:
-        return logits.argmax(dim=-1)
-    logits = logits / max(settings.temperature, 1e-5)
-    if settings.top_k:
-        logits = keep_top_k(logits, settings.top_k)
-    if settings.top_p < 1:
-        logits = keep_top_p(logits, settings.top_p)
-    probabilities = logits.softmax(dim=-1)
+        return logits.float().argmax(dim=-1)
+    probabilities = truncate(logits, settings).softmax(dim=-1)
     # The largest of p / Exponential(1) falls on id i with probability p_i: what torch.multinomial does, less its checks of
     # the input, which make a GPU wait.
     noise = draw_exponential(probabilities.shape, rng=rng, device=probabilities.device)

@@ -20,21 +20,23 @@ def attention(
     value: Float[Tensor, "b h n k"],
     *,
     mask: Bool[Tensor, "q n"] | None = None,
+    scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b h q k"]:
-    """Return softmax(query key^T / sqrt(k)) value.
+    """Return softmax(scale query key^T) value.
 
     Args:
         mask: True where a query may see a key; None for all. A row without any True is not allowed.
+        scale: Factor of the scores; None is 1 / sqrt(k).
         backend: "sdpa" is PyTorch's fused attention (also what "auto" takes), "reference" the plain formula.
 
     Raises:
         ValueError: If `backend` is unknown.
     """
     if backend in ("auto", "sdpa"):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     if backend == "reference":
-        return _reference(query, key, value, mask)
+        return _reference(query, key, value, mask, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     raise ValueError(f"backend is {backend!r}, expected 'auto', 'reference' or 'sdpa'")
 
 
@@ -61,8 +63,8 @@ def grouped_attention(
     )
 
 
-def _reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+def _reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = scale * (query @ key.transpose(-1, -2))
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     return scores.softmax(dim=-1) @ value

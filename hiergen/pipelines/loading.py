@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hiergen.config import nearest
+from hiergen.pretrained.hub import OFFICIAL, fetch, of_preset
 from hiergen.pretrained.packaged import packaged_models
 from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES, model_class, pipeline_class, presets
 
@@ -24,8 +25,11 @@ def from_pretrained(
 ) -> Any:
     """Return the tokenizer, generator or pipeline that `save_pretrained` wrote; an `AutoencoderKL` of diffusers becomes a tokenizer.
 
+    Official weights are downloaded and converted at their first use; a generator comes as a pipeline with its tokenizer.
+
     Args:
-        path: A folder, the name of a model that comes with the package ("digits-1d"), or the id `owner/name` of a Hub repository.
+        path: A folder, the name of a model that comes with the package ("digits-1d") or of official weights ("vq-16.in1k",
+            `hiergen info` lists them), or the id `owner/name` of a Hub repository.
         dtype: A `torch.dtype` of the weights; "auto" or None leaves them as they are saved. For a pipeline also a dict of the parts'
             names, with "default" for the others.
         compile: Whether to compile what generating and decoding repeat (`compile_sampling`, `compile_decoding`), or arguments of
@@ -56,6 +60,8 @@ def from_pretrained(
 
 
 def _load(path: str, options: dict[str, Any]) -> Any:
+    if path in OFFICIAL and not Path(path).is_dir():
+        return _official(path, options)
     stored = _config(path)
     name = str(stored.get("_class_name"))
     # Otherwise diffusers takes a pickle where there are no safetensors.
@@ -101,13 +107,15 @@ def _without_bars() -> Iterator[None]:
 
 
 def resolve(path: str) -> str:
-    """Return the folder of a packaged model by name; other folders and ids as they are. Only an id `owner/name` asks the Hub.
+    """Return the folder of a packaged model by name; folders, names of official weights and ids as they are.
+
+    Nothing is downloaded, and of what is no such name only an id `owner/name` asks the Hub later.
 
     Raises:
-        ValueError: If it is no folder, no packaged model and no id, with the nearest names.
+        ValueError: If it is none of these, with the nearest names.
     """
     packaged = {folder.name: str(folder) for folder in packaged_models()}
-    if Path(path).is_dir():
+    if Path(path).is_dir() or path in OFFICIAL:
         return path
     if "/" in path:
         owner, _, name = path.partition("/")
@@ -117,13 +125,24 @@ def resolve(path: str) -> str:
         return path
     if path not in packaged:
         known = presets()
-        hint = (
-            f"; it is a preset without weights: use hiergen.create({path!r})"
-            if path in known
-            else nearest(path, {*packaged, *known})
-        )
+        if trained := of_preset(path):
+            hint = f"; it is a preset, whose weights are {', '.join(map(repr, trained))}"
+        elif path in known:
+            hint = f"; it is a preset without weights: use hiergen.create({path!r})"
+        else:
+            hint = nearest(path, {*packaged, *OFFICIAL, *known})
         raise ValueError(f"{path!r} is neither a folder nor a packaged model nor a repository 'owner/name'{hint}")
     return packaged[path]
+
+
+def _official(name: str, options: dict[str, Any]) -> Any:
+    """Return official weights: a tokenizer by itself, a generator in a pipeline with the tokenizer that it is paired with."""
+    row = OFFICIAL[name]
+    model = from_pretrained(fetch(name), **options)
+    if row.tokenizer is None:
+        return model
+    tokenizer = from_pretrained(row.tokenizer, **{**options, **row.tokenizer_config})
+    return pipeline_class(row.pipeline)(tokenizer=tokenizer, generator=model)
 
 
 def _model(kind: Any, path: str | Path, options: dict[str, Any]) -> Any:

@@ -43,8 +43,9 @@ class OptimConfig(Checked):
         weight_decay: Decoupled weight decay of all parameters but biases, norms, embeddings and the like, and those that `no_decay` names.
         no_decay: Further parts of names of parameters without weight decay.
         warmup_samples: Number of samples over which the learning rate rises linearly from 0.
-        schedule: Learning rate after warm-up: "cosine" falls to `lr * final_lr_ratio` at the end of the run, "constant" stays.
-        final_lr_ratio: Learning rate at the end of a cosine schedule, as a share of `lr`.
+        schedule: Learning rate after warm-up: "cosine" falls to `lr * final_lr_ratio` at the end of the run, "linear" stays for a twentieth
+            of the rest and then falls to it evenly, "constant" stays.
+        final_lr_ratio: Learning rate at the end of a cosine or linear schedule, as a share of `lr`.
         clip_norm: Largest norm of each player's gradient; None for no clipping.
     """
 
@@ -54,7 +55,7 @@ class OptimConfig(Checked):
     weight_decay: NotNegative = 1e-4
     no_decay: tuple[str, ...] = ()
     warmup_samples: CountOrZero = 0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final_lr_ratio: Share = 0.1
     clip_norm: Positive | None = 1.0
 
@@ -96,4 +97,7 @@ def learning_rate(optim: OptimConfig, samples_seen: int, *, batch_size: int, sam
     span = max(1, samples - start - optim.warmup_samples)
     progress = min(1.0, (seen - optim.warmup_samples) / span)
     low = optim.lr * optim.final_lr_ratio
+    if optim.schedule == "linear":
+        # The rule by which VAR was trained, arXiv:2404.02905.
+        return low + (optim.lr - low) * min(1.0, (1 - progress) / 0.95)
     return low + (optim.lr - low) * 0.5 * (1 + math.cos(math.pi * progress))

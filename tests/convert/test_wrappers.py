@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiergen.convert import cascade, flow_transformer, ldm_vae, level_ar, masked, restok, shape_vae
+from hiergen.convert import cascade, flow_transformer, ldm_vae, level_ar, masked, restok, shape_vae, var
 from hiergen.convert.state_dicts import unwrap_state_dict
 
 ANCHOR = "blocks.0.attn.weight"
@@ -180,6 +180,7 @@ def _families() -> dict[str, tuple[Any, Callable[[], dict[str, Tensor]], Any]]:
         "mar3d": (cascade, lambda: _of("cascade")["_official"]()[1], {"encoder_heads": 2, "decoder_heads": 2}),
         "flow": (flow_transformer, lambda: _of("flow_transformer")["official_state"](), {}),
         "ldm-vae": (ldm_vae, lambda: _of("ldm_vae")["official_state"](has_decoder_attention=True), {}),
+        "var": (var, lambda: _of("var")["official_tokenizer"](), {"image_size": 16, "sides": [1, 2, 3, 4]}),
         "shape-vae": (
             shape_vae,
             lambda: _of("shape_vae")["official_weights"](_of("shape_vae")["LEARNED"], torch.float32),

@@ -19,6 +19,7 @@ from hiergen.__main__ import main
 from hiergen.data.videos.files import write_gif, write_mp4
 from hiergen.evaluation.features.extractors import EXTRACTORS
 from hiergen.evaluation.images.pair_metrics import PAIR_METRICS
+from hiergen.pyramid import specs_to_json
 from hiergen.registry import MODEL_CLASSES, create, preset_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,7 @@ def own_clips(folder: Path) -> None:
 def official_weights(folder: Path) -> None:
     from hiergen.convert.level_ar import to_official as har
     from hiergen.convert.restok import to_official as restok
+    from hiergen.convert.var import generator_to_official, tokenizer_to_official
 
     (folder / "official").mkdir()
     published = {
@@ -107,6 +109,10 @@ def official_weights(folder: Path) -> None:
             {key: value.contiguous().clone() for key, value in tensors.items()},
             folder / "official" / f"{name}.safetensors",
         )
+    maps = create("multiscale-vq-680", widths=[32] * 5, num_blocks=1, code_dim=4, vocab_size=8)
+    next_scale = create("var-d16", level_specs=specs_to_json(maps.specs), dim=64, depth=1, num_heads=1, num_classes=2)
+    torch.save(tokenizer_to_official(maps), folder / "official" / "vae_ch160v4096z32.pth")
+    torch.save(generator_to_official(next_scale), folder / "official" / "var_d16.pth")
     layout, heads = tokenizer.config, generator.config
     settings = {
         "restok": {

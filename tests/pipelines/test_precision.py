@@ -55,6 +55,11 @@ PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any
         ),
         (ClassToImagePipeline, ("kl-16", _KL), (("flow-tiny", {**_FLOW, "use_qk_norm": True}), ("mar-tiny", _MAR))),
         (
+            ClassToImagePipeline,
+            ("multiscale-vq-tiny", {"widths": [32, 32, 32]}),
+            (("var-tiny", _HAR), ("var-d16", {**_HAR, "shares_modulation": True})),
+        ),
+        (
             ClassToShapePipeline,
             ("pyramid-vae-tiny", {"width": 32, "num_heads": 2, "encoder_depth": 1, "decoder_depth": 1}),
             (
@@ -78,7 +83,7 @@ PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any
         {"num_steps": 2, "head_steps": 3, "head_spacing": "leading", "guidance_scale": 2.0}
         if generator[0].startswith("mar")
         else {"guidance_scale": 2.0}
-        if generator[0].endswith("ar-tiny") or generator[0] == "ar-b"
+        if generator[0].endswith("ar-tiny") or generator[0] in ("ar-b", "var-d16")
         else {"num_steps": 2, "guidance_scale": 2.0}
     ]
 }

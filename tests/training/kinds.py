@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hiergen.data.codes import write_codes
 from hiergen.data.config import DataConfig
 from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
 from hiergen.geometry.surface_sampling import SamplingSettings
-from hiergen.pyramid import TokenPyramid
+from hiergen.pyramid import TokenPyramid, specs_to_json
 from hiergen.registry import create
 from hiergen.training.config import OptimConfig
 from hiergen.training.tasks.base import TaskConfig
@@ -54,7 +55,7 @@ def restok_with_gan(folder: Path, data: DataConfig | None = None) -> TaskConfig:
 
 def generator(preset: str, *, count: int = 10, **overrides: Any) -> Callable[[Path], TaskConfig]:
     def make(folder: Path) -> TaskConfig:
-        specs = create(preset).specs
+        specs = create(preset, **overrides).specs
 
         def encode(start: int, stop: int) -> tuple[list[TokenPyramid], torch.Tensor]:
             rng = torch.Generator().manual_seed(0)
@@ -76,6 +77,16 @@ def generator(preset: str, *, count: int = 10, **overrides: Any) -> Callable[[Pa
     return make
 
 
+def next_scale(folder: Path) -> TaskConfig:
+    """A generator with a frozen copy of its tokenizer's codebook, which it is given with its codes."""
+    sizes = {"widths": [32], "num_blocks": 1, "code_dim": 4, "vocab_size": 32, "image_size": 3, "sides": [1, 2, 3]}
+    torch.manual_seed(0)
+    tokenizer = create("multiscale-vq-tiny", **sizes)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    make = generator("var-tiny", dim=16, depth=1, num_heads=2, level_specs=specs_to_json(tokenizer.specs))
+    return dataclasses.replace(make(folder), tokenizer=str(folder / "tokenizer"))
+
+
 KINDS = {
     "restok with gan": restok_with_gan,
     "hieratok": lambda folder: TokenizerTaskConfig(
@@ -83,6 +94,7 @@ KINDS = {
     ),
     "har": generator("har-tiny", dim=20, depth=1),
     "mar": generator("mar-tiny", **MAR),
+    "next scale": next_scale,
     "flow": generator("flow-tiny", dim=16, depth=1, num_heads=2),
     "shape vae": lambda folder: ShapeTokenizerTaskConfig(overrides={**VAE, "point_counts": [32, 16, 8]}, data=SHAPES),
     "cascade": generator("mar3d-tiny", **CASCADE),

@@ -25,6 +25,12 @@ def test_the_learning_rate_by_hand() -> None:
     assert rate(100) == pytest.approx(1.0)
     assert rate(600) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert rate(1100) == pytest.approx(0.1)
+    linear = functools.partial(
+        learning_rate, OptimConfig(lr=1.0, warmup_samples=100, schedule="linear"), batch_size=10, samples=1100
+    )
+    assert [linear(100), linear(150)] == [1.0, 1.0]
+    assert linear(720) == pytest.approx(0.1 + 0.9 * 0.38 / 0.95)
+    assert linear(1100) == pytest.approx(0.1)
     constant = OptimConfig(lr=0.5, schedule="constant")
     assert learning_rate(constant, 0, batch_size=10, samples=1100) == 0.5
     assert learning_rate(constant, 1090, batch_size=10, samples=1100) == 0.5

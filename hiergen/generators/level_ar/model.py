@@ -40,7 +40,7 @@ from hiergen.nn.cache import KVCache
 from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Constants
 from hiergen.nn.modes import evaluating
-from hiergen.nn.positions import rotary_table
+from hiergen.nn.positions import grid_positions, rotary_table
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng
 
@@ -51,6 +51,7 @@ class LevelARSettings(GuidanceSettings, DrawSettings):
 
     Attributes:
         guidance_interval: Index of the last token that is guided: steps that begin behind it follow the condition alone; -1 guides all.
+            LlamaGen's `cfg_interval` v is v + 1 here.
         num_levels: Number of levels to generate; None is all. They equal the first levels of a full run with the same seed.
         use_cache: Keep keys and values of earlier tokens. False computes the whole sequence again at every step: the same
             tokens, slower.
@@ -82,6 +83,8 @@ class LevelARSettings(GuidanceSettings, DrawSettings):
 class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
     """Autoregression over groups of tokens: HAR's levels (`layout="level"`) or single tokens (`layout="token"`).
 
+    LlamaGen is `layout="token", rotary="grid"` on one level.
+
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine; all discrete, of one vocabulary.
         num_classes: Number of classes; the class embedding has one row more, for no class.
@@ -99,6 +102,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         ffn_dropout: Probability of dropping a channel after a feed-forward layer.
         class_dropout: Probability that `loss` replaces a label by "no class".
         rope_theta: Base of the rotary frequencies.
+        rotary: "sequence" turns by the place in the input sequence. "grid", for one level with a grid and `layout="token"`, turns by the
+            row and the column of the token that is read; the class has no place, its queries and keys are zero.
 
     Raises:
         ValueError: If levels, layout and sizes do not fit together.
@@ -130,6 +135,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         ffn_dropout: float = 0.1,
         class_dropout: float = 0.1,
         rope_theta: float = 10000.0,
+        rotary: str = "sequence",
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -150,9 +156,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         )
         self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, vocab_size, bias=False)
-        positions = torch.arange(self.num_tokens, device="cpu", dtype=torch.float64)[:, None]
-        rotary = rotary_table(positions, dim // num_heads, theta=rope_theta)
-        self._constants = Constants(rotary=rotary, mask=self._layout.mask.dense("cpu"))
+        table = _rotary_table(rotary, self._specs, layout, dim // num_heads, rope_theta)
+        self._constants = Constants(rotary=table, mask=self._layout.mask.dense("cpu"))
         self.apply(_init_weights)
         nn.init.zeros_(self.head.weight)
 
@@ -356,6 +361,29 @@ def _build_layout(specs: tuple[LevelSpec, ...], layout: str, num_ar_tokens: int)
         if end not in step_ends:
             raise ValueError(f"level {index} ends after {end} tokens, inside a step; steps end at {sorted(step_ends)}")
     return built
+
+
+def _rotary_table(kind: str, specs: tuple[LevelSpec, ...], layout: str, head_dim: int, theta: float) -> Tensor:
+    """Return the rotary table of the input positions, `(2, n, head_dim / 2)`.
+
+    Raises:
+        ValueError: If the kind is unknown, or "grid" where there is none.
+    """
+    # On the CPU whatever the default device is, see `Constants`.
+    num_tokens = sum(spec.num_tokens for spec in specs)
+    if kind == "sequence":
+        return rotary_table(torch.arange(num_tokens, device="cpu", dtype=torch.float64)[:, None], head_dim, theta=theta)
+    if kind != "grid":
+        raise ValueError(f"rotary is {kind!r}, expected 'sequence' or 'grid'")
+    grid = specs[0].grid
+    if len(specs) > 1 or grid is None or len(grid) != 2 or layout != "token":
+        raise ValueError(
+            f"rotary is 'grid', but layout is {layout!r} and the grids are {[spec.grid for spec in specs]}: "
+            "expected layout 'token' and one level with rows and columns"
+        )
+    cells = rotary_table(grid_positions(*grid, device="cpu"), head_dim, theta=theta)
+    # Not the identity: published weights were trained with cosines and sines of zero at the class.
+    return torch.cat((torch.zeros_like(cells[:, :1]), cells[:, :-1]), dim=1)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Presets of `LevelAR`: HAR and its token-by-token twin in LlamaGen's sizes, for ResTok's levels."""
+"""Presets of `LevelAR`: HAR and its token-by-token twin in LlamaGen's sizes, for ResTok's levels; LlamaGen itself, for VQ-16."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hiergen.registry import Preset
 
 #: Depth, heads and channels of each size.
 SIZES = {"b": (12, 12, 768), "l": (24, 16, 1024), "xl": (36, 20, 1280), "xxl": (48, 24, 1536), "xxxl": (48, 40, 2560)}
+_LLAMAGEN_SIZES = {**SIZES, "3b": (24, 32, 3200)}
 
 
 def doubling_specs(num_tokens: int, *, dim: int, vocab_size: int) -> tuple[LevelSpec, ...]:
@@ -27,6 +28,31 @@ def _config(size: str, layout: str) -> dict[str, Any]:
     depth, num_heads, dim = SIZES[size]
     specs = specs_to_json(doubling_specs(128, dim=8, vocab_size=8192))
     return {"level_specs": specs, "dim": dim, "depth": depth, "num_heads": num_heads, "layout": layout}
+
+
+#: Guidance scale of LlamaGen's published results, by size.
+_GUIDANCE = {"b": 2.0, "l": 2.0, "xl": 1.75, "xxl": 1.75, "3b": 1.65}
+
+
+def grid_specs(side: int, *, dim: int, vocab_size: int) -> tuple[LevelSpec, ...]:
+    """Return the one level of a map of `side` x `side` tokens."""
+    return (LevelSpec(side**2, (side, side), dim, vocab_size),)
+
+
+def _llamagen(size: str, side: int) -> Preset:
+    depth, num_heads, dim = _LLAMAGEN_SIZES[size]
+    config = {
+        "level_specs": specs_to_json(grid_specs(side, dim=8, vocab_size=16384)),
+        "dim": dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "layout": "token",
+        "rotary": "grid",
+    }
+    scale = f", sampled with guidance_scale {_GUIDANCE[size]}" if size in _GUIDANCE else ""
+    return Preset(
+        "LevelAR", config, f"LlamaGen, arXiv:2406.06525, GPT-{size.upper()} on VQ-16 at {16 * side} pixels{scale}"
+    )
 
 
 _TINY = {
@@ -51,4 +77,5 @@ PRESETS: dict[str, Preset] = {
         )
         for size in SIZES
     },
+    **{f"llamagen-{size}-{side**2}": _llamagen(size, side) for size in _LLAMAGEN_SIZES for side in (16, 24)},
 }

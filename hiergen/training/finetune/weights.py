@@ -99,7 +99,11 @@ def copy_weights(model: Any, source: Any, *, init: str, may_differ: Iterable[str
             f"differ, e.g. --init-except {CLASS_TABLES[0]}"
         )
     said, fresh = [], set[str]()
+    # What was copied from the tokenizer of the codes is right already.
+    kept = {name for name in own if _segments(name)[0] in getattr(model, "tokenizer_parts", ())}
     for name, tensor in own.items():
+        if name in kept:
+            continue
         if name in tables:
             rows, number = _carry_rows(tensor, theirs.get(name), model, source)
             said.append(f"{name}: {rows} of {number} classes kept, {number - rows} drawn anew")
@@ -116,7 +120,7 @@ def copy_weights(model: Any, source: Any, *, init: str, may_differ: Iterable[str
         and name not in _OF_THE_DATA
         and to_json(value) != to_json(model.config.get(name))
     ]
-    whole = len(own) - len(fresh)
+    whole = len(own) - len(fresh) - len(kept)
     return [f"started from {init!r}: {whole} of {len(own)} tensors copied whole", *said, *changed], fresh
 
 

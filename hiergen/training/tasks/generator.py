@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.generators.base import Generator
+from hiergen.generators.next_scale.model import NextScaleAR
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create, get_preset
 from hiergen.seeding import make_rng
@@ -30,7 +31,7 @@ class GeneratorTaskConfig(TaskConfig):
         validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
             interval; None for none.
         tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
-            for the trackers; None draws none.
+            for the trackers; None draws none. A generator of the next scale needs it, for a copy of its codebook.
     """
 
     preset: str = "har-tiny"
@@ -88,6 +89,13 @@ class GeneratorTask(Task):
         self._tokenizer = from_pretrained(config.tokenizer) if config.tokenizer is not None else None
         if self._tokenizer is not None:
             self.generator.check_tokenizer(self._tokenizer.specs)
+        if isinstance(self.generator, NextScaleAR):
+            if self._tokenizer is None:
+                raise ValueError(
+                    f"tokenizer is None, but {config.preset!r} computes its inputs with the codebook of the tokenizer that made the codes: "
+                    "give --task.tokenizer"
+                )
+            self.generator.take_quantizer(self._tokenizer.quantizer)
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         codes = cast(CodeSet, self.dataset)

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from hiergen.bottlenecks.multiscale import MultiScaleQuantizer
 from hiergen.checked import NotNegative
 from hiergen.data.config import DataConfig
 from hiergen.data.sources import open_images
@@ -250,6 +251,10 @@ class TokenizerTask(Task):
         assert self._beside is not None
         assert self._beside.revival is not None
         with torch.no_grad():
-            latents, _ = self.tokenizer.encode_latents(image)
+            latents = self.tokenizer.encode_latents(image)
+            # ResTok gives its image tokens beside them.
+            latents = latents[0] if isinstance(latents, tuple) else latents
+            if isinstance(self.tokenizer.quantizer, MultiScaleQuantizer):
+                latents = self.tokenizer.quantizer.searched(latents)
         codebook = self.tokenizer.quantizer.codebook
         return self._beside.revival.revive(codebook, latents.float(), self._samples_seen, rng).float()

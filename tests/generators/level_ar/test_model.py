@@ -293,6 +293,15 @@ def test_one_batch_can_be_overfitted() -> None:
         ({"layout": "raster"}, "layout is 'raster', expected 'level' or 'token'"),
         ({"num_heads": 5}, r"dim is 24, expected a multiple of 2 \* num_heads = 10"),
         ({"num_special_tokens": 6}, "num_special_tokens is 6, the layout reads 7"),
+        ({"rotary": "axial"}, "rotary is 'axial', expected 'sequence' or 'grid'"),
+        (
+            {"rotary": "grid", "layout": "token"},
+            r"rotary is 'grid', but layout is 'token' and the grids are \[None, None",
+        ),
+        (
+            {"rotary": "grid", "level_specs": specs_to_json([LevelSpec(16, (4, 4), 8, VOCAB)])},
+            r"rotary is 'grid', but layout is 'level' and the grids are \[\(4, 4\)\]",
+        ),
     ],
 )
 def test_config_errors(config: dict[str, Any], message: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -16,6 +18,27 @@ COUNTS = {
 }
 
 
+# LlamaGen's own vocabulary and 1,001 rows of classes; the grid has no weights.
+LLAMAGEN = {
+    "b": 110_888_448,
+    "l": 342_910_976,
+    "xl": 774_699_520,
+    "xxl": 1_410_972_672,
+    "xxxl": 3_893_027_840,
+    "3b": 3_096_659_200,
+}
+
+
+@pytest.mark.parametrize("size", LLAMAGEN)
+def test_published_parameter_counts_of_llamagen(size: str) -> None:
+    for tokens in (256, 576):
+        with torch.device("meta"):
+            model, tokenizer = create(f"llamagen-{size}-{tokens}"), create("vq-16", image_size=16 * math.isqrt(tokens))
+        assert sum(parameter.numel() for parameter in model.parameters()) == LLAMAGEN[size]
+        assert model.num_steps == tokens
+        model.check_tokenizer(tokenizer.specs)
+
+
 @pytest.mark.parametrize("size", COUNTS)
 def test_published_parameter_counts(size: str) -> None:
     for name, count in zip((f"har-{size}", f"ar-{size}"), COUNTS[size], strict=True):
@@ -27,7 +50,8 @@ def test_published_parameter_counts(size: str) -> None:
 
 
 def test_every_preset_is_counted_or_tiny() -> None:
-    assert set(PRESETS) == {f"{kind}-{size}" for kind in ("har", "ar") for size in COUNTS} | {"har-tiny"}
+    llamagen = {f"llamagen-{size}-{tokens}" for size in LLAMAGEN for tokens in (256, 576)}
+    assert set(PRESETS) == {f"{kind}-{size}" for kind in ("har", "ar") for size in COUNTS} | {"har-tiny"} | llamagen
     tiny = create("har-tiny")
     assert tiny.generate(torch.tensor([9])).num_tokens == 16
     assert sum(parameter.numel() for parameter in tiny.parameters()) < 3_000_000

@@ -22,7 +22,7 @@ from hiergen.training.finetune.lora import add_adapters
 from hiergen.training.loop import fit
 from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
-GENERATORS = ("har", "mar", "flow", "cascade")
+GENERATORS = ("har", "next scale", "mar", "flow", "cascade")
 
 
 def run(out: Path, kind: str, codes: Path, **changes: object) -> TrainConfig:

@@ -176,3 +176,16 @@ def test_names_of_classes_are_saved_and_read_without_a_word(pets, caplog) -> Non
     assert dict(model.config.id2label) == {"0": "cat", "1": "dog", "2": "bird"}
     assert "not expected" not in caplog.text
     assert "id2label" not in create("har-tiny").config
+
+
+def test_the_copy_of_the_tokenizers_codebook_stays_that_of_the_codes() -> None:
+    sizes = {"dim": 8, "depth": 1, "num_heads": 2}
+    model, source = create("var-tiny", **sizes), create("var-tiny", **sizes)
+    codebook = model.quantizer.codebook.clone()
+    said, fresh = weights.copy_weights(model, source, init="x", may_differ=["class_embedding"])
+    assert torch.equal(model.quantizer.codebook, codebook)
+    assert not torch.equal(source.quantizer.codebook, codebook)
+    assert torch.equal(model.code_proj.weight, source.code_proj.weight)
+    assert not any("quantizer" in name for name in fresh)
+    count = len(model.state_dict())
+    assert said[0].startswith(f"started from 'x': {count - len(fresh) - 9} of {count} tensors copied whole")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from hiergen.data.codes import CodeSet, write_codes
 from hiergen.pyramid import LevelSpec, TokenPyramid
+from hiergen.registry import create
 from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 SPECS = (LevelSpec(4, (2, 2), 2),)
@@ -53,6 +56,31 @@ def test_a_generator_of_several_levels_standardizes_each_by_itself(tmp_path) -> 
         torch.testing.assert_close(level.flatten(0, 1).std(0), torch.ones(8), atol=1e-4, rtol=0)
     # What a level generates comes back on the level's own scale.
     torch.testing.assert_close(again.standardize.inverse(standardized[:, :1]), levels[0])
+
+
+def test_a_generator_of_the_next_scale_gets_the_codebook_of_its_tokenizer(tmp_path) -> None:
+    sizes = {"widths": [32], "num_blocks": 1, "code_dim": 4, "vocab_size": 9, "image_size": 2, "sides": [1, 2]}
+    tokenizer = create("multiscale-vq-tiny", **sizes)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+    def encode(start: int, stop: int) -> tuple[list[TokenPyramid], torch.Tensor]:
+        ids = tokenizer.encode(torch.zeros(stop - start, 3, 2, 2))
+        return [ids], torch.arange(start, stop) % 2
+
+    write_codes(tmp_path / "codes", encode, num_samples=6, classes=["a", "b"], source="s")
+    small = {"dim": 8, "depth": 1, "num_heads": 2}
+    config = GeneratorTaskConfig(preset="var-tiny", codes=str(tmp_path / "codes"), overrides=small)
+    with pytest.raises(ValueError, match="tokenizer is None, but 'var-tiny' computes its inputs with the codebook"):
+        config.build()
+    task = dataclasses.replace(config, tokenizer=str(tmp_path / "tokenizer")).build()
+    assert torch.equal(task.generator.quantizer.codebook, tokenizer.quantizer.codebook)
+    assert task.images()["samples"].shape == (2, 3, 2, 2)
+    assert config.count_parameters()["generator"] == sum(
+        p.numel() for p in task.generator.parameters() if p.requires_grad
+    )
+    other = dataclasses.replace(config, tokenizer=str(tmp_path / "tokenizer"), overrides={**small, "num_filters": 1})
+    with pytest.raises(ValueError, match="the tokenizer's quantizer has grids"):
+        other.build()
 
 
 def test_overrides_and_presets_that_scale_go_before_the_statistics(codes, tmp_path) -> None:

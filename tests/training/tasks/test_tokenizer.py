@@ -207,6 +207,22 @@ def test_a_map_of_the_same_size_is_left_alone() -> None:
     assert _match_grid(patches, 16).shape == (1, 16, 3)
 
 
+def test_codes_of_several_levels_are_revived_from_what_is_left_at_any_of_them(tmp_path) -> None:
+    sizes = {"widths": [32, 32, 32], "num_blocks": 1, "vocab_size": 24, "sides": [1, 2, 8]}
+    task = TokenizerTaskConfig("multiscale-vq-tiny", sizes, codebook=CodebookConfig(revive_after=8)).build()
+    task.begin_step(8)
+    batch = task.dataset.batch([(index, 0) for index in range(4)], seed=0)
+    quantizer = task.tokenizer.quantizer
+    with torch.no_grad():
+        left = quantizer.searched(task.tokenizer.encode_latents(batch["image"])).flatten(0, 1)
+    losses = task.losses("tokenizer", batch, rng())
+    assert losses["revived"] == 24
+    distance = torch.cdist(quantizer.codebook.detach(), left, compute_mode="donot_use_mm_for_euclid_dist")
+    assert distance.amin(dim=1).max() < 1e-6
+    nearest = distance.argmin(dim=1)
+    assert len(nearest.unique()) > 12
+
+
 def test_codes_of_a_tokenizer_without_codebook_cannot_be_revived() -> None:
     config = TokenizerTaskConfig("hieratok-tiny", codebook=CodebookConfig(revive_after=8))
     with pytest.raises(ValueError, match="revive_after is 8, but 'hieratok-tiny' has no codebook: leave it out"):
