@@ -150,6 +150,23 @@ class MARSettings(TimingSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class VARSettings(TimingSettings):
+    """Time the sampling of VAR, without the tokenizer's decoder.
+
+    Attributes:
+        preset: A preset of `NextScaleAR`; its weights are random.
+        depth: Number of transformer blocks; None is the preset's.
+        guidance_scale: Guidance scale at the last level.
+        dtype: Number format of the weights.
+    """
+
+    preset: str = "var-d16"
+    depth: int | None = None
+    guidance_scale: float = 2.5
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSettings(BenchmarkSettings):
     """Time surface extraction.
 
@@ -282,6 +299,7 @@ SETTINGS = {
     "hieratok": HieraTokSettings,
     "har": HARSettings,
     "mar": MARSettings,
+    "var": VARSettings,
     "mesh": MeshSettings,
     "psa": PSASettings,
     "psa-quality": PSAQualitySettings,

@@ -6,35 +6,19 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hiergen.benchmarks.plain.var import PlainSampler
-from hiergen.benchmarks.timing import TimingSettings, describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.settings import VARSettings
+from hiergen.benchmarks.timing import describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.generators.next_scale.model import NextScaleAR, NextScaleSettings
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(TimingSettings):
-    """Time the sampling of VAR, without the tokenizer's decoder.
-
-    Attributes:
-        preset: A preset of `NextScaleAR`; its weights are random.
-        depth: Number of transformer blocks; None is the preset's.
-        guidance_scale: Guidance scale at the last level.
-        dtype: Number format of the weights.
-    """
-
-    preset: str = "var-d16"
-    depth: int | None = None
-    guidance_scale: float = 2.5
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: VARSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers.
 
     Returns:
@@ -60,7 +44,7 @@ def run(settings: Settings) -> dict[str, Any]:
     )
 
 
-def _measure_batch(model: NextScaleAR, batch: int, settings: Settings) -> list[dict[str, Any]]:
+def _measure_batch(model: NextScaleAR, batch: int, settings: VARSettings) -> list[dict[str, Any]]:
     labels = (torch.arange(batch) % model.config["num_classes"]).to(model.device)
     published = dataclasses.replace(NextScaleSettings.published(), guidance_scale=settings.guidance_scale)
     uncached = dataclasses.replace(published, use_cache=False)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from hiergen.benchmarks.plain.var import PlainSampler
-from hiergen.benchmarks.var import Settings, run
+from hiergen.benchmarks.settings import VARSettings
+from hiergen.benchmarks.var import run
 from hiergen.generators.next_scale.model import NextScaleSettings
 from hiergen.registry import create
 
 
 def test_run_measures_every_sampler_and_their_ids_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(Settings(preset="var-tiny", depth=1, batches=(1, 2), repeats=1, device="cpu"))
+    result = run(VARSettings(preset="var-tiny", depth=1, batches=(1, 2), repeats=1, device="cpu"))
     rows = json.loads(json.dumps(result))["rows"]
     names = ["cached", "uncached", "plain"]
     assert [(row["batch"], row["sampler"]) for row in rows] == [(batch, name) for batch in (1, 2) for name in names]
@@ -38,4 +39,4 @@ def test_the_plain_sampler_draws_the_ids_of_generate(config: dict[str, bool]) ->
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="preset 'har-tiny' is a LevelAR, expected a NextScaleAR"):
-        run(Settings(preset="har-tiny"))
+        run(VARSettings(preset="har-tiny"))
