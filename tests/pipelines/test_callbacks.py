@@ -103,11 +103,14 @@ def test_each_step_is_told_with_what_was_asked_for_and_goes_on_from_what_is_retu
 
 @pytest.mark.parametrize("family", ["ids", "levels", "cascade"])
 def test_levels_that_are_changed_are_what_the_next_ones_are_made_from(pipes, family) -> None:
+    # With two levels of ids, those of the first are in the cache when they are changed.
+    count = 2 if family == "ids" else 1
+
     def change(pipe, step, timestep, tensors):
         pyramid = tensors["pyramid"]
-        if pyramid is None or len(pyramid) != 1:
+        if pyramid is None or len(pyramid) != count:
             return tensors
-        return {"pyramid": TokenPyramid((torch.ones_like(pyramid.levels[0]),), pyramid.specs)}
+        return {"pyramid": TokenPyramid(tuple(torch.ones_like(level) for level in pyramid.levels), pyramid.specs)}
 
     plain = call(pipes, family).pyramid
     made = call(pipes, family, callback_on_step_end=change).pyramid
