@@ -21,6 +21,10 @@ FAMILIES = {
     "mar": "hiergen.convert.masked",
     "flow": "hiergen.convert.flow_transformer",
     "ldm-vae": "hiergen.convert.ldm_vae",
+    "titok": "hiergen.convert.titok.tokenizer",
+    "maskgit": "hiergen.convert.titok.maskgit",
+    "maskgit-vq": "hiergen.convert.titok.maskgit_vq",
+    "rar": "hiergen.convert.rar",
     "mar3d": "hiergen.convert.cascade",
     "shape-vae": "hiergen.convert.shape_vae",
 }
@@ -32,7 +36,7 @@ class ConvertSettings(Checked):
 
     Attributes:
         family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D), flow
-            (LightningDiT, SiT) or ldm-vae; "codes" for the ids that ResTok's program extracted.
+            (LightningDiT, SiT), ldm-vae, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN) or rar; "codes" for the ids that ResTok's program extracted.
         source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
             holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
         target: Folder to write, for `from_pretrained`; for codes, the cache that generators are trained on.
