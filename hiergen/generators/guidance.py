@@ -129,7 +129,11 @@ class GuidanceSettings(Checked):
                 return self.guidance_scale
 
     def guide(
-        self, conditional: Float[Tensor, "*rows c"], null: Float[Tensor, "*rows c"], done: float, total: float
+        self,
+        conditional: Float[Tensor, "*rows c"],
+        null: Float[Tensor, "*rows c"],
+        done: float | int,
+        total: float | int,
     ) -> Float[Tensor, "*rows c"]:
         """Return the guided prediction at r = done / total, added up in the order of the schedule's source."""
         scale = self.scale_at(done, total)

@@ -36,6 +36,7 @@ from hiergen.levels import shared_vocabulary
 from hiergen.nn.cache import KVCache
 from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.modes import evaluating
+from hiergen.nn.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_uniform
 
@@ -250,7 +251,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
                 # Behind the first step a cache needs the newest token alone.
                 first = step + 1 if cache is not None and step else 0
                 x = self._embed(known, labels, None, first)
-                logits = self._logits(x, labels, first=first, cache=cache)[:, -1].float()
+                logits = widen(self._logits(x, labels, first=first, cache=cache)[:, -1])
                 finite.note(logits, f"step {step} of {self.num_tokens}")
                 if guided:
                     conditional, null = logits.chunk(2)

@@ -29,6 +29,7 @@ from hiergen.generators.masked.ids.settings import MaskedIdsSettings, gumbel_noi
 from hiergen.generators.masked.ids.transformers import PostNormTransformer, SkipTransformer
 from hiergen.levels import shared_vocabulary
 from hiergen.nn.modes import evaluating
+from hiergen.nn.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_uniform
 
@@ -205,8 +206,8 @@ class MaskedIds(Generator):
             for _ in range(1 if is_plain else 2):
                 draw_uniform((len(ids),), rng=rng, device=ids.device)
         if is_plain:
-            return self(ids, labels).float()
-        both = self(ids.repeat(2, 1), with_null_labels(labels, self.config["num_classes"])).float()
+            return widen(self(ids, labels))
+        both = widen(self(ids.repeat(2, 1), with_null_labels(labels, self.config["num_classes"])))
         conditional, null = both.chunk(2)
         return settings.guide(conditional, null, step, total)
 
