@@ -74,11 +74,11 @@ def plain_bert(w: dict[str, Tensor], rows: Tensor) -> Tensor:
 def plain_uvit(w: dict[str, Tensor], rows: Tensor) -> Tensor:
     def block(name: str, x: Tensor) -> Tensor:
         x = x + linear(
-            w, f"{name}.attn.proj", attend(*linear(w, f"{name}.attn.qkv", norm(w, f"{name}.norm1", x, 1e-5)).chunk(3, -1))
+            w,
+            f"{name}.attn.proj",
+            attend(*linear(w, f"{name}.attn.qkv", norm(w, f"{name}.norm1", x, 1e-5)).chunk(3, -1)),
         )
-        return x + linear(
-            w, f"{name}.mlp.fc2", gelu(linear(w, f"{name}.mlp.fc1", norm(w, f"{name}.norm2", x, 1e-5)))
-        )
+        return x + linear(w, f"{name}.mlp.fc2", gelu(linear(w, f"{name}.mlp.fc1", norm(w, f"{name}.norm2", x, 1e-5))))
 
     x = first = block("in_blocks.0", w["embeddings.weight"][rows] + w["pos_embed"])
     second = block("in_blocks.1", x)

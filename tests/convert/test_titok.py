@@ -254,7 +254,11 @@ def test_the_first_stage_needs_the_tokenizer_of_its_proxy_codes() -> None:
         ({"latent_tokens": None}, HEADS, "lacks tensor 'latent_tokens'"),
         ({"decoder.ffn.0.bias": None}, HEADS, r"lacks tensor 'decoder.ffn.0.bias' of shape \(48,\)"),
         ({"decoder.text_guidance_proj.weight": torch.zeros(1)}, HEADS, "1 tensors that TiTok has not: decoder.text_g"),
-        ({"decoder.mask_token": torch.zeros(1, 24)}, HEADS, r"'decoder.mask_token' has shape \(1, 24\), expected \(1, 1"),
+        (
+            {"decoder.mask_token": torch.zeros(1, 24)},
+            HEADS,
+            r"'decoder.mask_token' has shape \(1, 24\), expected \(1, 1",
+        ),
         ({}, {**HEADS, "is_legacy": False}, "is_legacy is False in the configuration, but the tensors of decoder.ffn"),
         ({}, None, r"heads of a encoder with 16 channels are not known: give config\['encoder_heads'\]"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,12 @@ def generator(preset: str, *, count: int = 10, **overrides: Any) -> Callable[[Pa
     return make
 
 
+def random_orders(folder: Path) -> TaskConfig:
+    """Orders that are random at first, and raster at the end of the run."""
+    task = generator("rar-tiny", dim=16, depth=1, num_heads=2)(folder)
+    return dataclasses.replace(task, random_until=(8, 24))  # type: ignore[call-arg]
+
+
 KINDS = {
     "restok with gan": restok_with_gan,
     "hieratok": lambda folder: TokenizerTaskConfig(
@@ -83,6 +90,7 @@ KINDS = {
     ),
     "har": generator("har-tiny", dim=20, depth=1),
     "mar": generator("mar-tiny", **MAR),
+    "rar": random_orders,
     "flow": generator("flow-tiny", dim=16, depth=1, num_heads=2),
     "shape vae": lambda folder: ShapeTokenizerTaskConfig(overrides={**VAE, "point_counts": [32, 16, 8]}, data=SHAPES),
     "cascade": generator("mar3d-tiny", **CASCADE),

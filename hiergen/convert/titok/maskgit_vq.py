@@ -38,9 +38,7 @@ def from_official(
         raise ValueError("the state dict lacks tensors 'encoder.*'")
     size = image_size or int(Flags(config or {}).get("crop_size", 256))
     with torch.device("meta"):
-        model = MaskGITVQ(
-            **sizes, image_size=size, vocab_size=shape_of(tensors, "quantize.embedding.weight", 2)[0]
-        )
+        model = MaskGITVQ(**sizes, image_size=size, vocab_size=shape_of(tensors, "quantize.embedding.weight", 2)[0])
     fill_entries(model, tensors, _entries(model))
     return model.eval()
 
@@ -52,9 +50,7 @@ def to_official(model: MaskGITVQ) -> dict[str, Tensor]:
         ValueError: If the model has the corrected shortcut, which the official program would compute differently.
     """
     if model.config["cnn_shortcut"] != "branch":
-        raise ValueError(
-            f"cnn_shortcut is {model.config['cnn_shortcut']!r}; the official program knows only 'branch'"
-        )
+        raise ValueError(f"cnn_shortcut is {model.config['cnn_shortcut']!r}; the official program knows only 'branch'")
     return take_entries(model, _entries(model))
 
 

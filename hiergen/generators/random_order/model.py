@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class RandomOrderARSettings(GuidanceSettings, DrawSettings):
     official_draws: bool = False
 
     @classmethod
-    def published(cls, size: Literal["b", "l", "xl", "xxl"]) -> RandomOrderARSettings:
+    def published(cls, size: str) -> RandomOrderARSettings:
         """Return the settings of the published ImageNet results of a size: gFID 1.95, 1.70, 1.50 and 1.48.
 
         Raises:

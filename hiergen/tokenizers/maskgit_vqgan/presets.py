@@ -7,7 +7,13 @@ from hiergen.registry import Preset
 PRESETS: dict[str, Preset] = {
     "maskgit-vq": Preset(
         "MaskGITVQ",
-        {"image_size": 256, "cnn_channels": 128, "cnn_multipliers": [1, 1, 2, 2, 4], "z_channels": 256, "vocab_size": 1024},
+        {
+            "image_size": 256,
+            "cnn_channels": 128,
+            "cnn_multipliers": [1, 1, 2, 2, 4],
+            "z_channels": 256,
+            "vocab_size": 1024,
+        },
         "MaskGIT, arXiv:2202.04200: 256 tokens of ImageNet 256x256, rFID 2.28; proxy codes of TiTok, tokens of RAR",
     ),
     "maskgit-vq-tiny": Preset(

@@ -56,7 +56,7 @@ PRESETS: dict[str, Preset] = {
         "TiTok",
         {
             "image_size": 32,
-            "patch_size": 4,
+            "patch_size": 8,
             "encoder_dim": 128,
             "encoder_depth": 3,
             "encoder_heads": 4,

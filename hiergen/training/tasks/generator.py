@@ -46,7 +46,9 @@ class GeneratorTaskConfig(TaskConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.random_until is not None and self.random_until[0] > self.random_until[1]:
-            raise ValueError(f"random_until is {self.random_until}, expected two numbers of which the second is not less")
+            raise ValueError(
+                f"random_until is {self.random_until}, expected two numbers of which the second is not less"
+            )
 
     def build(self) -> GeneratorTask:
         return GeneratorTask(self)

@@ -53,7 +53,9 @@ class ProxyTerm:
             )
         target = from_pretrained(config.tokenizer)
         if not isinstance(target, MaskGITVQ):
-            raise ValueError(f"proxy.tokenizer is {config.tokenizer!r}, a {type(target).__name__}, expected a MaskGITVQ")
+            raise ValueError(
+                f"proxy.tokenizer is {config.tokenizer!r}, a {type(target).__name__}, expected a MaskGITVQ"
+            )
         tokenizer.take_proxy(target)
         self._target = Frozen(target)
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
 from hiergen.generators.finite import FiniteSteps
-from hiergen.generators.masked.ids.settings import MaskedIdsSettings, gumbel_noise, count_hidden, least_sure
+from hiergen.generators.masked.ids.settings import MaskedIdsSettings, count_hidden, gumbel_noise, least_sure
 from hiergen.generators.masked.ids.transformers import PostNormTransformer, SkipTransformer
 from hiergen.levels import shared_vocabulary
 from hiergen.nn.modes import evaluating
