@@ -33,6 +33,7 @@ _BLOCK_NAMES = {
     "mlp.fc2.bias": "mlp.c_proj.bias",
 }
 _SIDE_NAMES = {
+    "cls_embedding": "class_embedding",
     "position_embedding": "positional_embedding",
     "latent_position_embedding": "latent_token_positional_embedding",
     "norm_in": "ln_pre",

@@ -20,7 +20,7 @@ class _Side(CheckpointedModule):
 
     def __init__(self, dim: int, depth: int, num_heads: int, config: TiTokConfig) -> None:
         super().__init__()
-        self.class_embedding = nn.Parameter(torch.empty(1, dim))
+        self.cls_embedding = nn.Parameter(torch.empty(1, dim))
         self.position_embedding = nn.Parameter(torch.empty(config.side**2 + 1, dim))
         self.latent_position_embedding = nn.Parameter(torch.empty(config.num_latent_tokens, dim))
         self.norm_in = nn.LayerNorm(dim)
@@ -35,13 +35,13 @@ class _Side(CheckpointedModule):
         for block in self.blocks:
             # The published program's walk over layers does not see these matrices.
             nn.init.xavier_uniform_(block.get_parameter("attn.qkv.weight"))
-        tables = [self.class_embedding, self.position_embedding, self.latent_position_embedding]
+        tables = [self.cls_embedding, self.position_embedding, self.latent_position_embedding]
         for table in (*tables, *([self.mask_token] if isinstance(self, TiTokDecoder) else [])):
             nn.init.normal_(table, std=table.shape[-1] ** -0.5)
 
     def transform(self, patches: Float[Tensor, "b p d"], latents: Float[Tensor, "b n d"]) -> Float[Tensor, "b all d"]:
         """Return `[class token | patches | latent tokens]` after the blocks, before the last norm."""
-        first = self.class_embedding.expand(len(patches), 1, -1)
+        first = self.cls_embedding.expand(len(patches), 1, -1)
         front = torch.cat((first, patches), dim=1) + self.position_embedding
         x = self.norm_in(torch.cat((front, latents + self.latent_position_embedding), dim=1))
         for block in self.blocks:

@@ -15,9 +15,9 @@ from hiergen.registry import create
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
 from hiergen.training.tasks.proxy_codes import ProxyConfig
 from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.vae_terms import VAEConfig
 
 CNN: dict[str, Any] = {"cnn_channels": 8, "cnn_multipliers": [1, 1, 1, 1], "cnn_blocks": 1, "cnn_mid_blocks": 1}
 CNN |= {"cnn_groups": 4, "z_channels": 4}
@@ -79,14 +79,6 @@ def test_the_second_stage_goes_on_from_the_first_and_leaves_the_encoder(teacher:
     assert changed == {"decoder", "head", "proxy_codebook", "pixel_decoder"}
 
 
-def test_the_published_term_of_the_second_stage_needs_no_lpips() -> None:
-    """The recipe's perceptual term is the ConvNeXt's alone."""
-    from hiergen.training.tasks.perceptual_term import PerceptualTerm
-
-    term = PerceptualTerm(PerceptualConfig(lpips_part=0.0, convnext_part=1.0, jitter=0, weights="random"))
-    assert term(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32), torch.Generator()).tolist() == [0.0]
-
-
 def test_what_does_not_fit_is_refused(teacher: str, tmp_path: Path) -> None:
     task = stage1(teacher)
     with pytest.raises(ValueError, match="proxy is set for a ResTok, which predicts no proxy codes"):
@@ -96,8 +88,6 @@ def test_what_does_not_fit_is_refused(teacher: str, tmp_path: Path) -> None:
     create("titok-tiny", **SMALL).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"proxy.tokenizer is '.*other', a TiTok, expected a MaskGITVQ"):
         dataclasses.replace(task, proxy=ProxyConfig(str(tmp_path / "other"))).build()
-    from hiergen.training.tasks.vae_terms import VAEConfig
-
     with pytest.raises(ValueError, match="proxy is set beside vae, whose objective has no term of proxy codes"):
         dataclasses.replace(task, vae=VAEConfig())
 
