@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from hiergen.generators.flow.model import FlowTransformer as FlowTransformer
     from hiergen.generators.level_ar.model import LevelAR as LevelAR
     from hiergen.generators.masked.cascade import MaskedCascade as MaskedCascade
+    from hiergen.generators.masked.ids.model import MaskedIds as MaskedIds
     from hiergen.generators.masked.model import MaskedAR as MaskedAR
     from hiergen.generators.next_scale.model import NextScaleAR as NextScaleAR
+    from hiergen.generators.random_order.model import RandomOrderAR as RandomOrderAR
     from hiergen.geometry.meshes import load_mesh as load_mesh
     from hiergen.kernels.pyramid_attention import PSAConfig as PSAConfig
     from hiergen.kernels.pyramid_attention import PyramidSparseAttention as PyramidSparseAttention
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
     from hiergen.registry import register as register
     from hiergen.tokenizers.hieratok.model import HieraTok as HieraTok
     from hiergen.tokenizers.kl_autoencoder.model import KLAutoencoder as KLAutoencoder
+    from hiergen.tokenizers.maskgit_vqgan.model import MaskGITVQ as MaskGITVQ
     from hiergen.tokenizers.multiscale_vq.model import MultiScaleVQ as MultiScaleVQ
     from hiergen.tokenizers.pyramid_vae.model import PyramidVAE as PyramidVAE
     from hiergen.tokenizers.restok.model import ResTok as ResTok
+    from hiergen.tokenizers.titok.model import TiTok as TiTok
     from hiergen.tokenizers.videos.frames import FrameTokenizer as FrameTokenizer
     from hiergen.tokenizers.videos.patch_components import PatchComponents as PatchComponents
     from hiergen.tokenizers.vq_autoencoder.model import VQAutoencoder as VQAutoencoder

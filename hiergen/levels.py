@@ -54,3 +54,15 @@ def specs_from_json(values: Sequence[dict[str, Any]]) -> tuple[LevelSpec, ...]:
     """Return the level specs that `specs_to_json` wrote."""
     # JSON has no tuples: a spec that was read back must equal the one that was written.
     return tuple(LevelSpec(**{**value, "grid": value["grid"] and tuple(value["grid"])}) for value in values)
+
+
+def shared_vocabulary(specs: Sequence[LevelSpec]) -> int:
+    """Return the vocabulary that all levels share.
+
+    Raises:
+        ValueError: If a level is continuous, or they differ.
+    """
+    found = [spec.vocab_size for spec in specs]
+    if len(set(found)) != 1 or found[0] is None:
+        raise ValueError(f"level_specs have the vocabularies {found}, expected discrete levels of one vocabulary")
+    return found[0]

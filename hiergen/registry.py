@@ -40,6 +40,8 @@ MODEL_CLASSES: dict[str, str] = {
     "ResTok": "hiergen.tokenizers.restok.model",
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae.model",
     "HieraTok": "hiergen.tokenizers.hieratok.model",
+    "TiTok": "hiergen.tokenizers.titok.model",
+    "MaskGITVQ": "hiergen.tokenizers.maskgit_vqgan.model",
     "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder.model",
     "MultiScaleVQ": "hiergen.tokenizers.multiscale_vq.model",
     "VQAutoencoder": "hiergen.tokenizers.vq_autoencoder.model",
@@ -49,6 +51,8 @@ MODEL_CLASSES: dict[str, str] = {
     "NextScaleAR": "hiergen.generators.next_scale.model",
     "FlowTransformer": "hiergen.generators.flow.model",
     "MaskedAR": "hiergen.generators.masked.model",
+    "MaskedIds": "hiergen.generators.masked.ids.model",
+    "RandomOrderAR": "hiergen.generators.random_order.model",
     "MaskedCascade": "hiergen.generators.masked.cascade",
     "ImageEncoder": "hiergen.pretrained.image_encoder",
 }

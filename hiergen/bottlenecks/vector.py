@@ -1,4 +1,4 @@
-"""Vector quantization on the unit sphere, with one codebook for all levels.
+"""Vector quantization, by default on the unit sphere, with one codebook for all levels.
 
 Letters: `b` batch, `n` tokens, `d` channels of a code, `v` vocabulary.
 """
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hiergen.bottlenecks.base import Bottleneck, BottleneckOutput
-from hiergen.nn.precision import without_autocast
+from hiergen.nn.precision import widen, without_autocast
 from hiergen.nn.processes import process_mean
 
 #: Distances held at one time by the search, 64 MiB in float32.
@@ -19,16 +19,18 @@ _SEARCH_CHUNK = 2**24
 
 
 class VectorQuantizer(Bottleneck):
-    """l2-normalized vector quantization, learned by gradient (no moving average).
+    """Vector quantization on the unit sphere or in the plain space, learned by gradient (no moving average).
 
-    Latents and codebook rows are scaled to unit length, so codes lie on the sphere. The gradient passes straight through to the
-    latents, through their normalization. Everything is computed in float32 at least, whatever autocast says; on a GPU the matrix
+    On the sphere, latents and codebook rows are scaled to unit length. The gradient passes straight through to the latents, through
+    their normalization. Everything is computed in float32 at least, whatever autocast says; on a GPU the matrix
     product of the search follows `torch.backends.cuda.matmul`, so with TF32 on near-ties may fall differently.
 
     Args:
         vocab_size: Number of rows of the codebook.
         dim: Channels of a code.
-        commitment_weight: Weight of the loss that pulls latents to their codes (the codebook's own has weight 1).
+        commitment_weight: Weight of the loss that pulls latents to their codes.
+        codebook_weight: Weight of the loss that pulls codes to their latents.
+        normalize: Scale latents and rows to unit length; False searches and returns the rows as they are.
         entropy_weight: Weight of E[H(p)] - H(E[p]), low when single assignments are sure and all codes are used. At 0 the term
             is not computed; otherwise it holds several `(b n, v)` tensors.
         entropy_temperature: Number that divides the negative squared distances that give p.
@@ -43,6 +45,8 @@ class VectorQuantizer(Bottleneck):
         dim: int,
         *,
         commitment_weight: float = 0.25,
+        codebook_weight: float = 1.0,
+        normalize: bool = True,
         entropy_weight: float = 0.0,
         entropy_temperature: float = 0.01,
     ) -> None:
@@ -51,38 +55,44 @@ class VectorQuantizer(Bottleneck):
             raise ValueError(f"vocab_size is {vocab_size} and dim is {dim}, expected at least 1")
         if entropy_temperature <= 0:
             raise ValueError(f"entropy_temperature is {entropy_temperature}, expected a positive number")
-        self.commitment_weight = commitment_weight
+        self.commitment_weight, self.codebook_weight = commitment_weight, codebook_weight
+        self.normalize = normalize
         self.entropy_weight = entropy_weight
         self.entropy_temperature = entropy_temperature
         self.codebook = nn.Parameter(torch.empty(vocab_size, dim))
         nn.init.uniform_(self.codebook, -1.0 / vocab_size, 1.0 / vocab_size)
 
     def forward(self, latents: Float[Tensor, "b n d"], *, rng: torch.Generator | None = None) -> BottleneckOutput:
-        """Return unit-length codes, ids and the losses "quantizer" and, if it has a weight, "entropy"."""
+        """Return codes, ids and the losses "quantizer" and, if it has a weight, "entropy"."""
         with without_autocast(latents.device):
-            unit = _normalize(latents)
-            codebook = _normalize(self.codebook)
-            ids = nearest_ids(unit.detach(), codebook.detach())
+            points = self._place(latents)
+            codebook = self._place(self.codebook)
+            ids = nearest_ids(points.detach(), codebook.detach())
             codes = F.embedding(ids, codebook)
             losses = {
-                "quantizer": self.commitment_weight * (codes.detach() - unit).square().mean()
-                + (codes - unit.detach()).square().mean()
+                "quantizer": self.commitment_weight * (codes.detach() - points).square().mean()
+                + self.codebook_weight * (codes - points.detach()).square().mean()
             }
             if self.entropy_weight > 0:
-                losses["entropy"] = self.entropy_weight * self._entropy_gap(unit, codebook)
-            return BottleneckOutput(unit + (codes - unit).detach(), ids, losses)
+                losses["entropy"] = self.entropy_weight * self._entropy_gap(points, codebook)
+            return BottleneckOutput(points + (codes - points).detach(), ids, losses)
 
     def lookup(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """Return the unit-length codes of ids, in float32 at least."""
-        return _normalize(F.embedding(ids, self.codebook))
+        """Return the codes of ids, in float32 at least."""
+        return self._place(F.embedding(ids, self.codebook))
 
     def mix(self, weights: Float[Tensor, "*batch v"]) -> Float[Tensor, "*batch d"]:
-        """Return the normalized mixture of the raw codebook rows, for generators that give soft weights instead of ids."""
+        """Return the mixture of the raw codebook rows, normalized as codes are, for generators that give soft weights instead of ids."""
         with without_autocast(weights.device):
-            return _normalize(weights.to(self.codebook.dtype) @ self.codebook)
+            return self._place(weights.to(self.codebook.dtype) @ self.codebook)
 
-    def _entropy_gap(self, unit: Tensor, codebook: Tensor) -> Tensor:
-        logits = -_squared_distances(unit.flatten(0, -2), codebook) / self.entropy_temperature
+    def _place(self, vectors: Tensor) -> Tensor:
+        """Return vectors in the space of the search."""
+        wide = widen(vectors)
+        return F.normalize(wide, dim=-1, eps=1e-12) if self.normalize else wide
+
+    def _entropy_gap(self, points: Tensor, codebook: Tensor) -> Tensor:
+        logits = -_squared_distances(points.flatten(0, -2), codebook) / self.entropy_temperature
         log_p = F.log_softmax(logits + 1e-5, dim=-1)
         p = log_p.exp()
         mean_p = process_mean(p.mean(dim=0))
@@ -102,8 +112,3 @@ def nearest_ids(points: Float[Tensor, "*batch d"], codebook: Float[Tensor, "v d"
 def _squared_distances(points: Tensor, codebook: Tensor) -> Tensor:
     norms = points.square().sum(dim=-1, keepdim=True) + codebook.square().sum(dim=-1)
     return norms - 2.0 * (points @ codebook.T)
-
-
-def _normalize(vectors: Tensor) -> Tensor:
-    wide = vectors if vectors.dtype == torch.float64 else vectors.float()
-    return F.normalize(wide, dim=-1, eps=1e-12)

@@ -5,7 +5,6 @@ Only names and shapes differ: every one of our parameters is one official tensor
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hiergen.convert.restok_config import inference_tensors, read_config
+from hiergen.convert.state_dicts import Entry, fill_entries, take_entries
 from hiergen.tokenizers.restok.model import ResTok
 
 #: Our name to the official one, inside a transformer block.
@@ -52,15 +52,6 @@ _STACKED = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """One of our parameters, the official tensors that make it, and the shape of each of those."""
-
-    name: str
-    official: tuple[str, ...]
-    shape: tuple[int, ...]
-
-
 def from_official(
     state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None, *, image_size: int | None = None
 ) -> ResTok:
@@ -85,15 +76,7 @@ def from_official(
     with torch.device("meta"):
         model = ResTok(**values)
     entries = list(_entries(model))
-    _check(tensors, entries)
-    ours = model.state_dict()
-    loaded = {
-        entry.name: torch.cat([tensors[name].detach().reshape(-1) for name in entry.official])
-        .reshape(ours[entry.name].shape)
-        .to(torch.float32, copy=True)
-        for entry in entries
-    }
-    model.load_state_dict(loaded, assign=True)
+    fill_entries(model, tensors, entries)
     return model.eval()
 
 
@@ -107,43 +90,26 @@ def to_official(model: ResTok) -> dict[str, Tensor]:
     for name, value in (("projection", "reinterpreted"), ("merge", "even"), ("cnn_shortcut", "branch")):
         if getattr(layout, name) != value:
             raise ValueError(f"{name} is {getattr(layout, name)!r}; the official program knows only {value!r}")
-    ours = model.state_dict()
-    result = {}
-    for entry in _entries(model):
-        parts = ours[entry.name].chunk(len(entry.official))
-        result.update({name: part.reshape(entry.shape) for name, part in zip(entry.official, parts, strict=True)})
-    return result
+    return take_entries(model, list(_entries(model)))
 
 
-def _check(tensors: Mapping[str, Tensor], entries: list[_Entry]) -> None:
-    wanted = {name: entry.shape for entry in entries for name in entry.official}
-    for name, shape in wanted.items():
-        if name not in tensors:
-            raise ValueError(f"the state dict lacks tensor {name!r} of shape {shape}")
-        if tuple(tensors[name].shape) != shape:
-            raise ValueError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {shape}")
-    unknown = sorted(set(tensors) - set(wanted))
-    if unknown:
-        raise ValueError(f"the state dict holds {len(unknown)} tensors that ResTok has not: {', '.join(unknown[:5])}")
-
-
-def _entries(model: ResTok) -> Iterator[_Entry]:
+def _entries(model: ResTok) -> Iterator[Entry]:
     for name, tensor in model.state_dict().items():
         shape = tuple(tensor.shape)
         if name in _STACKED:
             names = tuple(f"{_STACKED[name]}.{index}" for index in range(shape[0]))
-            yield _Entry(name, names, (1, shape[1]))
+            yield Entry(name, names, (1, shape[1]))
         elif name.endswith("_mask_token"):
-            yield _Entry(name, (_NAMES[name],), (1, 1, *shape))
+            yield Entry(name, (_NAMES[name],), (1, 1, *shape))
         elif name.startswith("to_code.") and name.endswith("weight"):
-            yield _Entry(name, (_official_name(name, model),), (*shape, 1, 1))
+            yield Entry(name, (_official_name(name, model),), (*shape, 1, 1))
         else:
-            yield _Entry(name, (_official_name(name, model),), shape)
+            yield Entry(name, (_official_name(name, model),), shape)
 
 
 def _official_name(name: str, model: ResTok) -> str:
     if name.startswith(("pixel_encoder.", "pixel_decoder.")):
-        return _official_convnet_name(name)
+        return official_convnet_name(name)
     block = re.match(r"((?:encoder|decoder)\.blocks\.\d+)\.(.*)", name)
     if block:
         return f"{block[1]}.{_replace_prefix(block[2], _BLOCK_NAMES)}"
@@ -160,7 +126,8 @@ def _official_name(name: str, model: ResTok) -> str:
     return official
 
 
-def _official_convnet_name(name: str) -> str:
+def official_convnet_name(name: str) -> str:
+    """Return the official name of a tensor of a `ConvEncoder` or `ConvDecoder`."""
     name = re.sub(r"\.(down|up)\.(\d+)\.(\d+)\.", r".\1.\2.block.\3.", name)
     name = name.replace(".shortcut.", ".nin_shortcut.")
     # Our list of upsampling convolutions starts at the second finest resolution, the finest has none.

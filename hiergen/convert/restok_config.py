@@ -42,7 +42,7 @@ def read_config(tensors: dict[str, Tensor], config: Mapping[str, Any], image_siz
     Raises:
         ValueError: If a tensor is missing or the configuration contradicts the tensors.
     """
-    flags = _Flags(config)
+    flags = Flags(config)
     for key, only in _FIXED.items():
         if flags.get(key, only) != only:
             raise ValueError(f"{key} is {flags.get(key, only)!r} in the configuration, only {only!r} is supported")
@@ -66,12 +66,12 @@ def read_config(tensors: dict[str, Tensor], config: Mapping[str, Any], image_siz
     }
 
 
-def _sizes(tensors: Mapping[str, Tensor], flags: _Flags) -> dict[str, Any]:
+def _sizes(tensors: Mapping[str, Tensor], flags: Flags) -> dict[str, Any]:
     """Return the arguments that the tensors tell, compared with what the configuration says of them."""
     levels = count_of(tensors, "encoder.latent_token_level_embedding")
     vocab_size, code_dim = shape_of(tensors, "quantize.embedding.weight", 2)
     sizes = {
-        **_convnet_sizes(tensors),
+        **convnet_sizes(tensors),
         **_transformer_sizes(tensors, "encoder"),
         **_transformer_sizes(tensors, "decoder"),
         "mlp_ratio": _mlp_ratio(tensors),
@@ -93,7 +93,7 @@ def _sizes(tensors: Mapping[str, Tensor], flags: _Flags) -> dict[str, Any]:
     return sizes
 
 
-class _Flags:
+class Flags:
     """Values of a nested configuration by key: of the tokenizer's section if it has the key, else the one least deep."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -121,7 +121,7 @@ class _Flags:
             raise ValueError(f"{key} is {stated!r} in the configuration, but {tensor!r} says {found!r}")
 
 
-def _settle_optional(tensors: dict[str, Tensor], flags: _Flags) -> None:
+def _settle_optional(tensors: dict[str, Tensor], flags: Flags) -> None:
     """Remove tensors whose use the configuration switches off, and put zeros where adding nothing is meant."""
     if not flags.get("decoder_feature_supervision", False):
         tensors.pop("decoder.feat_mask_token", None)
@@ -137,7 +137,8 @@ def _settle_optional(tensors: dict[str, Tensor], flags: _Flags) -> None:
             tensors["encoder.level_embedding.0"] = like.new_zeros(1, len(like))
 
 
-def _convnet_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def convnet_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the sizes of the convolutional parts, "pixel_decoder." and, if it is there, "pixel_encoder."."""
     resolutions = count_of(tensors, "pixel_decoder.up")
     widths = [shape_of(tensors, f"pixel_decoder.up.{level}.block.0.conv2.weight", 4)[0] for level in range(resolutions)]
     has_encoder = any(name.startswith("pixel_encoder.") for name in tensors)

@@ -223,6 +223,51 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], *, names: Mappin
     model.load_state_dict(copies, assign=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter of ours, the foreign tensors that make it, stacked along the first dimension, and the shape of each of those."""
+
+    name: str
+    official: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def fill_entries(model: nn.Module, tensors: Mapping[str, Tensor], entries: Sequence[Entry]) -> None:
+    """Give a model the values of foreign tensors (copies, in float32); it may have been built on the meta device.
+
+    Raises:
+        ValueError: If a tensor is missing, unknown, or of another shape, naming it.
+    """
+    wanted = {name: entry.shape for entry in entries for name in entry.official}
+    for name, shape in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"the state dict lacks tensor {name!r} of shape {shape}")
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {shape}")
+    unknown = sorted(set(tensors) - set(wanted))
+    if unknown:
+        raise ValueError(
+            f"the state dict holds {len(unknown)} tensors that {type(model).__name__} has not: {', '.join(unknown[:5])}"
+        )
+    ours = model.state_dict()
+    loaded = {
+        entry.name: torch.cat([tensors[name].detach().reshape(-1) for name in entry.official])
+        .reshape(ours[entry.name].shape)
+        .to(torch.float32, copy=True)
+        for entry in entries
+    }
+    model.load_state_dict(loaded, assign=True)
+
+
+def take_entries(model: nn.Module, entries: Sequence[Entry]) -> dict[str, Tensor]:
+    """Return a model's values under their foreign names and in their foreign shapes; the tensors share memory with the model."""
+    ours, result = model.state_dict(), {}
+    for entry in entries:
+        parts = ours[entry.name].chunk(len(entry.official))
+        result.update({name: part.reshape(entry.shape) for name, part in zip(entry.official, parts, strict=True)})
+    return result
+
+
 def shape_of(tensors: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
     """Return the shape of a tensor.
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hiergen.checked import Checked, Range, Share
+from hiergen.checked import Checked, NotNegative, Range, Share
 
 GuidanceSchedule = Literal[
     "constant",
@@ -30,10 +30,15 @@ GuidanceSchedule = Literal[
     "cosine_re",
     "official",
     "paper",
+    "power_cosine",
+    "muse",
+    "muse_linear",
 ]
 
 # HAR's official sampler lifts schedules that start or end at 1 by this much; kept so that results agree.
 _LIFT = 1e-4
+# Schedules whose weight counts from the conditional prediction.
+_FROM_CONDITIONAL = ("muse", "muse_linear")
 _DEFAULT_WINDOW_START = {"rectangular": 0.05, "step": 0.25}
 
 
@@ -51,7 +56,10 @@ class GuidanceSettings(Checked):
     - "step": s where r >= `window_start`, else m;
     - "cosine": rises from 1 to s as 1 + (s - 1)(1 - cos(pi r)) / 2; "cosine_re": falls from s to 1 in the same way;
     - "official": 1 + (s - 1) r, as in the released MAR program, and in VAR's with s = 1 + cfg;
-    - "paper": s r, as in MAR-3D's paper. It is no guidance only where it passes 1, so it acts at s = 1 too.
+    - "paper": s r, as in MAR-3D's paper. It is no guidance only where it passes 1, so it acts at s = 1 too;
+    - "power_cosine": 1 + (s - 1)(1 - cos(pi r^p)) / 2 with p the `guidance_power`; 0 is constant. RAR, TiTok-S-128;
+    - "muse": 1 + s, and "muse_linear": 1 + s r. They count from the conditional prediction, conditional + s (conditional - null), as
+      TiTok's other generators do, so 0 turns them off.
 
     "linear", "linear_re" and "triangular" are 1e-4 above this formula, as in HAR's official sampler.
 
@@ -62,6 +70,7 @@ class GuidanceSettings(Checked):
         min_guidance_scale: Weight m outside of the window. Exactly 1 stands for 1.0001, as in HAR's official sampler.
         window_start: Start of the window, 0 to 1; None is the schedule's default (rectangular 0.05, step 0.25).
         window_end: End of the rectangular window, 0 to 1.
+        guidance_power: Exponent p of "power_cosine": a larger one guides later.
         peak: Where "linear_constant" and "triangular" reach s, above 0 and up to 1.
 
     Raises:
@@ -69,7 +78,7 @@ class GuidanceSettings(Checked):
 
     Source:
         ResTok, arXiv:2601.03955, official sampler (its two cosine schedules do not run; their definition is ours); MAR,
-        arXiv:2406.11838, official program; MAR-3D, arXiv:2503.20519.
+        arXiv:2406.11838, official program; MAR-3D, arXiv:2503.20519; TiTok, arXiv:2406.07550, and RAR, arXiv:2411.00776, official programs.
     """
 
     guidance_scale: float = 1.0
@@ -78,10 +87,13 @@ class GuidanceSettings(Checked):
     window_start: Share | None = None
     window_end: Share = 1.0
     peak: Annotated[float, Range(0, 1, excludes_low=True)] = 0.5
+    guidance_power: NotNegative = 3.0
 
     @property
     def is_guided(self) -> bool:
         """Whether any step of a generation is guided."""
+        if self.guidance_schedule in _FROM_CONDITIONAL:
+            return self.guidance_scale != 0
         return self.guidance_scale != 1 or self.guidance_schedule == "paper"
 
     def scale_at(self, done: float | int, total: float | int = 1) -> float:
@@ -109,8 +121,25 @@ class GuidanceSettings(Checked):
                 return 1 + rise * done / total
             case "paper":
                 return self.guidance_scale * done / total
+            case "power_cosine":
+                return 1 + rise * ((1 - math.cos(math.pi * r**self.guidance_power)) / 2)
+            case "muse" | "muse_linear":
+                return 1 + self.guidance_scale * (r if self.guidance_schedule == "muse_linear" else 1)
             case _:
                 return self.guidance_scale
+
+    def guide(
+        self,
+        conditional: Float[Tensor, "*rows c"],
+        null: Float[Tensor, "*rows c"],
+        done: float | int,
+        total: float | int,
+    ) -> Float[Tensor, "*rows c"]:
+        """Return the guided prediction at r = done / total, added up in the order of the schedule's source."""
+        scale = self.scale_at(done, total)
+        if self.guidance_schedule in _FROM_CONDITIONAL:
+            return conditional + (scale - 1) * (conditional - null)
+        return guide(conditional, null, scale)
 
     def scales(self, num_steps: int) -> tuple[float, ...]:
         """Return the scale of every step of a schedule of `num_steps` steps: step k is at r = k / (num_steps - 1)."""

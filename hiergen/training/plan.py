@@ -156,7 +156,8 @@ def _loss(model: Any, rng: torch.Generator, shapes: ShapeBatchConfig) -> Tensor:
     else:
         size = model.config.get("image_size", 256)
         output = model(torch.zeros(1, 3, size, size, device=device), rng=rng)
-        rebuilt = [output.reconstruction]
+        # The first stage of TiTok trains what predicts proxy codes, and shows an image without a gradient.
+        rebuilt = [output.reconstruction, *(x for name, x in output.features.items() if name == "proxy_logits")]
     return torch.stack([x.square().mean() for x in [*rebuilt, *output.losses.values()]]).sum()
 
 

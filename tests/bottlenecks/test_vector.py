@@ -104,3 +104,23 @@ def test_impossible_sizes_are_refused() -> None:
         VectorQuantizer(0, 4)
     with pytest.raises(ValueError, match=r"entropy_temperature is 0\.0, expected a positive number"):
         VectorQuantizer(4, 4, entropy_temperature=0.0)
+
+
+def test_without_normalization_rows_are_searched_and_returned_as_they_are() -> None:
+    quantizer = VectorQuantizer(16, 4, normalize=False, commitment_weight=1.0, codebook_weight=0.25)
+    torch.nn.init.normal_(quantizer.codebook)
+    latents = (3 * torch.randn(2, 3, 4)).requires_grad_()
+    codes, ids, losses = quantizer(latents)
+    book = quantizer.codebook
+    distances = (latents.detach()[:, :, None] - book.detach()).square().sum(-1)
+    assert torch.equal(ids, distances.argmin(-1))
+    torch.testing.assert_close(codes, book[ids])
+    assert torch.equal(quantizer.lookup(ids), book[ids])
+    torch.testing.assert_close(quantizer.mix(torch.full((1, 16), 1 / 16)), book.mean(0, keepdim=True))
+    error = (latents - book[ids]).square().mean()
+    for source, weight in ((latents, 1.0), (book, 0.25)):
+        (result,) = torch.autograd.grad(losses["quantizer"], source, retain_graph=True)
+        (wanted,) = torch.autograd.grad(weight * error, source, retain_graph=True)
+        torch.testing.assert_close(result, wanted)
+    (gradient,) = torch.autograd.grad(codes.sum(), latents)
+    assert torch.equal(gradient, torch.ones_like(latents))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, get_args
 
 import pytest
@@ -30,6 +31,14 @@ CASES: list[tuple[dict[str, Any], list[float]]] = [
     ({"guidance_schedule": "cosine_re"}, [3, 2 + 0.5**0.5, 2, 2 - 0.5**0.5, 1]),
     ({"guidance_schedule": "official"}, [1, 1.5, 2, 2.5, 3]),
     ({"guidance_schedule": "paper"}, [0, 0.75, 1.5, 2.25, 3]),
+    ({"guidance_schedule": "power_cosine", "guidance_power": 1.0}, [1, 2 - 0.5**0.5, 2, 2 + 0.5**0.5, 3]),
+    (
+        {"guidance_schedule": "power_cosine", "guidance_power": 0.5},
+        [1, 2, 2 - math.cos(math.pi * 0.5**0.5), 2 - math.cos(math.pi * 0.75**0.5), 3],
+    ),
+    ({"guidance_schedule": "power_cosine", "guidance_power": 0.0}, [3, 3, 3, 3, 3]),
+    ({"guidance_schedule": "muse"}, [4, 4, 4, 4, 4]),
+    ({"guidance_schedule": "muse_linear"}, [1, 1.75, 2.5, 3.25, 4]),
 ]
 
 
@@ -43,6 +52,21 @@ def test_schedules_by_hand(values: dict[str, Any], wanted: list[float]) -> None:
 def test_published_schedule_of_nine_steps() -> None:
     settings = GuidanceSettings(guidance_scale=3.75, guidance_schedule="step", window_start=0.25)
     assert settings.scales(9) == (1.0001, 1.0001, *[3.75] * 7)
+
+
+def test_schedules_that_count_from_the_conditional_prediction_are_off_at_zero() -> None:
+    conditional, null = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])
+    for schedule, scale, guided in (
+        ("muse", 2.0, [7.0, -1.0]),
+        ("muse_linear", 2.0, [5.0, 0.0]),
+        ("constant", 2.0, [5.0, 0.0]),
+    ):
+        settings = GuidanceSettings(guidance_scale=scale, guidance_schedule=schedule)
+        assert settings.guide(conditional, null, 1, 2).tolist() == guided
+        assert settings.is_guided
+    for schedule, off in (("muse", 0.0), ("muse_linear", 0.0), ("power_cosine", 1.0)):
+        assert not GuidanceSettings(guidance_scale=off, guidance_schedule=schedule).is_guided
+    assert GuidanceSettings(guidance_scale=1.0, guidance_schedule="muse").is_guided
 
 
 def test_a_single_step_is_at_the_start() -> None:

@@ -37,6 +37,9 @@ _KL = {
 _FRAME = {"image_size": 16, "patch_size": 8, "latent_dim": 4, "scales": [1, 2], "has_preview_heads": False, **_VIT}
 _FLOW = {"dim": 48, "depth": 2, "num_heads": 2, "num_classes": 10}
 _MAR = {**_VIT, "num_classes": 10, "head_dim": 32, "head_depth": 1}
+_IDS = {"dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
+_VQ = {"cnn_channels": 8, "cnn_groups": 4}
+_PROXY = {"output": "proxy_decoded", "proxy_vocab_size": 16, "z_channels": 8, "cnn_multipliers": [1, 2, 2, 2], **_VQ}
 _HAR = {"dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
 #: Every tokenizer with every generator that takes its levels: preset and overrides of each, and the settings of a call.
 PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any]], dict[str, Any]]] = {
@@ -59,6 +62,16 @@ PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any
             ("multiscale-vq-tiny", {"widths": [32, 32, 32]}),
             (("var-tiny", _HAR), ("var-d16", {**_HAR, "shares_modulation": True})),
         ),
+        (
+            ("titok-tiny", {**_VIT, **_PROXY}),
+            (("maskgit-tiny", _IDS), ("maskgit-b-64", _IDS), ("rar-tiny", _IDS), ("ar-b", _HAR)),
+        ),
+        (
+            ClassToImagePipeline,
+            ("titok-bl-64-vae", {**_VIT, "image_size": 32}),
+            (("flow-tiny", _FLOW), ("mar-tiny", _MAR)),
+        ),
+        (ClassToImagePipeline, ("maskgit-vq-tiny", _VQ), (("rar-tiny", _IDS), ("maskgit-tiny", _IDS))),
         (
             ClassToShapePipeline,
             ("pyramid-vae-tiny", {"width": 32, "num_heads": 2, "encoder_depth": 1, "decoder_depth": 1}),

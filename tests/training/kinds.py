@@ -87,6 +87,12 @@ def next_scale(folder: Path) -> TaskConfig:
     return dataclasses.replace(make(folder), tokenizer=str(folder / "tokenizer"))
 
 
+def random_orders(folder: Path) -> TaskConfig:
+    """Orders that are random at first, and raster at the end of the run."""
+    task = generator("rar-tiny", dim=16, depth=1, num_heads=2)(folder)
+    return dataclasses.replace(task, random_until=(8, 24))  # type: ignore[call-arg]
+
+
 KINDS = {
     "restok with gan": restok_with_gan,
     "hieratok": lambda folder: TokenizerTaskConfig(
@@ -95,6 +101,7 @@ KINDS = {
     "har": generator("har-tiny", dim=20, depth=1),
     "mar": generator("mar-tiny", **MAR),
     "next scale": next_scale,
+    "rar": random_orders,
     "flow": generator("flow-tiny", dim=16, depth=1, num_heads=2),
     "shape vae": lambda folder: ShapeTokenizerTaskConfig(overrides={**VAE, "point_counts": [32, 16, 8]}, data=SHAPES),
     "cascade": generator("mar3d-tiny", **CASCADE),

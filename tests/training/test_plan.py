@@ -21,6 +21,10 @@ FAMILIES = (
     "mar-tiny",
     "mar3d-tiny",
     "flow-tiny",
+    "titok-tiny",
+    "maskgit-vq-tiny",
+    "maskgit-tiny",
+    "rar-tiny",
 )
 
 

@@ -131,17 +131,18 @@ class SelfAttention(nn.Module):
         dim: Channels of a token.
         num_heads: Heads; must divide `dim`.
         use_qk_norm: Normalize the queries and keys of each head (RMSNorm with a weight) before they are rotated.
+        qkv_bias: Whether the fused projection has a bias.
 
     Raises:
         ValueError: If `num_heads` does not divide `dim`.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, use_qk_norm: bool = False) -> None:
+    def __init__(self, dim: int, num_heads: int, *, use_qk_norm: bool = False, qkv_bias: bool = True) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}, expected a divisor of dim {dim}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.q_norm: nn.Module = RMSNorm(dim // num_heads, eps=1e-6) if use_qk_norm else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(dim // num_heads, eps=1e-6) if use_qk_norm else nn.Identity()

@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks: plain ones, and one that a condition modulates (AdaLN-zero).
+"""Transformer blocks: plain ones, with norms before or after, and one that a condition modulates (AdaLN-zero).
 
 Letters: `b` batch, `n` tokens, `d` channels.
 """
@@ -33,6 +33,7 @@ class EncoderBlock(nn.Module):
         norm_eps: Epsilon of both layer norms.
         attention_dropout: Probability of dropping an attention weight, in train mode.
         dropout: Probability of dropping a channel after a linear layer, in train mode.
+        qkv_bias: Whether the fused input projection of attention has a bias.
 
     Raises:
         ValueError: If `num_heads` does not divide `dim`.
@@ -47,11 +48,12 @@ class EncoderBlock(nn.Module):
         norm_eps: float = 1e-6,
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
         self.attention_dropout = attention_dropout
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = SelfAttention(dim, num_heads)
+        self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias)
         self.dropout = nn.Dropout(dropout)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = GeluMLP(dim, int(dim * mlp_ratio), dropout=dropout)
@@ -62,6 +64,40 @@ class EncoderBlock(nn.Module):
         attend = functools.partial(F.scaled_dot_product_attention, dropout_p=rate)
         x = x + self.dropout(self.attn(self.norm1(x), attend=attend))
         return x + self.mlp(self.norm2(x))
+
+
+class PostNormBlock(nn.Module):
+    """x = LN(x + Attn(x)); x = LN(x + MLP(x)), with biases everywhere and exact GELU: BERT's block.
+
+    Args:
+        dim: Channels of a token.
+        num_heads: Attention heads.
+        hidden_dim: Channels between the two linear layers of the MLP.
+        norm_eps: Epsilon of both layer norms.
+        dropout: Probability of dropping an attention weight, and a channel of what attention and MLP add, in train mode.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim`.
+
+    Source:
+        BERT, arXiv:1810.04805.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, hidden_dim: int, *, norm_eps: float = 1e-12, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.attn = SelfAttention(dim, num_heads)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = GeluMLP(dim, hidden_dim)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        rate = self.dropout.p if self.training else 0.0
+        attend = functools.partial(F.scaled_dot_product_attention, dropout_p=rate)
+        x = self.norm1(x + self.dropout(self.attn(x, attend=attend)))
+        return self.norm2(x + self.dropout(self.mlp(x)))
 
 
 class TransformerBlock(nn.Module):

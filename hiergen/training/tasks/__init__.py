@@ -2,7 +2,7 @@
 
 - `base.py` the contract with the loop · `generator.py` generators on cached tokens · `shapes.py` tokenizer and cascade of shapes
 - `tokenizer.py` tokenizers of images, from terms with a file each: `perceptual_term.py`, `discriminator.py` (what trains it),
-  `teacher_alignment.py`, `vae_terms.py`, `codebook_health.py`
+  `teacher_alignment.py`, `proxy_codes.py`, `vae_terms.py`, `codebook_health.py`
 
 Nested dropout is no term: it is inside the tokenizers (`hiergen.nn.nested_dropout`).
 """

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hiergen.checked import CountOrZero
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.generators.base import Generator
 from hiergen.generators.next_scale.model import NextScaleAR
@@ -32,6 +33,8 @@ class GeneratorTaskConfig(TaskConfig):
             interval; None for none.
         tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
             for the trackers; None draws none. A generator of the next scale needs it, for a copy of its codebook.
+        random_until: Two numbers of samples seen: up to the first all orders of a `RandomOrderAR` are random, from the second on all are
+            in raster order, and in between the share falls linearly. None trains the raster order alone.
     """
 
     preset: str = "har-tiny"
@@ -39,6 +42,14 @@ class GeneratorTaskConfig(TaskConfig):
     codes: str = "codes"
     validation_codes: str | None = None
     tokenizer: str | None = None
+    random_until: tuple[CountOrZero, CountOrZero] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.random_until is not None and self.random_until[0] > self.random_until[1]:
+            raise ValueError(
+                f"random_until is {self.random_until}, expected two numbers of which the second is not less"
+            )
 
     def build(self) -> GeneratorTask:
         return GeneratorTask(self)
@@ -83,6 +94,11 @@ class GeneratorTask(Task):
         self.generator.check_tokenizer(codes.specs)
         _check_scale(self.generator, codes)
         self.players = {"generator": self.generator}
+        self._random_until = config.random_until
+        if config.random_until is not None and not hasattr(self.generator, "random_share"):
+            raise ValueError(
+                f"random_until is {config.random_until}, but a {type(self.generator).__name__} has no random orders: leave it out"
+            )
         if config.validation_codes is not None:
             self.validation = held_out = CodeSet.open(config.validation_codes)
             self.generator.check_tokenizer(held_out.specs)
@@ -96,6 +112,14 @@ class GeneratorTask(Task):
                     "give --task.tokenizer"
                 )
             self.generator.take_quantizer(self._tokenizer.quantizer)
+
+    def begin_step(self, samples_seen: int) -> None:
+        if self._random_until is not None:
+            start, end = self._random_until
+            left = 1.0 if samples_seen < start else 0.0
+            if start <= samples_seen < end:
+                left = (end - samples_seen) / (end - start)
+            cast(Any, self.generator).random_share = left
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         codes = cast(CodeSet, self.dataset)

@@ -23,6 +23,7 @@ from hiergen.training.tasks.base import Task, TaskConfig
 from hiergen.training.tasks.codebook_health import CodebookConfig, CodebookCounter, CodeRevival
 from hiergen.training.tasks.discriminator import AdversarialConfig, AdversarialTurns, make_adversary
 from hiergen.training.tasks.perceptual_term import PerceptualConfig, PerceptualTerm
+from hiergen.training.tasks.proxy_codes import ProxyConfig, ProxyTerm
 from hiergen.training.tasks.teacher_alignment import Alignment, AlignmentConfig
 from hiergen.training.tasks.vae_terms import VAEConfig, VAETerms
 
@@ -42,6 +43,7 @@ class TokenizerTaskConfig(TaskConfig):
         adversarial: Settings of a discriminator; None for none.
         alignment: Settings of the alignment with a teacher; None for none.
         vae: Settings of VA-VAE's objective, which replaces the weighted means above; None keeps those.
+        proxy: Settings of TiTok's first stage, whose decoder predicts the ids of another tokenizer; None for none.
         codebook: Log the use of the codebook by each level, and revive dead codes; None for neither.
     """
 
@@ -55,12 +57,15 @@ class TokenizerTaskConfig(TaskConfig):
     adversarial: AdversarialConfig | None = None
     alignment: AlignmentConfig | None = None
     vae: VAEConfig | None = None
+    proxy: ProxyConfig | None = None
     codebook: CodebookConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.vae is not None and self.alignment is not None:
             raise ValueError("alignment is set beside vae, which has its own: use vae.foundation")
+        if self.vae is not None and self.proxy is not None:
+            raise ValueError("proxy is set beside vae, whose objective has no term of proxy codes: leave one out")
         if self.vae is not None and self.adversarial is not None and self.adversarial.is_adaptive:
             raise ValueError("adversarial.is_adaptive is set beside vae, which always adapts its weight: leave it out")
 
@@ -91,7 +96,7 @@ def make_players(config: TokenizerTaskConfig) -> dict[str, nn.Module]:
     _check_size(config, tokenizer)
     alignment = Alignment(config.alignment, tokenizer) if config.alignment else None
     after = config.codebook.revive_after if config.codebook else None
-    if after and "vocab_size" not in tokenizer.config:
+    if after and tokenizer.config.get("vocab_size") is None:
         raise ValueError(f"codebook.revive_after is {after}, but {config.preset!r} has no codebook: leave it out")
     revival = CodeRevival(tokenizer.config["vocab_size"], after) if after else None
     players: dict[str, nn.Module] = {"tokenizer": tokenizer}
@@ -123,6 +128,7 @@ class TokenizerTask(Task):
         self._beside = player if isinstance(player, TokenizerPlayer) else None
         self.tokenizer: Any = self._beside.tokenizer if self._beside else player
         self._perceptual = PerceptualTerm(config.perceptual) if config.perceptual else None
+        self._proxy = ProxyTerm(config.proxy, self.tokenizer) if config.proxy else None
         self._vae: VAETerms | None = None
         if config.vae:
             perceptual, adversarial = (x.weight if x else 0.0 for x in (config.perceptual, config.adversarial))
@@ -219,6 +225,9 @@ class TokenizerTask(Task):
             return terms.pop("loss")
         total = self._config.pixel_weight * terms["pixel"]
         terms |= output.losses
+        if self._proxy and self._config.proxy:
+            terms |= self._proxy(image, output.features)
+            total = total + self._config.proxy.weight * terms["proxy"]
         if self._config.perceptual:
             total = total + self._config.perceptual.weight * terms["perceptual"]
         if turns:

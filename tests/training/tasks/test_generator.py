@@ -113,3 +113,40 @@ def test_statistics_of_another_tokenizer_are_refused(given, codes, tmp_path) -> 
         ValueError, match=r"the generator's latent statistics give the tokens of this cache a root mean square"
     ):
         config.build()
+
+
+def test_the_share_of_random_orders_falls_from_one_to_zero(tmp_path) -> None:
+    specs = (LevelSpec(4, (2, 2), dim=2, vocab_size=8),)
+
+    def encode(start: int, stop: int) -> tuple[list[TokenPyramid], torch.Tensor]:
+        ids = torch.randint(8, (stop - start, 4), generator=torch.Generator().manual_seed(0))
+        return [TokenPyramid((ids,), specs)], torch.arange(start, stop) % 2
+
+    folder = str(tmp_path / "codes")
+    write_codes(folder, encode, num_samples=6, classes=["a", "b"], source="s")
+    config = GeneratorTaskConfig(preset="rar-tiny", codes=folder, overrides=SMALL, random_until=(100, 300))
+    task, shares = config.build(), []
+    for samples_seen in (0, 99, 100, 150, 299, 300, 1000):
+        task.begin_step(samples_seen)
+        shares.append(task.generator.random_share)
+    assert shares == [1.0, 1.0, 1.0, 0.75, 0.005, 0.0, 0.0]
+    task = dataclasses.replace(config, random_until=(100, 100)).build()
+    task.begin_step(99)
+    assert task.generator.random_share == 1.0
+    task.begin_step(100)
+    assert task.generator.random_share == 0.0
+    task = dataclasses.replace(config, random_until=None).build()
+    task.begin_step(0)
+    assert task.generator.random_share == 0.0
+
+
+def test_random_orders_are_refused_where_there_are_none(codes, tmp_path) -> None:
+    config = GeneratorTaskConfig(
+        preset="flow-tiny", codes=str(tmp_path / "codes"), overrides=SMALL, random_until=(1, 2)
+    )
+    with pytest.raises(ValueError, match=r"random_until is \(1, 2\), but a FlowTransformer has no random orders"):
+        config.build()
+    with pytest.raises(
+        ValueError, match=r"random_until is \(2, 1\), expected two numbers of which the second is not less"
+    ):
+        GeneratorTaskConfig(random_until=(2, 1))

@@ -1,0 +1,1 @@
+"""Official checkpoints of TiTok's repository: its tokenizers, MaskGIT-VQGAN, and the MaskGIT generators."""

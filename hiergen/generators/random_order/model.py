@@ -1,0 +1,316 @@
+"""RAR: autoregression over tokens in a random order, which training turns into the raster order.
+
+    p(tokens | class, order) = product over i of p(token o_i | class, tokens o_0 .. o_(i-1), the place o_i)
+
+Without the last condition the model could not know which place comes next. So every input carries two learned positions: that of its own
+token, and that of the token to be predicted. The input sequence is
+
+    position 0        cls            + P[0]
+    position 1        class          + P[1]         + T[2 + o_0]
+    position 2 + i    token o_i      + P[2 + o_i]   + T[2 + o_(i+1)]         the last one without T
+
+and position 1 + i predicts token o_i. Every block is modulated by SiLU(class + S[position]), where S is not permuted.
+
+Letters: `b` batch, `n` tokens, `d` channels, `v` vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hiergen.generators.base import Generator, StepCallback
+from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
+from hiergen.generators.finite import FiniteSteps
+from hiergen.generators.guidance import GuidanceSettings
+from hiergen.generators.random_order.block import ModulatedNorm, PositionModulatedBlock
+from hiergen.generators.sampling import DrawSettings, draw_ids
+from hiergen.levels import shared_vocabulary
+from hiergen.nn.cache import KVCache
+from hiergen.nn.checkpointing import CheckpointedModule
+from hiergen.nn.modes import evaluating
+from hiergen.nn.precision import widen
+from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
+from hiergen.seeding import Rng, draw_uniform
+
+#: Positions in front of the tokens: the cls token and the class.
+_FRONT = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomOrderARSettings(GuidanceSettings, DrawSettings):
+    """How `RandomOrderAR.generate` samples: guidance (r is the share of tokens known before the step), drawing, and what is below.
+
+    Attributes:
+        use_cache: Keep keys and values of earlier tokens. False computes the whole sequence again at every step: the same tokens, slower.
+        official_draws: Draw from `rng` also the numbers that the released program draws first and that change nothing: the same seed then
+            gives the same ids.
+    """
+
+    use_cache: bool = True
+    official_draws: bool = False
+
+    @classmethod
+    def published(cls, size: str) -> RandomOrderARSettings:
+        """Return the settings of the published ImageNet results of a size: gFID 1.95, 1.70, 1.50 and 1.48.
+
+        Raises:
+            ValueError: If the size is unknown.
+        """
+        known = {"b": (1.0, 16.0, 2.75), "l": (1.02, 15.5, 2.5), "xl": (1.02, 6.9, 1.5), "xxl": (1.02, 8.0, 1.2)}
+        if size not in known:
+            raise ValueError(f"size is {size!r}, expected one of {', '.join(known)}")
+        temperature, scale, power = known[size]
+        return cls(
+            temperature=temperature, guidance_scale=scale, guidance_schedule="power_cosine", guidance_power=power
+        )
+
+
+class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
+    """RAR: a causal transformer that is told the place of the token to predict.
+
+    Args:
+        level_specs: The tokenizer's levels as JSON (`specs_to_json`), all discrete, of one vocabulary; their tokens are one sequence.
+        num_classes: Number of classes; the class embedding has one row more, for no class.
+        dim: Channels of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        ffn_dim: Hidden channels of the MLPs; None is four times `dim`.
+        dropout: Probability of dropping an attention weight, or a channel after a linear layer of a block.
+        class_dropout: Probability that `loss` replaces a label by "no class".
+        num_position_rows: Rows of both tables of positions. None is as many as are read; the published weights have more.
+        num_step_rows: Rows of the table of the modulation. None is as many as are read.
+
+    Attributes:
+        random_share: Share of the samples that `loss` gives a random order in train mode, the others are in raster order. 0 unless the
+            training task sets it (`GeneratorTaskConfig.random_until`).
+
+    Raises:
+        ValueError: If an argument is out of range or two do not fit together.
+
+    Source:
+        RAR, arXiv:2411.00776, whose program decides where the paper is silent.
+    """
+
+    settings_class = RandomOrderARSettings
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["PositionModulatedBlock"]  # type: ignore[assignment]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        level_specs: Sequence[dict[str, Any]],
+        num_classes: int = 1000,
+        dim: int = 768,
+        depth: int = 24,
+        num_heads: int = 16,
+        ffn_dim: int | None = None,
+        dropout: float = 0.1,
+        class_dropout: float = 0.1,
+        num_position_rows: int | None = None,
+        num_step_rows: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._specs = specs_from_json(level_specs)
+        if not 0 <= class_dropout <= 1:
+            raise ValueError(f"class_dropout is {class_dropout}, expected 0 to 1")
+        vocab_size, self.num_tokens = shared_vocabulary(self._specs), sum(spec.num_tokens for spec in self._specs)
+        needed = self.num_tokens + _FRONT
+        for name, rows in (("num_position_rows", num_position_rows), ("num_step_rows", num_step_rows)):
+            if rows is not None and rows < needed:
+                raise ValueError(f"{name} is {rows}, expected at least {needed} for {self.num_tokens} tokens")
+        self.random_share = 0.0
+        self.cls_token = nn.Parameter(torch.zeros(1, dim))
+        # The last row of the tokens is never read: the published table has a mask there.
+        self.token_embedding = nn.Embedding(vocab_size + 1, dim)
+        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.position_embedding = nn.Parameter(torch.empty(num_position_rows or needed, dim))
+        self.target_embedding = nn.Parameter(torch.empty(num_position_rows or needed, dim))
+        self.step_embedding = nn.Parameter(torch.empty(num_step_rows or needed, dim))
+        self.blocks = nn.ModuleList(
+            PositionModulatedBlock(dim, num_heads, 4 * dim if ffn_dim is None else ffn_dim, dropout=dropout)
+            for _ in range(depth)
+        )
+        self.norm_out = ModulatedNorm(dim)
+        self.head = nn.Linear(dim, vocab_size)
+        self.apply(_init_weights)
+        for table in (self.position_embedding, self.target_embedding, self.step_embedding):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    @property
+    def specs(self) -> tuple[LevelSpec, ...]:
+        return self._specs
+
+    @property
+    def makes_unconditional(self) -> bool:
+        return self.config["class_dropout"] > 0
+
+    def forward(
+        self,
+        ids: Int[Tensor, "b m"],
+        condition: Int[Tensor, " b"],
+        order: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b next v"]:
+        """Return the logits of the tokens one by one: those of the first from the class alone, and of one more than are given.
+
+        Args:
+            ids: The first tokens in the order, int64; none up to all.
+            condition: Class labels; `num_classes` stands for no class.
+            order: Place of each token, a permutation for each sample; None is the raster order.
+
+        Raises:
+            ValueError: If there are more ids than tokens, or the order is of another shape.
+        """
+        if ids.shape[1] > self.num_tokens:
+            raise ValueError(
+                f"ids holds {ids.shape[1]} tokens per sample, expected at most the {self.num_tokens} of this generator's levels"
+            )
+        if order is not None and order.shape != (len(ids), self.num_tokens):
+            raise ValueError(f"order has shape {tuple(order.shape)}, expected {(len(ids), self.num_tokens)}")
+        return self._logits(self._embed(ids, condition, order), condition, first=0)
+
+    def loss(
+        self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Return the mean cross-entropy of all tokens in nats, and the share that is predicted exactly.
+
+        Args:
+            pyramid: All levels.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
+            rng: Source of the draws in train mode, in this order: a uniform number per sample for whether its label is dropped; and with a
+                `random_share`, one for whether its order is random, and one per token for the order. Module dropout follows PyTorch's
+                global generator.
+
+        Raises:
+            ValueError: If the pyramid is of another tokenizer or lacks levels.
+        """
+        self.check_pyramid(pyramid)
+        ids, order = pyramid.concat(), None
+        if self.training:
+            condition = drop_labels(condition, self.config["num_classes"], self.config["class_dropout"], rng=rng)
+            order = self.draw_orders(len(ids), rng=rng)
+            ids = ids if order is None else ids.gather(1, order)
+        # The last token predicts nothing.
+        logits = self(ids[:, :-1], condition, order)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        accuracy = (logits.detach().argmax(dim=-1) == ids).float().mean()
+        return {"loss": loss, "accuracy": accuracy}
+
+    # The share changes from step to step, and a compiled loss would be compiled again for each value.
+    @torch.compiler.disable
+    def draw_orders(self, batch: int, *, rng: Rng | None = None) -> Int[Tensor, "b n"] | None:
+        """Return an order for each sample, a permutation for a `random_share` of them, else the raster order; None if all have that."""
+        if self.random_share <= 0:
+            return None
+        device = self.head.weight.device
+        is_random = draw_uniform((batch,), rng=rng, device=device) < self.random_share
+        random = draw_uniform((batch, self.num_tokens), rng=rng, device=device).argsort(dim=1)
+        return torch.where(is_random[:, None], random, torch.arange(self.num_tokens, device=device))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Tensor | Unconditional,
+        settings: RandomOrderARSettings | None = None,
+        *,
+        rng: Rng | None = None,
+        callback: StepCallback | None = None,
+    ) -> TokenPyramid:
+        """Return one pyramid of ids per label, generated in raster order with dropout off.
+
+        Args:
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or `Unconditional`, where labels were dropped in training.
+            settings: Guidance and drawing; None samples without guidance from all of the distribution.
+            rng: Source of the tokens, all samples of a step in one call; a `SampleRng` draws each sample by itself.
+            callback: Called after each step, with the levels that are complete by then.
+
+        Raises:
+            ValueError: If a label is out of range.
+            FloatingPointError: If the logits of a step hold NaN or infinity.
+        """
+        settings = RandomOrderARSettings() if settings is None else settings
+        condition = resolve_labels(condition, self.config["num_classes"], self.config["class_dropout"], self.device)
+        batch, guided = len(condition), settings.is_guided
+        labels = with_null_labels(condition, self.config["num_classes"]) if guided else condition
+        ids = condition.new_empty(batch, self.num_tokens)
+        cache = KVCache(len(self.blocks), self.num_tokens + 1) if settings.use_cache else None
+        finite = FiniteSteps(type(self).__name__, "logits")
+        if settings.official_draws:
+            draw_uniform((batch,), rng=rng, device=self.device)
+        with evaluating(self):
+            for step in range(self.num_tokens):
+                known = ids[:, :step].repeat(2 if guided else 1, 1)
+                # Behind the first step a cache needs the newest token alone.
+                first = step + 1 if cache is not None and step else 0
+                x = self._embed(known, labels, None, first)
+                logits = widen(self._logits(x, labels, first=first, cache=cache)[:, -1])
+                finite.note(logits, f"step {step} of {self.num_tokens}")
+                if guided:
+                    conditional, null = logits.chunk(2)
+                    logits = settings.guide(conditional, null, step, self.num_tokens)
+                ids[:, step] = draw_ids(logits, settings, rng=rng)
+                if callback is not None:
+                    callback(step, self._complete_levels(ids, step + 1))
+        finite.check()
+        return TokenPyramid.split(ids, self._specs)
+
+    def _embed(
+        self, ids: Int[Tensor, "b m"], labels: Int[Tensor, " b"], order: Int[Tensor, "b n"] | None, first: int = 0
+    ) -> Float[Tensor, "b some d"]:
+        """Return the inputs of the positions from `first` on; the tokens end at `ids`, the order goes on."""
+        count = ids.shape[1]
+        end = count + _FRONT
+        if first >= _FRONT:
+            x = self.token_embedding(ids[:, first - _FRONT :])
+        else:
+            front = torch.stack((self.cls_token.expand(len(ids), -1), self.class_embedding(labels)), dim=1)
+            x = torch.cat((front, self.token_embedding(ids)), dim=1)[:, first:]
+        targets = min(count + 1, self.num_tokens)
+        if order is None:
+            own = self.position_embedding[first:end]
+            target = self.target_embedding[max(first, 1) + 1 : targets + _FRONT]
+            own, target = own[None], target[None]
+        else:
+            places = torch.cat((torch.arange(_FRONT, device=ids.device).expand(len(ids), -1), _FRONT + order), dim=1)
+            own = self.position_embedding[places[:, first:end]]
+            target = self.target_embedding[places[:, max(first, 1) + 1 : targets + _FRONT]]
+        # Neither the cls token nor the last token has anything to predict.
+        start = 1 if first == 0 else 0
+        return x + own + F.pad(target, (0, 0, start, end - first - start - target.shape[1]))
+
+    def _logits(
+        self, x: Float[Tensor, "b some d"], labels: Int[Tensor, " b"], *, first: int, cache: KVCache | None = None
+    ) -> Float[Tensor, "b next v"]:
+        """Return the logits of the positions from `first` on, without the cls token's."""
+        steps = self.step_embedding[first : first + x.shape[1]]
+        condition = F.silu(self.class_embedding(labels)[:, None] + steps)
+        for index, block in enumerate(self.blocks):
+            if cache is None:
+                x = self.run(block, x, condition)
+            else:
+                x = block(x, condition, cache.layers[index])
+        skipped = 1 if first == 0 else 0
+        return self.head(self.norm_out(x[:, skipped:], condition[:, skipped:]))
+
+    def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
+        ends = [sum(spec.num_tokens for spec in self._specs[: k + 1]) for k in range(len(self._specs))]
+        complete = [end for end in ends if end <= num_tokens]
+        return TokenPyramid.split(ids[:, : complete[-1]], self._specs) if complete else None
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    if isinstance(module, PositionModulatedBlock | ModulatedNorm):
+        # After their parts: at the start every block is the identity.
+        nn.init.zeros_(module.modulation.weight)
