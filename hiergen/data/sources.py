@@ -33,20 +33,24 @@ class DataConfig(Checked):
             files of MNIST, or of another set in its form, such as Fashion-MNIST).
         split: Split of the embedded set, of a Hugging Face dataset or of MNIST's files; any other source is taken whole unless
             `hold_out` divides it.
-        hold_out: For pictures without a split of their own (folders, shards, archives): pictures 0, `hold_out`, 2 `hold_out`, ...
-            are "test", the others are "train". 0 takes them whole.
+        hold_out: For pictures without a split of their own (folders, shards, archives): one of `hold_out` is "test", the others are
+            "train". 0 takes them whole.
+        hold_out_by: "number" holds out pictures 0, `hold_out`, 2 `hold_out`, ...; "name", for archives with names, holds out by what
+            stands behind the last slash of a name, so that what is the same thing in several styles is on one side.
         size: Height and width in pixels.
         in_memory: Decode everything once, at the start. False reads from disk when a batch asks, and is needed for what follows.
         crop: "center", or "random" for ADM's random crop.
         flip: Mirror every second image, at random.
         min_crop: Smallest part of the short side that a random crop keeps.
         image_column: Column of a Hugging Face dataset that holds the images; "" takes "image", or finds one and says which.
-        label_column: Column of a Hugging Face dataset that holds the labels; "" takes "label", or finds one and says which.
+        label_column: Column of a Hugging Face dataset that holds the labels; "" takes "label", or finds one and says which. For an
+            archive of encoded images, its arrays of numbers that make the class together, such as "labels+styles"; "" takes "labels".
     """
 
     source: str = "digits"
     split: Literal["train", "test"] = "train"
     hold_out: int = 0
+    hold_out_by: Literal["number", "name"] = "number"
     size: int = 32
     in_memory: bool = True
     crop: Literal["center", "random"] = "center"
@@ -74,7 +78,7 @@ def open_images(config: DataConfig, *, is_strict: bool = False) -> Dataset:
     kind, _, place = config.source.partition(":")
     if config.hold_out and kind in _HAVE_SPLITS:
         raise ValueError(f"hold_out is {config.hold_out}, but {config.source!r} is not divided that way: leave it at 0")
-    if (config.image_column or config.label_column) and kind != "hf":
+    if (config.image_column and kind != "hf") or (config.label_column and kind not in ("hf", "npz")):
         raise ValueError(
             f"image_column is {config.image_column!r} and label_column {config.label_column!r}, but {config.source!r} has no columns: "
             "leave them empty"
@@ -126,7 +130,9 @@ def open_pictures(config: DataConfig) -> PictureSource:
     if kind == "wds":
         source = ShardPictures(place)
     elif kind == "npz":
-        source = NpzPictures(place)
+        source = NpzPictures(place, label=config.label_column or "labels")
     else:
         source = FolderPictures(config.source)
-    return SplitPictures(source, split=config.split, hold_out=config.hold_out) if config.hold_out else source
+    if not config.hold_out:
+        return source
+    return SplitPictures(source, split=config.split, hold_out=config.hold_out, by=config.hold_out_by)

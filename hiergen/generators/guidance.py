@@ -32,6 +32,9 @@ GuidanceSchedule = Literal[
     "paper",
 ]
 
+#: What a prediction is moved away from.
+GuidedAgainst = Literal["null", "parent"]
+
 # HAR's official sampler lifts schedules that start or end at 1 by this much; kept so that results agree.
 _LIFT = 1e-4
 _DEFAULT_WINDOW_START = {"rectangular": 0.05, "step": 0.25}
@@ -62,6 +65,8 @@ class GuidanceSettings(Checked):
         min_guidance_scale: Weight m outside of the window. Exactly 1 stands for 1.0001, as in HAR's official sampler.
         window_start: Start of the window, 0 to 1; None is the schedule's default (rectangular 0.05, step 0.25).
         window_end: End of the rectangular window, 0 to 1.
+        guidance_against: What a prediction is moved away from: "null", the one made without the condition; or, for classes with a
+            hierarchy, "parent", the one for the class one level above, which keeps the coarse class and sharpens the fine one.
         peak: Where "linear_constant" and "triangular" reach s, above 0 and up to 1.
 
     Raises:
@@ -78,6 +83,7 @@ class GuidanceSettings(Checked):
     window_start: Share | None = None
     window_end: Share = 1.0
     peak: Annotated[float, Range(0, 1, excludes_low=True)] = 0.5
+    guidance_against: GuidedAgainst = "null"
 
     @property
     def is_guided(self) -> bool:
