@@ -191,7 +191,9 @@ def _level(names: Sequence[str | None], *, is_attribute: bool = False) -> ClassL
 
 def _check_level(index: int, level: ClassLevel, num_classes: int) -> None:
     if len(level.of_leaf) != num_classes:
-        raise ValueError(f"level {index} has {len(level.of_leaf)} entries in of_leaf, expected {num_classes}, one per class")
+        raise ValueError(
+            f"level {index} has {len(level.of_leaf)} entries in of_leaf, expected {num_classes}, one per class"
+        )
     wrong = [x for x in level.of_leaf if x is not None and not 0 <= x < len(level.names)]
     if wrong:
         raise ValueError(f"of_leaf of level {index} holds {wrong[0]}, expected 0 to {len(level.names) - 1}, or none")

@@ -70,12 +70,12 @@ class ClassPathEmbedding(nn.Module):
             is_finer = 0 < index < self.hierarchy.depth
             nn.init.zeros_(table.weight) if is_finer else nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, condition: Int[Tensor, "b *l"]) -> Float[Tensor, "b d"]:
+    def forward(self, condition: Int[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         """Return the embeddings of nodes `(b,)` or of paths `(b, l)`."""
         paths = self.paths(condition)
         return torch.stack([table(paths[:, index]) for index, table in enumerate(self.levels)]).sum(dim=0)
 
-    def paths(self, condition: Int[Tensor, "b *l"]) -> Int[Tensor, "b l"]:
+    def paths(self, condition: Int[Tensor, "b ..."]) -> Int[Tensor, "b l"]:
         """Return the row of every level's table."""
         return self._constants.on(condition.device)["paths"][condition] if condition.ndim == 1 else condition
 
@@ -128,7 +128,7 @@ def count_conditions(table: nn.Module | None, num_classes: int) -> int:
 
 
 def resolve_labels(
-    condition: Tensor | Unconditional, num_classes: int, dropout: float, device: torch.device, table: nn.Module
+    condition: Tensor | Unconditional, num_classes: int, dropout: float, device: torch.device, table: nn.Module | None = None
 ) -> Tensor:
     """Return checked labels on `device`; those of an `Unconditional` are `num_classes`, which stands for no class.
 
@@ -174,8 +174,8 @@ def draw_dropped(batch: int, probability: float, *, rng: Rng | None, device: tor
 
 
 def drop_labels(
-    labels: Int[Tensor, " b"], null_label: int, probability: float, table: nn.Module, *, rng: Rng | None
-) -> Int[Tensor, "b *l"]:
+    labels: Int[Tensor, " b"], null_label: int, probability: float, table: nn.Module | None = None, *, rng: Rng | None
+) -> Int[Tensor, "b ..."]:
     """Return the labels, each replaced by "no label" with some probability; at probability 0 nothing is drawn.
 
     With a hierarchy, paths are returned, of which levels are left open besides (`ClassPathEmbedding.drop`).

@@ -99,7 +99,9 @@ class NpzPictures(PictureSource):
     def __init__(self, path: str | Path, *, label: str = "labels") -> None:
         self._path = path
         # Each array of numbers, and the one that names them.
-        parts = {name: "classes" if name == "labels" else f"{name.removesuffix('s')}_names" for name in label.split("+")}
+        parts = {
+            name: "classes" if name == "labels" else f"{name.removesuffix('s')}_names" for name in label.split("+")
+        }
         wanted = ("webp", "offsets", *parts, *parts.values())
         with open_npz(path) as archive:
             missing = [name for name in wanted if name not in archive]

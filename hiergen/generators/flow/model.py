@@ -78,8 +78,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         use_qk_norm: Normalize queries and keys; False in all released models.
         has_double_output: The last layer gives twice the channels and the second half is dropped.
         label_dropout: Chance that a label is replaced by "no label" in training; with a hierarchy also that a level is left open.
-        class_hierarchy: The classes as a `ClassHierarchy` in JSON: a class is embedded as a path, and any node of it is a label. None
-            gives each class a row of its own.
+        class_hierarchy: The classes as a `ClassHierarchy` in JSON, embedded as paths; any node is a label. None has a row per class.
         latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`); None for 0.
         latent_std: Standard deviation of each channel; None for 1.
         latent_multiplier: Standardized tokens are multiplied by it.
@@ -217,7 +216,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         self,
         tokens: Float[Tensor, "b n c"],
         time: Float[Tensor, " b"],
-        condition: Int[Tensor, "b *l"],
+        condition: Int[Tensor, "b ..."],
         *,
         is_dense: bool = False,
     ) -> Float[Tensor, "b n c"]:
@@ -288,9 +287,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         )
         x_t, target = interpolate(data, self._noise(data.shape[0], data.device, rng).to(data.dtype), time)
         if self.training:
-            condition = drop_labels(
-                condition, self.null_label, self.config["label_dropout"], self.label_embed, rng=rng
-            )
+            condition = drop_labels(condition, self.null_label, self.config["label_dropout"], self.label_embed, rng=rng)
         mse, cosine = velocity_losses(self.velocity(x_t, time, condition), target)
         return {"loss": mse + self.config["cosine_weight"] * cosine, "mse": mse, "cosine": cosine}
 
@@ -360,8 +357,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     def _guided_velocity(self, condition: Tensor, settings: FlowSettings, finite: FiniteSteps) -> VelocityFn:
         warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
         dense_until = settings.times()[min(warmup, settings.num_steps)]
-        against = unguided_labels(condition, self.null_label, settings.guidance_against, self.label_embed)
-        both = torch.cat((condition, against))
+        null = unguided_labels(condition, self.null_label, settings.guidance_against, self.label_embed)
+        both = torch.cat((condition, null))
         compute = self._compiled or self.velocity
 
         def velocity(state: Tensor, time: float) -> Tensor:

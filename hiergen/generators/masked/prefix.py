@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hiergen.generators.conditioning import ClassPathEmbedding, Condition, check_labels, count_conditions
 from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning import ClassPathEmbedding, Condition, check_labels, count_conditions
 from hiergen.generators.masked.diffusion_head import TimeEmbedding
 from hiergen.nn.initialization import xavier_linears
 
