@@ -1,16 +1,18 @@
-"""Train a convolutional HieraTok on emoji at 64 x 64: 1,024 numbers per picture, on two CPU cores.
+r"""Train a convolutional HieraTok on emoji at 64 x 64: 1,024 numbers per picture, on two CPU cores.
 
-    python tokenizers/hieratok_emoji_64.py --task.data.source npz:FILE --task.validation.source npz:FILE
+    python tokenizers/hieratok_emoji_64.py --task.data.source npz:FILE --task.validation.source npz:FILE \
+        --task.perceptual.weights WEIGHTS
 
 FILE is an archive of encoded pictures with a name of each, `style/emoji` (`NpzPictures`). One emoji of ten is held out in all of its
-styles.
+styles. WEIGHTS is a folder with LPIPS' SqueezeNet.
 
-Data: an archive of emoji. Time: an hour or two on a CPU. Extra: none.
+Data: an archive of emoji, weights of LPIPS. Time: an hour or two on a CPU. Extra: images.
 """
 
 from hiergen.data.sources import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
+from hiergen.training.tasks.perceptual_term import PerceptualConfig
 from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 
@@ -21,7 +23,7 @@ def recipe() -> TrainConfig:
             preset="hieratok-conv-64",
             data=DataConfig(**pictures, in_memory=False, flip=True),
             validation=DataConfig(**pictures, split="test"),
-            pixel_weight=1.0,
+            perceptual=PerceptualConfig(weight=0.003, network="squeeze", jitter=0, weights="DATA/lpips"),
         ),
         out="runs/hieratok_emoji_64",
         samples=150_000,

@@ -128,7 +128,11 @@ def count_conditions(table: nn.Module | None, num_classes: int) -> int:
 
 
 def resolve_labels(
-    condition: Tensor | Unconditional, num_classes: int, dropout: float, device: torch.device, table: nn.Module | None = None
+    condition: Tensor | Unconditional,
+    num_classes: int,
+    dropout: float,
+    device: torch.device,
+    table: nn.Module | None = None,
 ) -> Tensor:
     """Return checked labels on `device`; those of an `Unconditional` are `num_classes`, which stands for no class.
 

@@ -32,7 +32,12 @@ def test_a_path_is_embedded_as_the_sum_of_its_levels(table) -> None:
     assert [len(level.weight) for level in table.levels] == [2 + 2, 3 + 2, 2 + 2]
     asked = torch.tensor([CLASSES.find(name) for name in ("pets/cat | flat", "pets", "flat", "")])
     expected = torch.stack(
-        [group[1] + pet[1] + style[0], group[1] + pet[4] + style[3], group[3] + pet[4] + style[0], group[3] + pet[4] + style[3]]
+        [
+            group[1] + pet[1] + style[0],
+            group[1] + pet[4] + style[3],
+            group[3] + pet[4] + style[0],
+            group[3] + pet[4] + style[3],
+        ]
     )
     assert torch.equal(table(asked), expected)
     assert torch.equal(table(table.paths(asked)), expected)

@@ -190,7 +190,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
 
         Args:
             ids: All tokens, int64, coarse to fine. The tokens of the last group are not read.
-            condition: Class labels `(b,)`, int64; `num_classes` stands for no class.
+            condition: Class labels `(b,)`, int64; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
 
         Raises:
             ValueError: If the sequence has another length than the levels, or labels and ids differ in number.
@@ -199,7 +199,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             raise ValueError(
                 f"ids holds {ids.shape[1]} tokens per sample, this generator's levels hold {self.num_tokens}"
             )
-        if condition.shape != ids.shape[:1]:
+        given = condition.shape[:1] if isinstance(self.class_embedding, ClassPathEmbedding) else condition.shape
+        if given != ids.shape[:1]:
             raise ValueError(
                 f"condition has shape {tuple(condition.shape)}, expected ({ids.shape[0]},), one per sample"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from hiergen.checked import Checked
+from hiergen.checked import Checked, CountOrZero
 from hiergen.nn.blocks.scale_transformer import PositionKind
 from hiergen.nn.level_masks import AttentionForm, MaskKind
 from hiergen.nn.pyramid_pooling import PoolKind
@@ -43,9 +43,9 @@ class HieraTokConfig(Checked):
     """Blocks of the decoder."""
     decoder_heads: int = 12
     """Attention heads of the decoder."""
-    conv_channels: int = 0
+    conv_channels: CountOrZero = 0
     """Channels of residual convolutions at twice the resolution of the finest map, between pixels and the map; 0 for plain patches."""
-    conv_blocks: tuple[int, int, int, int] = (2, 1, 1, 3)
+    conv_blocks: tuple[CountOrZero, CountOrZero, CountOrZero, CountOrZero] = (2, 1, 1, 3)
     """Number of residual blocks of convolutions: of the encoder at twice the map's resolution and at the map's, of the decoder at the
     map's and at twice the map's."""
 

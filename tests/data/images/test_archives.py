@@ -100,7 +100,13 @@ def styled_archive(path: Path, count: int = 40) -> None:
 def test_archives_are_divided_by_name_and_classes_joined(tmp_path) -> None:
     path = tmp_path / "set.npz"
     styled_archive(path)
-    config = {"source": f"npz:{path}", "size": 16, "hold_out": 4, "hold_out_by": "name", "label_column": "labels+styles"}
+    config = {
+        "source": f"npz:{path}",
+        "size": 16,
+        "hold_out": 4,
+        "hold_out_by": "name",
+        "label_column": "labels+styles",
+    }
     train, test = (open_pictures(DataConfig(**config, split=split)) for split in ("train", "test"))
     things = [{name.rpartition("/")[2] for name in side.names} for side in (train, test)]
     assert not things[0] & things[1]
