@@ -133,7 +133,7 @@ def test_refusals_of_archives_divided_by_name(tmp_path) -> None:
         open_pictures(DataConfig(source=source, split="test", hold_out=1000, hold_out_by="name"))
     arrays = dict(np.load(path))
     np.savez(path, **{**arrays, "names": arrays["names"][:3]})
-    with pytest.raises(ValueError, match="names of .* are 3, expected 4, one per picture"):
+    with pytest.raises(ValueError, match=r"names of .* are 3, expected 4, one per picture"):
         open_pictures(DataConfig(source=source))
     np.savez(path, **{name: array for name, array in arrays.items() if name != "names"})
     with pytest.raises(ValueError, match="hold_out_by is 'name', but these pictures have no names"):
