@@ -184,6 +184,14 @@ class ClassHierarchy:
         return self.names.index(name)
 
 
+def condition_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a generator can be asked for, by number, as its config has it: the nodes of a hierarchy or the classes; () without names."""
+    if config.get("class_hierarchy"):
+        return ClassHierarchy.from_json(config["class_hierarchy"]).names
+    # Saved configs are sorted as texts: 0, 1, 10, 2.
+    return tuple(name for _, name in sorted((config.get("id2label") or {}).items(), key=lambda item: int(item[0])))
+
+
 def _level(names: Sequence[str | None], *, is_attribute: bool = False) -> ClassLevel:
     numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name in names if name is not None))}
     return ClassLevel(tuple(numbers), tuple(None if name is None else numbers[name] for name in names), is_attribute)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hiergen.config import nearest
 from hiergen.seeding import Rng, SampleRng
 
 #: A label or several: integers of Python, NumPy or torch, in a sequence, an array or a tensor of one dimension.
@@ -18,11 +19,15 @@ Labels = Any
 Generators = Any
 
 
-def read_labels(class_labels: Labels) -> Tensor:
+def read_labels(class_labels: Labels, names: Sequence[str] = ()) -> Tensor:
     """Return labels as an int64 tensor `(b,)` on the CPU.
 
+    Args:
+        class_labels: What the caller passed.
+        names: Name of each label, by which it may be called too.
+
     Raises:
-        ValueError: If there is none, one is no integer, or they have more than one dimension.
+        ValueError: If there is none, one is no integer and no name, or they have more than one dimension.
     """
     values = class_labels
     if isinstance(values, Tensor | np.ndarray):
@@ -31,13 +36,17 @@ def read_labels(class_labels: Labels) -> Tensor:
         values = values.tolist()
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         values = [values]
-    labels = [_label(value) for value in values]
+    labels = [_label(value, names) for value in values]
     if not labels:
         raise ValueError("class_labels is empty, expected at least one label")
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _label(value: Any) -> int:
+def _label(value: Any, names: Sequence[str]) -> int:
+    if isinstance(value, str) and names:
+        if value not in names:
+            raise ValueError(f"class_labels holds {value!r}, which is no class{nearest(value, names)}")
+        return names.index(value)
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):

@@ -10,6 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from hiergen.generators.base import Generator
+from hiergen.generators.class_hierarchy import condition_names
 from hiergen.generators.conditioning import Unconditional
 from hiergen.pipelines.arguments import Generators, Labels, check_count, check_output_type, read_generators, read_labels
 from hiergen.pipelines.lora import LoraPipeline
@@ -66,7 +67,11 @@ class HiergenPipeline(DiffusionPipeline, LoraPipeline):
                 raise ValueError(
                     f"{all_of_them} is {count} beside class_labels, expected {each}: it counts those without a class"
                 )
-            labels = read_labels(class_labels).to(self.generator.device).repeat_interleave(per_label)
+            labels = (
+                read_labels(class_labels, condition_names(self.generator.config))
+                .to(self.generator.device)
+                .repeat_interleave(per_label)
+            )
             return labels, read_generators(generator, len(labels), self.unit)
         if not self.generator.makes_unconditional:
             raise ValueError(

@@ -54,7 +54,8 @@ class ClassToImagePipeline(HiergenPipeline):
         """Generate images.
 
         Args:
-            class_labels: One label or several, integers of Python, NumPy or torch; None for images without a class, where the generator was
+            class_labels: One label or several, integers of Python, NumPy or torch, or names of classes (of a class hierarchy, of any
+                group or attribute: "Animals & Nature | noto"); None for images without a class, where the generator was
                 trained with dropout of labels.
             num_images_per_label: Images for each label, next to each other in the result.
             num_images: Number of images without a class.

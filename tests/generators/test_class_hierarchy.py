@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hiergen.generators.class_hierarchy import ABSENT, OPEN, ClassHierarchy, ClassLevel
+from hiergen.generators.class_hierarchy import ABSENT, OPEN, ClassHierarchy, ClassLevel, condition_names
 
 CLASSES = ["wild/ape | flat", "pets/cat | round", "pets/cat | flat", "pets/dog | flat", "stone"]
 
@@ -50,6 +50,14 @@ def test_classes_are_a_last_level_where_the_levels_leave_them_alike() -> None:
     assert [level.names for level in tops.levels] == [("tops", "shoes"), ("shirt", "coat", "boot")]
     assert tops.names[tops.parents[0]] == "tops"
     assert tops.find("shirt") == 0
+
+
+def test_names_of_conditions_are_those_of_nodes_or_of_classes_by_number() -> None:
+    found = ClassHierarchy.from_names(CLASSES)
+    assert condition_names({"class_hierarchy": found.to_json(), "id2label": {"0": "x"}}) == found.names
+    labels = {str(index): f"class {index}" for index in sorted(range(12), key=str)}
+    assert condition_names({"id2label": labels}) == tuple(f"class {index}" for index in range(12))
+    assert condition_names({}) == ()
 
 
 def test_refusals() -> None:
