@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,7 +68,8 @@ class ClassPathEmbedding(nn.Module):
         """Draw the coarsest level and the attributes from N(0, 0.02), and set the finer levels of the tree to 0."""
         for index, table in enumerate(self.levels):
             is_finer = 0 < index < self.hierarchy.depth
-            nn.init.zeros_(table.weight) if is_finer else nn.init.normal_(table.weight, std=0.02)
+            weight = cast(nn.Embedding, table).weight
+            nn.init.zeros_(weight) if is_finer else nn.init.normal_(weight, std=0.02)
 
     def forward(self, condition: Int[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         """Return the embeddings of nodes `(b,)` or of paths `(b, l)`."""
