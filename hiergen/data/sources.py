@@ -36,7 +36,7 @@ def open_images(config: DataConfig, *, is_strict: bool = False) -> ImageSet | Pi
     kind, _, place = config.source.partition(":")
     if config.hold_out and kind in _HAVE_SPLITS:
         raise ValueError(f"hold_out is {config.hold_out}, but {config.source!r} is not divided that way: leave it at 0")
-    if (config.image_column or config.label_column) and kind != "hf":
+    if (config.image_column and kind != "hf") or (config.label_column and kind not in ("hf", "npz")):
         raise ValueError(
             f"image_column is {config.image_column!r} and label_column {config.label_column!r}, but {config.source!r} has no columns: "
             "leave them empty"
@@ -88,7 +88,9 @@ def open_pictures(config: DataConfig) -> PictureSource:
     if kind == "wds":
         source = ShardPictures(place)
     elif kind == "npz":
-        source = NpzPictures(place)
+        source = NpzPictures(place, label=config.label_column or "labels")
     else:
         source = FolderPictures(config.source)
-    return SplitPictures(source, split=config.split, hold_out=config.hold_out) if config.hold_out else source
+    if not config.hold_out:
+        return source
+    return SplitPictures(source, split=config.split, hold_out=config.hold_out, by=config.hold_out_by)

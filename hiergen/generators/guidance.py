@@ -35,6 +35,9 @@ GuidanceSchedule = Literal[
     "muse_linear",
 ]
 
+#: What a prediction is moved away from.
+GuidedAgainst = Literal["null", "parent"]
+
 # HAR's official sampler lifts schedules that start or end at 1 by this much; kept so that results agree.
 _LIFT = 1e-4
 # Schedules whose weight counts from the conditional prediction.
@@ -71,6 +74,8 @@ class GuidanceSettings(Checked):
         window_start: Start of the window, 0 to 1; None is the schedule's default (rectangular 0.05, step 0.25).
         window_end: End of the rectangular window, 0 to 1.
         guidance_power: Exponent p of "power_cosine": a larger one guides later.
+        guidance_against: What a prediction is moved away from: "null", the one made without the condition; or, for classes with a
+            hierarchy, "parent", the one for the class one level above, which keeps the coarse class and sharpens the fine one.
         peak: Where "linear_constant" and "triangular" reach s, above 0 and up to 1.
 
     Raises:
@@ -88,6 +93,7 @@ class GuidanceSettings(Checked):
     window_end: Share = 1.0
     peak: Annotated[float, Range(0, 1, excludes_low=True)] = 0.5
     guidance_power: NotNegative = 3.0
+    guidance_against: GuidedAgainst = "null"
 
     @property
     def is_guided(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.config import fingerprint
+from hiergen.config import fingerprint, to_json
 from hiergen.data.codes import CodeSet, write_codes
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet, Views, picture_views
@@ -19,11 +19,18 @@ from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
 
+#: Config entries that came later. With these values a model is what it was before them, and so is its fingerprint.
+_CAME_LATER: dict[str, Any] = {"conv_channels": 0, "conv_blocks": [2, 1, 1, 3], "cnn_stem": 1, "class_hierarchy": None}
+
 
 def tokenizer_fingerprint(tokenizer: Tokenizer[Any] | Generator) -> str:
     """Return 16 hexadecimal digits that change when the config or any of the weights of a tokenizer (or generator) change."""
     digest = hashlib.sha256()
-    config = {k: v for k, v in tokenizer.config.items() if not k.startswith("_")}
+    config = {
+        name: value
+        for name, value in to_json(dict(tokenizer.config)).items()
+        if not name.startswith("_") and not (name in _CAME_LATER and value == _CAME_LATER[name])
+    }
     digest.update(fingerprint(config).encode())
     for name, value in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())

@@ -58,8 +58,9 @@ class ClassToImagePipeline(HiergenPipeline):
         """Generate images.
 
         Args:
-            class_labels: One class or several, by number (integers of Python, NumPy or torch) or by name (see `get_label_ids`); None for
-                images without a class, where the generator was trained with dropout of labels.
+            class_labels: One class or several, by number (integers of Python, NumPy or torch) or by name (see `get_label_ids`), with a
+                class hierarchy also any group or attribute ("Animals & Nature | noto"); None for images without a class, where the
+                generator was trained with dropout of labels.
             num_images_per_label: Images for each label, next to each other in the result.
             num_images: Number of images without a class.
             generator: Source of all random draws: one for the batch, or a list of one per image (or `SampleRng`), so that each image

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hiergen.config import nearest
 from hiergen.generators.base import Generator
+from hiergen.generators.class_hierarchy import ClassHierarchy
 from hiergen.telling import counted
 
 #: Most characters of a name in the name of a file, and beside a picture.
@@ -55,7 +56,12 @@ class NamedClasses:
 
 
 def class_names(generator: Any) -> dict[int, str]:
-    """Return the names that a generator's config has, by the numbers of the classes; classes without a name are left out."""
+    """Return the names that a generator's config has, by the numbers of the classes; classes without a name are left out.
+
+    With a class hierarchy these are the names of all nodes; the classes are the first of them.
+    """
+    if generator.config.get("class_hierarchy"):
+        return dict(enumerate(ClassHierarchy.from_json(generator.config["class_hierarchy"]).names))
     stored: Mapping[str, str] = generator.config.get("id2label") or {}
     return {int(label): " ".join(name.split()) for label, name in stored.items() if name.strip()}
 

@@ -3,9 +3,73 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.generators.conditioning import check_labels, draw_dropped, drop_labels, with_null_labels
+from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning import (
+    ClassPathEmbedding,
+    Unconditional,
+    check_labels,
+    class_table,
+    draw_dropped,
+    drop_labels,
+    resolve_labels,
+    unguided_labels,
+)
 
 LABELS = torch.tensor([3, 0, 2, 1])
+CLASSES = ClassHierarchy.from_names(["wild/ape | flat", "pets/cat | round", "pets/cat | flat", "pets/dog | flat"])
+
+
+@pytest.fixture
+def table() -> ClassPathEmbedding:
+    table = ClassPathEmbedding(CLASSES, 4)
+    for level in table.levels:
+        torch.nn.init.normal_(level.weight, generator=torch.Generator().manual_seed(0))
+    return table
+
+
+def test_a_path_is_embedded_as_the_sum_of_its_levels(table) -> None:
+    group, pet, style = (level.weight for level in table.levels)
+    assert [len(level.weight) for level in table.levels] == [2 + 2, 3 + 2, 2 + 2]
+    asked = torch.tensor([CLASSES.find(name) for name in ("pets/cat | flat", "pets", "flat", "")])
+    expected = torch.stack(
+        [
+            group[1] + pet[1] + style[0],
+            group[1] + pet[4] + style[3],
+            group[3] + pet[4] + style[0],
+            group[3] + pet[4] + style[3],
+        ]
+    )
+    assert torch.equal(table(asked), expected)
+    assert torch.equal(table(table.paths(asked)), expected)
+
+
+def test_finer_levels_start_at_zero() -> None:
+    table = class_table(4, 8, CLASSES.to_json())
+    assert [bool(level.weight.any()) for level in table.levels] == [True, False, True]
+    assert isinstance(class_table(4, 8, None), torch.nn.Embedding)
+    with pytest.raises(ValueError, match="class_hierarchy has 4 classes, expected num_classes, 5"):
+        class_table(5, 8, CLASSES.to_json())
+
+
+def test_paths_are_cut_from_the_fine_end_and_attributes_by_themselves(table) -> None:
+    labels = torch.full((4000,), 3)
+    paths = table.drop(labels, 0.25, rng=torch.Generator().manual_seed(0))
+    group, pet, style = (paths == torch.tensor([3, 4, 3])).T
+    assert not bool((group & ~pet).any())
+    shares = [float(x.float().mean()) for x in (group, pet, style, style & ~pet)]
+    assert shares == pytest.approx([0.25, 1 - 0.75**2, 0.25, 0.25 * 0.75**2], abs=0.03)
+    assert torch.equal(paths[~pet & ~style], table.paths(labels)[~pet & ~style])
+    dropped = drop_labels(labels, 4, 0.25, table, rng=torch.Generator().manual_seed(0))
+    null = (dropped == torch.tensor([3, 4, 3])).all(dim=1)
+    assert float(null.float().mean()) == pytest.approx(0.25 + 0.75 * 0.25 * 0.25, abs=0.03)
+
+
+def test_any_node_is_a_label_of_a_hierarchy(table) -> None:
+    nodes = torch.tensor([0, CLASSES.null, len(CLASSES.nodes) - 1])
+    assert torch.equal(resolve_labels(nodes, 4, 0.1, torch.device("cpu"), table), nodes)
+    assert resolve_labels(Unconditional(2), 4, 0.1, torch.device("cpu"), table).tolist() == [4, 4]
+    with pytest.raises(ValueError, match=f"expected 0 to {len(CLASSES.nodes) - 1}"):
+        resolve_labels(nodes + 1, 4, 0.1, torch.device("cpu"), table)
 
 
 def test_labels_are_dropped_by_one_uniform_number_each() -> None:
@@ -24,8 +88,12 @@ def test_nothing_is_drawn_where_nothing_can_be_dropped() -> None:
     assert torch.equal(rng.get_state(), before)
 
 
-def test_null_labels_stand_behind_the_labels() -> None:
-    assert with_null_labels(LABELS, 9).tolist() == [3, 0, 2, 1, 9, 9, 9, 9]
+def test_what_guidance_moves_away_from() -> None:
+    assert unguided_labels(LABELS, 9, "null", None).tolist() == [9, 9, 9, 9]
+    with pytest.raises(ValueError, match="guidance_against is 'parent', but this generator has no class hierarchy"):
+        unguided_labels(LABELS, 9, "parent", torch.nn.Embedding(10, 4))
+    names = [CLASSES.names[node] for node in unguided_labels(LABELS, 4, "parent", ClassPathEmbedding(CLASSES, 4))]
+    assert names == ["pets | flat", "wild | flat", "pets | flat", "pets | round"]
 
 
 def test_refusals_of_labels() -> None:

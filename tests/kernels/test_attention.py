@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hiergen.kernels.attention import attention
 
@@ -14,3 +15,34 @@ def test_both_backends_scale_alike(scale: float | None) -> None:
     torch.testing.assert_close(fused, attention(query, key, value, mask=mask, scale=scale, backend="reference"))
     scores = query @ key.mT * (6**-0.5 if scale is None else scale)
     torch.testing.assert_close(fused, scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ value)
+
+
+def draw(length: int, dtype: torch.dtype, *, trains: bool) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return [torch.randn(1, 2, length, 8, generator=rng).to(dtype).requires_grad_(trains) for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "trains", "is_fused"),
+    [
+        (16, torch.bfloat16, True, False),
+        (16, torch.bfloat16, False, True),
+        (513, torch.bfloat16, True, True),
+        (16, torch.float32, True, True),
+    ],
+)
+def test_training_in_bfloat16_on_a_cpu_takes_the_plain_formula(monkeypatch, length, dtype, trains, is_fused) -> None:
+    calls = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
+    query, key, value = draw(length, dtype, trains=trains)
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    made = attention(query, key, value, mask=mask)
+    assert bool(calls) == is_fused
+    with torch.no_grad():
+        attention(query, key, value, mask=mask)
+    assert len(calls) == 1 + is_fused
+    exact = attention(*(x.double() for x in (query, key, value)), mask=mask, backend="reference")
+    assert float((made - exact).detach().abs().max()) < (0.1 if dtype == torch.bfloat16 else 1e-5)
+    with pytest.raises(ValueError, match="backend is 'fast', expected 'auto', 'reference' or 'sdpa'"):
+        attention(query, key, value, backend="fast")

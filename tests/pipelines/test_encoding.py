@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import FolderPictures, PictureSet
-from hiergen.pipelines.encoding import encode_images
+from hiergen.pipelines.encoding import encode_images, tokenizer_fingerprint
 from hiergen.registry import create
 from hiergen.seeding import make_rng
 
@@ -44,3 +45,15 @@ def test_discrete_tokens_are_not_drawn(tmp_path) -> None:
     images = ImageSet(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64), ("a",))
     with pytest.raises(ValueError, match="sample_seed is 0, but the tokens of ResTok are discrete: leave it out"):
         encode_images(create("restok-tiny").eval(), images, tmp_path, sample_seed=0)
+
+
+def test_options_that_came_later_change_no_fingerprint_at_their_defaults() -> None:
+    torch.manual_seed(0)
+    model = create("hieratok-tiny", **SMALL)
+    before = tokenizer_fingerprint(model)
+    assert "conv_channels" in model.config
+    earlier = {name: value for name, value in model.config.items() if not name.startswith("conv_")}
+    model._internal_dict = FrozenDict(earlier)
+    assert tokenizer_fingerprint(model) == before
+    model._internal_dict = FrozenDict({**earlier, "conv_channels": 8})
+    assert tokenizer_fingerprint(model) != before

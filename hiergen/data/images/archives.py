@@ -82,29 +82,55 @@ class HubPictures(PictureSource):
 
 
 class NpzPictures(PictureSource):
-    """An .npz archive of encoded images: `webp` (all their bytes), `offsets`, `labels`, `classes`.
+    """An .npz archive of encoded images: `webp` (all their bytes), `offsets`, `labels`, `classes`, and what else it says of each.
 
-    Picture k is `webp[offsets[k]:offsets[k + 1]]`; `classes` names the labels.
+    Picture k is `webp[offsets[k]:offsets[k + 1]]`; `classes` names the labels. Further arrays of numbers, such as `styles`, have their
+    names beside them, such as `style_names`; `names` holds a name of each picture.
+
+    Args:
+        path: The file.
+        label: The arrays of numbers that make the class together: "labels", "styles", or "labels+styles". The classes of several are
+            the combinations that occur, in order, their names joined by " | ".
 
     Raises:
         ValueError: If the file is missing or damaged, lacks an array, or the arrays do not fit together.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, label: str = "labels") -> None:
         self._path = path
+        # Each array of numbers, and the one that names them.
+        parts = {
+            name: "classes" if name == "labels" else f"{name.removesuffix('s')}_names" for name in label.split("+")
+        }
+        wanted = ("webp", "offsets", *parts, *parts.values())
         with open_npz(path) as archive:
-            missing = [name for name in ("webp", "offsets", "labels", "classes") if name not in archive]
+            missing = [name for name in wanted if name not in archive]
             if missing:
                 raise ValueError(
                     f"{str(path)!r} is no archive of encoded images: it lacks {', '.join(missing)} and holds {', '.join(archive.files)}"
                 )
-            arrays = {name: read_array(archive, name, path) for name in ("webp", "offsets", "labels", "classes")}
-        _check_archive(path, arrays)
+            arrays = {name: read_array(archive, name, path) for name in wanted}
+            names = read_array(archive, "names", path) if "names" in archive else ()
+        for numbers, named in parts.items():
+            _check_archive(path, arrays, numbers, named)
         self._bytes, self._offsets = arrays["webp"], arrays["offsets"]
-        self.labels = [int(label) for label in arrays["labels"]]
-        self.classes = tuple(str(name) for name in arrays["classes"])
+        if len(parts) == 1:
+            self.labels = [int(number) for number in arrays[label]]
+            self.classes = tuple(str(name) for name in arrays[parts[label]])
+        else:
+            combined = list(zip(*(arrays[name].tolist() for name in parts), strict=True))
+            found = {numbers: index for index, numbers in enumerate(sorted(set(combined)))}
+            self.labels = [found[numbers] for numbers in combined]
+            tables = [arrays[named] for named in parts.values()]
+            self.classes = tuple(
+                " | ".join(str(table[number]) for table, number in zip(tables, numbers, strict=True))
+                for numbers in found
+            )
+        if len(names) not in (0, len(self.labels)):
+            raise ValueError(f"names of {str(path)!r} are {len(names)}, expected {len(self.labels)}, one per picture")
+        self.names = tuple(str(name) for name in names)
         digest = hashlib.sha256(self._bytes.tobytes())
-        digest.update(arrays["labels"].astype(np.int64).tobytes())
+        digest.update(np.asarray(self.labels, np.int64).tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
     def read(self, index: int) -> Image.Image:
@@ -112,17 +138,17 @@ class NpzPictures(PictureSource):
         return read_image(f"{self._path}[{index}]", data=self._bytes[start:stop].tobytes())
 
 
-def _check_archive(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    webp, offsets, labels, classes = (arrays[name] for name in ("webp", "offsets", "labels", "classes"))
+def _check_archive(path: str | Path, arrays: dict[str, np.ndarray], numbers: str, named: str) -> None:
+    webp, offsets, labels, classes = (arrays[name] for name in ("webp", "offsets", numbers, named))
     kinds = (webp.dtype == np.uint8, offsets.dtype.kind in "iu", labels.dtype.kind in "iu")
     if not all(kinds) or any(array.ndim != 1 for array in arrays.values()) or len(offsets) != len(labels) + 1:
         shapes = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
         raise ValueError(
-            f"{str(path)!r} is no archive of encoded images: {shapes}; expected uint8 bytes, one offset more than integer labels"
+            f"{str(path)!r} is no archive of encoded images: {shapes}; expected uint8 bytes, one offset more than integer {numbers}"
         )
     if (np.diff(offsets.astype(np.int64)) < 0).any() or offsets[0] < 0 or offsets[-1] > len(webp):
         raise ValueError(f"offsets of {str(path)!r} leave its {len(webp):,} bytes or go backwards")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise ValueError(
-            f"labels of {str(path)!r} are {labels.min()} to {labels.max()}, expected 0 to {len(classes) - 1}: there are {len(classes)} classes"
+            f"{numbers} of {str(path)!r} are {labels.min()} to {labels.max()}, expected 0 to {len(classes) - 1}: there are {len(classes)} {named}"
         )

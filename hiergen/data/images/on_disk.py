@@ -43,11 +43,13 @@ class PictureSource(abc.ABC):
         labels: Class of each.
         classes: Name of each class.
         fingerprint: Digits that change when the data change.
+        names: Name of each, where the source has names.
     """
 
     labels: list[int]
     classes: tuple[str, ...]
     fingerprint: str
+    names: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def read(self, index: int) -> Image.Image:
@@ -112,13 +114,18 @@ class SplitPictures(PictureSource):
     Args:
         source: All pictures.
         split: "train" or "test".
-        hold_out: Pictures 0, `hold_out`, 2 `hold_out`, ... are "test", all others "train": a source sorted by class keeps its shares.
+        hold_out: One of so many is "test", all others are "train".
+        by: "number" makes pictures 0, `hold_out`, 2 `hold_out`, ... "test": a source sorted by class keeps its shares. "name" makes those
+            "test" where `derive_seed("hold_out", thing) % hold_out` is 0; `thing` is what stands behind the last slash of the name, so
+            that a thing is on the same side in all of its styles, whatever else the source holds.
 
     Raises:
-        ValueError: If the split is unknown, or `hold_out` would leave one side empty.
+        ValueError: If the split is unknown, `hold_out` would leave one side empty, or the source has no names to divide it by.
     """
 
-    def __init__(self, source: PictureSource, *, split: str, hold_out: int) -> None:
+    def __init__(
+        self, source: PictureSource, *, split: str, hold_out: int, by: Literal["number", "name"] = "number"
+    ) -> None:
         if split not in ("train", "test"):
             raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
         count = len(source.labels)
@@ -126,11 +133,19 @@ class SplitPictures(PictureSource):
             raise ValueError(
                 f"hold_out is {hold_out} for {count} pictures, expected at least 2 for at least 2 pictures"
             )
+        if by == "name" and not source.names:
+            raise ValueError("hold_out_by is 'name', but these pictures have no names: leave it at 'number'")
         self._source = source
-        self._indices = [index for index in range(count) if (index % hold_out == 0) == (split == "test")]
+        remainders: Sequence[int] = range(count)
+        if by == "name":
+            remainders = [derive_seed("hold_out", name.rpartition("/")[2]) for name in source.names]
+        self._indices = [index for index in range(count) if (remainders[index] % hold_out == 0) == (split == "test")]
+        if not self._indices:
+            raise ValueError(f"hold_out is {hold_out} and leaves no {split!r} of {count} pictures divided by {by}")
         self.labels = [source.labels[index] for index in self._indices]
+        self.names = tuple(source.names[index] for index in self._indices) if source.names else ()
         self.classes = source.classes
-        self.fingerprint = f"{source.fingerprint}-{split}-{hold_out}"
+        self.fingerprint = f"{source.fingerprint}-{split}-{hold_out}" + ("-by-name" if by == "name" else "")
 
     def read(self, index: int) -> Image.Image:
         return self._source.read(self._indices[index])

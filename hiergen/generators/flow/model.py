@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from hiergen.config import to_json
 from hiergen.generators.base import Generator, StepCallback
-from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
+from hiergen.generators.conditioning import (
+    ClassPathEmbedding,
+    Unconditional,
+    class_table,
+    drop_labels,
+    resolve_labels,
+    unguided_labels,
+)
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.flow.latent_patches import LatentPatches
 from hiergen.generators.flow.sampling import (
@@ -70,7 +77,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         use_shift: Whether the modulation of a block shifts besides scaling; True in all released models.
         use_qk_norm: Normalize queries and keys; False in all released models.
         has_double_output: The last layer gives twice the channels and the second half is dropped.
-        label_dropout: Chance that a label is replaced by "no label" in training.
+        label_dropout: Chance that a label is replaced by "no label" in training; with a hierarchy also that a level is left open.
+        class_hierarchy: The classes as a `ClassHierarchy` in JSON, embedded as paths; any node is a label. None has a row per class.
         latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`); None for 0.
         latent_std: Standard deviation of each channel; None for 1.
         latent_multiplier: Standardized tokens are multiplied by it.
@@ -112,6 +120,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         use_qk_norm: bool = False,
         has_double_output: bool = False,
         label_dropout: float = 0.1,
+        class_hierarchy: Mapping[str, Any] | None = None,
         latent_mean: Sequence[float] | None = None,
         latent_std: Sequence[float] | None = None,
         latent_multiplier: float = 1.0,
@@ -149,7 +158,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         config, dim = self.config, self.config["dim"]
         self.patch_embed = nn.Linear(self._patches.dim, dim)
         self.time_embed = TimeEmbedding(dim)
-        self.label_embed = nn.Embedding(config["num_classes"] + 1, dim)
+        self.label_embed = class_table(config["num_classes"], dim, config["class_hierarchy"])
         self.blocks = nn.ModuleList(
             ModulatedBlock(
                 dim,
@@ -207,7 +216,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         self,
         tokens: Float[Tensor, "b n c"],
         time: Float[Tensor, " b"],
-        condition: Int[Tensor, " b"],
+        condition: Int[Tensor, "b ..."],
         *,
         is_dense: bool = False,
     ) -> Float[Tensor, "b n c"]:
@@ -216,7 +225,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         Args:
             tokens: All levels, coarse to fine, row-major: x_t.
             time: Time of each sample, 0 (noise) to 1 (data); not scaled by 1000.
-            condition: Labels, or `null_label`.
+            condition: Labels, or `null_label`; with a hierarchy also nodes, or paths `(b, l)`.
             is_dense: Attend densely whatever `attention` is.
         """
         x = self.patch_embed(self._patches.fold(tokens.to(self.patch_embed.weight.dtype)))
@@ -257,7 +266,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         """Return "loss" = "mse" + cosine_weight * "cosine" at one random time per sample.
 
         Random draws, in this order: b normal numbers for the times, (b, c, n) normal numbers for the noise, and in train mode, where
-        label_dropout is above 0, b uniform numbers that decide which labels are dropped.
+        label_dropout is above 0, b uniform numbers that decide which labels are dropped, and with a hierarchy (b, levels) more.
 
         Args:
             pyramid: Tokens as the tokenizer gives them; they are standardized here.
@@ -278,7 +287,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         )
         x_t, target = interpolate(data, self._noise(data.shape[0], data.device, rng).to(data.dtype), time)
         if self.training:
-            condition = drop_labels(condition, self.null_label, self.config["label_dropout"], rng=rng)
+            condition = drop_labels(condition, self.null_label, self.config["label_dropout"], self.label_embed, rng=rng)
         mse, cosine = velocity_losses(self.velocity(x_t, time, condition), target)
         return {"loss": mse + self.config["cosine_weight"] * cosine, "mse": mse, "cosine": cosine}
 
@@ -298,7 +307,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         dense.
 
         Args:
-            condition: Labels, 0 to num_classes - 1; or `Unconditional`, where labels were dropped in training.
+            condition: Labels, 0 to num_classes - 1, with a hierarchy any node; or `Unconditional`, where labels were dropped in training.
             settings: Solver, steps and guidance; None for the defaults.
             rng: Source of the noise; None for the global one.
             callback: Called after each step with the `time` that is reached, 0 (noise) to 1, and the standardized state `latents`
@@ -310,7 +319,9 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             FloatingPointError: If the velocity holds NaN or infinity.
         """
         settings = settings or FlowSettings()
-        labels = resolve_labels(condition, self.config["num_classes"], self.config["label_dropout"], self.device)
+        labels = resolve_labels(
+            condition, self.config["num_classes"], self.config["label_dropout"], self.device, self.label_embed
+        )
         noise = self._noise(len(labels), self.device, rng)
         finite, times = FiniteSteps(type(self).__name__, "the velocity"), settings.times()
 
@@ -357,7 +368,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     def _guided_velocity(self, condition: Tensor, settings: FlowSettings, finite: FiniteSteps) -> VelocityFn:
         warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
         dense_until = settings.times()[min(warmup, settings.num_steps)]
-        both = with_null_labels(condition, self.null_label)
+        null = unguided_labels(condition, self.null_label, settings.guidance_against, self.label_embed)
+        both = torch.cat((condition, null))
         compute = self._compiled or self.velocity
 
         def velocity(state: Tensor, time: float) -> Tensor:
@@ -387,7 +399,9 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for weight in (self.label_embed.weight, self.time_embed.linear1.weight, self.time_embed.linear2.weight):
+        if not isinstance(self.label_embed, ClassPathEmbedding):
+            nn.init.normal_(self.label_embed.weight, std=0.02)
+        for weight in (self.time_embed.linear1.weight, self.time_embed.linear2.weight):
             nn.init.normal_(weight, std=0.02)
         # Every block starts as the identity and the velocity as zero.
         modulations = [module.modulation for module in self.modules() if isinstance(module, ModulatedBlock)]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -29,7 +29,14 @@ from torch import Tensor, nn
 
 from hiergen.checked import Range
 from hiergen.generators.base import Generator, StepCallback
-from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
+from hiergen.generators.conditioning import (
+    ClassPathEmbedding,
+    Unconditional,
+    class_table,
+    drop_labels,
+    resolve_labels,
+    unguided_labels,
+)
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import GuidanceSettings, guide
 from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, level_layout, token_layout
@@ -100,7 +107,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         embedding_dropout: Probability of dropping a channel of the input sequence.
         attention_dropout: Probability of dropping a channel after the output projection of attention.
         ffn_dropout: Probability of dropping a channel after a feed-forward layer.
-        class_dropout: Probability that `loss` replaces a label by "no class".
+        class_dropout: Probability that `loss` replaces a label by "no class"; with a hierarchy also that it leaves a level open.
+        class_hierarchy: The classes as a `ClassHierarchy` in JSON: a class is embedded as a path, and any node of it is a label. None
+            gives each class a row of its own.
         rope_theta: Base of the rotary frequencies.
         rotary: "sequence" turns by the place in the input sequence. "grid", for one level with a grid and `layout="token"`, turns by the
             row and the column of the token that is read; the class has no place, its queries and keys are zero.
@@ -134,6 +143,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         attention_dropout: float = 0.1,
         ffn_dropout: float = 0.1,
         class_dropout: float = 0.1,
+        class_hierarchy: Mapping[str, Any] | None = None,
         rope_theta: float = 10000.0,
         rotary: str = "sequence",
     ) -> None:
@@ -146,7 +156,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         num_special = self._count_special_rows(layout, num_special_tokens)
         vocab_size = self._specs[0].vocab_size or 0
         hidden = swiglu_dim(dim) if ffn_dim is None else ffn_dim
-        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.class_embedding = class_table(num_classes, dim, class_hierarchy)
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.special_embedding = nn.Embedding(num_special, dim) if num_special else None
         self.input_dropout = nn.Dropout(embedding_dropout)
@@ -159,6 +169,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         table = _rotary_table(rotary, self._specs, layout, dim // num_heads, rope_theta)
         self._constants = Constants(rotary=table, mask=self._layout.mask.dense("cpu"))
         self.apply(_init_weights)
+        if isinstance(self.class_embedding, ClassPathEmbedding):
+            self.class_embedding.reset_parameters()
         nn.init.zeros_(self.head.weight)
 
     @property
@@ -184,7 +196,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
 
         Args:
             ids: All tokens, int64, coarse to fine. The tokens of the last group are not read.
-            condition: Class labels `(b,)`, int64; `num_classes` stands for no class.
+            condition: Class labels `(b,)`, int64; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
 
         Raises:
             ValueError: If the sequence has another length than the levels, or labels and ids differ in number.
@@ -193,7 +205,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             raise ValueError(
                 f"ids holds {ids.shape[1]} tokens per sample, this generator's levels hold {self.num_tokens}"
             )
-        if condition.shape != ids.shape[:1]:
+        given = condition.shape[:1] if isinstance(self.class_embedding, ClassPathEmbedding) else condition.shape
+        if given != ids.shape[:1]:
             raise ValueError(
                 f"condition has shape {tuple(condition.shape)}, expected ({ids.shape[0]},), one per sample"
             )
@@ -216,7 +229,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         self.check_pyramid(pyramid)
         ids = pyramid.concat()
         if self.training:
-            condition = drop_labels(condition, self.config["num_classes"], self.config["class_dropout"], rng=rng)
+            condition = drop_labels(
+                condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
+            )
         logits = self(ids, condition)
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
         accuracy = (logits.detach().argmax(dim=-1) == ids).float().mean()
@@ -234,7 +249,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """Return one pyramid of ids per label, generated coarse to fine with dropout off.
 
         Args:
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or `Unconditional`, where labels were dropped in training.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or `Unconditional`, where labels
+                were dropped in training.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
             rng: Source of the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each step with its index, the levels that are complete, and as `latents` all ids `(b, n)`. After a
@@ -245,11 +261,17 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             FloatingPointError: If the logits of a step hold NaN or infinity.
         """
         settings = LevelARSettings() if settings is None else settings
-        condition = resolve_labels(condition, self.config["num_classes"], self.config["class_dropout"], self.device)
+        condition = resolve_labels(
+            condition, self.config["num_classes"], self.config["class_dropout"], self.device, self.class_embedding
+        )
         batch, layout = len(condition), self._layout_of_levels(settings.num_levels)
         # The schedule is that of all levels, so that stopping early changes nothing in the levels that are generated.
         scales, num_guided = settings.scales(self.num_steps), settings.num_guided_steps(layout)
-        labels = with_null_labels(condition, self.config["num_classes"]) if num_guided else condition
+        labels = condition
+        if num_guided:
+            null = self.config["num_classes"]
+            against = unguided_labels(condition, null, settings.guidance_against, self.class_embedding)
+            labels = torch.cat((condition, against))
         ids = condition.new_zeros(batch, layout.num_tokens)
         cache = KVCache(len(self.blocks), layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -28,7 +28,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hiergen.generators.base import Generator, StepCallback
-from hiergen.generators.conditioning import Condition, draw_dropped
+from hiergen.generators.conditioning import (
+    ClassPathEmbedding,
+    Condition,
+    draw_dropped,
+    read_hierarchy,
+    unguided_labels,
+)
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.masked.diffusion_head import DiffusionHead
 from hiergen.generators.masked.orders import (
@@ -81,7 +87,9 @@ class MaskedAR(Generator):
         head_dim: Width of the diffusion head, which has `head_depth` residual blocks and a chain of `num_timesteps` steps.
         diffusion_batch_mul: Copies of every token in a training step, each with its own timestep and noise.
         mask_ratio_min: Smallest share of hidden tokens in training: a normal of mean 1 and `mask_ratio_std`, cut to [this, 1].
-        condition_drop: Probability of losing the condition in training.
+        condition_drop: Probability of losing the condition in training; with a hierarchy also of leaving one of its levels open.
+        class_hierarchy: The classes as a `ClassHierarchy` in JSON: a class is embedded as a path, and any node of it is a label. None
+            gives each class a row of its own.
         order: "random" or "levelwise".
         level_weights: Relative frequency of the levels in level-by-level training; None takes the square roots of their sizes, between
             "every level alike" and "every token alike".
@@ -130,6 +138,7 @@ class MaskedAR(Generator):
         mask_ratio_min: float = 0.7,
         mask_ratio_std: float = 0.25,
         condition_drop: float = 0.1,
+        class_hierarchy: Mapping[str, Any] | None = None,
         order: Order = "random",
         level_weights: Sequence[float] | None = None,
         latent_mean: ChannelValues | None = None,
@@ -153,6 +162,7 @@ class MaskedAR(Generator):
             low_res_shape=None if low_res_shape is None else (low_res_shape[0], low_res_shape[1]),
             embed_low_res_time=embed_low_res_time,
             drop_low_res=drop_low_res,
+            hierarchy=read_hierarchy(class_hierarchy, num_classes),
         )
         places = {"token_dim": token_dim, "num_tokens": self.stages[-1].length, "num_prefix": self.prefix.num_rows}
         # The other sizes are config entries of the same names.
@@ -210,7 +220,11 @@ class MaskedAR(Generator):
         if batch != pyramid.batch_size:
             raise ValueError(f"condition holds {batch} samples, the pyramid {pyramid.batch_size}")
         tokens = self.standardize(pyramid.concat().to(self.device))
-        return self.loss_of_draws(tokens, condition, self.draw(batch, rng=rng, dtype=tokens.dtype), low_res=low_res)
+        draws = self.draw(batch, rng=rng, dtype=tokens.dtype)
+        table = getattr(self.prefix, "class_embedding", None)
+        if draws.drop is not None and isinstance(table, ClassPathEmbedding) and isinstance(condition, Tensor):
+            condition = table.drop(condition, self.config["condition_drop"], rng=rng)
+        return self.loss_of_draws(tokens, condition, draws, low_res=low_res)
 
     def draw(
         self, batch: int, *, rng: torch.Generator | None = None, dtype: torch.dtype = torch.float32
@@ -273,7 +287,7 @@ class MaskedAR(Generator):
         diffusion head's noise `(head_steps, b, tokens of the step, c)`. A generator on the model's device saves copies.
 
         Args:
-            condition: Class labels `(b,)`, or features.
+            condition: Class labels `(b,)`, with a hierarchy any node; or features.
             settings: How to generate; None takes `MaskedARSettings()`.
             low_res: Standardized tokens of the coarse stage, where the model takes them.
             callback: Called after every step with the levels that are complete by then, and as `latents` with the standardized tokens
@@ -357,6 +371,10 @@ class MaskedAR(Generator):
         prefix = self.prefix(condition, low_res, time)
         if settings.is_guided:
             drop = torch.ones(len(prefix), dtype=torch.bool, device=self.device)
+            if settings.guidance_against == "parent":
+                null, table = self.config["num_classes"], getattr(self.prefix, "class_embedding", None)
+                condition = unguided_labels(cast(Tensor, condition), null, "parent", table)
+                drop = condition == null
             prefix = torch.cat((prefix, self.prefix(condition, low_res, time, drop)))
         return self.transformer.embed_prefix(prefix)
 

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hiergen.generators.conditioning import Condition, check_labels
+from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning import ClassPathEmbedding, Condition, check_labels, count_conditions
 from hiergen.generators.masked.diffusion_head import TimeEmbedding
 from hiergen.nn.initialization import xavier_linears
 
@@ -44,6 +45,7 @@ class ConditionPrefix(nn.Module):
         low_res_shape: `(tokens, channels)` of the coarser stage, or None.
         embed_low_res_time: Whether the rows of the coarser stage are told how much noise was mixed in.
         drop_low_res: Whether "no condition" drops the coarser stage too, not the class or features alone.
+        hierarchy: The classes as a tree; a condition may then be any node of it, or paths.
 
     Raises:
         ValueError: If both or neither of `num_classes` and `feature_shapes` are given.
@@ -59,6 +61,7 @@ class ConditionPrefix(nn.Module):
         low_res_shape: tuple[int, int] | None,
         embed_low_res_time: bool,
         drop_low_res: bool,
+        hierarchy: ClassHierarchy | None = None,
     ) -> None:
         super().__init__()
         if (num_classes is None) == (not feature_shapes):
@@ -69,8 +72,10 @@ class ConditionPrefix(nn.Module):
         self.feature_shapes = [tuple(shape) for shape in feature_shapes or ()]
         self.low_res_shape = low_res_shape
         if num_classes is not None:
-            self.class_embedding = nn.Embedding(num_classes, dim)
+            self.class_embedding: nn.Embedding | ClassPathEmbedding = nn.Embedding(num_classes, dim)
             nn.init.normal_(self.class_embedding.weight, std=0.02)
+            if hierarchy is not None:
+                self.class_embedding = ClassPathEmbedding(hierarchy, dim)
             null_rows = 1
         else:
             self.projections = nn.ModuleList(
@@ -125,7 +130,7 @@ class ConditionPrefix(nn.Module):
         if self.num_classes is not None:
             if not isinstance(condition, Tensor) or condition.is_floating_point() or condition.ndim != 1:
                 raise ValueError(f"condition is {_describe(condition)}, expected class labels (b,)")
-            check_labels(condition, self.num_classes)
+            check_labels(condition, count_conditions(self.class_embedding, self.num_classes))
             batch = condition.shape[0]
         else:
             features = [condition] if isinstance(condition, Tensor) else list(condition)

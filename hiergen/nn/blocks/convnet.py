@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class ConvNetConfig(Checked):
         mid_blocks: Number of residual blocks at the coarsest resolution, beyond `blocks`.
         z_channels: Channels of the small map.
         groups: Number of groups of every GroupNorm.
+        stem: Side of the squares of pixels that become channels first, which spares the convolutions at the image's full resolution, where
+            most of the time goes; 1 leaves pixels as they are.
         shortcut: "input" is an ordinary residual block. "branch" is what published weights need: where the channels change, the
             1x1 convolution reads the block's output and the block's input is dropped.
     """
@@ -44,11 +47,12 @@ class ConvNetConfig(Checked):
     mid_blocks: int = 2
     z_channels: int = 256
     groups: int = 32
+    stem: int = 1
     shortcut: Shortcut = "branch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("image_channels", "channels", "blocks", "z_channels", "groups"):
+        for name in ("image_channels", "channels", "blocks", "z_channels", "groups", "stem"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -69,7 +73,7 @@ class ConvNetConfig(Checked):
     @property
     def stride(self) -> int:
         """Side of the square of pixels that one cell of the small map stands for."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.stem * 2 ** (len(self.multipliers) - 1)
 
 
 class ConvBlock(nn.Module):
@@ -100,7 +104,8 @@ class ConvEncoder(CheckpointedModule):
     def __init__(self, config: ConvNetConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.conv_in = nn.Conv2d(config.image_channels, config.channels, 3, padding=1, bias=False)
+        self.stem = config.stem
+        self.conv_in = nn.Conv2d(config.image_channels * config.stem**2, config.channels, 3, padding=1, bias=False)
         self.down = nn.ModuleList(
             _blocks(config, previous, width, config.blocks)
             for previous, width in zip((config.channels, *widths), widths, strict=False)
@@ -110,6 +115,9 @@ class ConvEncoder(CheckpointedModule):
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 1)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z small_h small_w"]:
+        if self.stem > 1:
+            # With the channels last convolutions on a CPU take half the time.
+            images = F.pixel_unshuffle(images, self.stem).contiguous(memory_format=torch.channels_last)
         x = self.conv_in(images)
         for resolution, blocks in enumerate(self.down):
             if resolution:
@@ -134,7 +142,8 @@ class ConvDecoder(CheckpointedModule, KeepsFloat32):
         )
         self.upsample = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in widths[1:])
         self.norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
+        self.stem = config.stem
+        self.conv_out = nn.Conv2d(widths[0], config.image_channels * config.stem**2, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b z small_h small_w"]) -> Float[Tensor, "b c h w"]:
         x = self.run(self.mid, self.conv_in(x))
@@ -142,7 +151,8 @@ class ConvDecoder(CheckpointedModule, KeepsFloat32):
             x = self.run(self.up[resolution], x)
             if resolution:
                 x = self.upsample[resolution - 1](F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
 
 
 def _blocks(config: ConvNetConfig, in_channels: int, out_channels: int, count: int) -> nn.Sequential:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from hiergen.checked import Checked
+from hiergen.checked import Checked, CountOrZero
 from hiergen.nn.blocks.scale_transformer import PositionKind
 from hiergen.nn.level_masks import AttentionForm, MaskKind
 from hiergen.nn.pyramid_pooling import PoolKind
@@ -43,6 +43,11 @@ class HieraTokConfig(Checked):
     """Blocks of the decoder."""
     decoder_heads: int = 12
     """Attention heads of the decoder."""
+    conv_channels: CountOrZero = 0
+    """Channels of residual convolutions at twice the resolution of the finest map, between pixels and the map; 0 for plain patches."""
+    conv_blocks: tuple[CountOrZero, CountOrZero, CountOrZero, CountOrZero] = (2, 1, 1, 3)
+    """Number of residual blocks of convolutions: of the encoder at twice the map's resolution and at the map's, of the decoder at the
+    map's and at twice the map's."""
 
     # The hierarchy
     placement: Placement = "decoder"
@@ -80,12 +85,21 @@ class HieraTokConfig(Checked):
         sides, image_size, patch_size = self.scales, self.image_size, self.patch_size
         if patch_size < 1 or image_size % patch_size:
             raise ValueError(f"patch_size is {patch_size}, expected a divisor of image_size {image_size}")
+        if self.conv_channels and (patch_size % 2 or any(x % 8 for x in self._conv_widths)):
+            raise ValueError(
+                f"conv_channels is {self.conv_channels}, encoder_dim and decoder_dim {self.encoder_dim} and {self.decoder_dim}, "
+                f"patch_size {patch_size}: convolutions need multiples of 8, and an even patch_size"
+            )
         if not sides or sides[0] < 1 or list(sides) != sorted(set(sides)) or sides[-1] != image_size // patch_size:
             raise ValueError(f"scales is {sides}, expected increasing sides that end with {image_size // patch_size}")
         if self.use_channel_shortcuts and self.decoder_dim % self.latent_dim:
             raise ValueError(
                 f"a channel shortcut needs latent_dim to divide decoder_dim, got {self.latent_dim}, {self.decoder_dim}"
             )
+
+    @property
+    def _conv_widths(self) -> tuple[int, ...]:
+        return self.conv_channels, self.encoder_dim, self.decoder_dim
 
     @property
     def has_tail(self) -> bool:

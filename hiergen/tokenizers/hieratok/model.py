@@ -19,6 +19,7 @@ with attention from coarse to fine. Sizes, losses and positions are ours; every 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ from hiergen.nn.pyramid_pooling import PyramidPool
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Pictures, Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
 from hiergen.tokenizers.hieratok.config import HieraTokConfig
+from hiergen.tokenizers.hieratok.convolutions import ConvPatches, ConvPixels, start_as_identity
 
 
 class PatchEncoder(CheckpointedModule):
@@ -47,18 +49,31 @@ class PatchEncoder(CheckpointedModule):
         dim: Channels.
         depth: Blocks.
         num_heads: Attention heads.
+        patches: What takes the place of the strided convolution.
     """
 
-    def __init__(self, image_size: int, patch_size: int, dim: int, depth: int, num_heads: int) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        *,
+        patches: ConvPatches | None = None,
+    ) -> None:
         super().__init__()
-        self.patch_embed = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.patch_embed: Any = nn.Conv2d(3, dim, patch_size, stride=patch_size) if patches is None else patches
         self.position_embed = nn.Parameter(torch.empty((image_size // patch_size) ** 2, dim))
         nn.init.normal_(self.position_embed, std=0.02)
         self.blocks = nn.ModuleList(TransformerBlock(dim, num_heads) for _ in range(depth))
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return one feature per patch, row-major."""
-        x = self.patch_embed(images.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
+        if isinstance(self.patch_embed, ConvPatches):
+            x = self.patch_embed(images)
+        else:
+            x = self.patch_embed(images.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
         x = x + self.position_embed
         for block in self.blocks:
             x = self.run(block, x)
@@ -88,12 +103,18 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
         for module in self.modules():
             if isinstance(module, PyramidPool):
                 module.reset_parameters()
+        start_as_identity(self)
         # The last convolution starts as the identity, so that it can only smooth the seams of patches once that helps.
         nn.init.dirac_(self.final_conv.weight)
 
     def _build_encoder(self, layout: HieraTokConfig) -> None:
         dim, heads, latent_dim = layout.encoder_dim, layout.encoder_heads, layout.latent_dim
-        self.encoder = PatchEncoder(layout.image_size, layout.patch_size, dim, layout.encoder_depth, heads)
+        patches = None
+        if layout.conv_channels:
+            patches = ConvPatches(layout.patch_size, layout.conv_channels, dim, (layout.conv_blocks[0], layout.conv_blocks[1]))
+        self.encoder = PatchEncoder(
+            layout.image_size, layout.patch_size, dim, layout.encoder_depth, heads, patches=patches
+        )
         self.feature_pool: PyramidPool | None = None
         if layout.has_tail or layout.latent == "all":
             self.feature_pool = PyramidPool(dim, layout.scales, kind=layout.pool)
@@ -134,7 +155,9 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
             positions=layout.positions,
         )
         self.decoder_norm = make_norm("rms", dim)
-        self.to_pixels = nn.Linear(dim, pixels)
+        self.to_pixels: nn.Linear | ConvPixels = nn.Linear(dim, pixels)
+        if layout.conv_channels:
+            self.to_pixels = ConvPixels(layout.patch_size, layout.conv_channels, dim, (layout.conv_blocks[2], layout.conv_blocks[3]))
         self.final_conv = nn.Conv2d(3, 3, 3, padding=1)
         coarser = layout.decoder_scales[:-1] if layout.has_preview_heads else ()
         self.preview_heads = nn.ModuleList(nn.Linear(dim, pixels) for _ in coarser)
@@ -280,6 +303,8 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
         is_finest = level == self.num_previews - 1
         own_head = len(self.preview_heads) > 0 and not is_finest
         x = self.preview_heads[level](x) if own_head else self.to_pixels(x)
+        if x.ndim == 4:
+            return self.final_conv(x)
         p, side = self.layout.patch_size, self.layout.decoder_scales[level]
         image = rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=side, w=side, p=p, q=p)
         return image if own_head else self.final_conv(image)

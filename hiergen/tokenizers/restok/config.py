@@ -24,7 +24,7 @@ class ResTokConfig(Checked):
 
     # The image and the convolutional parts
     image_size: int = 256
-    """Height and width in pixels, a multiple of the stride 2^(len(cnn_multipliers) - 1)."""
+    """Height and width in pixels, a multiple of the stride cnn_stem * 2^(len(cnn_multipliers) - 1)."""
     in_channels: int = 3
     """Channels of the image. Three are normalized with ImageNet's statistics, others enter as they are."""
     cnn_encoder: bool = True
@@ -39,6 +39,8 @@ class ResTokConfig(Checked):
     """Further blocks at the coarsest resolution."""
     cnn_groups: int = 32
     """Groups of every GroupNorm."""
+    cnn_stem: int = 1
+    """Side of the squares of pixels that become channels before any convolution; the stride is as many times larger."""
     cnn_shortcut: Shortcut = "branch"
     """What blocks that change the channels add: "branch" (published), or "input" as an ordinary residual block does."""
     z_channels: int = 256
@@ -148,6 +150,7 @@ class ResTokConfig(Checked):
             mid_blocks=self.cnn_mid_blocks,
             z_channels=self.z_channels,
             groups=self.cnn_groups,
+            stem=self.cnn_stem,
             shortcut=self.cnn_shortcut,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from hiergen.checked import CountOrZero
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.generators.base import Generator
+from hiergen.generators.class_hierarchy import ClassHierarchy
 from hiergen.generators.next_scale.model import NextScaleAR
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create, get_preset
@@ -29,6 +31,8 @@ class GeneratorTaskConfig(TaskConfig):
         overrides: Entries of the preset's config to replace (`--task.overrides.dim 256`). The tokenizer's level specs, the number of classes and, for a preset
             that does not say how to scale continuous tokens, their mean and deviation come from the cache and need not be given.
         codes: Folder that `hiergen encode` wrote.
+        class_paths: Read the names of classes as paths, "group/subgroup | attribute" (`ClassHierarchy.from_names`), of which the generator
+            learns every level: it can then be asked for a group, or an attribute, alone.
         validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
             interval; None for none.
         tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
@@ -40,6 +44,7 @@ class GeneratorTaskConfig(TaskConfig):
     preset: str = "har-tiny"
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     codes: str = "codes"
+    class_paths: bool = False
     validation_codes: str | None = None
     tokenizer: str | None = None
     random_until: tuple[CountOrZero, CountOrZero] | None = None
@@ -57,15 +62,22 @@ class GeneratorTaskConfig(TaskConfig):
     def sketch(self) -> dict[str, nn.Module]:
         """Return the generator, for the cache's levels if it is there, otherwise for the preset's."""
         with torch.device("meta"):
-            return {"generator": create(self.preset, **{**read_sizes(self.codes), **self.overrides})}
+            return {"generator": create(self.preset, **{**read_sizes(self.codes, self.class_paths), **self.overrides})}
 
 
-def read_sizes(codes: str) -> dict[str, Any]:
+def read_sizes(codes: str, class_paths: bool = False) -> dict[str, Any]:
     """Return the config entries of a generator that a cache of codes tells, none if it is not there."""
     if not (Path(codes) / INDEX).is_file():
         return {}
     index = json.loads((Path(codes) / INDEX).read_text())
-    return {"level_specs": index["specs"], "num_classes": len(index["classes"])}
+    return {"level_specs": index["specs"], **_class_entries(index["classes"], class_paths)}
+
+
+def _class_entries(classes: Sequence[str], class_paths: bool) -> dict[str, Any]:
+    entries: dict[str, Any] = {"num_classes": len(classes)}
+    if class_paths:
+        entries["class_hierarchy"] = ClassHierarchy.from_names(classes).to_json()
+    return entries
 
 
 def name_classes(generator: Generator, codes: CodeSet) -> None:
@@ -81,7 +93,7 @@ class GeneratorTask(Task):
         self.dataset = codes = CodeSet.open(config.codes)
         derived = {
             "level_specs": codes.level_specs,
-            "num_classes": len(codes.classes),
+            **_class_entries(codes.classes, config.class_paths),
             **_standardization(config.preset, codes),
         }
         given = config.overrides.get("num_classes")

@@ -31,6 +31,18 @@ def test_shapes() -> None:
     assert ConvDecoder(SMALL)(small).shape == image.shape
 
 
+def test_a_stem_makes_channels_of_squares_of_pixels() -> None:
+    config = dataclasses.replace(SMALL, stem=4, multipliers=(1, 2))
+    image = torch.randn(2, 3, 16, 8)
+    encoder, decoder = ConvEncoder(config), ConvDecoder(config)
+    assert (config.stride, encoder.conv_in.in_channels, decoder.conv_out.out_channels) == (8, 48, 48)
+    small = encoder(image)
+    assert small.shape == (2, 5, 2, 1)
+    assert decoder(small).shape == image.shape
+    with pytest.raises(ValueError, match="stem is 0, expected at least 1"):
+        dataclasses.replace(SMALL, stem=0)
+
+
 @pytest.mark.parametrize("shortcut", ["branch", "input"])
 def test_block_where_channels_change(shortcut: Any) -> None:
     block = ConvBlock(4, 8, 2, shortcut)

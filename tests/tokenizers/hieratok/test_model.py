@@ -45,6 +45,31 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def test_convolutions_take_the_place_of_patches() -> None:
+    sizes = {"conv_channels": 8, "conv_blocks": [1, 2, 1, 2], "encoder_depth": 0, "decoder_depth": 0}
+    model = make(**sizes, scales=[4])
+    pyramid = model.encode(images())
+    torch.testing.assert_close(model(images()).reconstruction, model.decode(pyramid))
+    assert model.decode(pyramid).shape == (2, 3, 8, 8)
+    assert (len(model.encoder.patch_embed.fine), len(model.encoder.patch_embed.coarse)) == (1, 2)
+    assert (len(model.to_pixels.coarse), len(model.to_pixels.fine)) == (1, 2)
+    # A convolution sees beyond its own cell, a patch does not.
+    other = images()
+    other[:, :, 0, 0] = 1
+    moved = (model.encode(other).concat() - pyramid.concat()).abs().sum(dim=(0, 2)) > 1e-6
+    assert int(moved.sum()) > 1
+    alone = make(encoder_depth=0, scales=[4])
+    moved = (alone.encode(other).concat() - alone.encode(images()).concat()).abs().sum(dim=(0, 2)) > 1e-6
+    assert int(moved.sum()) == 1
+    # Several scales, previews, and blocks at their start, which change nothing.
+    assert make(**sizes, has_preview_heads=True).preview(images(), 1).shape == (2, 3, 2, 2)
+    fresh = HieraTok(**{**TINY, **sizes}).to_pixels.fine
+    x = torch.randn(1, 8, 4, 4)
+    assert torch.equal(fresh(x), x)
+    with pytest.raises(ValueError, match="convolutions need multiples of 8, and an even patch_size"):
+        make(**{**sizes, "conv_channels": 6})
+
+
 @pytest.mark.parametrize(("placement", "latent"), VARIANTS)
 def test_every_variant_encodes_and_decodes(placement: str, latent: str) -> None:
     model = make(placement=placement, latent=latent)

@@ -1,0 +1,100 @@
+"""Every generator of classes takes a hierarchy: any node as a condition, guidance against the parent, and saves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning import ClassPathEmbedding
+from hiergen.generators.flow.model import FlowTransformer
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.generators.masked.model import MaskedAR
+from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
+
+CLASSES = ClassHierarchy.from_names(["wild/ape | flat", "pets/cat | round", "pets/cat | flat", "pets/dog | flat"])
+MAP = (LevelSpec(4, (2, 2), 3),)
+IDS = (LevelSpec(1, dim=4, vocab_size=8), LevelSpec(1, dim=4, vocab_size=8))
+BLOCKS = {
+    "encoder_dim": 16,
+    "encoder_depth": 1,
+    "encoder_heads": 2,
+    "decoder_dim": 16,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
+KINDS: dict[str, tuple[type[Any], tuple[LevelSpec, ...], dict[str, Any], dict[str, Any]]] = {
+    "flow": (FlowTransformer, MAP, {"dim": 16, "depth": 1, "num_heads": 2}, {"num_steps": 2}),
+    "level_ar": (LevelAR, IDS, {"dim": 16, "depth": 1, "num_heads": 2, "num_ar_tokens": 2}, {"temperature": 0.0}),
+    "masked": (
+        MaskedAR,
+        MAP,
+        {**BLOCKS, "num_buffer": 1, "head_dim": 8, "head_depth": 1},
+        {"num_steps": 2, "head_steps": 2},
+    ),
+}
+
+
+def make(kind: str, *, hierarchy: ClassHierarchy | None = CLASSES) -> Any:
+    model, specs, sizes, _ = KINDS[kind]
+    values = None if hierarchy is None else hierarchy.to_json()
+    made = model(level_specs=specs_to_json(specs), num_classes=4, class_hierarchy=values, **sizes)
+    for index, parameter in enumerate(made.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(index))
+    return made.eval()
+
+
+def generate(model: Any, kind: str, labels: torch.Tensor, **settings: Any) -> torch.Tensor:
+    chosen = model.make_settings(**KINDS[kind][3], **settings)
+    # The same draws for every sample, so that only the condition tells them apart.
+    return torch.cat(
+        [model.generate(label[None], chosen, rng=torch.Generator().manual_seed(0)).concat().float() for label in labels]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_node_is_a_condition(kind: str) -> None:
+    model = make(kind)
+    labels = torch.tensor([CLASSES.find(name) for name in ("pets/cat | flat", "pets", "flat")])
+    if kind != "level_ar":
+        made = generate(model, kind, labels)
+        assert not torch.equal(made[0], made[1])
+        assert not torch.equal(made[1], made[2])
+    with pytest.raises(ValueError, match=f"expected 0 to {len(CLASSES.nodes) - 1}"):
+        generate(model, kind, torch.tensor([len(CLASSES.nodes)]))
+    with pytest.raises(ValueError, match="expected 0 to 3"):
+        generate(make(kind, hierarchy=None), kind, torch.tensor([4]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_against_the_parent(kind: str) -> None:
+    model = make(kind)
+    root = torch.tensor([CLASSES.find("pets")])
+    # The parent of a first level is the open node, so that both kinds of guidance are one.
+    both = [generate(model, kind, root, guidance_scale=3.0, guidance_against=name) for name in ("null", "parent")]
+    assert torch.equal(*both)
+    if kind != "level_ar":
+        leaf = torch.tensor([CLASSES.find("pets/cat | flat")])
+        both = [generate(model, kind, leaf, guidance_scale=3.0, guidance_against=name) for name in ("null", "parent")]
+        assert not torch.equal(*both)
+    with pytest.raises(ValueError, match="guidance_against is 'parent', but this generator has no class hierarchy"):
+        generate(make(kind, hierarchy=None), kind, torch.tensor([1]), guidance_scale=3.0, guidance_against="parent")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_reaches_every_level_and_the_model_is_saved_with_its_hierarchy(kind: str, tmp_path) -> None:
+    model = make(kind).train()
+    specs = KINDS[kind][1]
+    levels = [torch.randn(64, 4, 3)] if specs is MAP else [torch.randint(8, (64, 1)) for _ in specs]
+    labels = torch.arange(64) % 4
+    model.loss(TokenPyramid(tuple(levels), specs), labels, rng=torch.Generator().manual_seed(0))["loss"].backward()
+    table = next(module for module in model.modules() if isinstance(module, ClassPathEmbedding))
+    for level in table.levels:
+        # All classes, and the row of what is left open.
+        assert bool(level.weight.grad.abs().sum(dim=1)[[*range(len(level.weight) - 2), -1]].all())
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert ClassHierarchy.from_json(loaded.config["class_hierarchy"]) == CLASSES
+    torch.testing.assert_close(generate(loaded, kind, labels[:2]), generate(model.eval(), kind, labels[:2]))
