@@ -28,6 +28,7 @@ PAGES = sorted(
         "",
         "docs",
         "docs/guides",
+        "docs/guides/extending",
         "docs/results",
         "docs/decisions",
         "tokenizers",
@@ -54,7 +55,7 @@ class UnderstoodError(Exception):
 def lines(page: Path) -> list[str]:
     """Return what a page shows as code: lines of its blocks, and spans in its text."""
     text = page.read_text()
-    blocks = [] if page.parent.name == "guides" else re.findall(r"^```(?:bash)?\n(.*?)^```$", text, re.M | re.S)
+    blocks = [] if "guides" in page.parts else re.findall(r"^```(?:bash)?\n(.*?)^```$", text, re.M | re.S)
     rest = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     spans = [" ".join(span.split()) for span in SHOWN.findall(rest)]
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + spans

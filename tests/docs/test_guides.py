@@ -24,7 +24,7 @@ from hiergen.pyramid import specs_to_json
 from hiergen.registry import MODEL_CLASSES, create, preset_table
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+GUIDES = sorted((ROOT / "docs" / "guides").rglob("*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 #: What a test adds to a command, by its beginning: the same work in less time.
@@ -185,5 +185,5 @@ def test_every_link_of_a_guide_leads_somewhere(guide) -> None:
 
 
 def test_every_guide_is_named_in_the_readme() -> None:
-    shown = set(re.findall(r"docs/guides/(\w+)\.md", (ROOT / "README.md").read_text()))
+    shown = set(re.findall(r"docs/guides/(?:\w+/)?(\w+)\.md", (ROOT / "README.md").read_text()))
     assert shown == {guide.stem for guide in GUIDES}

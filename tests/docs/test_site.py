@@ -54,7 +54,7 @@ def test_the_site_is_searched_without_a_server(site) -> None:
 
 def test_every_guide_and_notebook_is_in_the_navigation() -> None:
     shown = (ROOT / "docs" / "site" / "mkdocs.yml").read_text()
-    pages = [*(ROOT / "docs" / "guides").glob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.ipynb")]
+    pages = [*(ROOT / "docs" / "guides").rglob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.ipynb")]
     pages += (ROOT / "docs" / "results").glob("*.md")
     missing = [page.name for page in pages if str(page.relative_to(ROOT).with_suffix(".md")) not in shown]
     assert missing == []

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from hiergen.config import to_json
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
-    ClassPathEmbedding,
     Unconditional,
     class_table,
     drop_labels,
@@ -31,6 +30,7 @@ from hiergen.generators.conditioning import (
     unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
+from hiergen.generators.flow.initialization import init_flow_transformer
 from hiergen.generators.flow.latent_patches import LatentPatches
 from hiergen.generators.flow.sampling import (
     FlowSettings,
@@ -152,7 +152,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             self.rotary = Table(pairwise_table(axial_rotary_table(positions, dim // num_heads)))
         self._sparse = self._make_sparse(attention, None)
         self._build()
-        self._init_weights()
+        init_flow_transformer(self)
 
     def _build(self) -> None:
         config, dim = self.config, self.config["dim"]
@@ -393,17 +393,3 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         shape = (batch, self._specs[-1].dim, sum(spec.num_tokens for spec in self._specs))
         # Drawn channel by channel: for one level these are the numbers that a (b, c, h, w) draw gives.
         return draw_normal(shape, rng=rng, device=device).transpose(1, 2)
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        if not isinstance(self.label_embed, ClassPathEmbedding):
-            nn.init.normal_(self.label_embed.weight, std=0.02)
-        for weight in (self.time_embed.linear1.weight, self.time_embed.linear2.weight):
-            nn.init.normal_(weight, std=0.02)
-        # Every block starts as the identity and the velocity as zero.
-        modulations = [module.modulation for module in self.modules() if isinstance(module, ModulatedBlock)]
-        for linear in (*modulations, self.final_modulation, self.final_linear):
-            nn.init.zeros_(linear.weight)

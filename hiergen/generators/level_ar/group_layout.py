@@ -7,6 +7,7 @@ import functools
 from typing import Literal
 
 from hiergen.nn.level_masks import BlockCausalMask
+from hiergen.pyramid import LevelSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,3 +113,32 @@ def level_layout(num_tokens: int, num_ar_tokens: int) -> GroupLayout:
 def _single(position: int) -> Step:
     part = Segment("condition", 0, 1) if position == 0 else Segment("token", position - 1, position)
     return Step(position, position + 1, (part,))
+
+
+def build_layout(specs: tuple[LevelSpec, ...], layout: str, num_ar_tokens: int) -> GroupLayout:
+    """Return the layout of some levels by its name, "level" or "token".
+
+    Raises:
+        ValueError: If the name is unknown, the levels are not discrete of one vocabulary, or a level ends inside a step.
+    """
+    vocabularies = {spec.vocab_size for spec in specs}
+    if len(vocabularies) != 1 or None in vocabularies:
+        found = [spec.vocab_size for spec in specs]
+        fitting = (
+            "; continuous tokens are for the recipes mar-tiny, mar-tiny-levels and flow-tiny" if None in found else ""
+        )
+        raise ValueError(
+            f"level_specs have the vocabularies {found}, expected discrete levels of one vocabulary{fitting}"
+        )
+    num_tokens = sum(spec.num_tokens for spec in specs)
+    if layout == "token":
+        return token_layout(num_tokens)
+    if layout != "level":
+        raise ValueError(f"layout is {layout!r}, expected 'level' or 'token'")
+    built = level_layout(num_tokens, num_ar_tokens)
+    step_ends, end = {step.end for step in built.steps}, 0
+    for index, spec in enumerate(specs):
+        end += spec.num_tokens
+        if end not in step_ends:
+            raise ValueError(f"level {index} ends after {end} tokens, inside a step; steps end at {sorted(step_ends)}")
+    return built

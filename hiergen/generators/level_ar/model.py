@@ -39,7 +39,7 @@ from hiergen.generators.conditioning import (
 )
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import GuidanceSettings, guide
-from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, level_layout, token_layout
+from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, build_layout
 from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.nn.blocks.cached import CachedBlock
 from hiergen.nn.blocks.layers import RMSNorm, swiglu_dim
@@ -149,7 +149,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
-        self._layout = _build_layout(self._specs, layout, num_ar_tokens)
+        self._layout = build_layout(self._specs, layout, num_ar_tokens)
         self._segments = self._layout.segments
         if dim % (2 * num_heads):
             raise ValueError(f"dim is {dim}, expected a multiple of 2 * num_heads = {2 * num_heads}")
@@ -359,30 +359,6 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         if wanted < needed:
             raise ValueError(f"num_special_tokens is {wanted}, the layout reads {needed}")
         return wanted
-
-
-def _build_layout(specs: tuple[LevelSpec, ...], layout: str, num_ar_tokens: int) -> GroupLayout:
-    vocabularies = {spec.vocab_size for spec in specs}
-    if len(vocabularies) != 1 or None in vocabularies:
-        found = [spec.vocab_size for spec in specs]
-        fitting = (
-            "; continuous tokens are for the recipes mar-tiny, mar-tiny-levels and flow-tiny" if None in found else ""
-        )
-        raise ValueError(
-            f"level_specs have the vocabularies {found}, expected discrete levels of one vocabulary{fitting}"
-        )
-    num_tokens = sum(spec.num_tokens for spec in specs)
-    if layout == "token":
-        return token_layout(num_tokens)
-    if layout != "level":
-        raise ValueError(f"layout is {layout!r}, expected 'level' or 'token'")
-    built = level_layout(num_tokens, num_ar_tokens)
-    step_ends, end = {step.end for step in built.steps}, 0
-    for index, spec in enumerate(specs):
-        end += spec.num_tokens
-        if end not in step_ends:
-            raise ValueError(f"level {index} ends after {end} tokens, inside a step; steps end at {sorted(step_ends)}")
-    return built
 
 
 def _rotary_table(kind: str, specs: tuple[LevelSpec, ...], layout: str, head_dim: int, theta: float) -> Tensor:

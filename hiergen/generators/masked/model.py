@@ -290,8 +290,7 @@ class MaskedAR(Generator):
             condition: Class labels `(b,)`, with a hierarchy any node; or features.
             settings: How to generate; None takes `MaskedARSettings()`.
             low_res: Standardized tokens of the coarse stage, where the model takes them.
-            callback: Called after every step with the levels that are complete by then, and as `latents` with the standardized tokens
-                `(b, n, c)`, 0 where they are still hidden.
+            callback: Called after every step with the complete levels, and as `latents` the standardized tokens `(b, n, c)`, hidden ones 0.
 
         Raises:
             ValueError: If the condition or the settings do not fit the model.
