@@ -1,13 +1,17 @@
 """Pyramid attention in plain PyTorch at a cost that follows the plan: each query block gathers the keys that it reads.
 
-For CPUs, and for any device without kernels of its own; differentiable. Every row of the plan costs the time and memory of the
-longest one: near the plan's density for quotas, more where thresholds make rows uneven.
+For CPUs, and for any device without kernels of its own; differentiable. Query blocks that read about as many keys are computed
+together, by one fused call on a CPU; forward and backward hold the gathered keys of one such group at a time.
 
-Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels per head, `i` query blocks, `r` rows of all
-pools packed (pool 1 first), `m` keys that a row reads.
+Letters: `b` batch, `h` query heads, `g` key heads, `q` queries, `n` keys, `k` channels per head, `i` query blocks, `r` rows: a query
+block of one head of one sample each, `u` units: an eighth of a key block each, the least that a plan can read of it, `m` keys.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,9 @@ from torch import Tensor
 from hiergen.kernels.dispatch import AttentionRequest, Backend
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
 from hiergen.kernels.pyramid_attention.pooling import POOLS, build_pyramid, pool_counts
+
+#: Numbers of gathered keys per group: on a CPU they stay in a core's cache, elsewhere few calls matter more.
+_CACHED, _LARGE = 1 << 20, 1 << 25
 
 
 def gather_attention(
@@ -28,76 +35,204 @@ def gather_attention(
     scale: float | None = None,
     key_mask: Bool[Tensor, "b n"] | None = None,
 ) -> tuple[Float[Tensor, "b h q k"], Float[Tensor, "b h q"]]:
-    """Return output and natural log-sum-exp; arguments as `reference_attention`."""
-    wide = torch.promote_types(q.dtype, torch.float32)
+    """Return output and natural log-sum-exp; arguments as `reference_attention`. Products are in the dtype of the inputs."""
     batch, heads, length, channels = q.shape
-    rows, bias = _rows_read(plan, key_mask, q.device)
-    packed = [_packed(x.to(wide), plan, key_mask) for x in (k, v)]
-    # Heads of all samples laid end to end: which of them, then which row.
-    head = torch.arange(heads, device=q.device) // (heads // k.shape[1])
-    first = torch.arange(batch, device=q.device)[:, None] * k.shape[1] + head
-    at = first[:, :, None, None] * packed[0].shape[2] + rows
-    keys, values = (F.embedding(at, x.flatten(0, 2)) for x in packed)
-    blocks = F.pad(q.to(wide), (0, 0, 0, rows.shape[2] * plan.query_block - length)).unflatten(2, (rows.shape[2], -1))
-    scores = (channels**-0.5 if scale is None else scale) * (blocks @ keys.transpose(-1, -2)) + bias.to(wide)
-    top = scores.amax(-1, keepdim=True)
-    empty = top == -torch.inf
-    weights = scores.masked_fill(empty, 0.0).softmax(-1)
-    out = (weights @ values).masked_fill(empty, 0.0)
-    # The weight of the largest score s is exp(s - lse).
-    lse = (top - weights.amax(-1, keepdim=True).log()).masked_fill(empty, -torch.inf)
-    return out.flatten(2, 3)[:, :, :length].to(q.dtype), lse.flatten(2)[:, :, :length]
+    scale = channels**-0.5 if scale is None else scale
+    num_blocks = plan.pools.shape[2]
+    blocks = F.pad(q, (0, 0, 0, num_blocks * plan.query_block - length)).unflatten(2, (num_blocks, -1)).flatten(0, 2)
+    keys, values = (_packed(x, plan, key_mask).flatten(0, 2) for x in (k, v))
+    walk = _Walk.of(plan, q, k.shape[1], key_mask)
+    out, lse = _GatherAttention.apply(blocks, keys, values, walk, scale)
+    shape = (batch, heads, num_blocks * plan.query_block)
+    return out.reshape(*shape, channels)[:, :, :length], lse.reshape(shape)[:, :, :length]
 
 
 def _packed(x: Tensor, plan: PyramidPlan, key_mask: Tensor | None) -> Tensor:
-    """Return pool 1, padded to whole blocks, and the packed pyramid below it, (b, g, r, k); keys that do not exist are zero."""
+    """Return all pools of keys or values by units, pool 1 first, (b, g, u, keys per unit, k); keys that do not exist are zero."""
     pyramid = build_pyramid(x, plan.key_block, key_mask=key_mask, tail=plan.tail)
     if key_mask is not None:
         # `where`, not a product: padding may hold NaN.
         x = torch.where(key_mask[:, None, :, None], x, 0.0)
-    return torch.cat([F.pad(x, (0, 0, 0, plan.padded_keys - plan.num_keys)), pyramid], dim=2)
+    packed = torch.cat([F.pad(x, (0, 0, 0, plan.padded_keys - plan.num_keys)), pyramid], dim=2)
+    return packed.unflatten(2, (-1, plan.key_block // 8))
 
 
-def _rows_read(plan: PyramidPlan, key_mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the packed rows that each row of the plan reads, (B, H, i, m), and what is added to their scores.
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """In which groups the rows are computed, and what each reads.
 
-    B and H are 1 where the plan or the mask is the same for all. The bias is the log of the keys that a row stands for, -inf where
-    nothing is read; (B, H, i, 1 or query block, m).
+    Attributes:
+        units: Units that the rows read, row after row.
+        lengths: How many of them each row reads, (r).
+        source: The first unit of each row's keys among those of all samples and heads, (r).
+        bias: Log of how many keys each packed key stands for, -inf for none, and a unit of -inf for padding, (1 or b, u + 1, keys).
+        sample: Which row of `bias` each row of the plan takes, (r).
+        last: For a causal plan, the position of each packed key's last member, (u, keys), else None.
+        first: Position of each row's first query, (r).
+        budget: Numbers of gathered keys that a group may hold.
     """
-    counts = torch.cat(
-        [
+
+    units: Tensor
+    lengths: Tensor
+    source: Tensor
+    bias: Tensor
+    sample: Tensor
+    last: Tensor | None
+    first: Tensor
+    budget: int
+
+    @classmethod
+    def of(cls, plan: PyramidPlan, q: Tensor, key_heads: int, key_mask: Tensor | None) -> _Walk:
+        batch, heads, device = q.shape[0], q.shape[1], q.device
+        pools = plan.pools.expand(batch, heads, -1, -1).flatten(0, 2)
+        num_rows, num_units = plan.pools.shape[2], plan.pools.shape[3] * 15
+        counts = [
             pool_counts(plan.num_keys, plan.padded_keys, pool, key_mask=key_mask, tail=plan.tail, device=device)
             for pool in POOLS
-        ],
-        dim=1,
-    )
-    cells = [(plan.pools == pool).repeat_interleave(plan.key_block // pool, dim=-1) for pool in POOLS]
-    is_read = torch.cat(cells, dim=-1) & (counts > 0)[:, None, None]
-    lengths = is_read.sum(-1)
-    most = max(int(lengths.max()), 1)
-    found = is_read.nonzero()
-    starts = lengths.flatten().cumsum(0) - lengths.flatten()
-    place = torch.arange(len(found), device=device) - starts.repeat_interleave(lengths.flatten())
-    rows = torch.zeros(*lengths.shape, most, dtype=torch.int64, device=device)
-    rows[*found[:, :3].T, place] = found[:, 3]
-    bias = counts.double().log()[:, None, None].expand(is_read.shape).gather(-1, rows)
-    bias = bias.masked_fill(torch.arange(most, device=device) >= lengths[..., None], -torch.inf)[..., None, :]
-    if plan.is_causal:
-        bias = bias.masked_fill(_is_hidden(plan, rows), -torch.inf)
-    return rows, bias
+        ]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        bias = torch.cat(counts, dim=1).to(wide).log().unflatten(1, (num_units, -1))
+        samples = torch.arange(batch, device=device)
+        head = samples[:, None] * key_heads + torch.arange(heads, device=device) // (heads // key_heads)
+        return cls(
+            units=_units_read(pools),
+            lengths=torch.where(pools > 0, 8 // pools.clamp(min=1), 0).sum(-1),
+            source=(head * num_units).flatten().repeat_interleave(num_rows),
+            bias=F.pad(bias, (0, 0, 0, 1), value=-torch.inf),
+            sample=(samples if key_mask is not None else samples * 0).repeat_interleave(heads * num_rows),
+            last=_last_members(plan, device) if plan.is_causal else None,
+            first=plan.key_offset + plan.query_block * torch.arange(num_rows, device=device).repeat(batch * heads),
+            budget=_CACHED if device.type == "cpu" else _LARGE,
+        )
+
+    def groups(self, queries: int, channels: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield rows (r), the units of keys that they read (r u), and what is added to their scores (r 1 1|queries m).
+
+        Args:
+            queries: Queries per block.
+            channels: Channels per head.
+        """
+        order = self.lengths.argsort(descending=True)
+        # Rows that read nothing are the last.
+        order = order[: int((self.lengths > 0).sum())]
+        starts, lengths = self.lengths.cumsum(0) - self.lengths, self.lengths[order].tolist()
+        at, padding = 0, self.bias.shape[1] - 1
+        while at < len(order):
+            most = lengths[at]
+            rows = order[at : at + max(self.budget // (most * self.bias.shape[2] * channels), 1)]
+            place = torch.arange(most, device=rows.device)
+            is_read = place < self.lengths[rows, None]
+            units = self.units[(starts[rows, None] + place).clamp(max=len(self.units) - 1)]
+            bias = self.bias[self.sample[rows, None], units.where(is_read, padding)].flatten(1)[:, None, None]
+            if self.last is not None:
+                position = self.first[rows, None] + torch.arange(queries, device=rows.device)
+                hidden = self.last[units].flatten(1)[:, None, None] > position[:, None, :, None]
+                bias = bias.masked_fill(hidden, -torch.inf)
+            yield rows, units + self.source[rows, None], bias
+            at += len(rows)
 
 
-def _is_hidden(plan: PyramidPlan, rows: Tensor) -> Tensor:
-    """Return where a key's last member lies after the query, (B, H, i, query block, m)."""
+def _units_read(pools: Tensor) -> Tensor:
+    """Return the units that the rows of a plan read, (r, key blocks) of pools: row after row, the blocks of a row ascending."""
+    row, block = pools.nonzero().unbind(1)
+    pool = pools[row, block].long()
+    # Pool p begins behind 16 - 16 / p units per key block, and has 8 / p of them.
+    share = 8 // pool
+    first = (16 - 2 * share) * pools.shape[1] + block * share
+    begins = share.cumsum(0) - share
+    inside = torch.arange(int(share.sum()), device=pools.device) - begins.repeat_interleave(share)
+    return first.repeat_interleave(share) + inside
+
+
+def _last_members(plan: PyramidPlan, device: torch.device) -> Tensor:
+    """Return the position of each packed key's last member, (u, keys per unit)."""
     last = [
-        ((torch.arange(plan.padded_keys // pool, device=rows.device) + 1) * pool).clamp(
+        ((torch.arange(plan.padded_keys // pool, device=device) + 1) * pool).clamp(
             max=plan.pooled_limit if pool > 1 else plan.num_keys
         )
         - 1
         for pool in POOLS
     ]
-    queries = torch.arange(rows.shape[2] * plan.query_block, device=rows.device).unflatten(0, (rows.shape[2], -1))
-    return torch.cat(last)[rows][..., None, :] > (plan.key_offset + queries)[..., None]
+    return torch.cat(last).unflatten(0, (-1, plan.key_block // 8))
+
+
+class _GatherAttention(torch.autograd.Function):
+    """Attention of query blocks (r, queries, k) over units of keys and values (u, keys, k), one group of rows at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, blocks: Tensor, keys: Tensor, values: Tensor, walk: _Walk, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out = torch.zeros_like(blocks)
+        lse = blocks.new_full(blocks.shape[:2], -torch.inf, dtype=torch.promote_types(blocks.dtype, torch.float32))
+        for rows, units, bias in walk.groups(*blocks.shape[1:]):
+            inputs = blocks[rows][:, None], *(_gathered(x, units) for x in (keys, values))
+            attended, sums = _attend(*inputs, bias, scale)
+            out[rows] = attended.squeeze(1)
+            lse[rows] = sums.squeeze(1)
+        ctx.save_for_backward(blocks, keys, values, out, lse)
+        ctx.walk, ctx.scale = walk, scale
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        blocks, keys, values, out, lse = ctx.saved_tensors
+        grads = [torch.zeros_like(x) for x in (blocks, keys, values)]
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        for rows, units, bias in ctx.walk.groups(*blocks.shape[1:]):
+            inputs = blocks[rows][:, None], *(_gathered(x, units) for x in (keys, values))
+            outer = None if grad_lse is None else grad_lse[rows][:, None]
+            results = out[rows][:, None], lse[rows][:, None]
+            found = _attend_backward(inputs, results, grad_out[rows][:, None], outer, bias, ctx.scale)
+            grads[0][rows] = found[0].squeeze(1)
+            for total, grad in zip(grads[1:], found[1:], strict=True):
+                total.index_add_(0, units.flatten(), grad.squeeze(1).unflatten(1, (units.shape[1], -1)).flatten(0, 1))
+        return *grads, None, None
+
+
+def _gathered(x: Tensor, units: Tensor) -> Tensor:
+    """Return the keys of some units, (r, 1, m, k). `index_select` copies whole units, several times faster than indexing does."""
+    return x.index_select(0, units.flatten()).view(len(units), 1, -1, x.shape[-1])
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return attention and log-sum-exp, zero and -inf for a query that sees no key; all are (r, 1, …)."""
+    if q.device.type != "cpu":
+        return _formula(q, k, v, bias, scale)
+    mask = bias.expand(-1, -1, q.shape[2], -1)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=scale)
+    return out, lse.masked_fill_((bias == -torch.inf).all(-1), -torch.inf)
+
+
+def _attend_backward(
+    inputs: tuple[Tensor, ...], results: tuple[Tensor, Tensor], grad_out: Tensor, grad_lse: Tensor | None,
+    bias: Tensor, scale: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return the gradients of queries, keys and values."""
+    if inputs[0].device.type == "cpu" and grad_lse is None:
+        out, lse = results
+        # The sum of a query that sees no key: any finite number, for its weights are zero.
+        lse = lse.masked_fill(lse == -torch.inf, 0.0)
+        mask = bias.expand(-1, -1, out.shape[2], -1)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad_out, *inputs, out, lse, 0.0, False, attn_mask=mask, scale=scale
+        )
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        found = _formula(*leaves, bias, scale)
+        outer = [grad_out, torch.zeros_like(results[1]) if grad_lse is None else grad_lse]
+        return torch.autograd.grad(found, leaves, outer)
+
+
+def _formula(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    wide = bias.dtype
+    scores = scale * (q.to(wide) @ k.to(wide).transpose(-1, -2)) + bias
+    is_empty = (bias == -torch.inf).all(-1).expand(-1, -1, q.shape[2])
+    scores = scores.masked_fill(is_empty[..., None], 0.0)
+    out = (scores.softmax(-1) @ v.to(wide)).masked_fill(is_empty[..., None], 0.0)
+    return out.to(q.dtype), scores.logsumexp(-1).masked_fill(is_empty, -torch.inf)
 
 
 def _refuse(request: AttentionRequest, is_named: bool) -> str | None:
@@ -106,4 +241,4 @@ def _refuse(request: AttentionRequest, is_named: bool) -> str | None:
     return None
 
 
-BACKEND = Backend("gather", "memory for the keys that every query block reads", gather_attention, _refuse)
+BACKEND = Backend("gather", "memory for the keys that a group of query blocks reads", gather_attention, _refuse)

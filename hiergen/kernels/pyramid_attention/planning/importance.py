@@ -22,8 +22,8 @@ from hiergen.kernels.pyramid_attention.pooling import padded_length, pool_counts
 from hiergen.kernels.pyramid_attention.triton.availability import runs_triton
 from hiergen.kernels.pyramid_attention.triton.operators import MAX_KEY_BLOCK, pooled_importance_op
 
-#: Scores held at once while estimating, in elements.
-_CHUNK = 1 << 25
+#: Scores held at once while estimating: on a CPU they stay in a core's cache, elsewhere few calls matter more.
+_CACHED, _LARGE = 1 << 18, 1 << 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def sampled_scores(
     per_block = offsets_k.shape[-1]
     seen = _seen_keys(request, at_k)
     rows = []
-    for part in _chunks(queries.shape[2], keys.shape[2] * q.shape[0] * q.shape[1]):
+    for part in _chunks(queries.shape[2], keys.shape[2] * q.shape[0] * q.shape[1], q.device):
         score = _scale(q, request) * (queries[:, :, part] @ keys.transpose(-1, -2))
         if seen is not None:
             score = score.masked_fill(~seen, -torch.inf)
@@ -165,13 +165,14 @@ def pooled_scores(
     bias = count_k.log()[:, None, None]
     first_key = torch.arange(keys.shape[2], device=q.device) * key_pool
     last_query = request.key_offset + (torch.arange(queries.shape[2], device=q.device) + 1) * query_pool - 1
+    queries, keys = queries * _scale(q, request), keys.transpose(-1, -2)
     rows = []
-    for part in _chunks(queries.shape[2], keys.shape[2] * q.shape[0] * q.shape[1]):
-        score = _scale(q, request) * (queries[:, :, part] @ keys.transpose(-1, -2)) + bias
+    for part in _chunks(queries.shape[2], keys.shape[3] * q.shape[0] * q.shape[1], q.device):
+        score = (queries[:, :, part] @ keys).add_(bias)
         if request.is_causal:
-            score = score.masked_fill(first_key > last_query[part, None], -torch.inf)
-        weight = torch.exp(score - score.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(score.dtype).min))
-        weight = weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-38)
+            score.masked_fill_(first_key > last_query[part, None], -torch.inf)
+        # A query that sees no key weighs none.
+        weight = score.softmax(dim=-1).nan_to_num_(nan=0.0)
         rows.append(weight.unflatten(-1, (-1, request.key_block // key_pool)).sum(dim=-1))
     mass = torch.cat(rows, dim=2) * (count_q > 0)[:, None, :, None]
     return mass.unflatten(2, (-1, request.query_block // query_pool)).mean(dim=3)
@@ -221,7 +222,7 @@ def antidiagonal_scores(
         real = _pad(request.key_mask[:, None, :, None], keys.shape[2] * stride).unflatten(2, (-1, stride)).any(dim=3)
         unseen = ~real[:, :, None, :, 0]
     rows = []
-    for part in _chunks(queries.shape[2], keys.shape[2] * q.shape[0] * q.shape[1]):
+    for part in _chunks(queries.shape[2], keys.shape[2] * q.shape[0] * q.shape[1], q.device):
         score = (_scale(q, request) / stride) * (queries[:, :, part] @ keys.transpose(-1, -2))
         score = score.masked_fill(unseen, -torch.inf)
         if request.is_causal:
@@ -286,7 +287,7 @@ def _pad(x: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, 0, 0, length - x.shape[2]))
 
 
-def _chunks(num_rows: int, row_size: int) -> Iterator[slice]:
-    step = max(1, _CHUNK // max(row_size, 1))
+def _chunks(num_rows: int, row_size: int, device: torch.device) -> Iterator[slice]:
+    step = max(1, (_CACHED if device.type == "cpu" else _LARGE) // max(row_size, 1))
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
