@@ -41,6 +41,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "ConvertSettings": {"family": "mar", "source": "a", "target": "b"},
     "CompareSettings": {"first": "a", "second": "b"},
     "PrepareShapesSettings": {"source": "a", "out": "b"},
+    "PrepareShapesOptions": {"source": "a", "out": "b"},
     "TrainConfig": {"task": GeneratorTaskConfig(), "out": "a", "samples": 1},
 }
 #: Named like settings, but the state that the processors of a model share.
