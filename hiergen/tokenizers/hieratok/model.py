@@ -111,7 +111,9 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
         dim, heads, latent_dim = layout.encoder_dim, layout.encoder_heads, layout.latent_dim
         patches = None
         if layout.conv_channels:
-            patches = ConvPatches(layout.patch_size, layout.conv_channels, dim, tuple(layout.conv_blocks[:2]))
+            patches = ConvPatches(
+                layout.patch_size, layout.conv_channels, dim, (layout.conv_blocks[0], layout.conv_blocks[1])
+            )
         self.encoder = PatchEncoder(
             layout.image_size, layout.patch_size, dim, layout.encoder_depth, heads, patches=patches
         )
@@ -157,7 +159,9 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
         self.decoder_norm = make_norm("rms", dim)
         self.to_pixels: nn.Linear | ConvPixels = nn.Linear(dim, pixels)
         if layout.conv_channels:
-            self.to_pixels = ConvPixels(layout.patch_size, layout.conv_channels, dim, tuple(layout.conv_blocks[2:]))
+            self.to_pixels = ConvPixels(
+                layout.patch_size, layout.conv_channels, dim, (layout.conv_blocks[2], layout.conv_blocks[3])
+            )
         self.final_conv = nn.Conv2d(3, 3, 3, padding=1)
         coarser = layout.decoder_scales[:-1] if layout.has_preview_heads else ()
         self.preview_heads = nn.ModuleList(nn.Linear(dim, pixels) for _ in coarser)
