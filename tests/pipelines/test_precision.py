@@ -71,6 +71,7 @@ PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any
             ("titok-bl-64-vae", {**_VIT, "image_size": 32}),
             (("flow-tiny", _FLOW), ("mar-tiny", _MAR)),
         ),
+        (ClassToImagePipeline, ("flextok-tiny", {**_VIT, "num_steps": 2}), (("har-tiny", _HAR),)),
         (ClassToImagePipeline, ("maskgit-vq-tiny", _VQ), (("rar-tiny", _IDS), ("maskgit-tiny", _IDS))),
         (
             ClassToShapePipeline,
