@@ -63,6 +63,7 @@ PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any
             (("var-tiny", _HAR), ("var-d16", {**_HAR, "shares_modulation": True})),
         ),
         (
+            ClassToImagePipeline,
             ("titok-tiny", {**_VIT, **_PROXY}),
             (("maskgit-tiny", _IDS), ("maskgit-b-64", _IDS), ("rar-tiny", _IDS), ("ar-b", _HAR)),
         ),

@@ -59,7 +59,8 @@ class FlexTok(Tokenizer):
         self.layout = layout
         self.vae = None
         if layout.autoencoder is not None:
-            self.vae = AutoencoderKL(**layout.autoencoder).requires_grad_(False)
+            self.vae = AutoencoderKL(**layout.autoencoder)
+            self.vae.requires_grad_(False)
         self.encoder = FlexTokEncoder(layout)
         self.quantizer = ScalarQuantizer(layout.code_levels)
         self.decoder = FlexTokDecoder(layout)
