@@ -40,6 +40,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     },
     "ConvertSettings": {"family": "mar", "source": "a", "target": "b"},
     "CompareSettings": {"first": "a", "second": "b"},
+    "ProxyConfig": {"tokenizer": "a"},
     "PrepareShapesSettings": {"source": "a", "out": "b"},
     "PrepareShapesOptions": {"source": "a", "out": "b"},
     "TrainConfig": {"task": GeneratorTaskConfig(), "out": "a", "samples": 1},

@@ -132,6 +132,8 @@ class SamplingConfig(Checked):
     window_start: float | None = None
     window_end: float | None = None
     peak: float | None = None
+    guidance_power: NotNegative | None = None
+    guidance_against: str | None = None
     cfg_channels: int | None = None
     temperature: NotNegative | None = None
     top_k: int | None = None
@@ -146,6 +148,9 @@ class SamplingConfig(Checked):
     head_spacing: str | None = None
     eta: float | None = None
     low_res_noise: float | None = None
+    anneal_softmax: bool | None = None
+    official_draws: bool | None = None
+    smooth: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

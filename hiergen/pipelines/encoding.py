@@ -27,9 +27,9 @@ def tokenizer_fingerprint(tokenizer: Tokenizer[Any] | Generator) -> str:
     """Return 16 hexadecimal digits that change when the config or any of the weights of a tokenizer (or generator) change."""
     digest = hashlib.sha256()
     config = {
-        name: value
-        for name, value in to_json(dict(tokenizer.config)).items()
-        if not name.startswith("_") and not (name in _CAME_LATER and value == _CAME_LATER[name])
+        name: to_json(value)
+        for name, value in tokenizer.config.items()
+        if not name.startswith("_") and not (name in _CAME_LATER and to_json(value) == _CAME_LATER[name])
     }
     digest.update(fingerprint(config).encode())
     for name, value in sorted(tokenizer.state_dict().items()):

@@ -19,7 +19,6 @@ from typing import Any
 
 from hiergen.config import read_values
 from hiergen.files import atomic_directory, file_digest
-from hiergen.pretrained.weights import read_checkpoint
 from hiergen.telling import say
 
 #: Raised when a converter changes what it makes of the same file, so that no older conversion is read.
@@ -255,6 +254,9 @@ def convert(name: str, row: Official, files: list[Path]) -> Any:
         ValueError: If a file is no table of tensors, or not of this model.
     """
     module, _, function = row.converter.partition(":")
+    # The table is read where nothing is loaded yet.
+    from hiergen.pretrained.weights import read_checkpoint
+
     contents = {file.name: read_checkpoint(file) for file in files if file.suffix != ".json"}
     state: Any = contents if len(files) > 1 else next(iter(contents.values()))
     try:

@@ -260,7 +260,7 @@ def test_the_number_format_and_compiling_are_chosen(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err.count("\n") == 2, "a line of each call, and no bars"
 
     def opened(path: str, device: str, **options: object) -> None:
-        raise ValueError(f"opened with {options}")
+        raise OSError(f"opened with {options}")
 
     monkeypatch.setattr("hiergen.cli.encode.open_model", opened)
     assert main(["encode", "--tokenizer", "digits-1d", "--dtype", "float16", "--out", str(tmp_path / "c")]) == 1

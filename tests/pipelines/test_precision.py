@@ -65,15 +65,11 @@ PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any
         (
             ClassToImagePipeline,
             ("titok-tiny", {**_VIT, **_PROXY}),
-            (("maskgit-tiny", _IDS), ("maskgit-b-64", _IDS), ("rar-tiny", _IDS), ("ar-b", _HAR)),
-        ),
-        (
-            ClassToImagePipeline,
-            ("titok-bl-64-vae", {**_VIT, "image_size": 32}),
-            (("flow-tiny", _FLOW), ("mar-tiny", _MAR)),
+            (("maskgit-b-64", _IDS), ("rar-tiny", _IDS)),
         ),
         (ClassToImagePipeline, ("flextok-tiny", {**_VIT, "num_steps": 2}), (("har-tiny", _HAR),)),
-        (ClassToImagePipeline, ("maskgit-vq-tiny", _VQ), (("rar-tiny", _IDS), ("maskgit-tiny", _IDS))),
+        (ClassToImagePipeline, ("titok-bl-64-vae", {**_VIT, "image_size": 32}), (("mar-tiny", _MAR),)),
+        (ClassToImagePipeline, ("maskgit-vq-tiny", _VQ), (("maskgit-tiny", _IDS),)),
         (
             ClassToShapePipeline,
             ("pyramid-vae-tiny", {"width": 32, "num_heads": 2, "encoder_depth": 1, "decoder_depth": 1}),

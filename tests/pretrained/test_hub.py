@@ -24,6 +24,8 @@ from hiergen.pretrained import hub as official
 from hiergen.pretrained.hub import OFFICIAL, Official, fetch
 from hiergen.registry import presets
 from hiergen.tokenizers.flextok.presets import AUTOENCODER
+from hiergen.training.finetune.weights import load_source
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 TOKENIZER, GENERATOR, REPOSITORY = "vq-16.in1k", "llamagen-b-256.in1k", "FoundationVision/LlamaGen"
 
@@ -261,6 +263,13 @@ def test_names_that_are_mistyped_ask_nobody(hub, capsys) -> None:
     assert main(["info", "vq-16.in2k"]) == 1
     assert "unknown weights 'vq-16.in2k'; did you mean vq-16.in1k" in capsys.readouterr().err
     assert hub.asked == []
+
+
+def test_a_training_starts_from_a_name(llamagen) -> None:
+    _, _, generator = llamagen
+    source = load_source(GENERATOR, GeneratorTaskConfig(preset="llamagen-b-256"))
+    assert isinstance(source, hiergen.LevelAR)
+    assert torch.equal(source.head.weight, generator.head.weight)
 
 
 def test_info_says_what_a_download_brings_before_it(hub, capsys) -> None:

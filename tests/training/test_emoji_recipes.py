@@ -21,6 +21,7 @@ from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.training.loop import fit
 
+pytestmark = pytest.mark.usefixtures("own_precision")
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
     "encoder_dim": 16,

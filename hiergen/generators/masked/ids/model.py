@@ -59,7 +59,6 @@ class MaskedIds(Generator):
 
     settings_class = MaskedIdsSettings
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["PostNormBlock", "EncoderBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -93,6 +92,7 @@ class MaskedIds(Generator):
         self.transformer = kinds[blocks](
             self.num_tokens + 1, dim, depth, num_heads, mlp_ratio=mlp_ratio, dropout=dropout
         )
+        self._no_split_modules = ["PostNormBlock" if blocks == "post_norm" else "EncoderBlock"]  # type: ignore[assignment]
         self.head = nn.Linear(dim, self.vocab_size)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
