@@ -14,7 +14,7 @@ def recipe() -> TrainConfig:
         # The loss is the flow's; the pixel error is that of a guess in one step, which is shown and not trained.
         task=TokenizerTaskConfig(preset="flextok-tiny", pixel_weight=0.0, codebook=CodebookConfig()),
         out="runs/flextok_tiny",
-        samples=64_000,
+        samples=32_000,
         batch_size=32,
         optim=OptimConfig(lr=1e-3, warmup_samples=1_000, final_lr_ratio=0.05),
         ema_decay=0.99,

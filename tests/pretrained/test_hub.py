@@ -64,7 +64,7 @@ def test_the_first_call_downloads_and_the_second_needs_no_network(llamagen, monk
     asked, folder = len(hub.asked), fetch(TOKENIZER)
     assert cache() in folder.parents
     assert {path.name for path in folder.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
-    monkeypatch.setattr(official, "read_checkpoint", None)
+    monkeypatch.setattr("hiergen.pretrained.weights.read_checkpoint", None)
     hub.files.clear()
     again = hiergen.from_pretrained(GENERATOR)
     assert len(hub.asked) == asked
