@@ -67,6 +67,7 @@ PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any
             ("titok-tiny", {**_VIT, **_PROXY}),
             (("maskgit-b-64", _IDS), ("rar-tiny", _IDS)),
         ),
+        (ClassToImagePipeline, ("flextok-tiny", {**_VIT, "num_steps": 2}), (("har-tiny", _HAR),)),
         (ClassToImagePipeline, ("titok-bl-64-vae", {**_VIT, "image_size": 32}), (("mar-tiny", _MAR),)),
         (ClassToImagePipeline, ("maskgit-vq-tiny", _VQ), (("maskgit-tiny", _IDS),)),
         (

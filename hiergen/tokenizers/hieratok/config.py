@@ -8,7 +8,7 @@ from typing import Literal
 from hiergen.checked import Checked, CountOrZero
 from hiergen.nn.blocks.scale_transformer import PositionKind
 from hiergen.nn.level_masks import AttentionForm, MaskKind
-from hiergen.nn.pyramid_pooling import PoolKind
+from hiergen.tokenizers.hieratok.pyramid_pooling import PoolKind
 
 Placement = Literal["decoder", "encoder_tail", "both"]
 LatentKind = Literal["finest", "all"]
