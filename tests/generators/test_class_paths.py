@@ -114,3 +114,12 @@ def test_training_reaches_every_level_and_the_model_is_saved_with_its_hierarchy(
     loaded = type(model).from_pretrained(tmp_path)
     assert ClassHierarchy.from_json(loaded.config["class_hierarchy"]) == CLASSES
     torch.testing.assert_close(generate(loaded, kind, labels[:2]), generate(model.eval(), kind, labels[:2]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_model_knows_no_fine_class(kind: str) -> None:
+    model, specs, sizes, _ = KINDS[kind]
+    made = model(level_specs=specs_to_json(specs), num_classes=4, class_hierarchy=CLASSES.to_json(), **sizes)
+    table = next(module for module in made.modules() if isinstance(module, ClassPathEmbedding))
+    # Two levels of the tree, and an attribute.
+    assert [bool(level.weight.any()) for level in table.levels] == [True, False, True]

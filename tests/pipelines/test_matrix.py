@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hiergen.data.codes import write_codes
+from hiergen.demo.reconstruct import reconstruct
 from hiergen.generators.base import Generator
 from hiergen.generators.guidance import GuidanceSettings
 from hiergen.pyramid import TokenPyramid
@@ -104,7 +105,7 @@ TOYS: dict[str, dict[str, Any]] = {
         "latent_channels": 8,
         "code_dim": 4,
         "vocab_size": 16,
-        "image_size": 16,
+        "image_size": 32,
     },
     "MultiScaleVQ": {
         "widths": [32, 32, 32],
@@ -218,6 +219,9 @@ def test_every_tokenizer(name: str, tmp_path: Path) -> None:
     assert whole.isfinite().all()
     assert whole.shape == (data.shape if whole.ndim > 2 else (BATCH, 10))
     assert tokenizer.decodable_levels[-1] == len(pyramid)
+    if "image_size" in tokenizer.config:
+        # One picture alone, as the demo and `hiergen reconstruct` take it apart.
+        assert reconstruct(tokenizer, data[:1]).steps[-1].picture.width == data.shape[-1]
     for count in tokenizer.decodable_levels:
         part = decoded(tokenizer, pyramid.prefix(count))
         assert part.shape == whole.shape
