@@ -179,7 +179,10 @@ def test_images_are_generated_in_passes_and_into_an_npz(tmp_path, capsys) -> Non
     at_once = generated(tmp_path / "a")
     printed = capsys.readouterr()
     assert printed.out.splitlines()[0] == f"4 images and grid.png in {tmp_path / 'a'}"
-    assert printed.out.splitlines()[-1] == "next: hiergen evaluate gfid --pipeline digits-1d --data.source FOLDER"
+    follows = (
+        "next: hiergen evaluate gfid --pipeline digits-1d --data.source FOLDER --data.size 32 --extractor.name own"
+    )
+    assert printed.out.splitlines()[-1] == follows
     assert (
         printed.err
         == f"generate: 4 samples by ClassToImagePipeline of 3,001,843 parameters on cpu -> {tmp_path / 'a'}\n"
