@@ -17,8 +17,8 @@ class FlowSettings(GuidanceSettings):
     Guidance: r is the time t.
 
     Attributes:
-        num_steps: Number of intervals of the time grid. "euler" calls the model once per interval, "heun" twice. LightningDiT's
-            "250 steps" are 250 grid points, hence 249.
+        num_steps: Number of intervals of the time grid. "euler" calls the model once per interval, "heun" twice.
+            LightningDiT's "250 steps" are 250 grid points, hence 249.
         solver: "euler" (first order) or "heun" (second order) follow the flow; "sde" follows the diffusion with the same marginals
             by Euler-Maruyama steps, SiT's other sampler (`integrate`).
         last_step: Length of the last step of "sde", which adds no noise, as a share of the time.
