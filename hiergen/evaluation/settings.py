@@ -130,6 +130,8 @@ class SamplingConfig(Checked):
         window_start: Start of that window, as a share of the generation.
         window_end: End of that window.
         peak: Share of the generation at which schedules "linear_constant" and "triangular" are at their full strength.
+        guidance_power: Exponent of schedule "power_cosine"; larger ones guide later.
+        guidance_against: What guidance moves away from: "null", no class, or "parent", the class one level above.
         cfg_channels: Number of leading channels that a flow guides.
         temperature: Temperature of the draws; lower ones are likelier.
         top_k: Number of likeliest ids to draw from; 0 for all.
@@ -144,6 +146,9 @@ class SamplingConfig(Checked):
         head_spacing: Which steps of the head's chain these are: "linspace" or "leading".
         eta: Noise of head sampler "ddim", 0 to 1.
         low_res_noise: Share of noise that a cascade mixes into the coarse tokens for its fine stage.
+        anneal_softmax: Let the temperature of a masked generator of ids fall over the steps.
+        official_draws: Draw ids as TiTok's and RAR's programs do, with the same numbers from the same seed.
+        smooth: Let VAR mix codes rather than draw one, in its smooth mode.
     """
 
     guidance_scale: float | None = None
