@@ -166,7 +166,7 @@ class _GatherAttention(torch.autograd.Function):
         out = torch.zeros_like(blocks)
         lse = blocks.new_full(blocks.shape[:2], -torch.inf, dtype=torch.promote_types(blocks.dtype, torch.float32))
         for rows, units, bias in walk.groups(*blocks.shape[1:]):
-            inputs = blocks[rows][:, None], *(_gathered(x, units) for x in (keys, values))
+            inputs = blocks[rows][:, None], _gathered(keys, units), _gathered(values, units)
             attended, sums = _attend(*inputs, bias, scale)
             out[rows] = attended.squeeze(1)
             lse[rows] = sums.squeeze(1)
@@ -221,7 +221,7 @@ def _attend_backward(
         )
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
-        found = _formula(*leaves, bias, scale)
+        found = _formula(leaves[0], leaves[1], leaves[2], bias, scale)
         outer = [grad_out, torch.zeros_like(results[1]) if grad_lse is None else grad_lse]
         return torch.autograd.grad(found, leaves, outer)
 
@@ -238,7 +238,7 @@ def _formula(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tup
 def _refuse(request: AttentionRequest, is_named: bool) -> str | None:
     if torch.compiler.is_compiling() and not is_named:
         return "its sizes depend on the plan's values, which splits a compiled graph"
-    return None
+    return None if is_named else request.dense_pays
 
 
 BACKEND = Backend("gather", "memory for the keys that a group of query blocks reads", gather_attention, _refuse)
