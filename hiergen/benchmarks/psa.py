@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiergen.benchmarks.attention_inputs import structured_heads
+from hiergen.benchmarks.measuring.attention_inputs import structured_heads
 from hiergen.benchmarks.settings import PSASettings
-from hiergen.benchmarks.timing import describe_machine, take_turns
+from hiergen.benchmarks.measuring.timing import describe_machine, take_turns
 from hiergen.environment import choose_device
 from hiergen.kernels.names import ImportanceName
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from hiergen.benchmarks import psa, psa_quality
-from hiergen.benchmarks.attention_inputs import structured_heads
+from hiergen.benchmarks.measuring.attention_inputs import structured_heads
 from hiergen.benchmarks.settings import PSAQualitySettings, PSASettings
 
 
