@@ -61,7 +61,7 @@ def run(settings: AllSettings) -> dict[str, Any]:
     unknown = [name for name in settings.only if name not in QUICK]
     if unknown:
         raise ValueError(f"only names {', '.join(map(repr, unknown))}, expected some of {', '.join(QUICK)}")
-    limits = {"megabytes": 64, "seconds": 0.1} if settings.quick else {}
+    limits: dict[str, Any] = {"megabytes": 64, "seconds": 0.1} if settings.quick else {}
     machine = {**describe_machine(device), **measure_machine(device, **limits)}
     found: dict[str, Any] = {
         "settings": {**dataclasses.asdict(settings), "output": str(settings.output)}, "machine": machine,

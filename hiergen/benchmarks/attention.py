@@ -33,7 +33,9 @@ def run(settings: AttentionSettings) -> dict[str, Any]:
         than "sdpa" under a dense mask it is (medians), the largest difference of its output from the formula in float64, and the
         products that the mask leaves, and under "refused" why a backend did not run, by layout, pass and backend.
     """
-    device, rows, refused = choose_device(settings.device), [], {}
+    device = choose_device(settings.device)
+    rows: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
     for layout in settings.layouts:
         spans = None if layout == "dense" else _spans(GROUPS[layout])
         rng = torch.Generator().manual_seed(settings.seed)

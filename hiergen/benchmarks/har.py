@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.benchmarks.measuring.plain.har import PlainSampler
-from hiergen.benchmarks.settings import HARSettings
 from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
 from hiergen.benchmarks.measuring.work import measure_work
+from hiergen.benchmarks.settings import HARSettings
 from hiergen.environment import choose_device
 from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 

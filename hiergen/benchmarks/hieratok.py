@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiergen.benchmarks.settings import HieraTokSettings
 from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
 from hiergen.benchmarks.measuring.work import measure_work
+from hiergen.benchmarks.settings import HieraTokSettings
 from hiergen.environment import choose_device
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.hieratok.model import HieraTok

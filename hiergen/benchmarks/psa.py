@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiergen.benchmarks.measuring.attention_inputs import structured_heads
-from hiergen.benchmarks.settings import PSASettings
 from hiergen.benchmarks.measuring.timing import describe_machine, take_turns
+from hiergen.benchmarks.settings import PSASettings
 from hiergen.environment import choose_device
 from hiergen.kernels.names import ImportanceName
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from hiergen.benchmarks.measuring.plain.restok import PlainResTok
-from hiergen.benchmarks.settings import ResTokSettings
 from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
 from hiergen.benchmarks.measuring.work import measure_work
+from hiergen.benchmarks.settings import ResTokSettings
 from hiergen.environment import choose_device
 from hiergen.tokenizers.restok.model import ResTok
 
