@@ -142,6 +142,7 @@ def test_masks_are_made_once_for_a_layout_and_can_be_trained_with_after_inferenc
     assert len(made) == 1
     spans, device = Spans(((0, 5), (5, 11))), torch.device("cpu")
     assert spans.dense(11, device) is Spans(((0, 5), (5, 11))).dense(11, device)
+    assert not spans.dense(11, device).is_inference()
     leaves = [x.requires_grad_() for x in inputs]
     attention(*leaves, spans=spans).sum().backward()
     assert all(x.grad is not None for x in leaves)
