@@ -29,10 +29,10 @@ from hiergen.evaluation.study import Study, StudyResult, StudySettings
 from hiergen.figures import save_curves
 from hiergen.files import atomic_directory, write_json, write_text
 from hiergen.generators.flow.model import FlowTransformer
-from hiergen.generators.flow.sampling import interpolate
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan
 from hiergen.metrics.clip_classifiers import FrameJudge, digit_clip_extractor
 from hiergen.metrics.video import compare_videos, frechet_video_distance
+from hiergen.nn.straight_path import interpolate
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.pyramid import specs_to_json

@@ -15,7 +15,7 @@ def recipe() -> TrainConfig:
     return TrainConfig(
         task=GeneratorTaskConfig(
             preset="har-tiny",
-            overrides={"dim": 192, "depth": 6, "num_heads": 6},
+            overrides={"dim": 160, "depth": 6, "num_heads": 5},
             codes="runs/restok_emoji_64/codes",
             class_paths=True,
         ),

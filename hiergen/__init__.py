@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hiergen.registry import create as create
     from hiergen.registry import list_presets as list_presets
     from hiergen.registry import register as register
+    from hiergen.tokenizers.flextok.model import FlexTok as FlexTok
     from hiergen.tokenizers.hieratok.model import HieraTok as HieraTok
     from hiergen.tokenizers.kl_autoencoder.model import KLAutoencoder as KLAutoencoder
     from hiergen.tokenizers.maskgit_vqgan.model import MaskGITVQ as MaskGITVQ

@@ -41,6 +41,7 @@ MODEL_CLASSES: dict[str, str] = {
     "PyramidVAE": "hiergen.tokenizers.pyramid_vae.model",
     "HieraTok": "hiergen.tokenizers.hieratok.model",
     "TiTok": "hiergen.tokenizers.titok.model",
+    "FlexTok": "hiergen.tokenizers.flextok.model",
     "MaskGITVQ": "hiergen.tokenizers.maskgit_vqgan.model",
     "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder.model",
     "MultiScaleVQ": "hiergen.tokenizers.multiscale_vq.model",

@@ -18,6 +18,7 @@ from jaxtyping import TypeCheckError
 
 import hiergen
 from hiergen.checked import Checked, Count, Range, Share
+from hiergen.evaluation.settings import SamplingConfig
 from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 #: Values of fields that have no default.
@@ -40,6 +41,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     },
     "ConvertSettings": {"family": "mar", "source": "a", "target": "b"},
     "CompareSettings": {"first": "a", "second": "b"},
+    "ProxyConfig": {"tokenizer": "a"},
     "PrepareShapesSettings": {"source": "a", "out": "b"},
     "PrepareShapesOptions": {"source": "a", "out": "b"},
     "TrainConfig": {"task": GeneratorTaskConfig(), "out": "a", "samples": 1},
@@ -69,6 +71,19 @@ REFUSALS = (ValueError, TypeCheckError)
 def test_every_settings_class_is_checked() -> None:
     assert len(CLASSES) > 60
     assert {name for name, kind in CLASSES.items() if not issubclass(kind, Checked)} == SHARED_STATE
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if not name.startswith("hiergen.kernels.")])
+def test_help_texts_have_no_line_breaks_of_the_source(name: str) -> None:
+    # The command line takes a line that does not begin with a letter for one of its own.
+    _, _, fields = (CLASSES[name].__doc__ or "").partition("Attributes:")
+    fields, _, _ = fields.partition("\n\n")
+    assert re.findall(r"^ {12}[^A-Za-z\s].*", fields, re.M) == []
+
+
+def test_every_setting_of_sampling_is_described() -> None:
+    described = re.findall(r"^ {8}(\w+): ", SamplingConfig.__doc__ or "", re.M)
+    assert described == [field.name for field in dataclasses.fields(SamplingConfig)]
 
 
 def _default(kind: type[Any]) -> Any:

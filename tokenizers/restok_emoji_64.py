@@ -23,7 +23,7 @@ def recipe() -> TrainConfig:
             overrides={
                 "image_size": 64,
                 "cnn_stem": 4,
-                "cnn_channels": 96,
+                "cnn_channels": 64,
                 "cnn_multipliers": [1, 2],
                 "num_latent_tokens": 64,
                 "vocab_size": 4096,

@@ -23,9 +23,10 @@ FAMILIES = {
     "ldm-vae": "hiergen.convert.ldm_vae",
     "llamagen": "hiergen.convert.llamagen",
     "var": "hiergen.convert.var",
-    "titok": "hiergen.convert.titok.tokenizer",
-    "maskgit": "hiergen.convert.titok.maskgit",
-    "maskgit-vq": "hiergen.convert.titok.maskgit_vq",
+    "titok": "hiergen.convert.one_dimensional.titok",
+    "flextok": "hiergen.convert.one_dimensional.flextok",
+    "maskgit": "hiergen.convert.one_dimensional.maskgit",
+    "maskgit-vq": "hiergen.convert.one_dimensional.maskgit_vq",
     "rar": "hiergen.convert.rar",
     "mar3d": "hiergen.convert.cascade",
     "shape-vae": "hiergen.convert.shape_vae",
@@ -38,8 +39,8 @@ class ConvertSettings(Checked):
 
     Attributes:
         family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D), flow
-            (LightningDiT, SiT), ldm-vae, llamagen, var, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN) or rar; "codes" for
-            the ids that ResTok's program extracted. Or the name of official weights, e.g. "vq-16.in1k", which are downloaded; then the
+            (LightningDiT, SiT), ldm-vae, llamagen, var, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN), rar or flextok;
+            "codes" for the ids that ResTok's program extracted. Or the name of official weights, e.g. "vq-16.in1k", which are downloaded; then the
             folder follows at once.
         source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
             holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
@@ -84,6 +85,8 @@ def main(args: list[str]) -> None:
         model.save_pretrained(temporary)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{type(model).__name__} of {count:,} parameters written to {settings.target}")
+    if known := model.config.get("weights_license"):
+        say(f"the license of these weights: {known}")
     say_next(f"hiergen info {settings.target}")
 
 

@@ -25,10 +25,10 @@ class EncodeSettings(Checked):
     Attributes:
         tokenizer: Folder or Hub id of the tokenizer, or of a pipeline that has one, or the name of a packaged model.
         out: Folder of the cache. A finished cache of the same tokenizer and data is left as it is.
-        data: The images; `data.size` must be the image size of the tokenizer.
+        data: The images; `data.size` is the image size of the tokenizer, and need not be given.
         shapes: Folder of shapes to encode instead, which `hiergen prepare-shapes` wrote (its train split is read), or "procedural".
-        image_encoder: Folder of an `ImageEncoder`, whose features of the shapes' views are written too, and kept in
-            `<out>-features` by the content of the view.
+        image_encoder: Folder of an `ImageEncoder`, whose features of the shapes' views are written too, and kept
+            in `<out>-features` by the content of the view.
         variants: Number of encodings of each shape, from other surface points (and other views with an image encoder).
         videos: Folder of video files to encode instead. A tokenizer of images takes them frame by frame.
         num_frames: Number of frames of a clip, where the tokenizer is one of images.
@@ -82,6 +82,9 @@ def main(args: list[str]) -> None:
     check_writable(settings.out)
     encode = _encode_shapes if settings.shapes else _encode_videos if settings.videos else _encode_images
     tokenizer = open_model(settings.tokenizer, settings.device, part="tokenizer", dtype=settings.dtype)
+    if encode is _encode_images:
+        is_given = any(word.partition("=")[0] == "--data.size" for word in args)
+        settings = _sized(settings, tokenizer, is_given=is_given)
     codes, what, more = encode(settings, tokenizer)
     source = f"clips:{settings.videos}" if settings.videos else settings.shapes or settings.data.source
     name_data(settings.out, name_source(source))
@@ -95,6 +98,18 @@ def main(args: list[str]) -> None:
 def _tell(settings: EncodeSettings, found: str, classes: Sequence[str], tokenizer: Any) -> None:
     of = f" of {counted(len(classes), 'class')}" if classes else ""
     say(f"encode: {found}{of}; {describe(tokenizer)} -> {settings.out}")
+
+
+def _sized(settings: EncodeSettings, tokenizer: Any, *, is_given: bool) -> EncodeSettings:
+    """Return the settings with pictures of the tokenizer's size; another that was given is refused."""
+    size, given = tokenizer.config.get("image_size"), settings.data.size
+    if size is None or size == given:
+        return settings
+    if is_given:
+        raise ValueError(
+            f"data.size is {given}, but the tokenizer takes pictures of {size}x{size} pixels: leave it out"
+        )
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, size=size))
 
 
 def _encode_images(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:

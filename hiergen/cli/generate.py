@@ -114,7 +114,8 @@ def main(args: list[str]) -> None:
     kind = type(pipeline).__name__
     follows = f"hiergen demo {settings.pipeline}"
     if kind == "ClassToImagePipeline":
-        follows = f"hiergen evaluate gfid --pipeline {settings.pipeline} --data.source FOLDER"
+        size = pipeline.tokenizer.config["image_size"]
+        follows = f"hiergen evaluate gfid --pipeline {settings.pipeline} --data.source FOLDER --data.size {size} --extractor.name own"
     say_next(follows)
 
 

@@ -38,9 +38,9 @@ class Stopped(KeyboardInterrupt):  # no error: what is finished stays
 def main(args: list[str]) -> None:
     is_asked = bool({"-h", "--help"} & set(args))
     if len(args) < 2 or args[0].startswith("-") or args[1].startswith("-"):
-        usage = "usage: hiergen prepare-shapes SRC OUT [options]   (SRC: a folder, a mesh file, or 'procedural')\n"
-        print(usage, file=sys.stdout if is_asked else sys.stderr)
         if not is_asked:
+            usage = "usage: hiergen prepare-shapes SRC OUT [options]   (SRC: a folder, a mesh file, or 'procedural')"
+            print(usage, file=sys.stderr)
             raise SystemExit(2)
         source, out, rest = "procedural", "shapes", ["--help"]
     else:

@@ -17,10 +17,10 @@ class DataConfig(Checked):
             the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
             shards); "hf:FOLDER" (a Hugging Face dataset on disk); "npz:FILE" (an archive of encoded images); or "idx:FOLDER" (the
             files of MNIST, or of another set in its form, such as Fashion-MNIST).
-        split: Split of the embedded set, of a Hugging Face dataset or of MNIST's files; any other source is taken whole unless
-            `hold_out` divides it.
-        hold_out: For pictures without a split of their own (folders, shards, archives): one of `hold_out` is "test", the others are
-            "train". 0 takes them whole.
+        split: Split of the embedded set, of a Hugging Face dataset or of MNIST's files; any other source is taken whole
+            unless `hold_out` divides it.
+        hold_out: For pictures without a split of their own (folders, shards, archives): one of `hold_out` is "test", the others
+            are "train". 0 takes them whole.
         hold_out_by: "number" holds out pictures 0, `hold_out`, 2 `hold_out`, ...; "name", for archives with names, holds out by what
             stands behind the last slash of a name, so that what is the same thing in several styles is on one side.
         size: Height and width in pixels.

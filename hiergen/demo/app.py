@@ -13,7 +13,7 @@ from hiergen.demo import compare, generate, reconstruct, shapes, video
 from hiergen.demo.library import Library, load_library
 from hiergen.demo.page import Page
 from hiergen.demo.settings import DemoSettings, read_accounts
-from hiergen.environment import require
+from hiergen.environment import choose_device, require
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -114,7 +114,9 @@ def launch(settings: DemoSettings, *, library: Library | None = None, waits: boo
     """
     _limit_arenas()
     accounts = None if settings.auth_file is None else read_accounts(settings.auth_file)
-    library = library or load_library(settings.models, packaged=settings.packaged, device=settings.device)
+    library = library or load_library(
+        settings.models, packaged=settings.packaged, device=str(choose_device(settings.device))
+    )
     blocks = build_app(settings, library)
     _warm_up(library)
     _, url, _ = blocks.launch(

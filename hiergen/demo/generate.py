@@ -15,7 +15,7 @@ from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import montage
 from hiergen.demo.reconstruct import information
-from hiergen.demo.requests import GUIDANCE, MAX_SEED, SEED, check_label, check_ranges
+from hiergen.demo.requests import GUIDANCE, MAX_SEED, SEED, check_label, check_ranges, to_seed
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.pyramid import TokenPyramid
 
@@ -115,9 +115,9 @@ def add_tab(page: Page, library: Library) -> None:
     titles = library.image_generators()
 
     def run(
-        title: str, label: int, count: float, guidance_scale: float, temperature: float, seed: float
+        title: str, label: int, count: float, guidance_scale: float, temperature: float, seed: float | None
     ) -> Iterator[tuple[Any, ...]]:
-        request = GenerateRequest(int(label), int(count), float(guidance_scale), float(temperature), int(seed))
+        request = GenerateRequest(int(label), int(count), float(guidance_scale), float(temperature), to_seed(seed))
         yield from _updates(generate(library.get(title), request, seconds=page.settings.max_seconds))
 
     def change(title: str) -> tuple[Any, ...]:

@@ -132,7 +132,9 @@ def add_tab(page: Page, library: Library) -> None:
             numbers = gr.Markdown(elem_id="reconstruct-numbers")
     steps = page.row("From more and more levels", name="reconstruct-steps", columns=6)
     added = page.row("What each of them added (grey: nothing)", name="reconstruct-added", columns=6)
-    codes = page.row("The tokens, one square each (equal ids, equal colors)", name="reconstruct-codes", columns=6)
+    codes = page.row(
+        "The tokens, one square each (equal colors: equal ids, or alike vectors)", name="reconstruct-codes", columns=6
+    )
     # Moving the slider shows what the browser already has.
     level.input(
         fn=None, inputs=[level, steps], outputs=[shown], js="(k, items) => items?.[k - 1]?.image ?? null", queue=False

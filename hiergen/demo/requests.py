@@ -24,6 +24,17 @@ def check_ranges(request: Any, **ranges: tuple[float | int, float | int]) -> Non
             raise ValueError(f"{name} is {value}, expected {least} to {most}")
 
 
+def to_seed(value: float | None) -> int:
+    """Return the number in the field for the seed.
+
+    Raises:
+        ValueError: If the field is empty.
+    """
+    if value is None:
+        raise ValueError("the field for the seed is empty, expected a whole number")
+    return int(value)
+
+
 def check_label(entry: DemoModel, label: int) -> None:
     """Check that a model knows a class.
 

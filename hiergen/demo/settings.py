@@ -14,7 +14,7 @@ MIN_PASSWORD = 8
 
 @dataclasses.dataclass(frozen=True)
 class DemoSettings(Checked):
-    """Settings of `hiergen demo`.
+    """Look at models in the browser: reconstruct, generate, compare.
 
     Attributes:
         models: Folders or Hub ids of pipelines and tokenizers, beside the small ones that come with the package.
@@ -24,7 +24,7 @@ class DemoSettings(Checked):
         auth_file: File of lines `name:password`, one per person who may enter.
         share: Ask gradio for a public link; needs `auth_file`.
         root_path: Path under which a proxy serves the demo, e.g. "/hiergen".
-        device: Device on which the models run.
+        device: Device on which the models run; "auto" is a GPU where there is one.
         max_upload_mb: Largest file that is taken, in MiB.
         max_pixels: Largest picture that is decoded.
         max_queue: Number of requests that may wait; further ones are told that the queue is full.
@@ -43,7 +43,7 @@ class DemoSettings(Checked):
     auth_file: str | None = None
     share: bool = False
     root_path: str = ""
-    device: str = "cpu"
+    device: str = "auto"
     max_upload_mb: int = 20
     max_pixels: int = 16_000_000
     max_queue: int = 32

@@ -23,7 +23,7 @@ from hiergen.demo.inputs import (
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import shape_views
-from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges
+from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, to_seed
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.surface_extraction import save_mesh
@@ -276,7 +276,7 @@ def _ask(
     entry, picture = library.get(title), None
     if entry.is_by_picture:
         picture = choose_view(upload, int(example), max_pixels=page.settings.max_pixels)
-    request = ShapeRequest(int(label or 0), picture, float(guidance_scale), int(seed), int(depth))
+    request = ShapeRequest(int(label or 0), picture, float(guidance_scale), to_seed(seed), int(depth))
     return generate_shape(entry, request, seconds=page.settings.max_seconds)
 
 

@@ -18,7 +18,7 @@ from hiergen.data.videos.files import write_gif
 from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
-from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges
+from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, to_seed
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan
@@ -159,8 +159,10 @@ def add_tab(page: Page, library: Library) -> None:
 
     titles = library.video_generators()
 
-    def run(title: str, label: int, density: float, guidance_scale: float, seed: float) -> Iterator[tuple[Any, ...]]:
-        request = VideoRequest(int(label), float(density), float(guidance_scale), int(seed))
+    def run(
+        title: str, label: int, density: float, guidance_scale: float, seed: float | None
+    ) -> Iterator[tuple[Any, ...]]:
+        request = VideoRequest(int(label), float(density), float(guidance_scale), to_seed(seed))
         # gradio copies each file when it is yielded, so these need live no longer than the request.
         with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as name:
             folder, shown = Path(name), 0

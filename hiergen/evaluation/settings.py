@@ -25,8 +25,8 @@ class ExtractorConfig(Checked):
 
     Attributes:
         name: Name of the extractor: "inception" (FID), "inception-768" (the same network up to Mixed_6e: FID-768), "dinov2-b", "dinov2-l", "digits" (a small
-            classifier trained on the embedded digits), "own" (one trained on the classes of the data, once), or a name given to
-            `register_extractor`.
+            classifier trained on the embedded digits), "own" (one trained on the classes of the data, once), or a name given
+            to `register_extractor`.
         weights: File of the weights, .pth or .safetensors, for those that are read from a file.
         size: Side in pixels at which "own" sees pictures; larger takes longer.
         budget: Number of pictures that "own" sees in training, repeats counted: 100,000 of 32 x 32 take about half a minute on a CPU.
@@ -117,9 +117,33 @@ class DistanceConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig(Checked):
-    """Sampling settings for the generator. A field left at None keeps the generator's default; its settings class documents it.
+    """Sampling settings of all generators. What is not given keeps the generator's default; what it does not have is refused.
 
-    Here is every setting of every generator that changes what it draws; see `hiergen.generators`.
+    Attributes:
+        guidance_scale: Strength of guidance; 1 is none.
+        guidance_schedule: How guidance changes over a generation, e.g. "constant", "linear" or "cosine".
+        guidance_interval: Index of the last token that a generator token by token guides; -1 guides all.
+        guidance_start: Time of a flow, 0 (noise) to 1, from which guidance acts.
+        guidance_end: Time of a flow up to which guidance acts.
+        min_guidance_scale: Strength of guidance outside of the window of schedule "rectangular" or "step".
+        high_guidance_scale: Strength of guidance in the fine stage of a cascade.
+        window_start: Start of that window, as a share of the generation.
+        window_end: End of that window.
+        peak: Share of the generation at which schedules "linear_constant" and "triangular" are at their full strength.
+        cfg_channels: Number of leading channels that a flow guides.
+        temperature: Temperature of the draws; lower ones are likelier.
+        top_k: Number of likeliest ids to draw from; 0 for all.
+        top_p: Probability that the likeliest ids to draw from make up; 1 for all.
+        greedy: Take the likeliest id instead of drawing one.
+        num_steps: Number of steps of a masked or flow generator.
+        solver: How a flow is followed: "euler", "heun" or "sde".
+        timestep_shift: Shift of a flow's time grid; below 1 it is denser near the noise, 1 leaves it even.
+        last_step: Length of the last step of solver "sde", as a share of the time.
+        head_sampler: How a diffusion head makes a token: "ddpm" or "ddim".
+        head_steps: Number of diffusion steps that make a token.
+        head_spacing: Which steps of the head's chain these are: "linspace" or "leading".
+        eta: Noise of head sampler "ddim", 0 to 1.
+        low_res_noise: Share of noise that a cascade mixes into the coarse tokens for its fine stage.
     """
 
     guidance_scale: float | None = None
@@ -132,6 +156,8 @@ class SamplingConfig(Checked):
     window_start: float | None = None
     window_end: float | None = None
     peak: float | None = None
+    guidance_power: NotNegative | None = None
+    guidance_against: str | None = None
     cfg_channels: int | None = None
     temperature: NotNegative | None = None
     top_k: int | None = None
@@ -146,6 +172,9 @@ class SamplingConfig(Checked):
     head_spacing: str | None = None
     eta: float | None = None
     low_res_noise: float | None = None
+    anneal_softmax: bool | None = None
+    official_draws: bool | None = None
+    smooth: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

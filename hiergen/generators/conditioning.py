@@ -173,6 +173,17 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
+def check_condition(condition: Tensor, batch: int, table: nn.Module) -> None:
+    """Check that there is one label per sample, or with a hierarchy one node or path.
+
+    Raises:
+        ValueError: If there are more or fewer, or paths without a hierarchy.
+    """
+    given = condition.shape[:1] if isinstance(table, ClassPathEmbedding) else condition.shape
+    if given != (batch,):
+        raise ValueError(f"condition has shape {tuple(condition.shape)}, expected ({batch},), one per sample")
+
+
 def draw_dropped(batch: int, probability: float, *, rng: Rng | None, device: torch.device) -> Bool[Tensor, " b"]:
     """Return which samples of a training step lose their condition: one uniform number per sample is drawn and compared."""
     return draw_uniform((batch,), rng=rng, device=device) < probability
@@ -191,11 +202,6 @@ def drop_labels(
     return table.drop(labels, probability, rng=rng) if isinstance(table, ClassPathEmbedding) else labels
 
 
-def with_null_labels(labels: Int[Tensor, " b"], null_label: int) -> Int[Tensor, " twice"]:
-    """Return the labels and as many times "no label" behind them: what one pass for guidance reads."""
-    return torch.cat((labels, torch.full_like(labels, null_label)))
-
-
 def unguided_labels(
     labels: Int[Tensor, " b"], null_label: int, against: GuidedAgainst, table: nn.Module | None
 ) -> Int[Tensor, " b"]:
@@ -209,3 +215,10 @@ def unguided_labels(
     if not isinstance(table, ClassPathEmbedding):
         raise ValueError("guidance_against is 'parent', but this generator has no class hierarchy: leave it at 'null'")
     return table.parents(labels)
+
+
+def with_unguided_labels(
+    labels: Int[Tensor, " b"], null_label: int, against: GuidedAgainst, table: nn.Module
+) -> Int[Tensor, " twice"]:
+    """Return the labels and behind them what guidance moves away from (`unguided_labels`): what one pass for both reads."""
+    return torch.cat((labels, unguided_labels(labels, null_label, against, table)))

@@ -35,8 +35,8 @@ class GeometryProtocol(Checked):
         num_points: Number of points on each surface, uniform by area.
         thresholds: Distances at which a point counts as found, for the F-score, in the normalized unit.
         resolution: Number of cells along each axis of the grid for volume IoU; 0 leaves it out.
-        normalize: "each" brings both boxes to center 0 and longest side 2; "reference" applies the reference's transform to both;
-            "none" compares as given.
+        normalize: "each" brings both boxes to center 0 and longest side 2; "reference" applies the reference's transform to
+            both; "none" compares as given.
         num_yaws: Number of turns about the y axis, the best of which, refined by rigid ICP, gives a second result; 0 leaves it out.
         seed: Seed of the points.
 

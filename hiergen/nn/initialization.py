@@ -25,4 +25,5 @@ def xavier_linears(*modules: nn.Module) -> None:
         for layer in module.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)

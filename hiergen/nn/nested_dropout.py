@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+#: How the lengths of prefixes are drawn by `draw_nested_lengths`.
+LengthDistribution = Literal["uniform", "powers", "uniform_powers"]
 
 
 def prefix_probabilities(lengths: Sequence[int], drop_prob: float) -> tuple[float, ...]:
@@ -65,6 +69,38 @@ def draw_prefix_lengths(
         threshold += probability
         drawn = drawn + (uniform >= threshold) * (longer - shorter)
     return drawn.to(device)
+
+
+def draw_nested_lengths(
+    batch: int,
+    num_tokens: int,
+    distribution: LengthDistribution,
+    *,
+    rng: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Int[Tensor, " b"]:
+    """Return one prefix length per sample, 1 to `num_tokens`, from one uniform number per sample.
+
+    Args:
+        batch: Number of samples.
+        num_tokens: The full length, a power of two unless the distribution is "uniform".
+        distribution: "uniform" takes every length equally often, "powers" every power of two. "uniform_powers" rounds a uniform length
+            up to a power of two, so that the full length has probability 1/2, half of it 1/4 and so on.
+        rng: Source of the draws, on its own device; None takes the default generator of `device`.
+        device: Device of the result.
+
+    Source:
+        FlexTok, arXiv:2502.13967.
+    """
+    uniform = torch.rand(batch, generator=rng, device=device if rng is None else rng.device, dtype=torch.float64)
+    if distribution == "powers":
+        exponents = (uniform * num_tokens.bit_length()).long()
+        return (2**exponents).to(device)
+    lengths = (uniform * num_tokens).long() + 1
+    if distribution == "uniform_powers":
+        # In float64 the logarithm of a power of two is exact.
+        lengths = 2 ** lengths.double().log2().ceil().long()
+    return lengths.to(device)
 
 
 def prefix_mask(prefix_lengths: Int[Tensor, " b"], num_tokens: int) -> Bool[Tensor, "b n"]:

@@ -19,7 +19,7 @@ from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
 
-#: Config entries that came later. With these values nothing changes in a model, nor in its fingerprint.
+#: Entries that configs did not have at first, and the values with which a model is what it was without them, fingerprint included.
 _CAME_LATER: dict[str, Any] = {"conv_channels": 0, "conv_blocks": [2, 1, 1, 3], "cnn_stem": 1, "class_hierarchy": None}
 
 
@@ -27,9 +27,9 @@ def tokenizer_fingerprint(tokenizer: Tokenizer[Any] | Generator) -> str:
     """Return 16 hexadecimal digits that change when the config or any of the weights of a tokenizer (or generator) change."""
     digest = hashlib.sha256()
     config = {
-        name: value
-        for name, value in to_json(dict(tokenizer.config)).items()
-        if not name.startswith("_") and not (name in _CAME_LATER and value == _CAME_LATER[name])
+        name: to_json(value)
+        for name, value in tokenizer.config.items()
+        if not name.startswith("_") and not (name in _CAME_LATER and to_json(value) == _CAME_LATER[name])
     }
     digest.update(fingerprint(config).encode())
     for name, value in sorted(tokenizer.state_dict().items()):

@@ -147,7 +147,12 @@ def _official(name: str, options: dict[str, Any]) -> Any:
 
 def _model(kind: Any, path: str | Path, options: dict[str, Any]) -> Any:
     """Return a model, all of it stored: diffusers only warns of weights that are missing, and leaves them random."""
-    loaded, info = kind.from_pretrained(path, **{**options, "output_loading_info": True})
+    try:
+        loaded, info = kind.from_pretrained(path, **{**options, "output_loading_info": True})
+    except (ValueError, RuntimeError) as error:
+        if "expected shape" not in str(error) and "size mismatch" not in str(error):
+            raise
+        raise ValueError(f"the weights in {str(path)!r} do not fit the config beside them: {error}") from error
     if info["missing_keys"]:
         raise ValueError(f"the weights in {str(path)!r} lack {', '.join(sorted(info['missing_keys']))}")
     return (loaded, info) if options.get("output_loading_info") else loaded

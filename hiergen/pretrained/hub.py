@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hiergen.config import read_values
 from hiergen.files import atomic_directory, file_digest
-from hiergen.pretrained.weights import read_checkpoint
 from hiergen.telling import say
 
 #: Raised when a converter changes what it makes of the same file, so that no older conversion is read.
@@ -33,10 +33,11 @@ class Official:
         license: License of the weights, as their authors state it.
         is_restricted: Whether the license restricts the use, or none is stated; it is then printed when the weights are downloaded.
         repository: Repository on the Hub, `owner/name`; None where the weights are on none.
-        files: Names in the repository. A name may list alternatives, "a|b": the first that is there is taken.
+        files: Names in the repository. A name may list alternatives, "a|b": the first that is there is taken. A `.json` file holds the
+            official configuration.
         converter: "module:function" of what makes a model of the files: called with the content of the only file, or with a dictionary
             of contents by name where there are several, and with `config`.
-        config: What the converter gets as its second argument.
+        config: What the converter gets as its second argument, beside the entries of the official configuration, which it replaces.
         revision: Commit, tag or branch of the repository; None is the main branch.
         sha256: Digests of files by name, where they are known. Others are checked against what the Hub says.
         download: Size of the download in words, where it is known.
@@ -91,6 +92,51 @@ def _llamagen(file: str, *, image_size: int, download: str | None = None) -> Off
     return Official(**_LLAMAGEN, **pair, files=(file,), config=size, download=download)
 
 
+_TITOK: dict[str, Any] = {"license": "Apache-2.0", "repository": "fun-research/TiTok"}
+_TITOK_CONVERTER = "hiergen.convert.one_dimensional.titok:from_official"
+
+
+def _titok_pair(size: str) -> dict[str, Official]:
+    """Return the rows of a tokenizer in two stages and of its generator."""
+    short, tokenizer = size.replace("-", ""), f"titok-{size}.in1k"
+    maskgit: dict[str, Any] = {"converter": "hiergen.convert.one_dimensional.maskgit:from_official"}
+    return {
+        tokenizer: Official(**_TITOK, files=(f"tokenizer_titok_{short}.bin",), converter=_TITOK_CONVERTER),
+        f"maskgit-{size}.in1k": Official(
+            **_TITOK, **maskgit, files=(f"generator_titok_{short}.bin",), tokenizer=tokenizer
+        ),
+    }
+
+
+def _titok_in_one_stage(name: str) -> Official:
+    """Return the row of a tokenizer that has a repository of its own, in the form that the Hub's client gives a model."""
+    repository = f"yucornetto/tokenizer_titok_{name}_imagenet"
+    return Official(
+        license="Apache-2.0", repository=repository, files=("model.safetensors",), converter=_TITOK_CONVERTER
+    )
+
+
+def _rar(size: str) -> Official:
+    return Official(
+        license="Apache-2.0",
+        repository="yucornetto/RAR",
+        files=(f"rar_{size}.bin",),
+        converter="hiergen.convert.rar:from_official",
+        tokenizer="maskgit-vq.in1k",
+    )
+
+
+def _flextok(name: str) -> Official:
+    """Return the row of a tokenizer whose configuration stands beside its weights, and tells what no tensor does."""
+    return Official(
+        license="Apple Machine Learning Research Model: research only, no commercial use",
+        is_restricted=True,
+        repository=f"EPFL-VILAB/flextok_{name}",
+        files=("model.safetensors", "config.json"),
+        converter="hiergen.convert.one_dimensional.flextok:from_official",
+    )
+
+
 OFFICIAL: dict[str, Official] = {
     "restok-l-128.in1k": Official(
         **_UNSTATED,
@@ -117,6 +163,28 @@ OFFICIAL: dict[str, Official] = {
     "multiscale-vq-680.openimages": Official(**_VAR, files=(_VAR_TOKENIZER,)),
     **{f"var-d{depth}.in1k": _var(f"var_d{depth}.pth") for depth in (16, 20, 24, 30)},
     "var-d36-512.in1k": _var("var_d36.pth", image_size=512, sides=[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
+    **{name: row for size in ("l-32", "b-64", "s-128") for name, row in _titok_pair(size).items()},
+    **{
+        f"titok-{name}.in1k": _titok_in_one_stage(official)
+        for name, official in (
+            ("bl-64", "bl64_vq8k"),
+            ("bl-128", "bl128_vq8k"),
+            ("sl-256", "sl256_vq8k"),
+            ("ll-32-vae", "ll32_vae_c16"),
+            ("bl-64-vae", "bl64_vae_c16"),
+            ("bl-128-vae", "bl128_vae_c16"),
+        )
+    },
+    "maskgit-vq.in1k": Official(
+        **_TITOK,
+        files=("maskgit-vqgan-imagenet-f16-256.bin",),
+        converter="hiergen.convert.one_dimensional.maskgit_vq:from_official",
+    ),
+    **{f"rar-{size}.in1k": _rar(size) for size in ("b", "l", "xl", "xxl")},
+    "flextok-d12-d12.in1k": _flextok("d12_d12_in1k"),
+    "flextok-d18-d18.in1k": _flextok("d18_d18_in1k"),
+    "flextok-d18-d28.in1k": _flextok("d18_d28_in1k"),
+    "flextok-d18-d28.dfn": _flextok("d18_d28_dfn"),
     "va-vae-f16d32.in1k": Official(
         license="MIT",
         repository="hustvl/vavae-imagenet256-f16d32-dinov2",
@@ -186,12 +254,32 @@ def convert(name: str, row: Official, files: list[Path]) -> Any:
         ValueError: If a file is no table of tensors, or not of this model.
     """
     module, _, function = row.converter.partition(":")
-    contents = {file.name: read_checkpoint(file) for file in files}
+    # The table is read where nothing is loaded yet.
+    from hiergen.pretrained.weights import read_checkpoint
+
+    contents = {file.name: read_checkpoint(file) for file in files if file.suffix != ".json"}
     state: Any = contents if len(files) > 1 else next(iter(contents.values()))
     try:
-        return getattr(importlib.import_module(module), function)(state, dict(row.config))
+        config = {**_read_configs(files), **row.config}
+        return getattr(importlib.import_module(module), function)(state, config)
     except ValueError as error:
         raise ValueError(f"{name!r}: {', '.join(contents)} of {row.repository} does not fit: {error}") from error
+
+
+def _read_configs(files: list[Path]) -> dict[str, Any]:
+    """Return the entries of those files that hold an official configuration.
+
+    Raises:
+        ValueError: If one holds anything else.
+    """
+    entries: dict[str, Any] = {}
+    for file in files:
+        if file.suffix == ".json":
+            found = read_values(str(file))
+            if not isinstance(found, dict):
+                raise ValueError(f"{file.name} holds a {type(found).__name__}, expected an object")
+            entries |= found
+    return entries
 
 
 def _target(name: str, row: Official) -> Path:

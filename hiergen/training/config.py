@@ -28,8 +28,8 @@ class TrainConfig(Checked):
         init: Weights to start a new run from: a model's folder, a pipeline's with such a model in it, a finished run's, the name of a
             packaged model ("digits-1d") or the id of a Hub repository. All sizes of the model come from there; the preset only says
             which class it is, and `task.overrides` are on top. None starts from random weights.
-        init_except: Parts of the model, by a part of their dotted names, that may differ from `init`. What does not fit is drawn anew;
-            "class_embedding", the table of classes, keeps the rows of classes of the same name.
+        init_except: Parts of the model, by a part of their dotted names, that may differ from `init`. What does not fit is drawn
+            anew; "class_embedding", the table of classes, keeps the rows of classes of the same name.
         lora: Low-rank adapters to train in place of all weights of a generator.
         batch_size: Samples per optimizer step, over all processes and accumulation steps.
         accumulation: Number of parts into which each process cuts its share of a batch.

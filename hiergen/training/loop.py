@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 from pathlib import Path
 from typing import cast
 
@@ -55,7 +56,8 @@ class RunInterruptedError(RuntimeError):
     """The run was asked to stop and has saved; `signal_number` says by which signal."""
 
     def __init__(self, signal_number: int, samples_seen: int) -> None:
-        super().__init__(f"stopped by signal {signal_number} after {samples_seen} samples; run again to continue")
+        by = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
+        super().__init__(f"stopped by {by} after {samples_seen:,} samples; run again to continue")
         self.signal_number = signal_number
         self.samples_seen = samples_seen
 

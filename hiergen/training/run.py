@@ -15,6 +15,7 @@ from torch import nn
 
 from hiergen.config import overlay, parse, read_values, to_json
 from hiergen.environment import share_cores
+from hiergen.telling import say_next
 from hiergen.training.config import TrainConfig
 from hiergen.training.finetune.lora import add_adapters
 from hiergen.training.finetune.weights import load_source, take_sizes
@@ -54,6 +55,7 @@ def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> F
     result = fit(config, title=" ".join(words).lower())
     if PartialState().is_main_process:
         print(f"{result.samples_seen:,} samples seen; model in {result.model_dir}")
+        say_next(config.task.follows(str(result.model_dir)))
     return result
 
 

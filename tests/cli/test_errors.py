@@ -62,7 +62,7 @@ EXPECTED = {
     "a package by its extra": (functools.partial(require, "no_such_package", "eval", "a metric"), "a metric needs", 1),
     "a package": (lambda: __import__("no_such_package"), "No module named 'no_such_package'", 1),
     "a data worker": (lambda: list(DataLoader(Refusing(), num_workers=1)), "hiergen x: samples is 0, expected", 1),
-    "a signal": (overflown, "stopped by signal 15 after 64 samples; run again to continue", 143),
+    "a signal": (overflown, "stopped by SIGTERM after 64 samples; run again to continue", 143),
 }
 
 

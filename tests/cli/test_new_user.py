@@ -24,6 +24,7 @@ from hiergen.cli.recipes import find_recipe, recipes
 from hiergen.data.images.pixels import to_uint8
 from hiergen.figures import save_image_grid
 from hiergen.pipelines.base import HiergenPipeline
+from hiergen.registry import create
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,7 +179,10 @@ def test_images_are_generated_in_passes_and_into_an_npz(tmp_path, capsys) -> Non
     at_once = generated(tmp_path / "a")
     printed = capsys.readouterr()
     assert printed.out.splitlines()[0] == f"4 images and grid.png in {tmp_path / 'a'}"
-    assert printed.out.splitlines()[-1] == "next: hiergen evaluate gfid --pipeline digits-1d --data.source FOLDER"
+    follows = (
+        "next: hiergen evaluate gfid --pipeline digits-1d --data.source FOLDER --data.size 32 --extractor.name own"
+    )
+    assert printed.out.splitlines()[-1] == follows
     assert (
         printed.err
         == f"generate: 4 samples by ClassToImagePipeline of 3,001,843 parameters on cpu -> {tmp_path / 'a'}\n"
@@ -260,7 +264,7 @@ def test_the_number_format_and_compiling_are_chosen(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err.count("\n") == 2, "a line of each call, and no bars"
 
     def opened(path: str, device: str, **options: object) -> None:
-        raise ValueError(f"opened with {options}")
+        raise OSError(f"opened with {options}")
 
     monkeypatch.setattr("hiergen.cli.encode.open_model", opened)
     assert main(["encode", "--tokenizer", "digits-1d", "--dtype", "float16", "--out", str(tmp_path / "c")]) == 1
@@ -314,3 +318,15 @@ def test_output_that_nobody_reads_any_more_ends_quietly() -> None:
     done = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 141)
     assert done.stderr == ""
+
+
+def test_pictures_are_encoded_at_the_size_of_the_tokenizer(tmp_path, capsys) -> None:
+    sizes = {"image_size": 48, "scales": [1, 6], "encoder_dim": 16, "decoder_dim": 16, "encoder_depth": 1}
+    create("hieratok-tiny", **sizes, decoder_depth=1).save_pretrained(tmp_path / "model")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (64, 64), (80, 0, 0)).save(tmp_path / "pictures" / "a.png")
+    line = f"encode --tokenizer {tmp_path / 'model'} --data.source {tmp_path / 'pictures'} --out {tmp_path / 'codes'}"
+    assert main(line.split()) == 0
+    assert "1 pyramid of 36 tokens" in capsys.readouterr().out
+    assert main([*line.split(), "--data.size=32"]) == 1
+    assert "data.size is 32, but the tokenizer takes pictures of 48x48 pixels: leave it out" in capsys.readouterr().err

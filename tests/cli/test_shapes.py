@@ -56,6 +56,9 @@ def test_prepare_shapes_needs_a_source_and_a_folder(tmp_path, capsys) -> None:
         main(["prepare-shapes", "meshes"])
     assert stop.value.code == 2
     assert "usage: hiergen prepare-shapes SRC OUT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["prepare-shapes", "--help"])
+    assert capsys.readouterr().out.count("usage: ") == 1
     assert main(["prepare-shapes", str(tmp_path / "none"), str(tmp_path / "out")]) == 1
     assert "does not exist; give a folder, a mesh file or 'procedural'" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiergen.convert.titok.maskgit import from_official, to_official
+from hiergen.convert.one_dimensional.maskgit import from_official, to_official
 from hiergen.generators.masked.ids.model import MaskedIds
 from hiergen.generators.masked.ids.settings import MaskedIdsSettings
 from hiergen.pyramid import TokenPyramid

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiergen.convert.titok import maskgit_vq, tokenizer
+from hiergen.convert.one_dimensional import maskgit_vq, titok
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.tokenizers.maskgit_vqgan.model import MaskGITVQ
@@ -41,7 +41,7 @@ def randomized(model: Any) -> Any:
 
 def official(kind: str) -> dict[str, Tensor]:
     preset, overrides = KINDS[kind]
-    return tokenizer.to_official(randomized(create(preset, **overrides)))
+    return titok.to_official(randomized(create(preset, **overrides)))
 
 
 def images(count: int = 2) -> Tensor:
@@ -157,7 +157,7 @@ def test_discrete_models_compute_what_the_official_program_does(kind: str) -> No
     tensors = official(kind)
     w = {name: tensor.double() for name, tensor in tensors.items()}
     legacy, x = kind == "two stages", images()
-    model = tokenizer.from_official(tensors, HEADS).double()
+    model = titok.from_official(tensors, HEADS).double()
     z = plain_encode(w, x, legacy=legacy).transpose(1, 2)
     latents, _ = model.encode_latents(2 * x - 1)
     torch.testing.assert_close(latents, z, rtol=1e-10, atol=1e-10)
@@ -179,7 +179,7 @@ def test_discrete_models_compute_what_the_official_program_does(kind: str) -> No
             expected[:, c, 2 * r + p1, 2 * s + p2] = flat[:, 4 * r + s, (2 * p1 + p2) * 3 + c]
         expected = F.conv2d(expected, w["decoder.conv_out.weight"], w["decoder.conv_out.bias"], padding=1)
     torch.testing.assert_close((model.decode(pyramid) + 1) / 2, expected, rtol=1e-10, atol=1e-10)
-    narrow = tokenizer.from_official(tensors, HEADS)
+    narrow = titok.from_official(tensors, HEADS)
     assert torch.equal(narrow.encode((2 * x - 1).float()).levels[0], ids)
     error = ((narrow.decode(pyramid) + 1) / 2 - expected).detach().abs().max()
     assert float(error / expected.abs().max()) < 1e-5
@@ -188,7 +188,7 @@ def test_discrete_models_compute_what_the_official_program_does(kind: str) -> No
 def test_the_continuous_model_computes_what_the_official_program_does() -> None:
     tensors, x = official("continuous"), images()
     w = {name: tensor.double() for name, tensor in tensors.items()}
-    model = tokenizer.from_official(tensors, HEADS).double()
+    model = titok.from_official(tensors, HEADS).double()
     mean, log_variance = plain_encode(w, x, legacy=False).chunk(2, dim=1)
     posterior = model.posterior(2 * x - 1)
     torch.testing.assert_close(posterior.mean, mean, rtol=1e-10, atol=1e-10)
@@ -228,7 +228,7 @@ def test_maskgit_vqgan_computes_what_the_official_program_does() -> None:
 def test_official_to_ours_and_back_is_the_identity(kind: str) -> None:
     tensors = official(kind)
     wrapped = {"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}
-    back = tokenizer.to_official(tokenizer.from_official(wrapped, HEADS))
+    back = titok.to_official(titok.from_official(wrapped, HEADS))
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
 
@@ -237,15 +237,15 @@ def test_the_first_stage_needs_the_tokenizer_of_its_proxy_codes() -> None:
     whole = official("two stages")
     tensors = {name: tensor for name, tensor in whole.items() if not name.startswith("pixel_")}
     with pytest.raises(ValueError, match=r"lacks tensor 'pixel_quantize.embedding.weight': it is of the first stage"):
-        tokenizer.from_official(tensors, HEADS)
+        titok.from_official(tensors, HEADS)
     proxy = randomized(create("maskgit-vq", image_size=8, vocab_size=11, **CNN))
-    model = tokenizer.from_official(tensors, HEADS, proxy=proxy)
+    model = titok.from_official(tensors, HEADS, proxy=proxy)
     pyramid = model.encode((2 * images() - 1).float())
     likeliest = model.proxy_logits(pyramid).argmax(-1)
     assert isinstance(proxy, MaskGITVQ)
     expected = proxy.decode(TokenPyramid((likeliest,), proxy.specs))
     torch.testing.assert_close(model.decode(pyramid), expected)
-    assert tokenizer.to_official(model).keys() == tensors.keys()
+    assert titok.to_official(model).keys() == tensors.keys()
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_the_first_stage_needs_the_tokenizer_of_its_proxy_codes() -> None:
 def test_what_does_not_fit_is_named(change: dict[str, Tensor | None], config: Any, error: str) -> None:
     tensors = {name: tensor for name, tensor in {**official("two stages"), **change}.items() if tensor is not None}
     with pytest.raises(ValueError, match=error):
-        tokenizer.from_official(tensors, config)
+        titok.from_official(tensors, config)
 
 
 def test_official_names_of_the_published_sizes() -> None:
@@ -275,11 +275,11 @@ def test_official_names_of_the_published_sizes() -> None:
     counts |= {"titok-ll-32-vae": 602, "titok-bl-64-vae": 458}
     for preset, count in counts.items():
         with torch.device("meta"):
-            found = tokenizer.to_official(create(preset))
+            found = titok.to_official(create(preset))
         assert len(found) == count, preset
         assert not [name for name in found if re.search(r"norm_in|blocks|fc1", name)]
     with torch.device("meta"):
-        found = tokenizer.to_official(create("titok-l-32"))
+        found = titok.to_official(create("titok-l-32"))
         proxy = maskgit_vq.to_official(create("maskgit-vq"))
     shapes = {name: tuple(tensor.shape) for name, tensor in {**found, **proxy}.items()}
     assert shapes["encoder.conv_out.weight"] == (256, 512, 1, 1)  # MaskGIT-VQGAN's
@@ -294,10 +294,10 @@ def test_official_names_of_the_published_sizes() -> None:
 
 def test_corrected_parts_have_no_official_form() -> None:
     with pytest.raises(ValueError, match="projection is 'per_token' with output 'proxy_decoded'; the official program"):
-        tokenizer.to_official(create("titok-l-32", **KINDS["two stages"][1], projection="per_token"))
+        titok.to_official(create("titok-l-32", **KINDS["two stages"][1], projection="per_token"))
     overrides = {**KINDS["two stages"][1], "cnn_shortcut": "input"}
     with pytest.raises(ValueError, match="cnn_shortcut is 'input'; the official program knows only 'branch'"):
-        tokenizer.to_official(create("titok-l-32", **overrides))
+        titok.to_official(create("titok-l-32", **overrides))
     with pytest.raises(ValueError, match="cnn_shortcut is 'input'; the official program knows only 'branch'"):
         maskgit_vq.to_official(create("maskgit-vq-tiny"))
 

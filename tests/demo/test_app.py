@@ -14,8 +14,11 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from PIL import Image
 
+from hiergen.demo import app
+from hiergen.demo.settings import DemoSettings
 from hiergen.pretrained.packaged import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,3 +255,13 @@ def test_nothing_is_answered_before_the_password_is_given(server) -> None:
         assert upload(stranger, "a.png", picture(8, 8)).status_code == 401
         wrong = stranger.post("/login", data={"username": server.name, "password": "wrong horse"})
         assert wrong.status_code == 400
+
+
+def test_the_models_run_on_a_gpu_where_there_is_one(monkeypatch) -> None:
+    def load(sources: tuple[str, ...], *, packaged: bool, device: str) -> None:
+        raise InterruptedError(device)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(app, "load_library", load)
+    with pytest.raises(InterruptedError, match="cuda:0"):
+        app.launch(DemoSettings())

@@ -8,6 +8,7 @@ import torch
 from hiergen.demo.generate import GenerateRequest, generate, has_setting
 from hiergen.demo.library import DemoModel, ModelNotes
 from hiergen.demo.pictures import montage
+from hiergen.demo.requests import to_seed
 from hiergen.demo.steps import StoppedError
 
 
@@ -68,3 +69,9 @@ def test_a_generation_that_takes_too_long_is_stopped(library) -> None:
 def test_only_generators_that_draw_have_a_temperature(library) -> None:
     assert has_setting(library.get("one-dimensional"), "temperature")
     assert not has_setting(library.get("one-dimensional"), "num_steps")
+
+
+def test_an_empty_field_of_the_seed_is_said_to_be_empty() -> None:
+    assert to_seed(7.0) == 7
+    with pytest.raises(ValueError, match="the field for the seed is empty, expected a whole number"):
+        to_seed(None)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hiergen.nn.nested_dropout import draw_prefix_lengths, prefix_mask, prefix_probabilities
+from hiergen.nn.nested_dropout import draw_nested_lengths, draw_prefix_lengths, prefix_mask, prefix_probabilities
 
 LENGTHS = (4, 8, 16, 32, 64, 128)
 
@@ -56,3 +56,20 @@ def test_lengths_that_do_not_ascend_are_refused(lengths: tuple[int, ...]) -> Non
 def test_drop_prob_must_be_a_probability(drop_prob: float) -> None:
     with pytest.raises(ValueError, match=r"drop_prob is .*, expected 0 to 1"):
         prefix_probabilities(LENGTHS, drop_prob)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "wanted"),
+    [
+        ("uniform", dict.fromkeys(range(1, 9), 1 / 8)),
+        ("powers", dict.fromkeys((1, 2, 4, 8), 1 / 4)),
+        ("uniform_powers", {1: 1 / 8, 2: 1 / 8, 4: 1 / 4, 8: 1 / 2}),
+    ],
+)
+def test_nested_lengths_follow_their_distribution(distribution, wanted) -> None:
+    drawn = draw_nested_lengths(20_000, 8, distribution, rng=torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.int64
+    assert set(drawn.tolist()) == set(wanted)
+    for length, share in wanted.items():
+        assert float((drawn == length).float().mean()) == pytest.approx(share, abs=0.012)
+    assert draw_nested_lengths(50, 1, distribution, rng=torch.Generator().manual_seed(0)).unique().tolist() == [1]

@@ -43,13 +43,6 @@ def test_labels_are_integers_of_any_kind(labels: Any, expected: list[int]) -> No
     assert read_labels(0).dtype == torch.int64
 
 
-def test_labels_may_be_names() -> None:
-    assert read_labels("cat", ("ape", "cat")).tolist() == [1]
-    assert read_labels(["cat", 0, "ape"], ("ape", "cat")).tolist() == [1, 0, 0]
-    with pytest.raises(ValueError, match="class_labels holds 'cats', which is no class; did you mean cat"):
-        read_labels(["cats"], ("ape", "cat"))
-
-
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

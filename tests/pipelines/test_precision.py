@@ -38,6 +38,7 @@ _FRAME = {"image_size": 16, "patch_size": 8, "latent_dim": 4, "scales": [1, 2], 
 _FLOW = {"dim": 48, "depth": 2, "num_heads": 2, "num_classes": 10}
 _MAR = {**_VIT, "num_classes": 10, "head_dim": 32, "head_depth": 1}
 _IDS = {"dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
+_VQ_16 = {"widths": [32, 32, 32], "latent_channels": 8, "vocab_size": 16, "image_size": 16}
 _VQ = {"cnn_channels": 8, "cnn_groups": 4}
 _PROXY = {"output": "proxy_decoded", "proxy_vocab_size": 16, "z_channels": 8, "cnn_multipliers": [1, 2, 2, 2], **_VQ}
 _HAR = {"dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
@@ -63,15 +64,14 @@ PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any
             (("var-tiny", _HAR), ("var-d16", {**_HAR, "shares_modulation": True})),
         ),
         (
-            ("titok-tiny", {**_VIT, **_PROXY}),
-            (("maskgit-tiny", _IDS), ("maskgit-b-64", _IDS), ("rar-tiny", _IDS), ("ar-b", _HAR)),
-        ),
-        (
             ClassToImagePipeline,
-            ("titok-bl-64-vae", {**_VIT, "image_size": 32}),
-            (("flow-tiny", _FLOW), ("mar-tiny", _MAR)),
+            ("titok-tiny", {**_VIT, **_PROXY}),
+            (("maskgit-b-64", _IDS), ("rar-tiny", _IDS)),
         ),
-        (ClassToImagePipeline, ("maskgit-vq-tiny", _VQ), (("rar-tiny", _IDS), ("maskgit-tiny", _IDS))),
+        (ClassToImagePipeline, ("flextok-tiny", {**_VIT, "num_steps": 2}), (("har-tiny", _HAR),)),
+        (ClassToImagePipeline, ("titok-bl-64-vae", {**_VIT, "image_size": 32}), (("mar-tiny", _MAR),)),
+        (ClassToImagePipeline, ("maskgit-vq-tiny", _VQ), (("maskgit-tiny", _IDS),)),
+        (ClassToImagePipeline, ("vq-16", _VQ_16), (("llamagen-b-256", _HAR),)),
         (
             ClassToShapePipeline,
             ("pyramid-vae-tiny", {"width": 32, "num_heads": 2, "encoder_depth": 1, "decoder_depth": 1}),
@@ -96,7 +96,7 @@ PAIRS: dict[str, tuple[Any, tuple[str, dict[str, Any]], tuple[str, dict[str, Any
         {"num_steps": 2, "head_steps": 3, "head_spacing": "leading", "guidance_scale": 2.0}
         if generator[0].startswith("mar")
         else {"guidance_scale": 2.0}
-        if generator[0].endswith("ar-tiny") or generator[0] in ("ar-b", "var-d16")
+        if generator[0].endswith("ar-tiny") or generator[0] in ("ar-b", "var-d16", "llamagen-b-256")
         else {"num_steps": 2, "guidance_scale": 2.0}
     ]
 }

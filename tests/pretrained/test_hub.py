@@ -12,15 +12,20 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hub_server import COMMIT, add_llamagen
 from huggingface_hub import constants
 
 import hiergen
 from hiergen.__main__ import main
+from hiergen.convert.one_dimensional.flextok import to_official as flextok_to_official
 from hiergen.pretrained import hub as official
 from hiergen.pretrained.hub import OFFICIAL, Official, fetch
 from hiergen.registry import presets
+from hiergen.tokenizers.flextok.presets import AUTOENCODER
+from hiergen.training.finetune.weights import load_source
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 
 TOKENIZER, GENERATOR, REPOSITORY = "vq-16.in1k", "llamagen-b-256.in1k", "FoundationVision/LlamaGen"
 
@@ -59,7 +64,7 @@ def test_the_first_call_downloads_and_the_second_needs_no_network(llamagen, monk
     asked, folder = len(hub.asked), fetch(TOKENIZER)
     assert cache() in folder.parents
     assert {path.name for path in folder.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
-    monkeypatch.setattr(official, "read_checkpoint", None)
+    monkeypatch.setattr("hiergen.pretrained.weights.read_checkpoint", None)
     hub.files.clear()
     again = hiergen.from_pretrained(GENERATOR)
     assert len(hub.asked) == asked
@@ -260,6 +265,13 @@ def test_names_that_are_mistyped_ask_nobody(hub, capsys) -> None:
     assert hub.asked == []
 
 
+def test_a_training_starts_from_a_name(llamagen) -> None:
+    _, _, generator = llamagen
+    source = load_source(GENERATOR, GeneratorTaskConfig(preset="llamagen-b-256"))
+    assert isinstance(source, hiergen.LevelAR)
+    assert torch.equal(source.head.weight, generator.head.weight)
+
+
 def test_info_says_what_a_download_brings_before_it(hub, capsys) -> None:
     assert main(["info", GENERATOR, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -279,6 +291,43 @@ def test_info_says_what_a_download_brings_before_it(hub, capsys) -> None:
     rows = json.loads(capsys.readouterr().out)["tokenizers"]
     assert {row["name"]: row["weights"] for row in rows} == {"vq-16": "vq-16.in1k", "vq-8": "vq-8.in1k"}
     assert hub.asked == []
+
+
+def test_a_configuration_beside_the_weights_reaches_the_converter(hub, capfd) -> None:
+    """FlexTok's, whose license is told at the download alone."""
+    name, repository = "flextok-d12-d12.in1k", "EPFL-VILAB/flextok_d12_d12_in1k"
+    sizes = {
+        f"{side}_{part}": size
+        for side in ("encoder", "decoder")
+        for part, size in (("dim", 64), ("depth", 1), ("heads", 1))
+    }
+    autoencoder = {**AUTOENCODER, "block_out_channels": [32] * 4, "layers_per_block": 1}
+    model = hiergen.create("flextok-d12-d12", **sizes, image_size=32, num_registers=4, autoencoder=autoencoder)
+    config = {"enc": {"mask_mode": "causal_last"}, "dec": {"mask_mode": "full", "max_timestep": 1000.0}}
+    config |= {"levels": [8, 8, 8, 5, 5, 5], "scaling_factor": 0.3, "sample_posterior": True}
+    hub.files[repository, "model.safetensors"] = safetensors.torch.save(flextok_to_official(model))
+    with pytest.raises(ValueError, match=f"the repository {repository} holds no file config.json"):
+        fetch(name)
+    hub.files[repository, "config.json"] = b"[1]"
+    with pytest.raises(
+        ValueError, match=r"of EPFL-VILAB/.* does not fit: config.json holds a list, expected an object"
+    ):
+        fetch(name)
+    hub.files[repository, "config.json"] = json.dumps(config).encode()
+    for path in cache().rglob("config.json"):
+        path.unlink()
+    capfd.readouterr()
+    found = hiergen.from_pretrained(name)
+    assert capfd.readouterr().err.count("research only") == 1
+    assert (found.config["max_time"], found.config["scaling_factor"], found.config["sample_posterior"]) == (
+        1000,
+        0.3,
+        True,
+    )
+    assert torch.equal(found.encoder.registers, model.encoder.registers)
+    again = hiergen.from_pretrained(name)
+    assert "license" not in capfd.readouterr().err
+    assert "research only" in again.config["weights_license"]
 
 
 def test_convert_writes_them_to_a_folder(llamagen, tmp_path, capsys) -> None:

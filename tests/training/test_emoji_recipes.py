@@ -21,6 +21,7 @@ from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.training.loop import fit
 
+pytestmark = pytest.mark.usefixtures("own_precision")
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
     "encoder_dim": 16,
@@ -74,7 +75,15 @@ def shorten(name: str, out: Path, overrides: dict[str, Any], **changes: Any) -> 
     config = load_recipe(str(path))
     task = dataclasses.replace(config.task, overrides={**config.task.overrides, **overrides}, **changes)
     return dataclasses.replace(
-        config, task=task, out=str(out), samples=8, batch_size=4, log_every=4, checkpoint_every=8, trackers=()
+        config,
+        task=task,
+        out=str(out),
+        samples=8,
+        batch_size=4,
+        log_every=4,
+        checkpoint_every=8,
+        trackers=(),
+        precision="no",
     )
 
 

@@ -20,13 +20,7 @@ from hiergen.training.loop import RunInterruptedError, fit
 from hiergen.training.processes import launch
 from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
-
-@pytest.fixture(autouse=True)
-def _of_one_precision():
-    """Accelerate keeps the precision of the first run of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 HIERATOK = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}

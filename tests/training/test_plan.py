@@ -22,6 +22,7 @@ FAMILIES = (
     "mar3d-tiny",
     "flow-tiny",
     "titok-tiny",
+    "flextok-tiny",
     "maskgit-vq-tiny",
     "maskgit-tiny",
     "rar-tiny",

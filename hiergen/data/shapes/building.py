@@ -63,8 +63,8 @@ class PrepareShapesSettings(Checked):
     Attributes:
         source: A folder of meshes, a single mesh file, or "procedural" for the embedded set.
         out: Folder of the records that are written.
-        layout: "meshes", or a layout of prepared arrays to import: "sdf" (CraftsMan), "occupancy" (occupancy networks) or
-            "vecset" (3DShape2VecSet).
+        layout: "meshes", or a layout of prepared arrays to import: "sdf" (CraftsMan), "occupancy" (occupancy networks)
+            or "vecset" (3DShape2VecSet).
         classes_from: A shape's class is the name of its "folder", its file "name" up to the first digit, underscore or
             dash, or there are none ("none").
         up_axis: Axis of the source that points up; it becomes y.

@@ -218,7 +218,7 @@ def agreement(
     asked = torch.tensor([numbers[names[labels[index]]] for index in judged])
     share = float((logits[judged].argmax(dim=1) == asked).double().mean())
     sentence = (
-        f"The classifier of extractor {extractor.name!r} agrees with the class that was asked for in {share:.1%} of {counted(len(judged), 'sample')}; "
-        f"on {counted(training.num_held_out, 'held-out real picture')} it is right in {training.accuracy:.1%}"
+        f"The classifier of extractor {extractor.name!r} agrees with the class that was asked for in {share:.1%} of {counted(len(judged), 'sample')} "
+        f"(by chance: {1 / len(training.classes):.1%}); on {counted(training.num_held_out, 'held-out real picture')} it is right in {training.accuracy:.1%}"
     )
     return Agreement(share, len(judged), sentence)

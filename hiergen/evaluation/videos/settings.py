@@ -16,8 +16,8 @@ class VideoExtractorConfig(Checked):
     """Which feature extractor of clips is used.
 
     Attributes:
-        name: Name of the extractor: "moving-digits" (a small 3-D network trained on the embedded clips); "frames-NAME", NAME being an extractor of images
-            ("frames-inception-768"): the mean of its features over the frames and the mean absolute change from frame to frame;
+        name: Name of the extractor: "moving-digits" (a small 3-D network trained on the embedded clips); "frames-NAME", NAME being an extractor of
+            images ("frames-inception-768"): the mean of its features over the frames and the mean absolute change from frame to frame;
             or a name given to `register_video_extractor`.
         weights: File of the weights, for those that are read from a file.
         seed: Seed of an extractor that is trained on the spot.

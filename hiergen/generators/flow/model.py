@@ -32,15 +32,7 @@ from hiergen.generators.conditioning import (
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.flow.initialization import init_flow_transformer
 from hiergen.generators.flow.latent_patches import LatentPatches
-from hiergen.generators.flow.sampling import (
-    FlowSettings,
-    TimeDistribution,
-    VelocityFn,
-    draw_times,
-    integrate,
-    interpolate,
-    velocity_losses,
-)
+from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.generators.flow.sparse_attention import PlanListener, SparseAttention
 from hiergen.generators.guidance import guide
 from hiergen.kernels.attention import attention as dense_attention
@@ -52,6 +44,14 @@ from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Table
 from hiergen.nn.latent_statistics import LatentStandardizer
 from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
+from hiergen.nn.straight_path import (
+    TimeDistribution,
+    VelocityFn,
+    draw_times,
+    integrate,
+    interpolate,
+    velocity_losses,
+)
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_normal
 

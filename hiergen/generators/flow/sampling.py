@@ -1,30 +1,13 @@
-"""The straight path between noise and data: times, training targets and ODE solvers. Knows no network.
-
-Time runs from noise (0) to data (1): x_t = t data + (1 - t) noise, and the velocity is data - noise.
-"""
+"""How `FlowTransformer` integrates from noise to data; the path between them is in `hiergen.nn.straight_path`."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Callable
-from typing import Annotated, Literal
-
-import torch
-import torch.nn.functional as F
-from diffusers.utils.torch_utils import randn_tensor
-from jaxtyping import Float
-from torch import Tensor
+from typing import Annotated
 
 from hiergen.checked import Count, Positive, Range
 from hiergen.generators.guidance import GuidanceSettings
-
-TimeDistribution = Literal["logit_normal", "uniform"]
-Solver = Literal["euler", "heun", "sde"]
-
-#: (state, time) -> velocity, of the state's shape.
-VelocityFn = Callable[[Tensor, float], Tensor]
+from hiergen.nn.straight_path import Solver, time_grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +17,8 @@ class FlowSettings(GuidanceSettings):
     Guidance: r is the time t.
 
     Attributes:
-        num_steps: Number of intervals of the time grid. "euler" calls the model once per interval, "heun" twice. LightningDiT's
-            "250 steps" are 250 grid points, hence 249.
+        num_steps: Number of intervals of the time grid. "euler" calls the model once per interval, "heun" twice.
+            LightningDiT's "250 steps" are 250 grid points, hence 249.
         solver: "euler" (first order) or "heun" (second order) follow the flow; "sde" follows the diffusion with the same marginals
             by Euler-Maruyama steps, SiT's other sampler (`integrate`).
         last_step: Length of the last step of "sde", which adds no noise, as a share of the time.
@@ -83,103 +66,3 @@ class FlowSettings(GuidanceSettings):
     def is_guided_at(self, time: float) -> bool:
         """Return whether guidance acts at a time in [0, 1]."""
         return self.is_guided and self.guidance_start <= time <= self.guidance_end
-
-
-def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
-    """Return `num_steps + 1` times from 0 to 1: i / num_steps, moved by t' = s t / (1 + (s - 1) t)."""
-    even = [index / num_steps for index in range(num_steps + 1)]
-    # s t + (1 - t) is the denominator in the form that gives exactly 1 at t = 1.
-    return [shift * time / (shift * time + (1 - time)) for time in even]
-
-
-def integrate(
-    velocity: VelocityFn,
-    state: Tensor,
-    times: list[float],
-    *,
-    solver: Solver = "euler",
-    draw: Callable[[], Tensor] | None = None,
-    after_step: Callable[[int, Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Return the state at the last time of a grid, starting with `state` at the first.
-
-    "euler" and "heun" (the mean of the slopes at both ends of a step) solve dx = v dt. "sde" draws from the diffusion whose marginals
-    are the flow's, dx = (v + s (1 - t)) dt + sqrt(2 (1 - t)) dW. Its score s = -(x - t v) / (1 - t) follows from the velocity, so the
-    drift is (1 + t) v - x, without a division. The last step adds no noise.
-
-    Args:
-        velocity: Right-hand side of the equation, the velocity of the flow.
-        state: Start, any shape; for "sde" it is noise.
-        times: Increasing or decreasing times; for "sde" increasing ones from 0 on.
-        solver: "euler", "heun" or "sde".
-        draw: Returns fresh unit normal numbers in the shape of the state; needed by "sde", once per step but the last.
-        after_step: Called with the index of each step and the state after it; what it returns is gone on from.
-
-    Raises:
-        ValueError: If `solver` is "sde" and `draw` is missing.
-
-    Source:
-        For "sde" SiT, arXiv:2401.08740, section 2.4 and appendix, with the diffusion coefficient that it calls sigma_t; 250 steps, the
-        last of 0.04.
-    """
-    if solver == "sde" and draw is None:
-        raise ValueError("draw is None, expected a source of noise: solver is 'sde'")
-    for step, (time, following) in enumerate(itertools.pairwise(times)):
-        width = following - time
-        slope = velocity(state, time)
-        if solver == "heun":
-            slope = (slope + velocity(state + width * slope, following)) / 2
-        elif solver == "sde":
-            slope = (1 + time) * slope - state
-        state = state + width * slope
-        if draw is not None and solver == "sde" and step < len(times) - 2:
-            state = state + math.sqrt(2 * (1 - time) * width) * draw()
-        if after_step is not None:
-            state = after_step(step, state)
-    return state
-
-
-def draw_times(
-    batch: int,
-    distribution: TimeDistribution,
-    *,
-    device: torch.device,
-    shift: float = 1.0,
-    rng: torch.Generator | None = None,
-) -> Float[Tensor, " b"]:
-    """Return random times in (0, 1), one per sample: the logistic function of one normal each, or its quantile, then shifted.
-
-    Both distributions read the same `batch` normal numbers, so that the order of random draws does not depend on the choice.
-
-    Args:
-        batch: Number of times.
-        distribution: Distribution of the times before the shift.
-        device: Where the times are wanted.
-        shift: s in t' = s t / (1 + (s - 1) t), as in `FlowSettings.timestep_shift`.
-        rng: Source of the draws; None for the global one.
-    """
-    normal = randn_tensor((batch,), generator=rng, device=device, dtype=torch.float32)
-    time = normal.sigmoid() if distribution == "logit_normal" else torch.special.ndtr(normal)
-    return shift * time / (shift * time + (1 - time)) if shift != 1 else time
-
-
-def interpolate(
-    data: Float[Tensor, "b n c"], noise: Float[Tensor, "b n c"], time: Float[Tensor, " b"]
-) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]:
-    """Return x_t = t data + (1 - t) noise and its velocity data - noise."""
-    t = time.to(data.dtype)[:, None, None]
-    return t * data + (1 - t) * noise, data - noise
-
-
-def velocity_losses(
-    prediction: Float[Tensor, "b n c"], target: Float[Tensor, "b n c"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the mean squared error over all entries, and the mean over tokens of 1 - cosine over channels, in at least float32.
-
-    Source:
-        LightningDiT, arXiv:2501.01423, "velocity direction loss".
-    """
-    if prediction.dtype != torch.float64:
-        prediction, target = prediction.float(), target.float()
-    squared = (prediction - target).square().mean()
-    return squared, (1 - F.cosine_similarity(prediction, target, dim=-1)).mean()

@@ -32,10 +32,11 @@ from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
     Unconditional,
+    check_condition,
     class_table,
     drop_labels,
     resolve_labels,
-    unguided_labels,
+    with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import GuidanceSettings, guide
@@ -205,11 +206,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             raise ValueError(
                 f"ids holds {ids.shape[1]} tokens per sample, this generator's levels hold {self.num_tokens}"
             )
-        given = condition.shape[:1] if isinstance(self.class_embedding, ClassPathEmbedding) else condition.shape
-        if given != ids.shape[:1]:
-            raise ValueError(
-                f"condition has shape {tuple(condition.shape)}, expected ({ids.shape[0]},), one per sample"
-            )
+        check_condition(condition, len(ids), self.class_embedding)
         x = self.input_dropout(self._embed(ids, condition, self._segments))
         return self.head(self.norm(self._transform(x)))
 
@@ -270,8 +267,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         labels = condition
         if num_guided:
             null = self.config["num_classes"]
-            against = unguided_labels(condition, null, settings.guidance_against, self.class_embedding)
-            labels = torch.cat((condition, against))
+            labels = with_unguided_labels(condition, null, settings.guidance_against, self.class_embedding)
         ids = condition.new_zeros(batch, layout.num_tokens)
         cache = KVCache(len(self.blocks), layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hiergen.generators.conditioning import ClassPathEmbedding
+
 #: Factor of the initial weights that make scales and shifts.
 _MODULATION = 0.5
 _HEAD = 0.02
@@ -32,6 +34,8 @@ def init_weights(model: Any, *, gate_init: float) -> None:
             nn.init.zeros_(module.bias)
     for table in (model.start_embedding, model.position_embedding):
         nn.init.trunc_normal_(table, std=std, a=-2, b=2)
+    if isinstance(model.class_embedding, ClassPathEmbedding):
+        model.class_embedding.reset_parameters()
     model.head.weight.mul_(_HEAD)
     model.head_modulation.weight.mul_(_MODULATION)
     for block in model.blocks:

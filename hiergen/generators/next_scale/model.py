@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,14 @@ from torch import Tensor, nn
 
 from hiergen.bottlenecks.multiscale import MultiScaleQuantizer
 from hiergen.generators.base import Generator, StepCallback
-from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
+from hiergen.generators.conditioning import (
+    Unconditional,
+    check_condition,
+    class_table,
+    drop_labels,
+    resolve_labels,
+    with_unguided_labels,
+)
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import GuidanceSchedule, GuidanceSettings, guide
 from hiergen.generators.next_scale.blocks import NextScaleBlock
@@ -92,7 +99,8 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         num_filters: Number of filters of the tokenizer's quantizer (`MultiScaleQuantizer`).
         filter_ratio: Share of the convolution in these filters.
         drop_path: Probability of dropping a branch of the last block, which falls evenly to 0 at the first; None is `0.1 depth / 24`.
-        class_dropout: Probability that `loss` replaces a label by "no class".
+        class_dropout: Probability that `loss` replaces a label by "no class"; with a hierarchy also that it leaves a level open.
+        class_hierarchy: The classes as a `ClassHierarchy` in JSON, embedded as paths; any node is a label. None has a row per class.
         label_smoothing: Share of the target that is spread over all ids.
         gate_init: Factor of the initial weights that make the gates of the blocks.
 
@@ -125,6 +133,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         filter_ratio: float = 0.5,
         drop_path: float | None = None,
         class_dropout: float = 0.1,
+        class_hierarchy: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
         gate_init: float = 1e-3,
     ) -> None:
@@ -136,7 +145,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         self.quantizer = MultiScaleQuantizer(
             vocab_size, code_dim, grids, num_filters=num_filters, filter_ratio=filter_ratio
         ).requires_grad_(False)
-        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.class_embedding = class_table(num_classes, dim, class_hierarchy)
         self.code_proj = nn.Linear(code_dim, dim)
         self.start_embedding = nn.Parameter(torch.empty(sizes[0], dim))
         self.position_embedding = nn.Parameter(torch.empty(sum(sizes), dim))
@@ -204,7 +213,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
 
         Args:
             ids: All tokens, int64, coarse to fine. The tokens of the last level are not read.
-            condition: Class labels `(b,)`, int64; `num_classes` stands for no class.
+            condition: Class labels `(b,)`, int64; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
 
         Raises:
             ValueError: If the sequence has another length than the levels, or labels and ids differ in number.
@@ -213,10 +222,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
             raise ValueError(
                 f"ids holds {ids.shape[1]} tokens per sample, this generator's levels hold {self.num_tokens}"
             )
-        if condition.shape != ids.shape[:1]:
-            raise ValueError(
-                f"condition has shape {tuple(condition.shape)}, expected ({ids.shape[0]},), one per sample"
-            )
+        check_condition(condition, len(ids), self.class_embedding)
         with torch.no_grad():
             codes = self.quantizer.inputs(ids)
         with without_autocast(ids.device):
@@ -243,7 +249,8 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         self.check_pyramid(pyramid)
         ids = pyramid.concat()
         if self.training:
-            condition = drop_labels(condition, self.config["num_classes"], self.config["class_dropout"], rng=rng)
+            null_label, dropout = self.config["num_classes"], self.config["class_dropout"]
+            condition = drop_labels(condition, null_label, dropout, self.class_embedding, rng=rng)
         logits = self(ids, condition).float()
         smoothing = self.config["label_smoothing"]
         losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none", label_smoothing=smoothing)
@@ -267,7 +274,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         """Return one pyramid per label, generated coarse to fine: of ids, or of mixtures of codes where `settings.smooth`.
 
         Args:
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or `Unconditional`, where labels were dropped in training.
+            condition: Class labels `(b,)`, int64, with a hierarchy any nodes; or `Unconditional`, where labels were dropped in training.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
             rng: Source of the tokens, all of a level in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each level with its index and the levels that are complete.
@@ -280,15 +287,19 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
             FloatingPointError: If the logits of a level hold NaN or infinity.
         """
         settings = NextScaleSettings() if settings is None else settings
-        condition = resolve_labels(condition, self.config["num_classes"], self.config["class_dropout"], self.device)
+        table, null_label = self.class_embedding, self.config["num_classes"]
+        condition = resolve_labels(condition, null_label, self.config["class_dropout"], self.device, table)
         count = self._count_levels(settings.num_levels)
-        labels = with_null_labels(condition, self.config["num_classes"]) if settings.is_guided else condition
         total, levels, specs = self.quantizer.zeros(len(condition)), [], self._specs
+        if settings.is_guided:
+            condition = with_unguided_labels(condition, null_label, settings.guidance_against, table)
         if settings.smooth:
             specs = tuple(dataclasses.replace(spec, vocab_size=None) for spec in specs)
         finite = FiniteSteps(type(self).__name__, "logits")
         with evaluating(self):
-            steps = _Steps(self, labels, sum(spec.num_tokens for spec in specs[:count]), use_cache=settings.use_cache)
+            steps = _Steps(
+                self, condition, sum(spec.num_tokens for spec in specs[:count]), use_cache=settings.use_cache
+            )
             for level in range(count):
                 logits = steps.logits(self.quantizer.pool(total, level) if level else None)
                 finite.note(logits, f"level {level} of {count}")

@@ -17,7 +17,7 @@ Letters: `b` batch, `n` tokens, `d` channels, `v` vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hiergen.generators.base import Generator, StepCallback
-from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
+from hiergen.generators.conditioning import (
+    ClassPathEmbedding,
+    Unconditional,
+    class_table,
+    drop_labels,
+    resolve_labels,
+    with_unguided_labels,
+)
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import GuidanceSettings
 from hiergen.generators.random_order.block import ModulatedNorm, PositionModulatedBlock
@@ -84,7 +91,9 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         num_heads: Attention heads.
         ffn_dim: Hidden channels of the MLPs; None is four times `dim`.
         dropout: Probability of dropping an attention weight, or a channel after a linear layer of a block.
-        class_dropout: Probability that `loss` replaces a label by "no class".
+        class_dropout: Probability that `loss` replaces a label by "no class"; with a hierarchy also that it leaves a level open.
+        class_hierarchy: The classes as a `ClassHierarchy` in JSON: a class is embedded as a path, and any node of it is a label. None
+            gives each class a row of its own.
         num_position_rows: Rows of both tables of positions. None is as many as are read; the published weights have more.
         num_step_rows: Rows of the table of the modulation. None is as many as are read.
 
@@ -115,6 +124,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         ffn_dim: int | None = None,
         dropout: float = 0.1,
         class_dropout: float = 0.1,
+        class_hierarchy: Mapping[str, Any] | None = None,
         num_position_rows: int | None = None,
         num_step_rows: int | None = None,
     ) -> None:
@@ -131,7 +141,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         self.cls_token = nn.Parameter(torch.zeros(1, dim))
         # The last row of the tokens is never read: the published table has a mask there.
         self.token_embedding = nn.Embedding(vocab_size + 1, dim)
-        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.class_embedding = class_table(num_classes, dim, class_hierarchy)
         self.position_embedding = nn.Parameter(torch.empty(num_position_rows or needed, dim))
         self.target_embedding = nn.Parameter(torch.empty(num_position_rows or needed, dim))
         self.step_embedding = nn.Parameter(torch.empty(num_step_rows or needed, dim))
@@ -142,6 +152,8 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         self.norm_out = ModulatedNorm(dim)
         self.head = nn.Linear(dim, vocab_size)
         self.apply(_init_weights)
+        if isinstance(self.class_embedding, ClassPathEmbedding):
+            self.class_embedding.reset_parameters()
         for table in (self.position_embedding, self.target_embedding, self.step_embedding):
             nn.init.trunc_normal_(table, std=0.02)
 
@@ -156,14 +168,14 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
     def forward(
         self,
         ids: Int[Tensor, "b m"],
-        condition: Int[Tensor, " b"],
+        condition: Int[Tensor, "b ..."],
         order: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b next v"]:
         """Return the logits of the tokens one by one: those of the first from the class alone, and of one more than are given.
 
         Args:
             ids: The first tokens in the order, int64; none up to all.
-            condition: Class labels; `num_classes` stands for no class.
+            condition: Class labels `(b,)`; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
             order: Place of each token, a permutation for each sample; None is the raster order.
 
         Raises:
@@ -195,7 +207,9 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         self.check_pyramid(pyramid)
         ids, order = pyramid.concat(), None
         if self.training:
-            condition = drop_labels(condition, self.config["num_classes"], self.config["class_dropout"], rng=rng)
+            condition = drop_labels(
+                condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
+            )
             order = self.draw_orders(len(ids), rng=rng)
             ids = ids if order is None else ids.gather(1, order)
         # The last token predicts nothing.
@@ -227,7 +241,8 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         """Return one pyramid of ids per label, generated in raster order with dropout off.
 
         Args:
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or `Unconditional`, where labels were dropped in training.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or `Unconditional`, where labels
+                were dropped in training.
             settings: Guidance and drawing; None samples without guidance from all of the distribution.
             rng: Source of the tokens, all samples of a step in one call; a `SampleRng` draws each sample by itself.
             callback: Called after each step, with the levels that are complete by then.
@@ -237,9 +252,13 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
             FloatingPointError: If the logits of a step hold NaN or infinity.
         """
         settings = RandomOrderARSettings() if settings is None else settings
-        condition = resolve_labels(condition, self.config["num_classes"], self.config["class_dropout"], self.device)
-        batch, guided = len(condition), settings.is_guided
-        labels = with_null_labels(condition, self.config["num_classes"]) if guided else condition
+        condition = resolve_labels(
+            condition, self.config["num_classes"], self.config["class_dropout"], self.device, self.class_embedding
+        )
+        batch, guided, labels = len(condition), settings.is_guided, condition
+        if guided:
+            null_label, against = self.config["num_classes"], settings.guidance_against
+            labels = with_unguided_labels(labels, null_label, against, self.class_embedding)
         ids = condition.new_empty(batch, self.num_tokens)
         cache = KVCache(len(self.blocks), self.num_tokens + 1) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
@@ -263,7 +282,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         return TokenPyramid.split(ids, self._specs)
 
     def _embed(
-        self, ids: Int[Tensor, "b m"], labels: Int[Tensor, " b"], order: Int[Tensor, "b n"] | None, first: int = 0
+        self, ids: Int[Tensor, "b m"], labels: Int[Tensor, "b ..."], order: Int[Tensor, "b n"] | None, first: int = 0
     ) -> Float[Tensor, "b some d"]:
         """Return the inputs of the positions from `first` on; the tokens end at `ids`, the order goes on."""
         count = ids.shape[1]
@@ -287,7 +306,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         return x + own + F.pad(target, (0, 0, start, end - first - start - target.shape[1]))
 
     def _logits(
-        self, x: Float[Tensor, "b some d"], labels: Int[Tensor, " b"], *, first: int, cache: KVCache | None = None
+        self, x: Float[Tensor, "b some d"], labels: Int[Tensor, "b ..."], *, first: int, cache: KVCache | None = None
     ) -> Float[Tensor, "b next v"]:
         """Return the logits of the positions from `first` on, without the cls token's."""
         steps = self.step_embedding[first : first + x.shape[1]]

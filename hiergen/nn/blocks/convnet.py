@@ -36,8 +36,8 @@ class ConvNetConfig(Checked):
         groups: Number of groups of every GroupNorm.
         stem: Side of the squares of pixels that become channels first, which spares the convolutions at the image's full resolution, where
             most of the time goes; 1 leaves pixels as they are.
-        shortcut: "input" is an ordinary residual block. "branch" is what published weights need: where the channels change, the
-            1x1 convolution reads the block's output and the block's input is dropped.
+        shortcut: "input" is an ordinary residual block. "branch" is what published weights need: where the channels change,
+            the 1x1 convolution reads the block's output and the block's input is dropped.
     """
 
     image_channels: int = 3

@@ -8,7 +8,7 @@ from typing import Literal
 from hiergen.checked import Checked, CountOrZero
 from hiergen.nn.blocks.scale_transformer import PositionKind
 from hiergen.nn.level_masks import AttentionForm, MaskKind
-from hiergen.nn.pyramid_pooling import PoolKind
+from hiergen.tokenizers.hieratok.pyramid_pooling import PoolKind
 
 Placement = Literal["decoder", "encoder_tail", "both"]
 LatentKind = Literal["finest", "all"]
@@ -91,7 +91,10 @@ class HieraTokConfig(Checked):
                 f"patch_size {patch_size}: convolutions need multiples of 8, and an even patch_size"
             )
         if not sides or sides[0] < 1 or list(sides) != sorted(set(sides)) or sides[-1] != image_size // patch_size:
-            raise ValueError(f"scales is {sides}, expected increasing sides that end with {image_size // patch_size}")
+            raise ValueError(
+                f"scales is {sides}, expected increasing sides that end with {image_size // patch_size}, "
+                f"which is image_size {image_size} over patch_size {patch_size}"
+            )
         if self.use_channel_shortcuts and self.decoder_dim % self.latent_dim:
             raise ValueError(
                 f"a channel shortcut needs latent_dim to divide decoder_dim, got {self.latent_dim}, {self.decoder_dim}"

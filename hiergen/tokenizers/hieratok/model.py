@@ -33,11 +33,11 @@ from hiergen.nn.blocks.scale_transformer import ScaleTransformer
 from hiergen.nn.blocks.transformer import TransformerBlock
 from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.initialization import init_truncated_normal
-from hiergen.nn.pyramid_pooling import PyramidPool
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Pictures, Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
 from hiergen.tokenizers.hieratok.config import HieraTokConfig
 from hiergen.tokenizers.hieratok.convolutions import ConvPatches, ConvPixels, start_as_identity
+from hiergen.tokenizers.hieratok.pyramid_pooling import PyramidPool
 
 
 class PatchEncoder(CheckpointedModule):

@@ -80,5 +80,5 @@ class TrainProgress:
         terms = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name not in _HIDDEN)
         self._progress.update(self._bar, terms=terms)
         if not self._is_bar and not self._is_quiet:
-            done = line["samples"] / self._total
+            done = min(line["samples"] / self._total, 1)  # the last batch may see a few more
             say(f"{self._title} {done:4.0%}  {terms}  {line['samples_per_second']:.0f} samples/s")

@@ -90,6 +90,10 @@ class TaskConfig(Checked, abc.ABC):
         """Return the players, to be counted; subclasses make them on the meta device, without data, weights or memory."""
         return self.build().players
 
+    def follows(self, model: str) -> str:
+        """Return the command that naturally follows, once the model is trained and in a folder of that name."""
+        return f"hiergen info {model}"
+
     def count_parameters(self) -> dict[str, int]:
         """Return the trained parameters of each player."""
         return {name: count_trained(module) for name, module in self.sketch().items()}

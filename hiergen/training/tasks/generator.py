@@ -59,10 +59,20 @@ class GeneratorTaskConfig(TaskConfig):
     def build(self) -> GeneratorTask:
         return GeneratorTask(self)
 
+    def follows(self, model: str) -> str:
+        is_clip = len(read_sizes(self.codes)["level_specs"][0]["grid"] or ()) == 3
+        return pipeline_line("ClassToVideoPipeline" if is_clip else "ClassToImagePipeline", model)
+
     def sketch(self) -> dict[str, nn.Module]:
         """Return the generator, for the cache's levels if it is there, otherwise for the preset's."""
         with torch.device("meta"):
             return {"generator": create(self.preset, **{**read_sizes(self.codes, self.class_paths), **self.overrides})}
+
+
+def pipeline_line(kind: str, model: str) -> str:
+    """Return the line of Python that makes a pipeline of a trained generator and its tokenizer."""
+    parts = f'tokenizer=hiergen.from_pretrained("TOKENIZER"), generator=hiergen.from_pretrained("{model}")'
+    return f'in Python, hiergen.{kind}({parts}).save_pretrained("FOLDER")'
 
 
 def read_sizes(codes: str, class_paths: bool = False) -> dict[str, Any]:

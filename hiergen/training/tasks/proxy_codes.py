@@ -28,7 +28,7 @@ class ProxyConfig(Checked):
         weight: Weight of the cross-entropy.
     """
 
-    tokenizer: str
+    tokenizer: str = "runs/maskgit_vq/model"
     weight: NotNegative = 1.0
 
 

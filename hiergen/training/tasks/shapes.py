@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,7 +22,7 @@ from hiergen.registry import create
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 from hiergen.training.tasks.base import Task, TaskConfig
-from hiergen.training.tasks.generator import name_classes, read_sizes
+from hiergen.training.tasks.generator import name_classes, pipeline_line, read_sizes
 from hiergen.training.tasks.shape_pictures import cloud_pictures, token_pictures
 
 #: Shapes in pictures for the trackers, and how samples for them are made: in few steps, as they are wanted at every checkpoint.
@@ -59,6 +60,9 @@ class ShapeTokenizerTaskConfig(TaskConfig):
 
     def build(self) -> ShapeTokenizerTask:
         return ShapeTokenizerTask(self)
+
+    def follows(self, model: str) -> str:
+        return shlex.join(["hiergen", "encode", "--tokenizer", model, "--shapes", self.data.source])
 
     def sketch(self) -> dict[str, nn.Module]:
         with torch.device("meta"):
@@ -167,6 +171,10 @@ class ShapeGeneratorTaskConfig(TaskConfig):
 
     def build(self) -> ShapeGeneratorTask:
         return ShapeGeneratorTask(self)
+
+    def follows(self, model: str) -> str:
+        # From images a pipeline has a third part, the image encoder.
+        return pipeline_line("ClassToShapePipeline", model) if self.condition == "class" else super().follows(model)
 
     def sketch(self) -> dict[str, nn.Module]:
         """Return the stages that are trained, for the cache's levels if it is there, otherwise for the preset's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -71,6 +72,16 @@ class TokenizerTaskConfig(TaskConfig):
 
     def build(self) -> TokenizerTask:
         return TokenizerTask(self)
+
+    def follows(self, model: str) -> str:
+        kind, _, path = self.data.source.rpartition(":")
+        if kind == "clips":
+            words = ["encode", "--tokenizer", model, "--videos", path]
+        elif kind or path == "moving-digits":
+            words = ["encode", "--tokenizer", model, "--data.source", self.data.source]
+        else:
+            words = ["reconstruct", "--tokenizer", model, "--images", path]
+        return shlex.join(["hiergen", *words])
 
     def sketch(self) -> dict[str, nn.Module]:
         sides = {

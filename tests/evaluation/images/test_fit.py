@@ -71,8 +71,8 @@ def test_agreement_is_counted_where_the_classifier_knows_the_class() -> None:
     assert (found.share, found.count) == (0.75, 4)
     assert found.half_width == pytest.approx(1.96 * (0.75 * 0.25 / 4) ** 0.5, rel=1e-3)
     assert found.sentence == (
-        "The classifier of extractor 'own' agrees with the class that was asked for in 75.0% of 4 samples; on 8 held-out real pictures it "
-        "is right in 75.0%"
+        "The classifier of extractor 'own' agrees with the class that was asked for in 75.0% of 4 samples (by chance: 33.3%); on 8 held-out real "
+        "pictures it is right in 75.0%"
     )
     assert agreement(logits, [0] * 5, ("hens",), extractor) is None
     assert agreement(logits, [0] * 5, ("cats",), dataclasses.replace(extractor, training=None)) is None
@@ -119,7 +119,7 @@ def test_a_generator_is_judged_by_a_classifier_of_the_data(tmp_path: Path, capsy
     assert report["agreement"].startswith(
         "The classifier of extractor 'own' agrees with the class that was asked for in "
     )
-    assert "of 20 samples; on 69 held-out real pictures it is right in " in report["agreement"]
+    assert "of 20 samples (by chance: 10.0%); on 69 held-out real pictures it is right in " in report["agreement"]
     assert f"it names the class of {report['agreement'][-5:]}" in report["extractor"]["description"]
     assert {"agreement", "gFD-own-cnn", "precision"} <= set(report["metrics"])
     text = (tmp_path / "out" / "report.md").read_text()

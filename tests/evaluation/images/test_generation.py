@@ -21,7 +21,10 @@ from hiergen.evaluation.settings import DistanceConfig, ExtractorConfig, GfidSet
 from hiergen.generators.flow.sampling import FlowSettings
 from hiergen.generators.level_ar.model import LevelARSettings
 from hiergen.generators.masked.cascade import MaskedCascadeSettings
+from hiergen.generators.masked.ids.settings import MaskedIdsSettings
 from hiergen.generators.masked.settings import MaskedARSettings
+from hiergen.generators.next_scale.model import NextScaleSettings
+from hiergen.generators.random_order.model import RandomOrderARSettings
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.registry import create
@@ -201,7 +204,10 @@ def test_labels_are_balanced_or_independent() -> None:
 def test_every_setting_of_every_generator_can_be_given() -> None:
     """Otherwise a model could not be evaluated as it was published."""
     known = {field.name for field in dataclasses.fields(SamplingConfig)}
-    classes = (FlowSettings, LevelARSettings, MaskedARSettings, MaskedCascadeSettings)
+    classes = (
+        FlowSettings, LevelARSettings, MaskedARSettings, MaskedCascadeSettings, MaskedIdsSettings, NextScaleSettings,
+        RandomOrderARSettings,
+    )  # fmt: skip
     found = {field.name for kind in classes for field in dataclasses.fields(kind)}
     # These two do not change what is drawn, or change how many levels there are.
     assert found - {"use_cache", "num_levels"} == known

@@ -51,7 +51,12 @@ def test_saved_is_loaded_and_draws_the_same(
 @pytest.mark.parametrize("settings", [{}, {"smooth": True}], ids=str)
 def test_previews_are_the_images_of_prefixes(pipe: ClassToImagePipeline, settings: dict[str, object]) -> None:
     seen: list[torch.Tensor] = []
-    image = draw(pipe, callback_on_step_end=lambda _, step, values: seen.append(values["images"]), **settings)
+    image = draw(
+        pipe,
+        callback_on_step_end=lambda _, step, time, values: seen.append(values["images"]),
+        callback_on_step_end_tensor_inputs=["images"],
+        **settings,
+    )
     assert len(seen) == 6
     assert torch.equal(seen[-1], image)
     stopped = draw(pipe, num_levels=3, **settings)

@@ -143,6 +143,7 @@ def test_level_by_level_generation_gets_the_same_report(tmp_path, monkeypatch) -
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
         callback_on_step_end=lambda _, step, time, values: shown.append(values),
+        callback_on_step_end_tensor_inputs=["pyramid", "images"],
         **report["sampling"],
     )
     assert [len(values["pyramid"]) for values in shown] == [1, 1, 1, 2, 2, 2, 3]

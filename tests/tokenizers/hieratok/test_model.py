@@ -266,7 +266,7 @@ def test_presets() -> None:
 def test_refusals() -> None:
     for config, message in (
         ({"patch_size": 3}, "patch_size is 3, expected a divisor of image_size 8"),
-        ({"scales": [1, 2]}, r"scales is \(1, 2\), expected increasing sides that end with 4"),
+        ({"scales": [1, 2]}, r"scales is \(1, 2\), expected increasing sides that end with 4, which is image_size"),
         ({"scales": [2, 1, 4]}, r"scales is \(2, 1, 4\)"),
         ({"scales": []}, r"scales is \(\)"),
         ({"decoder_heads": 5}, "num_heads is 5"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 import toy
 
+from hiergen.generators.class_hierarchy import ClassHierarchy
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create
@@ -19,6 +20,7 @@ from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.finetune import weights
 from hiergen.training.loop import fit
 from hiergen.training.tasks.base import TaskConfig
+from hiergen.training.tasks.generator import GeneratorTaskConfig
 from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 SIZES = {
@@ -176,6 +178,18 @@ def test_names_of_classes_are_saved_and_read_without_a_word(pets, caplog) -> Non
     assert dict(model.config.id2label) == {"0": "cat", "1": "dog", "2": "bird"}
     assert "not expected" not in caplog.text
     assert "id2label" not in create("har-tiny").config
+
+
+def test_a_hierarchy_is_that_of_the_names_of_the_data_where_the_task_reads_it() -> None:
+    classes = ClassHierarchy.from_names(["wild/ape", "pets/cat"]).to_json()
+    source = create("var-tiny", dim=16, depth=1, num_heads=2, num_classes=2, class_hierarchy=classes)
+    kept = weights.take_sizes(GeneratorTaskConfig("var-tiny"), source).overrides
+    assert kept["class_hierarchy"] == classes
+    assert kept["dim"] == 16
+    assert "num_classes" not in kept
+    assert (
+        "class_hierarchy" not in weights.take_sizes(GeneratorTaskConfig("var-tiny", class_paths=True), source).overrides
+    )
 
 
 def test_the_copy_of_the_tokenizers_codebook_stays_that_of_the_codes() -> None:

@@ -10,13 +10,18 @@ import torch
 from toy import toy_run
 
 from hiergen import telling
+from hiergen.data.codes import INDEX
+from hiergen.data.config import DataConfig
 from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.shapes.dataset import ShapeDataConfig
+from hiergen.files import write_json
 from hiergen.training.config import TrainConfig
-from hiergen.training.loop import fit
+from hiergen.training.loop import RunInterruptedError, fit
 from hiergen.training.reporting.progress import TrainProgress, describe_task
 from hiergen.training.run import run_recipe
 from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.shapes import ShapeTokenizerTaskConfig
+from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
+from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
 
 
 def test_the_first_line_says_what_was_found_and_where_it_goes(tmp_path, capsys) -> None:
@@ -71,3 +76,47 @@ def test_the_words_of_a_stage_are_apart(task, title, tmp_path, monkeypatch) -> N
     with pytest.raises(InterruptedError):
         run_recipe(TrainConfig(task=task, out=str(tmp_path), samples=1), [], name="train")
     assert titles == [title]
+
+
+def _tokenizer(source: str) -> TokenizerTaskConfig:
+    return TokenizerTaskConfig(data=DataConfig(source=source, size=48))
+
+
+@pytest.mark.parametrize(
+    ("task", "follows"),
+    [
+        (_tokenizer("my pictures"), "hiergen reconstruct --tokenizer run/model --images 'my pictures'"),
+        (_tokenizer("hf:pets"), "hiergen encode --tokenizer run/model --data.source hf:pets"),
+        (_tokenizer("clips:my clips"), "hiergen encode --tokenizer run/model --videos 'my clips'"),
+        (
+            ShapeTokenizerTaskConfig(data=ShapeDataConfig(source="shapes")),
+            "hiergen encode --tokenizer run/model --shapes shapes",
+        ),
+        (ShapeGeneratorTaskConfig(), "in Python, hiergen.ClassToShapePipeline(tokenizer="),
+        (ShapeGeneratorTaskConfig(condition="image"), "hiergen info run/model"),
+    ],
+)
+def test_what_follows_a_training_fits_its_data(task, follows) -> None:
+    assert task.follows("run/model").startswith(follows)
+
+
+@pytest.mark.parametrize(("grid", "kind"), [([4, 4], "Image"), (None, "Image"), ([8, 4, 4], "Video")])
+def test_a_trained_generator_is_told_the_pipeline_of_its_codes(grid, kind, tmp_path) -> None:
+    write_json(tmp_path / INDEX, {"specs": [{"grid": grid}], "classes": []})
+    said = GeneratorTaskConfig(codes=str(tmp_path)).follows("run/model")
+    assert said.startswith(f"in Python, hiergen.ClassTo{kind}Pipeline(tokenizer=")
+    assert 'generator=hiergen.from_pretrained("run/model")' in said
+
+
+def test_a_training_ends_with_what_follows(tmp_path, capsys) -> None:
+    config = toy_run(str(tmp_path / "run"))
+    run_recipe(dataclasses.replace(config, samples=config.batch_size + 1), [], name="train")
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == f"next: hiergen info {tmp_path / 'run' / 'model'}"
+    # A last batch that sees more than was asked for is no more than all.
+    assert "toy config 100%" in printed.err
+
+
+def test_an_interruption_is_named_as_people_know_it() -> None:
+    assert str(RunInterruptedError(2, 1_200)) == "stopped by Ctrl-C after 1,200 samples; run again to continue"
+    assert str(RunInterruptedError(15, 64)) == "stopped by SIGTERM after 64 samples; run again to continue"

@@ -143,7 +143,7 @@ def test_the_discriminator_waits_and_only_the_tokenizer_is_averaged(tmp_path) ->
     # Revival is checked at 16 samples; the tiny codebook is mostly unused by then.
     assert result.log[2]["tokenizer/revived"] > 0
     files = sorted(path.name for path in result.model_dir.iterdir())
-    assert files == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert files == ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
     checkpoint = max((tmp_path / "run" / "checkpoints").iterdir())
     from hiergen.training.checkpoints.checkpoint import load_checkpoint
 

@@ -134,6 +134,7 @@ def test_alignment_is_optional_and_a_run_trains_with_it(tmp_path) -> None:
     assert result.log[-1]["tokenizer/adversarial_scale"] > 0
     # The foundation model is no part of what is saved.
     assert sorted(path.name for path in result.model_dir.iterdir()) == [
+        "README.md",
         "config.json",
         "diffusion_pytorch_model.safetensors",
     ]

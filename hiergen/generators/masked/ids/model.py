@@ -13,7 +13,7 @@ Letters: `b` batch, `n` tokens, `d` channels, `v` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hiergen.generators.base import Generator, StepCallback
-from hiergen.generators.conditioning import Unconditional, drop_labels, resolve_labels, with_null_labels
+from hiergen.generators.conditioning import (
+    ClassPathEmbedding,
+    Unconditional,
+    class_table,
+    drop_labels,
+    resolve_labels,
+    with_unguided_labels,
+)
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.masked.ids.settings import MaskedIdsSettings, count_hidden, gumbel_noise, least_sure
 from hiergen.generators.masked.ids.transformers import PostNormTransformer, SkipTransformer
@@ -46,7 +53,9 @@ class MaskedIds(Generator):
         num_heads: Attention heads.
         mlp_ratio: Hidden channels of the MLPs over `dim`.
         dropout: Probability of dropping a channel, or an attention weight.
-        class_dropout: Probability that `loss` replaces a label by "no class".
+        class_dropout: Probability that `loss` replaces a label by "no class"; with a hierarchy also that it leaves a level open.
+        class_hierarchy: The classes as a `ClassHierarchy` in JSON: a class is embedded as a path, and any node of it is a label. None
+            gives each class a row of its own.
         label_smoothing: Share of the target that is spread over the vocabulary.
         visible_weight: Weight of the tokens that were not hidden in the loss; that of hidden ones is 1.
 
@@ -59,7 +68,6 @@ class MaskedIds(Generator):
 
     settings_class = MaskedIdsSettings
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["PostNormBlock", "EncoderBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -74,6 +82,7 @@ class MaskedIds(Generator):
         mlp_ratio: float = 4.0,
         dropout: float = 0.1,
         class_dropout: float = 0.1,
+        class_hierarchy: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.1,
         visible_weight: float = 0.1,
     ) -> None:
@@ -89,16 +98,19 @@ class MaskedIds(Generator):
             raise ValueError(f"blocks is {blocks!r}, expected 'post_norm' or 'skip'")
         # The last row of either stands for what is hidden: the mask, and no class.
         self.token_embedding = nn.Embedding(self.vocab_size + 1, dim)
-        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.class_embedding = class_table(num_classes, dim, class_hierarchy)
         self.transformer = kinds[blocks](
             self.num_tokens + 1, dim, depth, num_heads, mlp_ratio=mlp_ratio, dropout=dropout
         )
+        self._no_split_modules = ["PostNormBlock" if blocks == "post_norm" else "EncoderBlock"]  # type: ignore[assignment]
         self.head = nn.Linear(dim, self.vocab_size)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        if isinstance(self.class_embedding, ClassPathEmbedding):
+            self.class_embedding.reset_parameters()
 
     @property
     def specs(self) -> tuple[LevelSpec, ...]:
@@ -108,12 +120,12 @@ class MaskedIds(Generator):
     def makes_unconditional(self) -> bool:
         return self.config["class_dropout"] > 0
 
-    def forward(self, ids: Int[Tensor, "b n"], condition: Int[Tensor, " b"]) -> Float[Tensor, "b n v"]:
+    def forward(self, ids: Int[Tensor, "b n"], condition: Int[Tensor, "b ..."]) -> Float[Tensor, "b n v"]:
         """Return the logits of every token.
 
         Args:
             ids: Tokens, int64; the vocabulary's size stands for a hidden one.
-            condition: Class labels; `num_classes` stands for no class.
+            condition: Class labels `(b,)`; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
 
         Raises:
             ValueError: If the sequence has another length than the levels.
@@ -145,7 +157,9 @@ class MaskedIds(Generator):
         ranks = draw_uniform(ids.shape, rng=rng, device=ids.device).argsort(dim=1)
         hidden = ranks < counts[:, None]
         if self.training:
-            condition = drop_labels(condition, self.config["num_classes"], self.config["class_dropout"], rng=rng)
+            condition = drop_labels(
+                condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
+            )
         logits = self(ids.masked_fill(hidden, self.vocab_size), condition)
         errors = F.cross_entropy(
             logits.float().transpose(1, 2), ids, reduction="none", label_smoothing=self.config["label_smoothing"]
@@ -169,7 +183,8 @@ class MaskedIds(Generator):
         """Return one pyramid of ids per label, with dropout off.
 
         Args:
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or `Unconditional`, where labels were dropped in training.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or `Unconditional`, where labels
+                were dropped in training.
             settings: Steps, noise and guidance; None takes `MaskedIdsSettings()`.
             rng: Source of the noise: for each step `(b, n, v)` uniform numbers and `(b, n)` more; a `SampleRng` draws each sample by
                 itself.
@@ -180,7 +195,9 @@ class MaskedIds(Generator):
             FloatingPointError: If the logits of a step hold NaN or infinity.
         """
         settings = MaskedIdsSettings() if settings is None else settings
-        condition = resolve_labels(condition, self.config["num_classes"], self.config["class_dropout"], self.device)
+        condition = resolve_labels(
+            condition, self.config["num_classes"], self.config["class_dropout"], self.device, self.class_embedding
+        )
         ids = torch.full((len(condition), self.num_tokens), self.vocab_size, device=self.device)
         finite = FiniteSteps(type(self).__name__, "logits")
         with evaluating(self):
@@ -207,7 +224,9 @@ class MaskedIds(Generator):
                 draw_uniform((len(ids),), rng=rng, device=ids.device)
         if is_plain:
             return widen(self(ids, labels))
-        both = widen(self(ids.repeat(2, 1), with_null_labels(labels, self.config["num_classes"])))
+        null_label, against = self.config["num_classes"], settings.guidance_against
+        labels = with_unguided_labels(labels, null_label, against, self.class_embedding)
+        both = widen(self(ids.repeat(2, 1), labels))
         conditional, null = both.chunk(2)
         return settings.guide(conditional, null, step, total)
 

@@ -166,8 +166,8 @@ class _GatherAttention(torch.autograd.Function):
         out = torch.zeros_like(blocks)
         lse = blocks.new_full(blocks.shape[:2], -torch.inf, dtype=torch.promote_types(blocks.dtype, torch.float32))
         for rows, units, bias in walk.groups(*blocks.shape[1:]):
-            inputs = blocks[rows][:, None], _gathered(keys, units), _gathered(values, units)
-            attended, sums = _attend(*inputs, bias, scale)
+            gathered = _gathered(keys, units), _gathered(values, units)
+            attended, sums = _attend(blocks[rows][:, None], *gathered, bias, scale)
             out[rows] = attended.squeeze(1)
             lse[rows] = sums.squeeze(1)
         ctx.save_for_backward(blocks, keys, values, out, lse)
@@ -182,7 +182,7 @@ class _GatherAttention(torch.autograd.Function):
         grads = [torch.zeros_like(x) for x in (blocks, keys, values)]
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         for rows, units, bias in ctx.walk.groups(*blocks.shape[1:]):
-            inputs = blocks[rows][:, None], *(_gathered(x, units) for x in (keys, values))
+            inputs = blocks[rows][:, None], _gathered(keys, units), _gathered(values, units)
             outer = None if grad_lse is None else grad_lse[rows][:, None]
             results = out[rows][:, None], lse[rows][:, None]
             found = _attend_backward(inputs, results, grad_out[rows][:, None], outer, bias, ctx.scale)
@@ -220,8 +220,8 @@ def _attend_backward(
             grad_out, *inputs, out, lse, 0.0, False, attn_mask=mask, scale=scale
         )
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        found = _formula(leaves[0], leaves[1], leaves[2], bias, scale)
+        q, k, v = leaves = [x.detach().requires_grad_() for x in inputs]
+        found = _formula(q, k, v, bias, scale)
         outer = [grad_out, torch.zeros_like(results[1]) if grad_lse is None else grad_lse]
         return torch.autograd.grad(found, leaves, outer)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hiergen.nn.pyramid_pooling import PyramidPool
+from hiergen.tokenizers.hieratok.pyramid_pooling import PyramidPool
 
 SIDES = (1, 2, 4, 8, 16)
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiergen.convert.one_dimensional.maskgit_vq import to_official as proxy_to_official
 from hiergen.convert.restok import official_convnet_name
 from hiergen.convert.restok_config import Flags, convnet_sizes
 from hiergen.convert.state_dicts import Entry, count_of, fill_entries, shape_of, take_entries, unwrap_state_dict
-from hiergen.convert.titok.maskgit_vq import to_official as proxy_to_official
 from hiergen.tokenizers.maskgit_vqgan.model import MaskGITVQ
 from hiergen.tokenizers.titok.model import TiTok
 from hiergen.tokenizers.titok.presets import SIZES

@@ -1,1 +1,0 @@
-"""Official checkpoints of TiTok's repository: its tokenizers, MaskGIT-VQGAN, and the MaskGIT generators."""
