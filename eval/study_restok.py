@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hiergen.benchmarks.timing import take_turns
+from hiergen.benchmarks.measuring.timing import take_turns
 from hiergen.config import parse
 from hiergen.evaluation.images.study import ImageStudy, ImageStudySettings
 from hiergen.evaluation.study import StudyResult

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from hiergen.benchmarks.measuring.timing import describe_times, publish, take_turns
 from hiergen.benchmarks.settings import EvaluateSettings
-from hiergen.benchmarks.timing import describe_times, publish, take_turns
 from hiergen.data.config import DataConfig
 from hiergen.data.images.pixels import to_uint8
 from hiergen.environment import choose_device

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.measuring.work import measure_work
 from hiergen.benchmarks.settings import HieraTokSettings
-from hiergen.benchmarks.timing import describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.pyramid import TokenPyramid
 from hiergen.tokenizers.hieratok.model import HieraTok
@@ -80,6 +81,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     calls = {form: lambda model=model: decode(model, codes) for form, model in models.items()}
     seconds = take_turns(calls, repeats=repeats, device=codes.device)
+    work = measure_work(calls["grouped"])
     images = {form: _forward(model, codes).float() for form, model in models.items()}
     medians = {form: statistics.median(values) for form, values in seconds.items()}
     return [
@@ -88,6 +90,7 @@ def _measure(
             "pass": name,
             "form": form,
             **describe_times(seconds[form], len(codes)),
+            **(work if form == "grouped" else {}),
             "times_faster_than_masked": medians["masked"] / medians[form],
             "difference": None if form == "single scale" else (images[form] - images["masked"]).abs().max().item(),
         }

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiergen.benchmarks.plain.mar import PlainSampler
+from hiergen.benchmarks.measuring.plain.mar import PlainSampler
+from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.measuring.work import measure_work
 from hiergen.benchmarks.settings import MARSettings
-from hiergen.benchmarks.timing import describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.generators.masked.model import MaskedAR, MaskedARSettings
 
@@ -77,12 +78,14 @@ def _measure_batch(model: MaskedAR, batch: int, settings: MARSettings) -> list[d
         if name != "plain"
     }
     theirs = plain.generate(labels, sampling, rng=_rng(labels, settings.seed), shared_noise=True)
+    work = measure_work(functools.partial(_draw, samplers["hiergen"], labels, settings.seed))
     medians = {name: statistics.median(values) for name, values in times.items()}
     return [
         {
             "batch": batch,
             "sampler": name,
             **describe_times(times[name], batch),
+            **(work if name == "hiergen" else {}),
             "times_faster_than_plain": medians["plain"] / medians[name],
             "relative_difference": float((ours.get(name, ours["hiergen"]) - theirs).abs().max() / theirs.abs().max()),
         }

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from hiergen.benchmarks.measuring.timing import describe_machine, random_model, timed
 from hiergen.benchmarks.settings import MeshSettings
-from hiergen.benchmarks.timing import describe_machine, random_model, timed
 from hiergen.environment import choose_device
 from hiergen.geometry.field_grid import ExtractionSettings, Field, evaluate_grid
 from hiergen.geometry.surface_extraction import mesh_from_grid

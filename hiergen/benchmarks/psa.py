@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiergen.benchmarks.attention_inputs import structured_heads
+from hiergen.benchmarks.measuring.attention_inputs import structured_heads
+from hiergen.benchmarks.measuring.timing import describe_machine, take_turns
 from hiergen.benchmarks.settings import PSASettings
-from hiergen.benchmarks.timing import describe_machine, take_turns
 from hiergen.environment import choose_device
 from hiergen.kernels.names import ImportanceName
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention
-from hiergen.kernels.pyramid_attention.config import OfficialRules
+from hiergen.kernels.pyramid_attention.config import OfficialRules, density_of_bounds
 from hiergen.kernels.pyramid_attention.planning.assignment import assign_pools
 from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
 from hiergen.kernels.pyramid_attention.planning.lists import with_lists
@@ -57,7 +57,7 @@ def run(settings: PSASettings) -> dict[str, Any]:
             q, k, v, plan=plans["binary mask"], backend="flex"
         )
         calls["pyramid, attention alone"] = _kernel_alone(q, k, v, plans["pyramid"])
-    calls["pyramid, all in"] = lambda: pyramid_sparse_attention(q, k, v, config=config)
+    calls["pyramid, all in"] = lambda: pyramid_sparse_attention(q, k, v, config=config, backend=sparse_backend(q))
     seconds = take_turns(calls, repeats=settings.repeats, device=device)
     peak = matmul_peak(device, dtype, settings.repeats)
     flops = 4.0 * q.shape[2] ** 2 * settings.dim * settings.heads
@@ -85,6 +85,23 @@ def run(settings: PSASettings) -> dict[str, Any]:
     return result
 
 
+def sparse_backend(q: Tensor) -> str:
+    """Return the backend to time: on a CPU "auto" might take dense attention, and dense would be compared with dense."""
+    return "gather" if q.device.type == "cpu" else "auto"
+
+
+def describe_pay(dense_s: float, sparse_s: Sequence[float]) -> str:
+    """Return a sentence on whether sparse attention was faster than dense here, from the seconds of the same work."""
+    ratios = sorted(seconds / dense_s for seconds in sparse_s)
+    if ratios[0] < 1:
+        return f"Sparse attention pays here: it took {ratios[0]:.2f} times the seconds of dense attention."
+    times = f"{ratios[0]:.2f}" + (f" to {ratios[-1]:.2f}" if len(ratios) > 1 else "")
+    return (
+        f"Sparse attention does not pay here: it took {times} times the seconds of dense attention. "
+        "Clips of few tokens are too short for it."
+    )
+
+
 def video_grid(tokens: int) -> tuple[int, int, int]:
     """Return frames, rows and columns of a video of about 16 : 9 with at most `tokens` tokens, 21 : 45 : 80 at 75,600."""
     side = (tokens / 75_600) ** (1 / 3)
@@ -101,14 +118,10 @@ def config_of_density(density: float, query_block: int, key_block: int, importan
     def scaled(factor: float) -> tuple[tuple[int, float], ...]:
         return tuple((pool, min(round(bound * factor, 9), 1.0)) for pool, bound in pairs)
 
-    def computed(factor: float) -> float:
-        ends = [0.0, *(bound for _, bound in scaled(factor))]
-        return sum((ends[i + 1] - ends[i]) / pool for i, (pool, _) in enumerate(pairs))
-
     low, high = 0.0, 10.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if computed(middle) < density else (low, middle)
+        low, high = (middle, high) if density_of_bounds(scaled(middle)) < density else (low, middle)
     return PSAConfig(
         bounds=scaled(high),
         query_block=query_block,

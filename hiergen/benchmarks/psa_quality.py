@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiergen.benchmarks.attention_inputs import structured_heads
+from hiergen.benchmarks.measuring.attention_inputs import structured_heads
 from hiergen.benchmarks.psa import binary_config, config_of_density, video_grid
 from hiergen.benchmarks.settings import PSAQualitySettings
 from hiergen.kernels.names import ImportanceName

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hiergen.benchmarks.plain.restok import PlainResTok
+from hiergen.benchmarks.measuring.plain.restok import PlainResTok
+from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.measuring.work import measure_work
 from hiergen.benchmarks.settings import ResTokSettings
-from hiergen.benchmarks.timing import describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.tokenizers.restok.model import ResTok
 
@@ -59,6 +60,7 @@ def _measure(model: ResTok, batch: int, settings: ResTokSettings, device: torch.
                 repeats=settings.repeats,
                 device=device,
             )
+            work = measure_work(functools.partial(calls["hiergen"], value))
             ratios = [slow / fast for slow, fast in zip(times["plain"], times["hiergen"], strict=True)]
             for name, seconds in times.items():
                 rows.append(
@@ -67,6 +69,7 @@ def _measure(model: ResTok, batch: int, settings: ResTokSettings, device: torch.
                         "direction": direction,
                         "program": name,
                         **describe_times(seconds, batch),
+                        **(work if name == "hiergen" else {}),
                         "times_faster_than_plain": statistics.median(ratios) if name == "hiergen" else 1.0,
                         "agreement": same[direction],
                     }

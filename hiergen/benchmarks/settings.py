@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from hiergen.checked import Checked, Count
 from hiergen.evaluation.settings import ExtractorConfig
-from hiergen.kernels.names import ImportanceName
+from hiergen.kernels.names import DenseBackendName, ImportanceName
 from hiergen.pretrained.network_names import LPIPSNetwork, TeacherName
 
 
@@ -195,6 +195,49 @@ class MeshSettings(BenchmarkSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSettings(RepeatedSettings):
+    """Time the backends of dense and level-masked attention.
+
+    Attributes:
+        layouts: Which keys are seen: all ("dense"), or block-causal by the levels of HAR's, VAR's or HieraTok's published models.
+        backends: Backends to time; "sdpa", which all are held against, is always timed.
+        tokens: Number of tokens of the dense layout.
+        batch: Sequences per call.
+        heads: Number of attention heads.
+        dim: Channels per head.
+        dtype: Number format of queries, keys and values.
+    """
+
+    layouts: tuple[Literal["dense", "har", "var", "hieratok"], ...] = ("dense", "har", "var", "hieratok")
+    backends: tuple[DenseBackendName, ...] = get_args(DenseBackendName)
+    tokens: Count = 1024
+    batch: Count = 1
+    heads: Count = 12
+    dim: Count = 64
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.layouts or not self.backends:
+            raise ValueError("layouts and backends hold nothing to measure")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AllSettings(BenchmarkSettings):
+    """Run every benchmark at sizes for the machine at hand.
+
+    Attributes:
+        quick: Take small models and single runs: for a look, not for publishing.
+        only: Names of the benchmarks to run; none for all.
+        output: JSON file that is written anew after every benchmark.
+    """
+
+    quick: bool = False
+    only: tuple[str, ...] = ()
+    output: Path = Path("speed.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PSASettings(Checked):
     """What to measure.
 
@@ -294,6 +337,8 @@ class EvaluateSettings(RepeatedSettings):
 
 #: Settings of the benchmarks by their names; one that is a single file has them beside its `run`, as `Settings`.
 SETTINGS = {
+    "all": AllSettings,
+    "attention": AttentionSettings,
     "restok": ResTokSettings,
     "train-restok": TrainResTokSettings,
     "hieratok": HieraTokSettings,

@@ -17,8 +17,8 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hiergen.benchmarks.measuring.timing import check_kind, clock, describe_machine, timed
 from hiergen.benchmarks.settings import TrainResTokSettings
-from hiergen.benchmarks.timing import check_kind, clock, describe_machine, timed
 from hiergen.environment import choose_device
 from hiergen.training.config import OptimConfig
 from hiergen.training.ema import Average

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiergen.benchmarks.plain.var import PlainSampler
+from hiergen.benchmarks.measuring.plain.var import PlainSampler
+from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.measuring.work import measure_work
 from hiergen.benchmarks.settings import VARSettings
-from hiergen.benchmarks.timing import describe_times, publish, random_model, take_turns
 from hiergen.environment import choose_device
 from hiergen.generators.next_scale.model import NextScaleAR, NextScaleSettings
 
@@ -62,12 +63,14 @@ def _measure_batch(model: NextScaleAR, batch: int, settings: VARSettings) -> lis
     times = take_turns(
         {name: functools.partial(draw, name) for name in samplers}, repeats=settings.repeats, device=model.device
     )
+    work = measure_work(functools.partial(draw, "cached"))
     medians = {name: statistics.median(values) for name, values in times.items()}
     return [
         {
             "batch": batch,
             "sampler": name,
             **describe_times(times[name], batch),
+            **(work if name == "cached" else {}),
             "times_faster_than_plain": medians["plain"] / medians[name],
             "equal_ids": (ids[name] == ids["cached"]).float().mean().item(),
         }

@@ -10,6 +10,8 @@ from hiergen.telling import say, say_next
 
 #: Benchmarks and what they compare.
 BENCHMARKS = {
+    "all": "all of the following at sizes for this machine, one table of ratios; --quick takes small sizes",
+    "attention": "the backends of dense and level-masked attention, against PyTorch's fused attention under a dense mask",
     "restok": "ResTok encode and decode, against a plain transcription that rebuilds masks and rotary tables",
     "train-restok": "a training step of ResTok: time, split, and FLOPs against the peak of a matrix product",
     "hieratok": "HieraTok decoding with a dense mask, with one attention call per scale, and with a single scale",
@@ -38,6 +40,10 @@ def main(args: list[str]) -> None:
             raise ValueError("--json needs a file name")
         target = Path(rest[at + 1])
         del rest[at : at + 2]
+    if name == "all" and "--quick" in rest:
+        at = rest.index("--quick")
+        if rest[at + 1 : at + 2] not in (["True"], ["False"]):
+            rest.insert(at + 1, "True")
     from hiergen.benchmarks.settings import SETTINGS
 
     # Before what computes is imported: help comes at once.
@@ -48,4 +54,4 @@ def main(args: list[str]) -> None:
 
         write_json(target, result)
         say(f"wrote {target}")
-    say_next(f"hiergen bench {name} --json {name}.json" if target is None else "hiergen bench")
+    say_next(f"hiergen bench {name} --json {name}.json" if target is None and name != "all" else "hiergen bench")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.benchmarks.psa import config_of_density
+from hiergen.benchmarks.psa import config_of_density, describe_pay
 from hiergen.data.videos.files import write_gif
 from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
@@ -140,7 +140,7 @@ def _draw(entry: DemoModel, request: VideoRequest, attention: PSAConfig | None, 
 
 
 def describe_clips(clips: tuple[Clip, ...]) -> str:
-    """Return the numbers of the dense and the sparse clip as a Markdown table."""
+    """Return the numbers of the dense and the sparse clip as a Markdown table, and below it which was faster."""
     lines = ["| attention | products computed | seconds here | PSNR against dense (dB) |", "|---|---|---|---|"]
     for name, clip in zip(("dense", "pyramid sparse"), clips, strict=False):
         same = clip is clips[0]
@@ -148,6 +148,8 @@ def describe_clips(clips: tuple[Clip, ...]) -> str:
         (error,) = psnr(*(c.video.flatten(1, 2)[None] for c in (clip, clips[0])))
         ratio = "" if same else f"{float(error):.1f}" if error.isfinite() else "equal"
         lines.append(f"| {name} | {clip.density:.0%} | {clip.seconds:.1f} | {ratio} |")
+    if len(clips) == 2:
+        lines += ["", describe_pay(clips[0].seconds, [clips[1].seconds])]
     return "\n".join(lines)
 
 

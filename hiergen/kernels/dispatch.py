@@ -17,12 +17,23 @@ logger = logging.getLogger(__name__)
 
 
 class AttentionRequest(NamedTuple):
-    """What the backends of an attention operation look at."""
+    """What the backends of an attention operation look at.
+
+    Attributes:
+        device: Device of the inputs.
+        dtype: Number format of the inputs.
+        head_dim: Channels per head.
+        needs_grad: Whether there will be a backward pass.
+        dense_cannot: Why dense attention cannot stand in for a sparse operation; None if it can.
+        dense_pays: Why "auto" should let it; None if sparse attention is the faster one, or nothing is known.
+    """
 
     device: torch.device
     dtype: torch.dtype
     head_dim: int
     needs_grad: bool
+    dense_cannot: str | None = None
+    dense_pays: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

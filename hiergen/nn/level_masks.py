@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hiergen.kernels.attention import attention, grouped_attention
+from hiergen.kernels.attention import attention
+from hiergen.kernels.spans import Spans
 from hiergen.nn.constants import Constants
 
 
@@ -82,7 +83,7 @@ def _dense(mask: BlockCausalMask, device: torch.device) -> Tensor:
 MaskKind = Literal["scale_causal", "full", "block_diagonal", "reverse"]
 
 
-AttentionForm = Literal["masked", "grouped"]
+AttentionForm = Literal["masked", "grouped", "flex", "xformers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,8 @@ class ScaleAttention:
 
     Args:
         mask: Rule of which levels see which.
-        form: "masked" is one call with a dense mask, "grouped" one call per level with its keys cut. They are equal up to rounding.
+        form: "masked" is one call with a dense mask, "grouped" one call per level with its keys cut, "flex" and "xformers" are those
+            backends of `hiergen.kernels.attention`. They are equal up to rounding.
 
     Raises:
         ValueError: If the form is unknown.
@@ -153,7 +155,7 @@ class ScaleAttention:
         # The rule of a prefix of levels is the corner of the whole rule.
         prefixes = [ScaleMask(mask.sizes[: count + 1], mask.kind) for count in range(len(mask.sizes))]
         self._prefixes = {sum(prefix.sizes): prefix for prefix in prefixes}
-        self._spans = {length: prefix.spans() for length, prefix in self._prefixes.items()}
+        self._spans = {length: Spans(*prefix.spans()) for length, prefix in self._prefixes.items()}
         self._constants = Constants(mask=mask.dense())
 
     def __call__(
@@ -171,5 +173,4 @@ class ScaleAttention:
             return attention(query, key, value)
         if self.form == "masked":
             return attention(query, key, value, mask=self._constants.on(query.device)["mask"][:length, :length])
-        spans, key_spans = self._spans[length]
-        return grouped_attention(query, key, value, spans=spans, key_spans=key_spans)
+        return attention(query, key, value, spans=self._spans[length], backend=self.form)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hiergen.benchmarks.har import run
-from hiergen.benchmarks.plain.har import PlainSampler
+from hiergen.benchmarks.measuring.plain.har import PlainSampler
 from hiergen.benchmarks.settings import HARSettings
 from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
 from hiergen.generators.level_ar.presets import doubling_specs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hiergen.benchmarks.mar import run
-from hiergen.benchmarks.plain.mar import PlainSampler
+from hiergen.benchmarks.measuring.plain.mar import PlainSampler
 from hiergen.benchmarks.settings import MARSettings
 from hiergen.generators.masked.model import MaskedARSettings
 from hiergen.registry import create

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from hiergen.benchmarks import psa, psa_quality
-from hiergen.benchmarks.attention_inputs import structured_heads
+from hiergen.benchmarks.measuring.attention_inputs import structured_heads
 from hiergen.benchmarks.settings import PSAQualitySettings, PSASettings
 
 
@@ -38,6 +38,18 @@ def test_speed_runs_and_writes(tmp_path):
     # The mask that pyramid attention is compared with never computes less.
     assert 0 <= entries["binary mask"]["density"] - entries["pyramid"]["density"] < 1 / 15
     assert set(result["preparation_ms"]) == {"importance", "assignment", "lists", "pyramid"}
+
+
+def test_reports_say_whether_sparse_attention_pays():
+    assert psa.describe_pay(2.0, [1.0, 3.0]).startswith("Sparse attention pays here: it took 0.50 times the seconds")
+    assert "does not pay here: it took 1.50 to 2.00 times the seconds of dense" in psa.describe_pay(2.0, [4.0, 3.0])
+    assert "it took 1.50 times" in psa.describe_pay(2.0, [3.0])
+
+
+def test_sparse_attention_is_timed_by_name_on_a_cpu():
+    """At this size "auto" would take dense attention, which is exact."""
+    assert psa.sparse_backend(torch.zeros(1)) == "gather"
+    assert psa.sparse_backend(torch.zeros(1, device="meta")) == "auto"
 
 
 def test_the_paper_scale_video_has_its_grid():

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hiergen.benchmarks.plain.restok import PlainResTok
+from hiergen.benchmarks.measuring.plain.restok import PlainResTok
 from hiergen.benchmarks.restok import run
 from hiergen.benchmarks.settings import ResTokSettings
 from hiergen.registry import create

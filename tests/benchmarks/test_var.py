@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hiergen.benchmarks.plain.var import PlainSampler
+from hiergen.benchmarks.measuring.plain.var import PlainSampler
 from hiergen.benchmarks.settings import VARSettings
 from hiergen.benchmarks.var import run
 from hiergen.generators.next_scale.model import NextScaleSettings

@@ -44,5 +44,8 @@ def test_training_in_bfloat16_on_a_cpu_takes_the_plain_formula(monkeypatch, leng
     assert len(calls) == 1 + is_fused
     exact = attention(*(x.double() for x in (query, key, value)), mask=mask, backend="reference")
     assert float((made - exact).detach().abs().max()) < (0.1 if dtype == torch.bfloat16 else 1e-5)
-    with pytest.raises(ValueError, match="backend is 'fast', expected 'auto', 'reference' or 'sdpa'"):
+    with pytest.raises(
+        ValueError,
+        match="backend is 'fast', expected 'auto' or one of 'sdpa', 'reference', 'grouped', 'flex', 'xformers', 'hub' for attention",
+    ):
         attention(query, key, value, backend="fast")

@@ -4,7 +4,8 @@ import jaxtyping
 import pytest
 import torch
 
-from hiergen.kernels.attention import attention, grouped_attention
+from hiergen.kernels.attention import attention
+from hiergen.kernels.spans import Spans
 from hiergen.nn.level_masks import BlockCausalMask, ScaleAttention, ScaleMask
 
 
@@ -36,7 +37,7 @@ def test_masked_grouped_and_reference_attention_agree(sizes) -> None:
     q, k, v = torch.randn(3, 2, 2, mask.num_tokens, 8, dtype=torch.float64).unbind(0)
     plain = attention(q, k, v, mask=mask.dense(), backend="reference")
     torch.testing.assert_close(attention(q, k, v, mask=mask.dense()), plain)
-    torch.testing.assert_close(grouped_attention(q, k, v, spans=mask.spans()), plain)
+    torch.testing.assert_close(attention(q, k, v, spans=Spans(tuple(mask.spans())), backend="grouped"), plain)
 
 
 def test_earlier_groups_do_not_depend_on_later_ones() -> None:
@@ -51,7 +52,10 @@ def test_earlier_groups_do_not_depend_on_later_ones() -> None:
 
 def test_unknown_backend_is_refused() -> None:
     x = torch.zeros(1, 1, 1, 4)
-    with pytest.raises(ValueError, match="backend is 'flash', expected 'auto', 'reference' or 'sdpa'"):
+    with pytest.raises(
+        ValueError,
+        match="backend is 'flash', expected 'auto' or one of 'sdpa', 'reference', 'grouped', 'flex', 'xformers', 'hub' for attention",
+    ):
         attention(x, x, x, backend="flash")
 
 

@@ -23,6 +23,7 @@ from diffusers import (
 )
 
 from hiergen.kernels import OfficialRules, PSAConfig
+from hiergen.kernels.pyramid_attention.backends import dense
 
 Grid = tuple[int, int, int]
 BLOCKS: dict[str, Any] = {"query_block": 16, "key_block": 16, "rules": OfficialRules(rounding_tile=16)}
@@ -380,3 +381,9 @@ def make(request) -> Callable[[], Any]:
 @pytest.fixture
 def language_sizes() -> dict[str, Any]:
     return SIZES
+
+
+@pytest.fixture(autouse=True)
+def _always_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep "auto" from dense attention, which is faster at the sizes of tests."""
+    monkeypatch.setattr(dense, "DENSE_FROM", ())

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.dispatch import AttentionRequest, choose
-from hiergen.kernels.pyramid_attention.backends import flex, gather, reference, triton
+from hiergen.kernels.pyramid_attention.backends import dense, flex, gather, reference, triton
 from hiergen.kernels.pyramid_attention.config import PSAConfig, psa_preset
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
 from hiergen.kernels.pyramid_attention.planning.make_plan import make_plan
@@ -18,7 +18,7 @@ from hiergen.kernels.pyramid_attention.triton.operators import key_pyramid
 Layout = Literal["bhsd", "bshd"]
 
 #: In order of preference.
-BACKENDS = (triton.BACKEND, flex.BACKEND, gather.BACKEND, reference.BACKEND)
+BACKENDS = (triton.BACKEND, flex.BACKEND, gather.BACKEND, dense.BACKEND, reference.BACKEND)
 
 
 def pyramid_sparse_attention(
@@ -51,7 +51,8 @@ def pyramid_sparse_attention(
         key_mask: True for real keys.
         scale: Factor of the products q · k, k^-1/2 by default.
         rng: Draws the samples of the "sampled" estimators.
-        backend: "auto", "triton", "flex", "gather" or "reference".
+        backend: "auto", "triton", "flex", "gather" or "reference" follow the plan; "dense" makes none and is exact. "auto" takes
+            "dense" on a CPU where `backends/dense.py` knows it to be faster, unless a plan, a mask or the log-sum-exp is asked for.
         return_lse: Whether to return also the natural log-sum-exp of the scores, (b, h, queries).
 
     Raises:
@@ -70,11 +71,17 @@ def pyramid_sparse_attention(
     q, k, v = (_heads_first(x, layout) for x in (q, k, v))
     _check_shapes(q, k, v, key_mask)
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    request = AttentionRequest(q.device, q.dtype, q.shape[-1], needs_grad)
+    settings = config if isinstance(config, PSAConfig) else psa_preset(config or "default")
+    only_sparse = {"is_causal": is_causal, "key_mask": key_mask is not None, "return_lse": return_lse}
+    cannot, pays = dense.describe(
+        q, k, None if plan is not None else settings, [name for name, is_given in only_sparse.items() if is_given]
+    )
+    request = AttentionRequest(q.device, q.dtype, q.shape[-1], needs_grad, cannot, pays)
     chosen = choose("pyramid_attention", BACKENDS, request, backend)
+    if chosen is dense.BACKEND:
+        return _heads_first(chosen.run(q, k, v, scale=scale), layout)
     shared: dict[str, Any] = {}
     if plan is None:
-        settings = config if isinstance(config, PSAConfig) else psa_preset(config or "default")
         if chosen is triton.BACKEND and key_mask is None and settings.rules.tail == "exact":
             # Planning and attention read the same pyramid.
             with_cosines = settings.similarity is not None
@@ -134,10 +141,7 @@ class PyramidSparseAttention(nn.Module):
 
     def _dense(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         q, k, v = (_heads_first(x, self.layout) for x in (q, k, v))
-        mask = None if key_mask is None else key_mask[:, None, None]
-        enable_gqa = q.shape[1] != k.shape[1]
-        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=enable_gqa)
-        return _heads_first(out, self.layout)
+        return _heads_first(dense.dense_attention(q, k, v, key_mask=key_mask), self.layout)
 
 
 def _heads_first(x: Tensor, layout: Layout) -> Tensor:

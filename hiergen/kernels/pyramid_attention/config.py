@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hiergen.checked import Checked
@@ -123,6 +123,12 @@ class PSAConfig(Checked):
             )
         fields = {name: item for name, item in value.items() if name not in names}
         return from_json(cls, {**fields, "rules": beside}, where=where)
+
+
+def density_of_bounds(bounds: Sequence[tuple[int, float]]) -> float:
+    """Return the share of the dense products that quotas compute, before whole blocks are counted."""
+    ends = [0.0, *(bound for _, bound in bounds)]
+    return sum(max(ends[i + 1] - ends[i], 0.0) / pool for i, (pool, _) in enumerate(bounds))
 
 
 #: Published settings (arXiv:2512.04025 and its code's YAML). They differ from the official program in four ways: pooled blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hiergen.benchmarks.psa import describe_pay
 from hiergen.quickstart.report import table, training_sections
 
 
@@ -31,6 +32,7 @@ def video_markdown(report: Mapping[str, Any]) -> str:
         "The same weights, the same noise; the generator was trained with dense attention. Density is the share of the dense "
         "products that is computed. PSNR, SSIM and flicker error compare each frame, or change between frames, with the dense clip's.",
         _sparse_table(report["sparse_against_dense"]),
+        _verdict(report["sparse_against_dense"]),
         "## Tokenizer",
         f"{before:,} numbers of a clip become {after:,}; on held-out clips {tokenizer['psnr_db']:.2f} dB PSNR, SSIM "
         f"{tokenizer['ssim']:.4f}. It is linear (principal components of patches) and fitted in closed form.",
@@ -69,6 +71,11 @@ def _sparse_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return table(head, cells)
+
+
+def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    dense, *sparse = (row["cpu_seconds_per_clip"] for row in rows)
+    return describe_pay(dense, sparse)
 
 
 def _number(row: Mapping[str, Any], name: str, digits: int) -> str:

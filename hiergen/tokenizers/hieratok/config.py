@@ -61,8 +61,8 @@ class HieraTokConfig(Checked):
     mask: MaskKind = "scale_causal"
     """What a token sees: "scale_causal", "full", "block_diagonal" or "reverse"."""
     attention: AttentionForm = "grouped"
-    """How the mask is computed: "grouped" (one call per scale, keys cut) or "masked" (one call with a dense mask). Both agree up to
-    rounding."""
+    """How the mask is computed: "grouped" (one call per scale, keys cut), "masked" (one call with a dense mask), "flex" or "xformers"
+    (those backends, where they can run). All agree up to rounding."""
     pool: PoolKind = "area"
     """How a map is downsampled: "area", "strided_conv" or "bilinear"."""
     positions: PositionKind = "rotary"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hiergen.kernels.pyramid_attention.backends import dense
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
 from hiergen.kernels.pyramid_attention.pooling import POOLS
 
@@ -101,3 +102,9 @@ def _loop_attention() -> Callable[[Case], tuple[Tensor, Tensor]]:
 @pytest.fixture(name="eager_attention")
 def _eager_attention() -> Callable[..., Tensor]:
     return eager_attention
+
+
+@pytest.fixture(autouse=True)
+def _always_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep "auto" from dense attention, which is faster at the sizes of tests."""
+    monkeypatch.setattr(dense, "DENSE_FROM", ())

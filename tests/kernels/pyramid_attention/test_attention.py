@@ -108,7 +108,7 @@ def test_errors():
         "the plan is for 40 queries and 51 keys, the inputs hold 40 and 50": {"plan": full_plan(40, 51)},
         "the plan is for batch 1 and 3 heads, the queries have 1 and 2": {"plan": full_plan(40, 50, heads=3)},
         r"key_mask has shape \(1, 4\)": {"plan": plan, "key_mask": torch.ones(1, 4, dtype=torch.bool)},
-        "backend is 'cuda', expected 'auto' or one of 'triton', 'flex', 'gather', 'reference'": {
+        "backend is 'cuda', expected 'auto' or one of 'triton', 'flex', 'gather', 'dense', 'reference'": {
             "plan": plan,
             "backend": "cuda",
         },

@@ -100,12 +100,16 @@ def _attend_pool(
     options = (
         None if device.type == "cpu" else {"BLOCK_M": min(query_block, 64), "BLOCK_N": min(per_block * joined, 64)}
     )
-    run = _eager() if device.type == "cpu" else _compiled()
-    out, aux = run(
+    out, aux = flex_call(device)(
         q, keys, values, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=q.shape[1] != keys.shape[1],
         kernel_options=options, return_aux=AuxRequest(lse=True),
     )  # fmt: skip
     return out, aux.lse
+
+
+def flex_call(device: torch.device) -> Callable[..., Any]:
+    """Return PyTorch's FlexAttention as it runs on a device: compiled, but for a CPU."""
+    return _eager() if device.type == "cpu" else _compiled()
 
 
 @functools.cache

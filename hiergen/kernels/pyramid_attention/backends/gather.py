@@ -238,7 +238,7 @@ def _formula(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tup
 def _refuse(request: AttentionRequest, is_named: bool) -> str | None:
     if torch.compiler.is_compiling() and not is_named:
         return "its sizes depend on the plan's values, which splits a compiled graph"
-    return None
+    return None if is_named else request.dense_pays
 
 
 BACKEND = Backend("gather", "memory for the keys that a group of query blocks reads", gather_attention, _refuse)

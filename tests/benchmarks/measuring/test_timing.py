@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from hiergen.benchmarks.timing import describe_machine, take_turns
+from hiergen.benchmarks.measuring.timing import describe_machine, take_turns
 
 
 def test_calls_take_turns_after_a_warm_up() -> None:
