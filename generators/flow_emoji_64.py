@@ -20,7 +20,7 @@ def recipe() -> TrainConfig:
             class_paths=True,
         ),
         out="runs/flow_emoji_64",
-        samples=400_000,
+        samples=1_200_000,
         batch_size=32,
         precision="bf16",
         optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup_samples=5_000, final_lr_ratio=0.05),
