@@ -88,6 +88,15 @@ TOYS: dict[str, dict[str, Any]] = {
         "vocab_size": 16,
         "proxy_vocab_size": 16,
     },
+    "FlexTok": {
+        **_parts(16),
+        "image_size": 32,
+        "patch_size": 2,
+        "autoencoder": lambda given: given and shrink(given, {"block_out_channels": _all(32), "layers_per_block": 1}),
+        "num_registers": 4,
+        "code_levels": [4, 3],
+        "num_steps": 2,
+    },
     "MaskGITVQ": {**_CNN, "cnn_multipliers": lambda given: given[-3:], "vocab_size": 16},
     "KLAutoencoder": {
         "image_size": 16,
