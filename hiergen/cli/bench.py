@@ -1,4 +1,4 @@
-"""`hiergen bench NAME`: each benchmark is a module of `hiergen.benchmarks` with its name."""
+"""`hiergen bench NAME`: each benchmark is a module of its name, in `hiergen.benchmarks` or, for generators, its folder `generators`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ BENCHMARKS = {
     "psa-quality": "the error of pyramid sparse attention by density and by estimator of importance",
     "evaluate": "an evaluation beside its tokenizer, its feature extractor and its other parts alone",
     "mar": "MAR sampling, against a plain transcription of the official loop",
+    "rar": "RAR sampling, against a plain transcription of the official loop",
+    "maskgit": "sampling of TiTok's MaskGIT, against a plain transcription of the official loop",
 }
+#: Those that lie in the folder of generators.
+GENERATORS = ("har", "var", "mar", "rar", "maskgit")
 
 
 def main(args: list[str]) -> None:
@@ -42,10 +46,16 @@ def main(args: list[str]) -> None:
 
     # Before what computes is imported: help comes at once.
     settings = parse(SETTINGS[name](), rest, prog=f"hiergen bench {name}")
-    result = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}").run(settings)
+    result = importlib.import_module(module_of(name)).run(settings)
     if target is not None:
         from hiergen.files import write_json
 
         write_json(target, result)
         say(f"wrote {target}")
     say_next(f"hiergen bench {name} --json {name}.json" if target is None else "hiergen bench")
+
+
+def module_of(name: str) -> str:
+    """Return the module of a benchmark, whose `run` measures."""
+    folder = "hiergen.benchmarks.generators" if name in GENERATORS else "hiergen.benchmarks"
+    return f"{folder}.{name.replace('-', '_')}"
