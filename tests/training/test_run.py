@@ -14,8 +14,8 @@ from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create
 from hiergen.training.config import TrainConfig
 from hiergen.training.run import run_recipe
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import PerceptualConfig
 
 HIERATOK = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 

@@ -15,8 +15,7 @@ from hiergen.training.config import TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.reporting.progress import TrainProgress, describe_task
 from hiergen.training.run import run_recipe
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.shapes import ShapeTokenizerTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, ShapeTokenizerTaskConfig
 
 
 def test_the_first_line_says_what_was_found_and_where_it_goes(tmp_path, capsys) -> None:
@@ -67,7 +66,7 @@ def test_the_words_of_a_stage_are_apart(task, title, tmp_path, monkeypatch) -> N
         titles.append(title)
         raise InterruptedError
 
-    monkeypatch.setattr("hiergen.training.run.fit", asked)
+    monkeypatch.setattr("hiergen.training.loop.fit", asked)
     with pytest.raises(InterruptedError):
         run_recipe(TrainConfig(task=task, out=str(tmp_path), samples=1), [], name="train")
     assert titles == [title]
