@@ -43,7 +43,8 @@ def _random_model(settings: RARSettings) -> RandomOrderAR:
     model: RandomOrderAR = random_model(settings.preset, "RandomOrderAR", seed=settings.seed, **overrides)
     # New blocks change nothing and a new head is almost flat: no id would depend on those before it.
     rng = torch.Generator().manual_seed(settings.seed)
-    for layer in (model.head, model.norm_out.modulation, *(block.modulation for block in model.blocks)):
+    blocks: list[Any] = list(model.blocks)
+    for layer in (model.head, model.norm_out.modulation, *(block.modulation for block in blocks)):
         nn.init.normal_(layer.weight, std=0.1, generator=rng)
     return model
 
