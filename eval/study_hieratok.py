@@ -41,8 +41,7 @@ from hiergen.seeding import make_rng
 from hiergen.tokenizers.hieratok.model import HieraTok
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, TokenizerTaskConfig
 
 #: What all have in common: `hieratok-tiny`, narrower, without preview heads, whose loss a single scale could not have.
 MODEL = {"encoder_dim": 96, "decoder_dim": 96, "has_preview_heads": False}

@@ -34,9 +34,8 @@ from hiergen.seeding import make_rng
 from hiergen.tokenizers.restok.model import ResTok
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import CodebookConfig
 
 #: What all tokenizers have in common: `restok-tiny`, narrower.
 MODEL: dict[str, Any] = {"cnn_channels": 8, "encoder_dim": 96, "decoder_dim": 96}

@@ -45,7 +45,7 @@ from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
+from hiergen.training.tasks.settings import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
 
 if TYPE_CHECKING:
     import trimesh

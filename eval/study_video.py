@@ -43,7 +43,7 @@ from hiergen.quickstart.videos.samples import draw_samples
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.videos.patch_components import PatchComponents
 from hiergen.training.loop import fit
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 #: Frames, rows and columns of the quickstart's clips, and of the boxes that they are cut into here: 8 x 8 x 8 tokens.
 VIDEO_SIZE = (32, 24, 24)

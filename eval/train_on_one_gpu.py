@@ -28,7 +28,7 @@ from hiergen.figures import log_curves, save_curves
 from hiergen.files import check_writable, write_json
 from hiergen.training.config import TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
 
 #: Steps of the run that measures the speed; the discriminator plays in the second half, as it does in the run itself.
 CALIBRATION_STEPS = 20

@@ -8,7 +8,7 @@ Data: codes of restok-l-128. Time: wants several GPUs; not measured. Extra: none
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 BATCH = 256
 

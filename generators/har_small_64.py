@@ -8,7 +8,7 @@ Data: codes of restok-small-64. Time: one GPU, or a patient CPU. Extra: none.
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -10,7 +10,7 @@ Data: codes of hieratok-b-256. Time: wants several GPUs; not measured. Extra: no
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 BATCH = 1_024
 

@@ -7,7 +7,7 @@ Data: codes of pyramid-vae-shapes, the coarse stage mar3d-lr. Time: wants severa
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig
+from hiergen.training.tasks.settings import ShapeGeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -12,7 +12,7 @@ Data: codes of pyramid-vae-shapes with features of views. Time: wants several GP
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig
+from hiergen.training.tasks.settings import ShapeGeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -7,7 +7,7 @@ Data: codes of pyramid-vae-meshes-small. Time: for a CPU. Extra: none.
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig
+from hiergen.training.tasks.settings import ShapeGeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

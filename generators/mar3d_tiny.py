@@ -8,7 +8,7 @@ Data: codes of pyramid-vae-tiny. Time: minutes on a CPU. Extra: none.
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig
+from hiergen.training.tasks.settings import ShapeGeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -9,7 +9,7 @@ Data: codes of converted KL-16 weights on ImageNet. Time: wants several GPUs; no
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 IMAGENET = 1_281_167
 BATCH = 2_048

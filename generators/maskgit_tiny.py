@@ -7,7 +7,7 @@ Data: codes of titok-tiny. Time: minutes on a CPU. Extra: none.
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 
 def recipe() -> TrainConfig:

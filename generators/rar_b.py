@@ -11,7 +11,7 @@ Data: codes of maskgit-vq. Time: wants many GPUs; not measured. Extra: none.
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 BATCH = 2048
 

@@ -13,7 +13,7 @@ Data: codes of multiscale-vq-680. Time: published 2.5 days on 16 A100; not measu
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 BATCH = 768
 EPOCH = 1_281_167

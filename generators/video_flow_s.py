@@ -7,20 +7,19 @@ Untested at this size: neither quality nor speed on a GPU has been measured.
 Data: codes of hieratok-frames-128. Time: wants one GPU; not yet run. Extra: none.
 """
 
-from hiergen.config import to_json
-from hiergen.kernels.pyramid_attention import PSAConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 BATCH = 64
 
 
 def recipe() -> TrainConfig:
-    sparse = to_json(PSAConfig(key_block=64))
     return TrainConfig(
         task=GeneratorTaskConfig(
-            preset="flow-video-s", overrides={"attention": sparse}, codes="runs/hieratok_frames_128/codes"
+            preset="flow-video-s",
+            overrides={"attention": {"key_block": 64}},
+            codes="runs/hieratok_frames_128/codes",
         ),
         out="runs/video_flow_s",
         samples=400_000 * BATCH,

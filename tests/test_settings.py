@@ -19,7 +19,7 @@ from jaxtyping import TypeCheckError
 import hiergen
 from hiergen.checked import Checked, Count, Range, Share
 from hiergen.evaluation.settings import SamplingConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 #: Values of fields that have no default.
 REQUIRED: dict[str, dict[str, Any]] = {

@@ -10,10 +10,8 @@ Data: ImageNet as WebDataset shards, weights of VGG16, LPIPS and DINOv2. Time: w
 from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
-from hiergen.training.tasks.vae_terms import FoundationConfig, VAEConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, FoundationConfig, PerceptualConfig, VAEConfig
 
 IMAGENET = 1_281_167
 BATCH = 256

@@ -8,7 +8,7 @@ Data: a folder of clips. Time: minutes on a CPU. Extra: video.
 from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -9,11 +9,11 @@ styles. WEIGHTS is a folder with LPIPS' SqueezeNet.
 Data: an archive of emoji, weights of LPIPS. Time: an hour or two on a CPU. Extra: images.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import PerceptualConfig
 
 
 def recipe() -> TrainConfig:

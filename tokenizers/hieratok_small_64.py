@@ -11,10 +11,8 @@ Data: a folder of pictures, weights of LPIPS. Time: one GPU, or a patient CPU. E
 from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
-from hiergen.training.tasks.vae_terms import VAEConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, PerceptualConfig, VAEConfig
 
 ADAM = OptimConfig(lr=3e-4, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant", clip_norm=None)
 

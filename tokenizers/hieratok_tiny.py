@@ -5,7 +5,7 @@ Data: embedded digits. Time: minutes on a CPU. Extra: none.
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -8,13 +8,11 @@ weights of VGG16 (LPIPS) and DINO ViT-S/16 are taken from the usual caches, or f
 Data: ImageNet, weights of VGG16, LPIPS and DINO. Time: wants several GPUs; not measured. Extra: images, eval.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, CodebookConfig, PerceptualConfig
 
 BATCH = 768
 SAMPLES = 100_000 * BATCH

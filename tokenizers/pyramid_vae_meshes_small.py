@@ -8,10 +8,10 @@ docs/results/shapes.md.
 Data: a few hundred meshes, prepared. Time: for a CPU. Extra: shapes.
 """
 
-from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.config import ShapeBatchConfig, ShapeDataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.shapes import ShapeTokenizerTaskConfig
+from hiergen.training.tasks.settings import ShapeTokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -7,10 +7,10 @@ Not yet run at this size.
 Data: hundreds of thousands of meshes, prepared. Time: wants several GPUs; not yet run. Extra: shapes.
 """
 
-from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.config import ShapeBatchConfig, ShapeDataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.shapes import ShapeTokenizerTaskConfig
+from hiergen.training.tasks.settings import ShapeTokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

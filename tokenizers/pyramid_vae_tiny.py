@@ -5,11 +5,11 @@ For meshes of your own: `hiergen prepare-shapes MESHES shapes --preset tiny`, th
 Data: procedural shapes. Time: minutes on a CPU. Extra: shapes.
 """
 
-from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.config import ShapeBatchConfig, ShapeDataConfig
 from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.shapes import ShapeTokenizerTaskConfig
+from hiergen.training.tasks.settings import ShapeTokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:

@@ -8,11 +8,11 @@ dead ones anew instead of by the entropy of all of them: these two were where mo
 Data: an archive of emoji. Time: a few hours on a CPU. Extra: none.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import CodebookConfig
 
 
 def recipe() -> TrainConfig:

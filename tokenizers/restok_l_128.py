@@ -10,11 +10,8 @@ Data: ImageNet, weights of VGG16, LPIPS and DINO. Time: wants 8 GPUs; not measur
 from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.teacher_alignment import AlignmentConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, AlignmentConfig, CodebookConfig, PerceptualConfig
 
 BATCH = 256
 

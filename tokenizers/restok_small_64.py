@@ -12,10 +12,8 @@ Data: a folder of pictures, weights of LPIPS. Time: one GPU, or a patient CPU. E
 from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, CodebookConfig, PerceptualConfig
 
 
 def recipe() -> TrainConfig:

@@ -6,12 +6,11 @@ recipe, their successor. The discrete models of one stage take `--task.preset ti
 Data: ImageNet, weights of VGG16 (LPIPS) and ConvNeXt-S. Time: wants many GPUs; not measured. Extra: images, eval.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, PerceptualConfig
 
 BATCH = 256
 

@@ -6,12 +6,11 @@ First: `hiergen convert maskgit-vq maskgit-vqgan-imagenet-f16-256.bin runs/maskg
 Data: ImageNet, weights of MaskGIT-VQGAN. Time: wants many GPUs; not measured. Extra: images.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.proxy_codes import ProxyConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import CodebookConfig, ProxyConfig
 
 BATCH = 256
 

@@ -6,12 +6,11 @@ learn from pixels, from the logits of a ConvNeXt-S, and from step 20,000 on from
 Data: ImageNet, weights of the first stage and of ConvNeXt-S. Time: wants many GPUs; not measured. Extra: images.
 """
 
-from hiergen.data.sources import DataConfig
+from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, PerceptualConfig
 
 BATCH = 256
 

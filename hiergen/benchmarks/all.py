@@ -12,7 +12,7 @@ from rich.table import Table
 from hiergen.benchmarks.measuring.ratios import Ratio, ratios_of
 from hiergen.benchmarks.measuring.timing import describe_machine
 from hiergen.benchmarks.measuring.work import measure_machine
-from hiergen.benchmarks.settings import SETTINGS, AllSettings
+from hiergen.benchmarks.settings import SETTINGS, AllSettings, module_of
 from hiergen.environment import choose_device
 from hiergen.files import write_json
 from hiergen.telling import say
@@ -25,6 +25,8 @@ ON_CPU: dict[str, dict[str, Any]] = {
     "har": {},
     "var": {},
     "mar": {"batches": (2,), "num_steps": 8, "head_steps": 10},
+    "rar": {"depth": 4},
+    "maskgit": {"depth": 4},
     "mesh": {},
     "psa": {"tokens": 16_384, "heads": 4, "dim": 64, "density": 0.15, "dtype": "float32", "repeats": 5},
     "psa-quality": {},
@@ -39,6 +41,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "har": {"preset": "har-tiny", "batches": (1,), "repeats": 1},
     "var": {"preset": "var-tiny", "batches": (1,), "repeats": 1},
     "mar": {"preset": "mar-tiny", "batches": (1,), "num_steps": 4, "head_steps": 5, "repeats": 1},
+    "rar": {"preset": "rar-tiny", "batches": (1,), "repeats": 1},
+    "maskgit": {"preset": "maskgit-tiny", "batches": (1,), "repeats": 1},
     "mesh": {"shapes": ("sphere",), "depths": (5,), "coarse_depth": 4},
     "psa": {"tokens": 2048, "heads": 2, "dim": 64, "density": 0.15, "dtype": "float32", "repeats": 1},
     "psa-quality": {"tokens": 512, "heads": 1, "densities": (0.2,)},
@@ -89,7 +93,7 @@ def _run_one(name: str, settings: AllSettings, *, is_cpu: bool) -> dict[str, Any
     kind = SETTINGS[name]
     fields = {field.name for field in dataclasses.fields(kind)}
     chosen = kind(**{key: value for key, value in shared.items() if key in fields}, **changes)
-    result: dict[str, Any] = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}").run(chosen)
+    result: dict[str, Any] = importlib.import_module(module_of(name)).run(chosen)
     return result
 
 

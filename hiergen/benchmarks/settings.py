@@ -167,6 +167,44 @@ class VARSettings(TimingSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RARSettings(TimingSettings):
+    """Time the sampling of RAR.
+
+    Attributes:
+        preset: A preset of `RandomOrderAR`; its weights are random.
+        depth: Number of transformer blocks; None is the preset's.
+        guidance_scale: Guidance scale at the end of RAR-B's published schedule.
+        uncached: Time the sampler without a cache too, which computes the whole sequence again for every token.
+        dtype: Number format of the weights.
+    """
+
+    preset: str = "rar-b"
+    depth: Count | None = None
+    guidance_scale: float = 16.0
+    uncached: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskGITSettings(TimingSettings):
+    """Time the sampling of TiTok's MaskGIT, with the published noise and guidance schedule of TiTok-L-32.
+
+    Attributes:
+        preset: A preset of `MaskedIds`; its weights are random.
+        depth: Number of transformer blocks; None is the preset's.
+        num_steps: Number of passes.
+        guidance_scale: Guidance scale that the last pass would have; 0 samples without guidance.
+        dtype: Number format of the weights.
+    """
+
+    preset: str = "maskgit-l-32"
+    depth: Count | None = None
+    num_steps: Count = 8
+    guidance_scale: float = 4.5
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSettings(BenchmarkSettings):
     """Time surface extraction.
 
@@ -345,8 +383,19 @@ SETTINGS = {
     "har": HARSettings,
     "mar": MARSettings,
     "var": VARSettings,
+    "rar": RARSettings,
+    "maskgit": MaskGITSettings,
     "mesh": MeshSettings,
     "psa": PSASettings,
     "psa-quality": PSAQualitySettings,
     "evaluate": EvaluateSettings,
 }
+
+#: Those that lie in the folder of generators.
+_GENERATORS = ("har", "var", "mar", "rar", "maskgit")
+
+
+def module_of(name: str) -> str:
+    """Return the module of a benchmark, whose `run` measures."""
+    folder = "hiergen.benchmarks.generators" if name in _GENERATORS else "hiergen.benchmarks"
+    return f"{folder}.{name.replace('-', '_')}"

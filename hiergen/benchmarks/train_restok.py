@@ -24,11 +24,9 @@ from hiergen.training.config import OptimConfig
 from hiergen.training.ema import Average
 from hiergen.training.optim import make_optimizer
 from hiergen.training.reporting.throughput import measure_peak
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.teacher_alignment import AlignmentConfig
-from hiergen.training.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, AlignmentConfig, CodebookConfig, PerceptualConfig
+from hiergen.training.tasks.tokenizer import TokenizerTask
 
 
 def run(settings: TrainResTokSettings) -> dict[str, Any]:
@@ -72,7 +70,7 @@ class _Step:
 
     def __init__(self, settings: TrainResTokSettings, device: torch.device) -> None:
         self.device, self._dtype = device, getattr(torch, settings.dtype)
-        self.task: TokenizerTask = _config(settings).build()
+        self.task = TokenizerTask(_config(settings))
         side, channels = self.task.tokenizer.layout.image_size, self.task.tokenizer.layout.in_channels
         rng = torch.Generator().manual_seed(settings.seed)
         self._batch = {"image": (torch.rand(settings.batch, channels, side, side, generator=rng) * 2 - 1).to(device)}

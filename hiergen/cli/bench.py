@@ -1,4 +1,4 @@
-"""`hiergen bench NAME`: each benchmark is a module of `hiergen.benchmarks` with its name."""
+"""`hiergen bench NAME`: each benchmark is a module of its name, in `hiergen.benchmarks` or, for generators, its folder `generators`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ BENCHMARKS = {
     "psa-quality": "the error of pyramid sparse attention by density and by estimator of importance",
     "evaluate": "an evaluation beside its tokenizer, its feature extractor and its other parts alone",
     "mar": "MAR sampling, against a plain transcription of the official loop",
+    "rar": "RAR sampling, against a plain transcription of the official loop",
+    "maskgit": "sampling of TiTok's MaskGIT, against a plain transcription of the official loop",
 }
 
 
@@ -44,11 +46,11 @@ def main(args: list[str]) -> None:
         at = rest.index("--quick")
         if rest[at + 1 : at + 2] not in (["True"], ["False"]):
             rest.insert(at + 1, "True")
-    from hiergen.benchmarks.settings import SETTINGS
+    from hiergen.benchmarks.settings import SETTINGS, module_of
 
     # Before what computes is imported: help comes at once.
     settings = parse(SETTINGS[name](), rest, prog=f"hiergen bench {name}")
-    result = importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}").run(settings)
+    result = importlib.import_module(module_of(name)).run(settings)
     if target is not None:
         from hiergen.files import write_json
 

@@ -3,7 +3,7 @@
 An `Adversary` holds what the discriminator minimizes (`forward`) and what the tokenizer minimizes (`generator_loss`). It wraps one of
 three discriminators: `hiergen.losses.patch_gan` has two, `hiergen.losses.dino_discriminator` the third. The task in
 `hiergen.training.tasks.tokenizer` trains it, in turn with the tokenizer; its options are `AdversarialConfig` in
-`hiergen.training.tasks.tokenizer_losses`.
+`hiergen.training.tasks.term_settings`.
 
 Letters: `b` batch, `c h w` image in [-1, 1].
 """

@@ -14,7 +14,8 @@ from hiergen.config import fingerprint
 from hiergen.data.codes import CodeSet, write_codes
 from hiergen.data.images.features import FeatureCache
 from hiergen.data.images.pixels import to_uint8
-from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig, ShapeDataset
+from hiergen.data.shapes.config import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.dataset import ShapeDataset
 from hiergen.pipelines.encoding import join, tokenizer_fingerprint
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import TokenPyramid

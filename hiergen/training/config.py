@@ -6,11 +6,33 @@ import dataclasses
 from typing import Literal
 
 from hiergen.checked import Checked, Count, CountOrZero, Positive, Share
-from hiergen.training.finetune.lora import LoraConfig
 from hiergen.training.optim import OptimConfig
-from hiergen.training.tasks.base import TaskConfig
+from hiergen.training.tasks.settings import TaskConfig
 
 __all__ = ["LoraConfig", "OptimConfig", "TrainConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig(Checked):
+    """Low-rank adapters.
+
+    Attributes:
+        rank: Rank of each adapter; 0 trains all weights of the model and has no adapters.
+        alpha: The adapters' output is multiplied by `alpha / rank`; None takes the rank, which multiplies by 1.
+        targets: Ends of the dotted names of the linear layers to adapt, e.g. "qkv"; empty for every linear layer.
+
+    Source:
+        LoRA, arXiv:2106.09685.
+    """
+
+    rank: CountOrZero = 0
+    alpha: Positive | None = None
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rank and (self.alpha is not None or self.targets):
+            raise ValueError("lora.alpha or lora.targets is given, but lora.rank is 0: give --lora.rank too")
 
 
 @dataclasses.dataclass(frozen=True)

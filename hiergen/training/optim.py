@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hiergen.checked import Checked, CountOrZero, NotNegative, Positive, Range, Share
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 #: A parameter whose name contains one of these is not decayed (ResTok's list, spec of arXiv:2601.03955; in timm's spirit). The source's
 #: codebook is an "embedding"; ours has its own name.
@@ -67,6 +68,9 @@ def decays(name: str, parameter: nn.Parameter, *, exempt: tuple[str, ...] = ()) 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters, in two groups: decayed and not."""
+    # Settings are read, and help is shown, without PyTorch.
+    import torch
+
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     exempt = config.no_decay
     groups: list[dict[str, Any]] = [

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hiergen.data.shapes.dataset import ShapeBatchConfig
+from hiergen.data.shapes.config import ShapeBatchConfig
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create, get_preset
 from hiergen.training.reporting.throughput import flop_counter

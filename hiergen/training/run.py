@@ -9,30 +9,31 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-
-from accelerate import PartialState
-from torch import nn
+from typing import TYPE_CHECKING
 
 from hiergen.config import overlay, parse, read_values, to_json
 from hiergen.environment import share_cores
 from hiergen.telling import say_next
 from hiergen.training.config import TrainConfig
-from hiergen.training.finetune.lora import add_adapters
-from hiergen.training.finetune.weights import load_source, take_sizes
-from hiergen.training.loop import FitResult, RunInterruptedError, fit
-from hiergen.training.plan import follow_pass
-from hiergen.training.tasks.base import count_trained
+
+# What trains is imported where it is used: help, and what a wrong option is told, must not wait for PyTorch.
+if TYPE_CHECKING:
+    from hiergen.training.loop import FitResult
 
 
 def main(recipe: Callable[[], TrainConfig]) -> None:
     """Run a recipe file as a program: `python FILE`, `accelerate launch FILE`, with overrides such as `--optim.lr 3e-4`."""
-    if said := share_cores():
+    if not {"-h", "--help"} & set(sys.argv[1:]) and (said := share_cores()):
         print(said, file=sys.stderr)
     try:
         run_recipe(recipe(), sys.argv[1:], name=sys.argv[0])
-    except RunInterruptedError as error:
+    except RuntimeError as error:
+        # A `RunInterruptedError`, which only what trains can name.
+        number = getattr(error, "signal_number", None)
+        if number is None:
+            raise
         print(error, file=sys.stderr)
-        raise SystemExit(128 + error.signal_number) from None
+        raise SystemExit(128 + number) from None
 
 
 def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> FitResult | None:
@@ -51,6 +52,10 @@ def run_recipe(config: TrainConfig, overrides: Sequence[str], *, name: str) -> F
     if dry:
         _describe(config)
         return None
+    from accelerate import PartialState
+
+    from hiergen.training.loop import fit
+
     words = re.findall("[A-Z][a-z]*", type(config.task).__name__.removesuffix("TaskConfig"))
     result = fit(config, title=" ".join(words).lower())
     if PartialState().is_main_process:
@@ -72,6 +77,8 @@ def _read_file(config: TrainConfig, words: list[str]) -> tuple[TrainConfig, list
 def _describe(config: TrainConfig) -> None:
     print(json.dumps(to_json(config), indent=2))
     if config.init is not None:
+        from hiergen.training.finetune.weights import load_source, take_sizes
+
         config = dataclasses.replace(config, task=take_sizes(config.task, load_source(config.init, config.task)))
     with contextlib.redirect_stdout(io.StringIO()) as said:
         _describe_model(config)
@@ -80,6 +87,12 @@ def _describe(config: TrainConfig) -> None:
 
 
 def _describe_model(config: TrainConfig) -> None:
+    from torch import nn
+
+    from hiergen.training.finetune.lora import add_adapters
+    from hiergen.training.plan import follow_pass
+    from hiergen.training.tasks.base import count_trained
+
     players, numbers = config.task.sketch(), 0
     if config.lora.rank:
         add_adapters(next(iter(players.values())), config.lora, seed=config.seed)

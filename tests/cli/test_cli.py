@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hiergen.__main__ import VERBS, main
-from hiergen.benchmarks.settings import SETTINGS
+from hiergen.benchmarks.settings import SETTINGS, module_of
 from hiergen.cli import evaluate, quickstart
 from hiergen.cli.bench import BENCHMARKS
 from hiergen.cli.convert import FAMILIES, read_config
@@ -56,7 +56,7 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
     for verb in VERBS:
         assert callable(importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}").main)
     for name in BENCHMARKS:
-        assert callable(importlib.import_module(f"hiergen.benchmarks.{name.replace('-', '_')}").run)
+        assert callable(importlib.import_module(module_of(name)).run)
         assert SETTINGS[name]()
     for module_name in FAMILIES.values():
         assert callable(importlib.import_module(module_name).from_official)
@@ -360,6 +360,7 @@ HEAVY = [
     "torch",
     "diffusers",
     "transformers",
+    "peft",
     "accelerate",
     "sklearn",
     "scipy",
@@ -379,6 +380,29 @@ for command in {COMMANDS}:
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             main([*command.split(), option])
         assert not set({HEAVY}) & set(sys.modules), (command, option, set({HEAVY}) & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_recipe_makes_help_wait_for_a_heavy_package() -> None:
+    """By its name, and as a program: neither the settings of a task nor what trains are needed to list options."""
+    program = f"""
+import contextlib, io, runpy, sys
+from hiergen.__main__ import main
+from hiergen.cli.recipes import recipes
+for name, recipe in recipes().items():
+    for option in ("--help", "--no-such-option"):
+        for run in (lambda: main(["train", name, option]), lambda: runpy.run_path(str(recipe.path), run_name="__main__")):
+            sys.argv = [str(recipe.path), option]
+            said = io.StringIO()
+            try:
+                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                    run()
+            except SystemExit as end:
+                assert end.code == (0 if option == "--help" else 2), (name, end.code, said.getvalue())
+            assert "--task." in said.getvalue() or option != "--help", name
+            assert not set({HEAVY}) & set(sys.modules), (name, option, set({HEAVY}) & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

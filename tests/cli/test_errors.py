@@ -16,7 +16,7 @@ from hiergen.environment import require
 from hiergen.training.config import TrainConfig
 from hiergen.training.ema import Average
 from hiergen.training.loop import RunInterruptedError
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
 
 
 def refused() -> None:

@@ -33,7 +33,7 @@ from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 RESTOK = {
     "image_size": 16,

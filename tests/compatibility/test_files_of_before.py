@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from hiergen.data.codes import CodeSet
 from hiergen.data.shapes.building import build_record, find_jobs, source_digest
-from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataset
+from hiergen.data.shapes.config import ShapeBatchConfig
+from hiergen.data.shapes.dataset import ShapeDataset
 from hiergen.data.shapes.preparation import prepare_shapes
 from hiergen.data.shapes.records import ShapeFolder
 from hiergen.evaluation.features.extractors import EXTRACTORS

@@ -14,10 +14,8 @@ from hiergen.data.config import DataConfig
 from hiergen.evaluation.features.extractors import EXTRACTORS, Extractor
 from hiergen.evaluation.settings import ExtractorConfig
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, PerceptualConfig
 
 PROGRAM = Path(__file__).resolve().parents[2] / "eval" / "train_on_one_gpu.py"
 SMALL = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}

@@ -35,7 +35,7 @@ from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkp
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import RunInterruptedError, fit
 from hiergen.training.reporting.run_log import MEASURED
-from hiergen.training.tasks.base import TaskConfig
+from hiergen.training.tasks.settings import TaskConfig
 
 _spec = importlib.util.spec_from_file_location("kinds", Path(__file__).parents[1] / "training" / "kinds.py")
 kinds = importlib.util.module_from_spec(_spec)

@@ -25,7 +25,7 @@ from hiergen.pretrained.hub import OFFICIAL, Official, fetch
 from hiergen.registry import presets
 from hiergen.tokenizers.flextok.presets import AUTOENCODER
 from hiergen.training.finetune.weights import load_source
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 TOKENIZER, GENERATOR, REPOSITORY = "vq-16.in1k", "llamagen-b-256.in1k", "FoundationVision/LlamaGen"
 

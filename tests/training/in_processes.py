@@ -22,9 +22,9 @@ from hiergen.nn.processes import ProcessBatchNorm2d
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.training.checkpoints import checkpoint, run_state
 from hiergen.training.loop import fit
-from hiergen.training.tasks.codebook_health import CodebookConfig, CodeRevival
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.codebook_health import CodeRevival
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, CodebookConfig
 
 #: A tokenizer that draws nothing, with everything that looks at a whole batch: entropies of the codebook, memory of used codes, batch
 #: norm, an adaptive weight, averages of logits.

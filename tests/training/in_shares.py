@@ -19,9 +19,8 @@ from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.training.checkpoints.run_state import RunKeeper
 from hiergen.training.loop import fit
-from hiergen.training.tasks.base import TaskConfig
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, TaskConfig
+from hiergen.training.tasks.term_settings import CodebookConfig
 
 HIERATOK = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 FLOW = {"dim": 16, "depth": 2, "num_heads": 2}

@@ -11,17 +11,19 @@ import torch
 
 from hiergen.data.codes import write_codes
 from hiergen.data.config import DataConfig
-from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.config import ShapeBatchConfig, ShapeDataConfig
 from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.pyramid import TokenPyramid, specs_to_json
 from hiergen.registry import create
 from hiergen.training.config import OptimConfig
-from hiergen.training.tasks.base import TaskConfig
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import (
+    GeneratorTaskConfig,
+    ShapeGeneratorTaskConfig,
+    ShapeTokenizerTaskConfig,
+    TaskConfig,
+    TokenizerTaskConfig,
+)
+from hiergen.training.tasks.term_settings import AdversarialConfig, CodebookConfig
 
 RESTOK = {"cnn_channels": 8, "cnn_groups": 2, "encoder_dim": 16, "encoder_depth": 2, "encoder_heads": 2}
 RESTOK |= {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "vocab_size": 32}

@@ -22,7 +22,7 @@ from hiergen.training import loop
 from hiergen.training.checkpoints import run_state
 from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.loop import RunInterruptedError, fit
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
 
 SMALL = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 

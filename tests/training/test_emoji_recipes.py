@@ -14,7 +14,8 @@ from PIL import Image
 
 from hiergen.cli.train import load_recipe
 from hiergen.data.codes import CodeSet
-from hiergen.data.sources import DataConfig, open_images
+from hiergen.data.config import DataConfig
+from hiergen.data.sources import open_images
 from hiergen.generators.class_hierarchy import ClassHierarchy
 from hiergen.pipelines.encoding import encode_images
 from hiergen.pipelines.image import ClassToImagePipeline

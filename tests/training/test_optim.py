@@ -12,7 +12,7 @@ from hiergen.convert import restok as convert_restok
 from hiergen.registry import create
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.optim import decays, learning_rate, make_optimizer
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
 
 
 def config(**changes: object) -> TrainConfig:

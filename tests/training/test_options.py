@@ -18,7 +18,7 @@ from hiergen.training import loop, plan
 from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.loop import RunInterruptedError, fit
 from hiergen.training.processes import launch
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
 
 pytestmark = pytest.mark.usefixtures("own_precision")
 

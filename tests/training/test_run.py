@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import kinds
 import pytest
@@ -12,10 +13,12 @@ from hiergen.config import to_json
 from hiergen.data.config import DataConfig
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create
+from hiergen.training import run
 from hiergen.training.config import TrainConfig
+from hiergen.training.loop import RunInterruptedError
 from hiergen.training.run import run_recipe
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import PerceptualConfig
 
 HIERATOK = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 
@@ -109,3 +112,24 @@ def test_a_plan_takes_the_sizes_of_what_a_run_starts_from(tmp_path, capsys) -> N
     run_recipe(config, ["--init", str(tmp_path / "small"), "--dry-run"], name="p")
     count = sum(parameter.numel() for parameter in create("restok-tiny", **kinds.RESTOK).parameters())
     assert f"# tokenizer: {count:,} parameters" in capsys.readouterr().out
+
+
+def test_a_program_that_is_stopped_ends_with_its_signal_and_no_other_error_is_hidden(monkeypatch, capsys) -> None:
+    errors = [RunInterruptedError(15, 32), RuntimeError("out of memory")]
+    monkeypatch.setattr(run, "share_cores", lambda: "")
+    monkeypatch.setattr(run, "run_recipe", Mock(side_effect=errors))
+    monkeypatch.setattr("sys.argv", ["recipe.py"])
+    with pytest.raises(SystemExit) as stopped:
+        run.main(lambda: toy.toy_run("out"))
+    assert stopped.value.code == 128 + 15
+    assert "stopped by signal 15 after 32 samples" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.main(lambda: toy.toy_run("out"))
+
+
+def test_help_of_a_program_does_not_watch_the_cores(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(run, "share_cores", lambda: pytest.fail("watched"))
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--help"])
+    with pytest.raises(SystemExit):
+        run.main(lambda: hieratok("out"))
+    assert "--task.data.size" in capsys.readouterr().out

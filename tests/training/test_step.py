@@ -13,12 +13,8 @@ from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.training import loop
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.teacher_alignment import AlignmentConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, AlignmentConfig, CodebookConfig, PerceptualConfig
 
 #: On a GPU the host waits for the result, or for its size.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "multinomial")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hiergen.data.dataset import Dataset, Sample
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks.base import Task, TaskConfig
+from hiergen.training.tasks.base import Task
+from hiergen.training.tasks.settings import TaskConfig
 
 
 class Numbers(Dataset):

@@ -8,8 +8,7 @@ from hiergen.data.config import DataConfig
 from hiergen.quickstart.settings import Family, QuickstartSettings, family
 from hiergen.registry import get_preset
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, TokenizerTaskConfig
 
 BATCH_SIZE = 32
 #: A generator that trains one level in each step sees so many times the samples of one that trains on all tokens.

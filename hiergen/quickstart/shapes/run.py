@@ -15,7 +15,8 @@ from rich.console import Console
 from hiergen.config import to_json
 from hiergen.data.codes import CodeSet
 from hiergen.data.shapes.building import PROCEDURAL, PrepareShapesSettings
-from hiergen.data.shapes.dataset import TEST_OFFSET, ShapeBatchConfig, ShapeDataConfig, open_shapes
+from hiergen.data.shapes.config import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.dataset import TEST_OFFSET, open_shapes
 from hiergen.data.shapes.preparation import prepare_shapes
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shapes.records import ShapeFolder, encode_png
@@ -47,7 +48,7 @@ from hiergen.telling import counted
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
+from hiergen.training.tasks.settings import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
 
 if TYPE_CHECKING:
     import trimesh

@@ -35,7 +35,7 @@ from hiergen.registry import create, get_preset
 from hiergen.tokenizers.videos.patch_components import PatchComponents
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 #: What the samples are drawn with.
 SAMPLING: dict[str, Any] = {"num_steps": 25, "solver": "euler", "timestep_shift": 0.4, "guidance_scale": 3.0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,34 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hiergen.checked import Checked, CountOrZero, Positive
 from hiergen.config import nearest
 from hiergen.environment import require
 from hiergen.generators.base import Generator
 from hiergen.seeding import derive_seed
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig(Checked):
-    """Low-rank adapters.
-
-    Attributes:
-        rank: Rank of each adapter; 0 trains all weights of the model and has no adapters.
-        alpha: The adapters' output is multiplied by `alpha / rank`; None takes the rank, which multiplies by 1.
-        targets: Ends of the dotted names of the linear layers to adapt, e.g. "qkv"; empty for every linear layer.
-
-    Source:
-        LoRA, arXiv:2106.09685.
-    """
-
-    rank: CountOrZero = 0
-    alpha: Positive | None = None
-    targets: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.rank and (self.alpha is not None or self.targets):
-            raise ValueError("lora.alpha or lora.targets is given, but lora.rank is 0: give --lora.rank too")
+from hiergen.training.config import LoraConfig
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, *, seed: int, trained: Collection[str] = ()) -> None:

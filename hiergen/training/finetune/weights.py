@@ -15,7 +15,7 @@ from hiergen.config import nearest, to_json
 from hiergen.generators.base import Generator
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import get_preset, model_class
-from hiergen.training.tasks.base import TaskConfig
+from hiergen.training.tasks.settings import TaskConfig
 
 #: Names of the table of classes; the first is what `init_except` calls it in every generator.
 CLASS_TABLES = ("class_embedding", "label_embed")

@@ -9,7 +9,7 @@ import torch
 
 import hiergen
 from hiergen.data.codes import INDEX
-from hiergen.data.shapes.dataset import ShapeDataConfig
+from hiergen.data.shapes.config import ShapeDataConfig
 from hiergen.pipelines.card import TrainingFacts
 from hiergen.training.config import TrainConfig
 from hiergen.training.tasks.base import Task

@@ -6,16 +6,17 @@ A player is a model or a discriminator; every step updates all players once, in 
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hiergen.checked import Checked
 from hiergen.data.dataset import Dataset
 from hiergen.training.optim import OptimConfig
+from hiergen.training.tasks.settings import TaskConfig
+
+__all__ = ["Task", "TaskConfig", "count_trained"]
 
 
 class Task(abc.ABC):
@@ -76,27 +77,6 @@ class Task(abc.ABC):
     def images(self) -> dict[str, Tensor]:
         """Return pictures (b, 3, h, w) in [-1, 1] by name, for the trackers; asked for at every checkpoint."""
         return {}
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskConfig(Checked, abc.ABC):
-    """The settings of a task. Every task has its own subclass, of JSON values only, because it is saved with the run."""
-
-    @abc.abstractmethod
-    def build(self) -> Task:
-        """Return the task, with models of random weights."""
-
-    def sketch(self) -> dict[str, nn.Module]:
-        """Return the players, to be counted; subclasses make them on the meta device, without data, weights or memory."""
-        return self.build().players
-
-    def follows(self, model: str) -> str:
-        """Return the command that naturally follows, once the model is trained and in a folder of that name."""
-        return f"hiergen info {model}"
-
-    def count_parameters(self) -> dict[str, int]:
-        """Return the trained parameters of each player."""
-        return {name: count_trained(module) for name, module in self.sketch().items()}
 
 
 def count_trained(module: nn.Module) -> int:

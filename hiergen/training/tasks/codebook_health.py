@@ -5,28 +5,17 @@ Letters: `v` vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.checked import Checked, Count
 from hiergen.nn.processes import num_processes
 from hiergen.pyramid import LevelSpec, TokenPyramid
+from hiergen.training.tasks.term_settings import CodebookConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class CodebookConfig(Checked):
-    """Watch the codebook.
-
-    Attributes:
-        revive_after: Number of samples without a choice of a code after which it is replaced by a latent of the current batch, checked
-            as often; None never replaces one.
-    """
-
-    revive_after: Count | None = None
+__all__ = ["CodeRevival", "CodebookConfig", "CodebookCounter", "perplexity"]
 
 
 class CodebookCounter:

@@ -5,48 +5,16 @@ The discriminator is the second player of `hiergen.training.tasks.tokenizer`; wh
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hiergen.checked import Checked, CountOrZero, NotNegative
 from hiergen.losses.adaptive_weight import adaptive_weight
 from hiergen.losses.adversarial import Adversary, Augmentation
 from hiergen.losses.dino_discriminator import DinoDiscriminator, dino_backbone
 from hiergen.losses.patch_gan import BlurPoolDiscriminator, PatchDiscriminator
-from hiergen.training.optim import OptimConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class AdversarialConfig(Checked):
-    """A discriminator as second player.
-
-    Attributes:
-        weight: Weight of the adversarial term in the tokenizer's loss.
-        start_samples: Samples seen before the discriminator and the adversarial term begin.
-        is_adaptive: Scale the term so that its gradient at `adaptive_at` equals that of the reconstruction terms.
-        adaptive_at: Name of the tokenizer's parameter at which `is_adaptive` compares gradients: its last weight.
-        discriminator: "dino" (frozen DINO features, five heads), "patch" (convolutional) or "blur" (convolutional, blurred where it
-            halves: ResTok's alternative to DINO).
-        augment: Put differentiable augmentation in front.
-        lecam_weight: Weight of the LeCam regularization in the discriminator's loss.
-        weights: Weight file of the DINO backbone; None takes timm's cache or download; "random" is for trials.
-        options: Options of the discriminator: of the backbone in timm, of `PatchDiscriminator` or of `BlurPoolDiscriminator`.
-        optim: The discriminator's own optimizer; None takes the run's. Its schedule counts from the start.
-    """
-
-    weight: NotNegative = 0.5
-    start_samples: CountOrZero = 0
-    is_adaptive: bool = False
-    adaptive_at: str = "pixel_decoder.conv_out.weight"
-    discriminator: Literal["dino", "patch", "blur"] = "dino"
-    augment: bool = True
-    lecam_weight: NotNegative = 1e-3
-    weights: str | None = None
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    optim: OptimConfig | None = None
+from hiergen.training.tasks.term_settings import AdversarialConfig
 
 
 def make_adversary(config: AdversarialConfig) -> Adversary:

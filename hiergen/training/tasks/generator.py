@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hiergen.checked import CountOrZero
 from hiergen.data.codes import INDEX, CodeSet
 from hiergen.generators.base import Generator
 from hiergen.generators.class_hierarchy import ClassHierarchy
@@ -19,60 +17,10 @@ from hiergen.generators.next_scale.model import NextScaleAR
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create, get_preset
 from hiergen.seeding import make_rng
-from hiergen.training.tasks.base import Task, TaskConfig
+from hiergen.training.tasks.base import Task
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorTaskConfig(TaskConfig):
-    """Train a generator on a cache of token pyramids.
-
-    Attributes:
-        preset: Name of a generator preset.
-        overrides: Entries of the preset's config to replace (`--task.overrides.dim 256`). The tokenizer's level specs, the number of classes and, for a preset
-            that does not say how to scale continuous tokens, their mean and deviation come from the cache and need not be given.
-        codes: Folder that `hiergen encode` wrote.
-        class_paths: Read the names of classes as paths, "group/subgroup | attribute" (`ClassHierarchy.from_names`), of which the generator
-            learns every level: it can then be asked for a group, or an attribute, alone.
-        validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
-            interval; None for none.
-        tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
-            for the trackers; None draws none. A generator of the next scale needs it, for a copy of its codebook.
-        random_until: Two numbers of samples seen: up to the first all orders of a `RandomOrderAR` are random, from the second on all are
-            in raster order, and in between the share falls linearly. None trains the raster order alone.
-    """
-
-    preset: str = "har-tiny"
-    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    codes: str = "codes"
-    class_paths: bool = False
-    validation_codes: str | None = None
-    tokenizer: str | None = None
-    random_until: tuple[CountOrZero, CountOrZero] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.random_until is not None and self.random_until[0] > self.random_until[1]:
-            raise ValueError(
-                f"random_until is {self.random_until}, expected two numbers of which the second is not less"
-            )
-
-    def build(self) -> GeneratorTask:
-        return GeneratorTask(self)
-
-    def follows(self, model: str) -> str:
-        is_clip = len(read_sizes(self.codes)["level_specs"][0]["grid"] or ()) == 3
-        return pipeline_line("ClassToVideoPipeline" if is_clip else "ClassToImagePipeline", model)
-
-    def sketch(self) -> dict[str, nn.Module]:
-        """Return the generator, for the cache's levels if it is there, otherwise for the preset's."""
-        with torch.device("meta"):
-            return {"generator": create(self.preset, **{**read_sizes(self.codes, self.class_paths), **self.overrides})}
-
-
-def pipeline_line(kind: str, model: str) -> str:
-    """Return the line of Python that makes a pipeline of a trained generator and its tokenizer."""
-    parts = f'tokenizer=hiergen.from_pretrained("TOKENIZER"), generator=hiergen.from_pretrained("{model}")'
-    return f'in Python, hiergen.{kind}({parts}).save_pretrained("FOLDER")'
+__all__ = ["GeneratorTask", "GeneratorTaskConfig", "name_classes", "read_sizes"]
 
 
 def read_sizes(codes: str, class_paths: bool = False) -> dict[str, Any]:

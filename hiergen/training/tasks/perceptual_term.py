@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 
-from hiergen.checked import Checked, CountOrZero, NotNegative
 from hiergen.losses.perceptual import WeightedMix, jittered
-from hiergen.pretrained.network_names import LPIPSNetwork
 from hiergen.pretrained.perceptual import LPIPS, ConvNeXtLogits
 from hiergen.pretrained.weights import Frozen
-
-
-@dataclasses.dataclass(frozen=True)
-class PerceptualConfig(Checked):
-    """A perceptual term.
-
-    Attributes:
-        weight: Weight of the perceptual term in the loss.
-        network: Backbone of LPIPS.
-        lpips_part: Share of LPIPS in the term.
-        convnext_part: Share of the ConvNeXt-S logits in the term; ResTok's code calls a mixture "lpips-convnext_s-a-b".
-        jitter: Largest random shift in front of the networks, in pixels; 0 for none. Published: 15 at 256 x 256.
-        weights: Folder of the weight files; None looks into torchvision's cache; "random" is for trials without weights.
-    """
-
-    weight: NotNegative = 1.0
-    network: LPIPSNetwork = "vgg"
-    lpips_part: NotNegative = 1.0
-    convnext_part: NotNegative = 0.0
-    jitter: CountOrZero = 15
-    weights: str | None = None
+from hiergen.training.tasks.term_settings import PerceptualConfig
 
 
 class PerceptualTerm:

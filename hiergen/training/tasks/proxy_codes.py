@@ -5,31 +5,16 @@ TiTok's first stage: before the decoder learns pixels, it learns MaskGIT-VQGAN's
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiergen.checked import Checked, NotNegative
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pretrained.weights import Frozen
 from hiergen.tokenizers.maskgit_vqgan.model import MaskGITVQ
-
-
-@dataclasses.dataclass(frozen=True)
-class ProxyConfig(Checked):
-    """Proxy codes as a target.
-
-    Attributes:
-        tokenizer: Folder, packaged name or Hub repository of the `MaskGITVQ` whose ids are the target. Its codebook and pixel decoder are
-            copied into the tokenizer that is trained.
-        weight: Weight of the cross-entropy.
-    """
-
-    tokenizer: str = "runs/maskgit_vq/model"
-    weight: NotNegative = 1.0
+from hiergen.training.tasks.term_settings import ProxyConfig
 
 
 class ProxyTerm:

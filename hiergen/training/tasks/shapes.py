@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hiergen.checked import NotNegative
 from hiergen.data.codes import CodeSet
-from hiergen.data.shapes.dataset import ShapeDataConfig, open_shapes
+from hiergen.data.shapes.dataset import open_shapes
 from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings, StageChoice
 from hiergen.losses.occupancy import shape_tokenizer_losses
@@ -21,52 +19,22 @@ from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
-from hiergen.training.tasks.base import Task, TaskConfig
-from hiergen.training.tasks.generator import name_classes, pipeline_line, read_sizes
+from hiergen.training.tasks.base import Task
+from hiergen.training.tasks.generator import name_classes
+from hiergen.training.tasks.settings import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
 from hiergen.training.tasks.shape_pictures import cloud_pictures, token_pictures
+
+__all__ = [
+    "ShapeGeneratorTask",
+    "ShapeGeneratorTaskConfig",
+    "ShapeTokenizerTask",
+    "ShapeTokenizerTaskConfig",
+    "num_ordered_points",
+]
 
 #: Shapes in pictures for the trackers, and how samples for them are made: in few steps, as they are wanted at every checkpoint.
 NUM_SHOWN = 4
 SHOWN = MaskedCascadeSettings(num_steps=8)
-
-
-@dataclasses.dataclass(frozen=True)
-class ShapeTokenizerTaskConfig(TaskConfig):
-    """Train a `PyramidVAE` to tell inside from outside, at every level of tokens.
-
-    Attributes:
-        preset: Name of a `PyramidVAE` preset.
-        overrides: Entries of the preset's config to replace.
-        data: The shapes. With `data.batch.num_ordered` of at least the second largest point resolution the farthest points are
-            found while loading instead of in the model.
-        validation: Held-out shapes, whose losses are logged as "val/..." at every checkpoint interval; their `batch` settings are
-            those of `data`. None for none.
-        near_weight: Weight of the queries near the surface beside those in the volume.
-        levels: "all" trains every level on every sample; "in_turn" trains sample i of a batch at level i modulo their number only:
-            about half of the work for two levels. The paper draws one level per step; in turn, each level gets its share of every step.
-    """
-
-    preset: str = "pyramid-vae-tiny"
-    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    data: ShapeDataConfig = dataclasses.field(default_factory=ShapeDataConfig)
-    validation: ShapeDataConfig | None = None
-    near_weight: NotNegative = 1.0
-    levels: Literal["all", "in_turn"] = "all"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.levels not in ("all", "in_turn"):
-            raise ValueError(f"levels is {self.levels!r}, expected 'all' or 'in_turn'")
-
-    def build(self) -> ShapeTokenizerTask:
-        return ShapeTokenizerTask(self)
-
-    def follows(self, model: str) -> str:
-        return shlex.join(["hiergen", "encode", "--tokenizer", model, "--shapes", self.data.source])
-
-    def sketch(self) -> dict[str, nn.Module]:
-        with torch.device("meta"):
-            return {"tokenizer": create(self.preset, **self.overrides)}
 
 
 class ShapeTokenizerTask(Task):
@@ -139,53 +107,6 @@ def num_ordered_points(tokenizer: PyramidVAE, num_points: int) -> int:
     config: Any = tokenizer.config
     coarser = [count for count in config.point_counts or () if count < num_points]
     return max([*coarser, max(config.num_tokens) if config.queries == "farthest" else 0])
-
-
-@dataclasses.dataclass(frozen=True)
-class ShapeGeneratorTaskConfig(TaskConfig):
-    """Train a `MaskedCascade` on a cache of shape tokens, by class or by image.
-
-    Attributes:
-        preset: Name of a `MaskedCascade` preset.
-        overrides: Entries of the preset's config to replace. The level specs, the number of classes and, with `standardize`, mean and
-            deviation of the tokens come from the cache and need not be given.
-        codes: Folder that `encode_shapes` wrote.
-        validation_codes: Folder of held-out codes, whose losses are logged as "val/..." at every checkpoint interval; None for none.
-        standardize: Give the generator mean and deviation of every channel of each level.
-        condition: What the generator is conditioned on: "class", or "image", the cache's features that `encode_shapes` writes with an image
-            encoder.
-        stages: Which stages to train: "both" together, "low" (coarse) or "high" (fine) alone, while the other keeps its weights.
-        tokenizer: Folder of the tokenizer that made the codes: samples are then drawn at every checkpoint and handed to the trackers.
-        start: Folder of a cascade whose coarse stage is trained: it is taken from there, and the fine stage is initialized from it.
-    """
-
-    preset: str = "mar3d-tiny"
-    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    codes: str = "codes"
-    validation_codes: str | None = None
-    standardize: bool = True
-    condition: Literal["class", "image"] = "class"
-    stages: Literal["both", "low", "high"] = "both"
-    start: str | None = None
-    tokenizer: str | None = None
-
-    def build(self) -> ShapeGeneratorTask:
-        return ShapeGeneratorTask(self)
-
-    def follows(self, model: str) -> str:
-        # From images a pipeline has a third part, the image encoder.
-        return pipeline_line("ClassToShapePipeline", model) if self.condition == "class" else super().follows(model)
-
-    def sketch(self) -> dict[str, nn.Module]:
-        """Return the stages that are trained, for the cache's levels if it is there, otherwise for the preset's."""
-        derived = read_sizes(self.codes)
-        if self.condition == "image":
-            derived.pop("num_classes", None)
-        elif not derived and self.overrides.get("feature_shapes", ()) is None:
-            derived = {"num_classes": 1}
-        with torch.device("meta"):
-            model = create(self.preset, **{**derived, **self.overrides})
-        return {"generator": model if self.stages == "both" else getattr(model, self.stages)}
 
 
 class ShapeGeneratorTask(Task):

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hiergen.checked import Checked, NotNegative
 from hiergen.losses.alignment import cosine_hinge_loss
-from hiergen.pretrained.network_names import TeacherName
 from hiergen.pretrained.teachers import Teacher
 from hiergen.pretrained.weights import Frozen
-
-
-@dataclasses.dataclass(frozen=True)
-class AlignmentConfig(Checked):
-    """Align a tokenizer's features with a frozen teacher's.
-
-    Attributes:
-        teacher: Name of the teacher.
-        weights: Weight file of the teacher; None takes timm's cache or download; "random" is for trials.
-        encoder_weight: Weight of the term that holds the mean of the coarsest image tokens against the teacher's summary.
-        decoder_weight: Weight of the term that holds the decoder's feature tokens against the teacher's patches.
-        encoder_margin: What a cosine of the encoder's term may lack of 1 at no cost.
-        decoder_margin: What a cosine of the decoder's term may lack of 1 at no cost.
-        options: Options of the teacher: `image_size`, and what timm takes.
-    """
-
-    teacher: TeacherName = "dinov3"
-    weights: str | None = None
-    encoder_weight: NotNegative = 1.0
-    decoder_weight: NotNegative = 1.0
-    encoder_margin: float = 0.25
-    decoder_margin: float = 0.25
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+from hiergen.training.tasks.term_settings import AlignmentConfig
 
 
 class Alignment(nn.Module):

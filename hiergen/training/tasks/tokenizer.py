@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shlex
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hiergen.bottlenecks.multiscale import MultiScaleQuantizer
-from hiergen.checked import NotNegative
-from hiergen.data.config import DataConfig
 from hiergen.data.sources import open_images
 from hiergen.losses.adversarial import Adversary
 from hiergen.metrics.pixel import psnr
@@ -20,77 +16,16 @@ from hiergen.pyramid import LevelSpec
 from hiergen.registry import create
 from hiergen.tokenizers.base import TokenizerOutput
 from hiergen.training.optim import OptimConfig
-from hiergen.training.tasks.base import Task, TaskConfig
-from hiergen.training.tasks.codebook_health import CodebookConfig, CodebookCounter, CodeRevival
-from hiergen.training.tasks.discriminator import AdversarialConfig, AdversarialTurns, make_adversary
-from hiergen.training.tasks.perceptual_term import PerceptualConfig, PerceptualTerm
-from hiergen.training.tasks.proxy_codes import ProxyConfig, ProxyTerm
-from hiergen.training.tasks.teacher_alignment import Alignment, AlignmentConfig
-from hiergen.training.tasks.vae_terms import VAEConfig, VAETerms
+from hiergen.training.tasks.base import Task
+from hiergen.training.tasks.codebook_health import CodebookCounter, CodeRevival
+from hiergen.training.tasks.discriminator import AdversarialTurns, make_adversary
+from hiergen.training.tasks.perceptual_term import PerceptualTerm
+from hiergen.training.tasks.proxy_codes import ProxyTerm
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.teacher_alignment import Alignment
+from hiergen.training.tasks.vae_terms import VAETerms
 
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerTaskConfig(TaskConfig):
-    """Train a tokenizer to reconstruct images.
-
-    Attributes:
-        preset: Name of a tokenizer preset.
-        overrides: Entries of the preset's config to replace (`--task.overrides.image-size 48`).
-        data: The images.
-        validation: Held-out images, scored at every checkpoint interval by "val/pixel" and "val/psnr"; None for none.
-        pixel_loss: Mean squared ("mse") or absolute ("l1") error in [0, 1] space.
-        pixel_weight: Weight of the pixel loss.
-        perceptual: Settings of a perceptual term; None for none.
-        adversarial: Settings of a discriminator; None for none.
-        alignment: Settings of the alignment with a teacher; None for none.
-        vae: Settings of VA-VAE's objective, which replaces the weighted means above; None keeps those.
-        proxy: Settings of TiTok's first stage, whose decoder predicts the ids of another tokenizer; None for none.
-        codebook: Log the use of the codebook by each level, and revive dead codes; None for neither.
-    """
-
-    preset: str = "restok-tiny"
-    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    validation: DataConfig | None = None
-    pixel_loss: Literal["mse", "l1"] = "mse"
-    pixel_weight: NotNegative = 1.0
-    perceptual: PerceptualConfig | None = None
-    adversarial: AdversarialConfig | None = None
-    alignment: AlignmentConfig | None = None
-    vae: VAEConfig | None = None
-    proxy: ProxyConfig | None = None
-    codebook: CodebookConfig | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.vae is not None and self.alignment is not None:
-            raise ValueError("alignment is set beside vae, which has its own: use vae.foundation")
-        if self.vae is not None and self.proxy is not None:
-            raise ValueError("proxy is set beside vae, whose objective has no term of proxy codes: leave one out")
-        if self.vae is not None and self.adversarial is not None and self.adversarial.is_adaptive:
-            raise ValueError("adversarial.is_adaptive is set beside vae, which always adapts its weight: leave it out")
-
-    def build(self) -> TokenizerTask:
-        return TokenizerTask(self)
-
-    def follows(self, model: str) -> str:
-        kind, _, path = self.data.source.rpartition(":")
-        if kind == "clips":
-            words = ["encode", "--tokenizer", model, "--videos", path]
-        elif kind or path == "moving-digits":
-            words = ["encode", "--tokenizer", model, "--data.source", self.data.source]
-        else:
-            words = ["reconstruct", "--tokenizer", model, "--images", path]
-        return shlex.join(["hiergen", *words])
-
-    def sketch(self) -> dict[str, nn.Module]:
-        sides = {
-            name: dataclasses.replace(side, weights="random")
-            for name in ("adversarial", "alignment")
-            if (side := getattr(self, name)) is not None
-        }
-        with torch.device("meta"):
-            return make_players(dataclasses.replace(self, **sides))
+__all__ = ["TokenizerPlayer", "TokenizerTask", "TokenizerTaskConfig", "make_players"]
 
 
 class TokenizerPlayer(nn.Module):

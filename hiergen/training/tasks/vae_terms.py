@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from hiergen.checked import Checked, Count, NotNegative
 from hiergen.losses.vae_objective import VAEObjective, VAEPass
 from hiergen.pretrained.teachers import PatchTeacher
 from hiergen.pretrained.weights import Frozen
 from hiergen.tokenizers.base import TokenizerOutput
+from hiergen.training.tasks.term_settings import FoundationConfig, VAEConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class FoundationConfig(Checked):
-    """The frozen vision foundation model whose features the latents are aligned with ("VF loss").
-
-    Attributes:
-        weight: Weight of the alignment term, after its gradient has been scaled to that of the reconstruction; 0 leaves the model out.
-        cosine_margin: What the cosine of a position may lack of 1 at no cost.
-        distance_margin: What the cosine of a pair of positions may differ at no cost.
-        model: Name of the model in timm.
-        image_size: Side to which images are resized; the model's map must have as many positions as the latents.
-        weights: Weight file of the model; None takes timm's cache or download; "random" is for trials.
-        options: Options of the model in timm.
-    """
-
-    weight: NotNegative = 0.1
-    cosine_margin: float = 0.5
-    distance_margin: float = 0.25
-    model: str = "vit_large_patch14_dinov2.lvd142m"
-    image_size: Count = 224
-    weights: str | None = None
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class VAEConfig(Checked):
-    """VA-VAE's objective in place of weighted means: sums over an image, weights that adapt to gradients.
-
-    The perceptual and the adversarial term are set beside it as for every tokenizer; their `weight` is then the objective's.
-
-    Attributes:
-        kl_weight: Weight of the divergence, relative to the absolute pixel error *summed* over an image; replaces the tokenizer's own.
-        foundation: Alignment with a foundation model; None for the plain variational autoencoder.
-    """
-
-    kl_weight: NotNegative = 1e-6
-    foundation: FoundationConfig | None = None
+__all__ = ["FoundationConfig", "VAEConfig", "VAETerms"]
 
 
 class VAETerms:

@@ -14,7 +14,8 @@ import trimesh
 
 from hiergen.data.shapes import preparation as shape_preparation
 from hiergen.data.shapes.building import PrepareShapesSettings, build_record, find_jobs, source_digest
-from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataset, procedural_records
+from hiergen.data.shapes.config import ShapeBatchConfig
+from hiergen.data.shapes.dataset import ShapeDataset, procedural_records
 from hiergen.data.shapes.preparation import PrepareSummary, prepare_shapes
 from hiergen.data.shapes.records import ShapeFolder, load_record
 from hiergen.data.shapes.views import ViewSettings

@@ -15,7 +15,7 @@ from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.registry import create
 from hiergen.tokenizers.kl_autoencoder.model import KLAutoencoder
 from hiergen.tokenizers.kl_autoencoder.presets import PRESETS
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 #: Stride 4, attention at the coarsest resolution of the encoder.
 TINY = {

@@ -17,8 +17,7 @@ from hiergen.tokenizers.hieratok.model import HieraTok
 from hiergen.training import loop
 from hiergen.training.checkpoints.best import Best, improvement
 from hiergen.training.loop import RunInterruptedError, fit
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, TokenizerTaskConfig
 
 SMALL = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 

@@ -18,7 +18,7 @@ from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import RunInterruptedError, fit
 from hiergen.training.reporting.run_log import MEASURED
 from hiergen.training.step import PlayerLoss
-from hiergen.training.tasks.base import TaskConfig
+from hiergen.training.tasks.settings import TaskConfig
 
 
 def run(task: TaskConfig, out: Path, **changes: Any) -> TrainConfig:

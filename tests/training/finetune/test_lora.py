@@ -20,7 +20,7 @@ from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkp
 from hiergen.training.config import LoraConfig, OptimConfig, TrainConfig
 from hiergen.training.finetune.lora import add_adapters
 from hiergen.training.loop import fit
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
 
 GENERATORS = ("har", "next scale", "mar", "flow", "cascade")
 

@@ -19,9 +19,7 @@ from hiergen.training import loop
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.finetune import weights
 from hiergen.training.loop import fit
-from hiergen.training.tasks.base import TaskConfig
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, TaskConfig, TokenizerTaskConfig
 
 SIZES = {
     "har": ("har-tiny", {"dim": 20, "depth": 1}),

@@ -15,8 +15,7 @@ from hiergen.pipelines.card import CARD, told
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.training.loop import fit
 from hiergen.training.reporting.facts import name_source
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig, TokenizerTaskConfig
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,12 @@ from hiergen.training.config import TrainConfig
 from hiergen.training.loop import RunInterruptedError, fit
 from hiergen.training.reporting.progress import TrainProgress, describe_task
 from hiergen.training.run import run_recipe
-from hiergen.training.tasks.generator import GeneratorTaskConfig
-from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import (
+    GeneratorTaskConfig,
+    ShapeGeneratorTaskConfig,
+    ShapeTokenizerTaskConfig,
+    TokenizerTaskConfig,
+)
 
 
 def test_the_first_line_says_what_was_found_and_where_it_goes(tmp_path, capsys) -> None:
@@ -72,7 +75,7 @@ def test_the_words_of_a_stage_are_apart(task, title, tmp_path, monkeypatch) -> N
         titles.append(title)
         raise InterruptedError
 
-    monkeypatch.setattr("hiergen.training.run.fit", asked)
+    monkeypatch.setattr("hiergen.training.loop.fit", asked)
     with pytest.raises(InterruptedError):
         run_recipe(TrainConfig(task=task, out=str(tmp_path), samples=1), [], name="train")
     assert titles == [title]

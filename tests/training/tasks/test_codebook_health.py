@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hiergen.pyramid import LevelSpec, TokenPyramid
-from hiergen.training.tasks.codebook_health import CodebookConfig, CodebookCounter, CodeRevival, perplexity
+from hiergen.training.tasks.codebook_health import CodebookCounter, CodeRevival, perplexity
+from hiergen.training.tasks.term_settings import CodebookConfig
 
 SPECS = (LevelSpec(num_tokens=1, dim=2, vocab_size=4), LevelSpec(num_tokens=2, dim=2, vocab_size=4))
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from hiergen.training.tasks.discriminator import AdversarialConfig, AdversarialTurns, make_adversary
+from hiergen.training.tasks.discriminator import AdversarialTurns, make_adversary
+from hiergen.training.tasks.term_settings import AdversarialConfig
 
 SMALL = AdversarialConfig(
     discriminator="patch", options={"dim": 4, "num_layers": 1}, augment=False, weight=0.25, start_samples=16

@@ -8,7 +8,7 @@ import torch
 from hiergen.data.codes import CodeSet, write_codes
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.registry import create
-from hiergen.training.tasks.generator import GeneratorTaskConfig
+from hiergen.training.tasks.settings import GeneratorTaskConfig
 
 SPECS = (LevelSpec(4, (2, 2), 2),)
 SMALL = {"dim": 8, "depth": 1, "num_heads": 2}

@@ -14,10 +14,8 @@ import hiergen
 from hiergen.registry import create
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.proxy_codes import ProxyConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
-from hiergen.training.tasks.vae_terms import VAEConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import AdversarialConfig, ProxyConfig, VAEConfig
 
 CNN: dict[str, Any] = {"cnn_channels": 8, "cnn_multipliers": [1, 1, 1, 1], "cnn_blocks": 1, "cnn_mid_blocks": 1}
 CNN |= {"cnn_groups": 4, "z_channels": 4}

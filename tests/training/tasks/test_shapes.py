@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hiergen.data.codes import CodeSet
-from hiergen.data.shapes.dataset import ShapeBatchConfig, ShapeDataConfig, open_shapes
+from hiergen.data.shapes.config import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.shapes.dataset import open_shapes
 from hiergen.data.shapes.views import ViewSettings
 from hiergen.generators.masked.cascade import MaskedCascade
 from hiergen.geometry.field_grid import ExtractionSettings
@@ -23,7 +24,8 @@ from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.tasks import shape_pictures
 from hiergen.training.tasks import shapes as shape_task
-from hiergen.training.tasks.shapes import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig, num_ordered_points
+from hiergen.training.tasks.settings import ShapeGeneratorTaskConfig, ShapeTokenizerTaskConfig
+from hiergen.training.tasks.shapes import num_ordered_points
 
 TINY_VAE = {
     "num_tokens": [3, 5],

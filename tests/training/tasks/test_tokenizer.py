@@ -9,11 +9,11 @@ from hiergen.losses.adaptive_weight import adaptive_weight
 from hiergen.losses.alignment import cosine_hinge_loss
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.codebook_health import CodebookConfig
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig, PerceptualTerm
-from hiergen.training.tasks.teacher_alignment import Alignment, AlignmentConfig, _match_grid
-from hiergen.training.tasks.tokenizer import TokenizerPlayer, TokenizerTask, TokenizerTaskConfig
+from hiergen.training.tasks.perceptual_term import PerceptualTerm
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.teacher_alignment import Alignment, _match_grid
+from hiergen.training.tasks.term_settings import AdversarialConfig, AlignmentConfig, CodebookConfig, PerceptualConfig
+from hiergen.training.tasks.tokenizer import TokenizerPlayer, TokenizerTask
 
 SMALL = {
     "cnn_channels": 8,

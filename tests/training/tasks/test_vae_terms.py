@@ -8,11 +8,14 @@ import torch.nn.functional as F
 
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
-from hiergen.training.tasks.discriminator import AdversarialConfig
-from hiergen.training.tasks.perceptual_term import PerceptualConfig
-from hiergen.training.tasks.teacher_alignment import AlignmentConfig
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
-from hiergen.training.tasks.vae_terms import FoundationConfig, VAEConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
+from hiergen.training.tasks.term_settings import (
+    AdversarialConfig,
+    AlignmentConfig,
+    FoundationConfig,
+    PerceptualConfig,
+    VAEConfig,
+)
 
 TINY = {
     "scales": [2, 4],

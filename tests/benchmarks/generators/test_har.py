@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hiergen.benchmarks.har import run
+from hiergen.benchmarks.generators.har import run
 from hiergen.benchmarks.measuring.plain.har import PlainSampler
 from hiergen.benchmarks.settings import HARSettings
 from hiergen.generators.level_ar.model import LevelAR, LevelARSettings

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import statistics
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hiergen.benchmarks.generators.samplers import Sampler, measure_samplers
 from hiergen.benchmarks.measuring.plain.har import PlainSampler
-from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
-from hiergen.benchmarks.measuring.work import measure_work
+from hiergen.benchmarks.measuring.timing import publish, random_model
 from hiergen.benchmarks.settings import HARSettings
 from hiergen.environment import choose_device
 from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
-
-#: Returns the ids of class labels.
-Sampler = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def run(settings: HARSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers.
 
     Returns:
-        JSON values: the settings, the machine, and under "rows" for each batch size and sampler the median, fastest and slowest
-        time of a batch in seconds, images per second, how many times faster than each plain sampler it is (medians), and the share
-        of ids that equal those of the cached sampler with the same seed (1, but for rounding near the edge of a draw).
+        JSON values: the settings, the machine, and under "rows" what `measure_samplers` returns.
     """
     device = choose_device(settings.device)
     model = _random_model(settings)
     nn.Module.to(model, device=device, dtype=getattr(torch, settings.dtype))
-    samplers = _samplers(model, settings)
-    rows = [row for batch in settings.batches for row in _measure_batch(samplers, batch, model, settings)]
+    rows = measure_samplers(
+        _samplers(model, settings),
+        settings,
+        num_classes=model.config["num_classes"],
+        device=device,
+        baselines=("plain", "rebuilding"),
+    )
     return publish(
         settings,
         device,
@@ -72,31 +69,3 @@ def _samplers(model: LevelAR, settings: HARSettings) -> dict[str, Sampler]:
         "plain": lambda labels, rng: plain.generate(labels, published, rng=rng),
         "rebuilding": lambda labels, rng: rebuilding.generate(labels, published, rng=rng),
     }
-
-
-def _measure_batch(
-    samplers: dict[str, Sampler], batch: int, model: LevelAR, settings: HARSettings
-) -> list[dict[str, Any]]:
-    labels = (torch.arange(batch) % model.config["num_classes"]).to(model.device)
-    ids: dict[str, Tensor] = {}
-
-    def draw(name: str) -> None:
-        ids[name] = samplers[name](labels, torch.Generator(model.device).manual_seed(settings.seed))
-
-    times = take_turns(
-        {name: functools.partial(draw, name) for name in samplers}, repeats=settings.repeats, device=model.device
-    )
-    work = measure_work(functools.partial(draw, "cached"))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return [
-        {
-            "batch": batch,
-            "sampler": name,
-            **describe_times(times[name], batch),
-            **(work if name == "cached" else {}),
-            "times_faster_than_plain": medians["plain"] / medians[name],
-            "times_faster_than_rebuilding": medians["rebuilding"] / medians[name],
-            "equal_ids": (ids[name] == ids["cached"]).float().mean().item(),
-        }
-        for name in samplers
-    ]

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from hiergen.benchmarks.generators.var import run
 from hiergen.benchmarks.measuring.plain.var import PlainSampler
 from hiergen.benchmarks.settings import VARSettings
-from hiergen.benchmarks.var import run
 from hiergen.generators.next_scale.model import NextScaleSettings
 from hiergen.registry import create
 

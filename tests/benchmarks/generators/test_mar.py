@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hiergen.benchmarks.mar import run
+from hiergen.benchmarks.generators.mar import run
 from hiergen.benchmarks.measuring.plain.mar import PlainSampler
 from hiergen.benchmarks.settings import MARSettings
 from hiergen.generators.masked.model import MaskedARSettings
