@@ -56,7 +56,7 @@ def take_sizes(task: Any, source: Any) -> Any:
     The condition of a generator (its classes) is left to the data; and so is their hierarchy where the task reads it off their names.
     """
     known = inspect.signature(type(source).__init__).parameters
-    left = _OF_THE_DATA if isinstance(source, Generator) else ()
+    left: tuple[str, ...] = _OF_THE_DATA if isinstance(source, Generator) else ()
     left += ("class_hierarchy",) if getattr(task, "class_paths", False) else ()
     entries = {name: to_json(value) for name, value in source.config.items() if name in known and name not in left}
     return dataclasses.replace(task, overrides={**entries, **task.overrides})
