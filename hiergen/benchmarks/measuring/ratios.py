@@ -52,6 +52,8 @@ _ROWS = {
         {"plain": "times_faster_than_plain", "plain, tables rebuilt": "times_faster_than_rebuilding"},
     ),
     "var": _Rows(("batch",), ("sampler", "cached"), {"plain": "times_faster_than_plain"}),
+    "rar": _Rows(("batch",), ("sampler", "cached"), {"plain": "times_faster_than_plain"}),
+    "maskgit": _Rows(("batch",), ("sampler", "hiergen"), {"plain": "times_faster_than_plain"}),
     "mar": _Rows(("batch",), ("sampler", "hiergen"), {"plain": "times_faster_than_plain"}),
     "mesh": _Rows(("shape", "nodes"), None, {"dense grid": "times_faster"}),
     "attention": _Rows(("layout", "pass", "backend"), None, {"sdpa": "times_faster_than_sdpa"}),
