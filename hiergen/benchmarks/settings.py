@@ -391,7 +391,6 @@ SETTINGS = {
     "evaluate": EvaluateSettings,
 }
 
-#: Those that lie in the folder of generators.
 _GENERATORS = ("har", "var", "mar", "rar", "maskgit")
 
 

@@ -83,8 +83,8 @@ def stubs(monkeypatch) -> list[Any]:
         raise ImportError("mar needs chess")
 
     monkeypatch.setattr(whole, "measure_machine", lambda device, **limits: MACHINE)
-    monkeypatch.setattr(importlib.import_module("hiergen.benchmarks.har"), "run", stub)
-    monkeypatch.setattr(importlib.import_module("hiergen.benchmarks.mar"), "run", lacking)
+    monkeypatch.setattr(importlib.import_module("hiergen.benchmarks.generators.har"), "run", stub)
+    monkeypatch.setattr(importlib.import_module("hiergen.benchmarks.generators.mar"), "run", lacking)
     return ran
 
 

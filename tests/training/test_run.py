@@ -122,7 +122,7 @@ def test_a_program_that_is_stopped_ends_with_its_signal_and_no_other_error_is_hi
     with pytest.raises(SystemExit) as stopped:
         run.main(lambda: toy.toy_run("out"))
     assert stopped.value.code == 128 + 15
-    assert "stopped by signal 15 after 32 samples" in capsys.readouterr().err
+    assert "stopped by SIGTERM after 32 samples" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="out of memory"):
         run.main(lambda: toy.toy_run("out"))
 

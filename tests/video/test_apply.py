@@ -201,9 +201,11 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from conftest import CASES, SPARSE
+from hiergen.kernels.pyramid_attention import backends
 from hiergen.video import apply_pyramid_attention, remove_pyramid_attention
 
 torch.set_num_threads(1)
+backends.dense.DENSE_FROM = ()
 case = CASES["wan"]
 model, inputs = case.model(num_layers=1), [case.inputs(timestep=t) for t in (900.0, 500.0)]
 

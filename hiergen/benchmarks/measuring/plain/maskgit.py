@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiergen.convert.titok.maskgit import to_official
+from hiergen.convert.one_dimensional.maskgit import to_official
 from hiergen.generators.masked.ids.model import MaskedIds
 from hiergen.generators.masked.ids.settings import MaskedIdsSettings
 
