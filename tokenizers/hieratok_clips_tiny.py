@@ -2,7 +2,7 @@
 
 The folder is `--task.data.source clips:FOLDER`; here `clips`. Every frame of every file is a picture to train on.
 
-Data: a folder of clips. Time: minutes on a CPU. Extra: video.
+Data: a folder of clips. Time: about a minute on two cores. Extra: video.
 """
 
 from hiergen.data.config import DataConfig

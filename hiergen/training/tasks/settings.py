@@ -90,8 +90,12 @@ class GeneratorTaskConfig(TaskConfig):
     def follows(self, model: str) -> str:
         from hiergen.training.tasks.generator import read_sizes
 
-        is_clip = len(read_sizes(self.codes)["level_specs"][0]["grid"] or ()) == 3
-        return _pipeline_line("ClassToVideoPipeline" if is_clip else "ClassToImagePipeline", model)
+        grid = read_sizes(self.codes)["level_specs"][0]["grid"] or ()
+        if len(grid) < 3:
+            return _pipeline_line("ClassToImagePipeline", model)
+        return _pipeline_line(
+            "ClassToVideoPipeline", model, f"hiergen.FrameTokenizer.of({_TOKENIZER}, num_frames={grid[0]})"
+        )
 
     def sketch(self) -> dict[str, nn.Module]:
         """Return the generator, for the cache's levels if it is there, otherwise for the preset's."""
@@ -273,7 +277,10 @@ class ShapeGeneratorTaskConfig(TaskConfig):
         return {"generator": model if self.stages == "both" else getattr(model, self.stages)}
 
 
-def _pipeline_line(kind: str, model: str) -> str:
+_TOKENIZER = 'hiergen.from_pretrained("TOKENIZER")'
+
+
+def _pipeline_line(kind: str, model: str, tokenizer: str = _TOKENIZER) -> str:
     """Return the line of Python that makes a pipeline of a trained generator and its tokenizer."""
-    parts = f'tokenizer=hiergen.from_pretrained("TOKENIZER"), generator=hiergen.from_pretrained("{model}")'
+    parts = f'tokenizer={tokenizer}, generator=hiergen.from_pretrained("{model}")'
     return f'in Python, hiergen.{kind}({parts}).save_pretrained("FOLDER")'

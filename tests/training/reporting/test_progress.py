@@ -109,6 +109,8 @@ def test_a_trained_generator_is_told_the_pipeline_of_its_codes(grid, kind, tmp_p
     said = GeneratorTaskConfig(codes=str(tmp_path)).follows("run/model")
     assert said.startswith(f"in Python, hiergen.ClassTo{kind}Pipeline(tokenizer=")
     assert 'generator=hiergen.from_pretrained("run/model")' in said
+    frames = 'tokenizer=hiergen.FrameTokenizer.of(hiergen.from_pretrained("TOKENIZER"), num_frames=8)'
+    assert (frames in said) == (kind == "Video")
 
 
 def test_a_training_ends_with_what_follows(tmp_path, capsys) -> None:
