@@ -58,7 +58,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
     with init_empty_weights(include_buffers=False):
         model: Any = AutoencoderKL(**settings)
     wanted = model.state_dict()
-    names = {name: official_name(name, len(settings["block_out_channels"])) for name in wanted}
+    names = {name: latent_diffusion_name(name, len(settings["block_out_channels"])) for name in wanted}
     fill_model(model, renamed(tensors, wanted, names), names=names)
     return model.eval()
 
@@ -79,7 +79,7 @@ def renamed(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: 
     return {**ours, **left}
 
 
-def official_name(name: str, num_levels: int) -> str:
+def latent_diffusion_name(name: str, num_levels: int) -> str:
     """Return the latent-diffusion name of a tensor of diffusers' encoder or decoder of so many resolutions; other names stay."""
     for ours, theirs in _NAMES:
         name = re.sub(ours, theirs, name)

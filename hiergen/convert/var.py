@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.convert.ldm_vae import official_name, renamed
+from hiergen.convert.ldm_vae import latent_diffusion_name, renamed
 from hiergen.convert.state_dicts import check_settings, count_of, fill_model, shape_of, unwrap_state_dict
 from hiergen.generators.next_scale.model import NextScaleAR
 from hiergen.levels import specs_to_json, square_specs
@@ -217,7 +217,7 @@ def _quantizer_names(wanted: Mapping[str, Tensor], place: str) -> dict[str, str]
 
 def _tokenizer_names(model: MultiScaleVQ, place: str) -> dict[str, str]:
     wanted = model.state_dict()
-    names = {name: official_name(name, len(model.config["widths"])) for name in wanted}
+    names = {name: latent_diffusion_name(name, len(model.config["widths"])) for name in wanted}
     names = {
         ours: re.sub("^to_code", "quant_conv", re.sub("^from_code", "post_quant_conv", name))
         for ours, name in names.items()

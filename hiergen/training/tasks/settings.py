@@ -90,7 +90,7 @@ class GeneratorTaskConfig(TaskConfig):
     def follows(self, model: str) -> str:
         from hiergen.training.tasks.generator import read_sizes
 
-        grid = read_sizes(self.codes)["level_specs"][0]["grid"] or ()
+        grid: list[int] = read_sizes(self.codes)["level_specs"][0]["grid"] or []
         if len(grid) < 3:
             return _pipeline_line("ClassToImagePipeline", model)
         return _pipeline_line(
