@@ -2,7 +2,7 @@
 
 First: `python tokenizers/titok_tiny.py` and `hiergen encode --tokenizer runs/titok_tiny/model --out runs/titok_tiny/codes`.
 
-Data: codes of titok-tiny. Time: minutes on a CPU. Extra: none.
+Data: codes of titok-tiny. Time: not measured to its end. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

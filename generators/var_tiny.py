@@ -3,7 +3,7 @@
 First: `python tokenizers/multiscale_vq_tiny.py` and `hiergen encode --tokenizer runs/multiscale_vq_tiny/model --out
 runs/multiscale_vq_tiny/codes`.
 
-Data: codes of multiscale-vq-tiny. Time: minutes on a CPU. Extra: none.
+Data: codes of multiscale-vq-tiny. Time: not measured to its end. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

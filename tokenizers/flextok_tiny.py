@@ -1,6 +1,6 @@
 """Train flextok-tiny on the embedded digits: a flow from noise to pixels, led by any prefix of 16 tokens.
 
-Data: embedded digits. Time: minutes on a CPU. Extra: none.
+Data: embedded digits. Time: not measured to its end. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig
