@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -124,6 +126,28 @@ def settle_threads() -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+@functools.cache
+def leave_processes_at_exit() -> None:
+    """End the group of processes that this one is in before the interpreter is torn down, unless it ends by an error.
+
+    Gloo's threads otherwise run on meanwhile, and one that lets go of a Python object then aborts the process: "terminate called without
+    an active exception", after everything was written, and a launcher reports a failure.
+    """
+    atexit.register(_leave_processes)
+
+
+def _leave_processes() -> None:
+    import torch.distributed
+
+    # After an error the others may not come to the end of what they share with this process.
+    if (
+        getattr(sys, "last_value", None) is None
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+    ):
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -62,3 +64,17 @@ def test_elsewhere_the_number_of_threads_stays() -> None:
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3
     torch.set_num_threads(1)
+
+
+def test_a_process_leaves_its_group_before_it_ends() -> None:
+    """Gloo's thread calls Python a second after the program's end; without `leave_processes_at_exit` that aborts the process."""
+    program = """
+import os, time, torch.distributed
+from hiergen.environment import leave_processes_at_exit
+leave_processes_at_exit()
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+work = torch.distributed.all_reduce(torch.ones(4), async_op=True)
+work.get_future().then(lambda future: (time.sleep(1), print("called"))[0])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (0, "called\n"), done.stderr

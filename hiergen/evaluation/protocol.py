@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hiergen import __version__
 from hiergen.data.images.pixels import to_uint8
-from hiergen.environment import settle_threads
+from hiergen.environment import leave_processes_at_exit, settle_threads
 from hiergen.evaluation.settings import Rounding
 
 RESIZE_RULE = "ADM: halved with a box filter while the short side is at least twice the size, then bicubic to the size, then the central crop"
@@ -51,6 +51,7 @@ def process_state() -> PartialState:
     state = PartialState(cpu=on_cpus, timeout=PATIENCE)
     # Afterwards, because Accelerate may choose a number of threads.
     settle_threads()
+    leave_processes_at_exit()
     return state
 
 

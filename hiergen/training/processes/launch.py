@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator, DistributedType
 
-from hiergen.environment import settle_threads
+from hiergen.environment import leave_processes_at_exit, settle_threads
 from hiergen.training.config import TrainConfig
 from hiergen.training.processes.sharding import launcher_shards, without_launchers_sharding
 
@@ -38,6 +38,7 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool 
         )
     # Afterwards, because Accelerate may choose a number of threads.
     settle_threads()
+    leave_processes_at_exit()
     check_distributed(accelerator.distributed_type)
     if accelerator.num_processes != started and started > 1:
         raise ValueError(
