@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from hiergen.bottlenecks.base import Bottleneck, BottleneckOutput
 from hiergen.bottlenecks.vector import nearest_ids
-from hiergen.nn.precision import KeepsFloat32, without_autocast
-from hiergen.nn.processes import num_processes
+from hiergen.nn.running.precision import KeepsFloat32, without_autocast
+from hiergen.nn.running.processes import num_processes
 
 #: Shares of the convolution below this are none, as in the official program.
 _NO_RATIO = 1e-6

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hiergen.bottlenecks.base import Bottleneck, BottleneckOutput
-from hiergen.nn.precision import widen, without_autocast
+from hiergen.nn.running.precision import widen, without_autocast
 
 
 class ScalarQuantizer(Bottleneck):

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hiergen.bottlenecks.base import Bottleneck, BottleneckOutput
-from hiergen.nn.precision import widen, without_autocast
-from hiergen.nn.processes import process_mean
+from hiergen.nn.running.precision import widen, without_autocast
+from hiergen.nn.running.processes import process_mean
 
 #: Distances held at one time by the search, 64 MiB in float32.
 _SEARCH_CHUNK = 2**24

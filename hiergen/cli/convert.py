@@ -27,7 +27,7 @@ FAMILIES = {
     "flextok": "hiergen.convert.one_dimensional.flextok",
     "maskgit": "hiergen.convert.one_dimensional.maskgit",
     "maskgit-vq": "hiergen.convert.one_dimensional.maskgit_vq",
-    "rar": "hiergen.convert.rar",
+    "rar": "hiergen.convert.one_dimensional.rar",
     "mar3d": "hiergen.convert.cascade",
     "shape-vae": "hiergen.convert.shape_vae",
 }

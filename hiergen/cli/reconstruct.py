@@ -42,7 +42,7 @@ def main(args: list[str]) -> None:
         check_exists("--images", settings.images, "'digits', a picture, or a folder of pictures")
     import torch
 
-    from hiergen.data.folders import class_names, class_order
+    from hiergen.data.files.folders import class_names, class_order
     from hiergen.data.images.digits import load_digits
     from hiergen.data.images.files import list_images, read_image
     from hiergen.data.images.overview import spread_over_classes

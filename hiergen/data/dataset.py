@@ -40,6 +40,6 @@ class Dataset(abc.ABC):
         """Return digits that change when data change that the fingerprint does not cover; None if it covers all.
 
         Args:
-            is_whole: Read all data; otherwise only the places that `hiergen.data.content` chooses.
+            is_whole: Read all data; otherwise only the places that `hiergen.data.files.content` chooses.
         """
         return None

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hiergen.data.npz_files import open_npz, read_array
+from hiergen.data.files.npz_files import open_npz, read_array
 from hiergen.evaluation.features.distances import BLOCKS
 from hiergen.evaluation.features.references import Reference
 from hiergen.metrics.fidelity import kernel_distance_by_block

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hiergen.nn.precision import widen
-from hiergen.nn.processes import process_mean
+from hiergen.nn.running.precision import widen
+from hiergen.nn.running.processes import process_mean
 
 
 def adaptive_weight(

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.losses.patch_gan import hinge_discriminator_loss, hinge_generator_loss
-from hiergen.nn.precision import widen
-from hiergen.nn.processes import process_mean
+from hiergen.nn.running.precision import widen
+from hiergen.nn.running.processes import process_mean
 
 
 @dataclasses.dataclass(frozen=True)

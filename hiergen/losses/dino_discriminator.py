@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
-from hiergen.nn.precision import widen, without_autocast
+from hiergen.nn.running.precision import widen, without_autocast
 from hiergen.pretrained.teachers import timm_network
 from hiergen.pretrained.weights import Frozen
 

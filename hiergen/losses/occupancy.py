@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hiergen.nn.precision import widen
+from hiergen.nn.running.precision import widen
 
 
 def occupancy_loss(logits: Float[Tensor, "b p"], labels: Bool[Tensor, "b p"]) -> Float[Tensor, ""]:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.precision import widen
-from hiergen.nn.processes import ProcessBatchNorm2d
+from hiergen.nn.running.precision import widen
+from hiergen.nn.running.processes import ProcessBatchNorm2d
 
 
 class PatchDiscriminator(nn.Module):

@@ -121,7 +121,7 @@ def _rar(size: str) -> Official:
         license="Apache-2.0",
         repository="yucornetto/RAR",
         files=(f"rar_{size}.bin",),
-        converter="hiergen.convert.rar:from_official",
+        converter="hiergen.convert.one_dimensional.rar:from_official",
         tokenizer="maskgit-vq.in1k",
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hiergen.environment import require
 from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
-from hiergen.nn.precision import widen, without_autocast
+from hiergen.nn.running.precision import widen, without_autocast
 from hiergen.pretrained.weights import find_weights, read_state_dict, torch_cache
 
 #: Per backbone: the ReLUs (indices of torchvision's `features`) that are compared, and their channels.

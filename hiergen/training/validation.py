@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hiergen.nn.modes import evaluating
+from hiergen.nn.running.modes import evaluating
 from hiergen.seeding import make_rng
 from hiergen.training.ema import Average
 from hiergen.training.processes.sharding import gathered

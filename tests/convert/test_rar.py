@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiergen.convert.rar import from_official, to_official
+from hiergen.convert.one_dimensional.rar import from_official, to_official
 from hiergen.generators.random_order.model import RandomOrderAR, RandomOrderARSettings
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hiergen.data.codes import write_codes
-from hiergen.data.content import BYTES_PER_PLACE, NUM_PLACES, PIECE, Span, content_digest
+from hiergen.data.files.content import BYTES_PER_PLACE, NUM_PLACES, PIECE, Span, content_digest
 from hiergen.data.images.on_disk import FolderPictures, PictureSet, SplitPictures
 from hiergen.data.images.shards import ShardPictures
 from hiergen.pyramid import LevelSpec, TokenPyramid

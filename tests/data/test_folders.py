@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hiergen.data.folders import class_names, class_order, is_hidden, list_files
+from hiergen.data.files.folders import class_names, class_order, is_hidden, list_files
 from hiergen.data.images.files import list_images
 from hiergen.data.videos.files import list_videos
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiergen.nn.checkpointing import CheckpointedModule
+from hiergen.nn.running.checkpointing import CheckpointedModule
 
 
 class Stack(CheckpointedModule):

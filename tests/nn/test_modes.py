@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.nn.modes import evaluating
+from hiergen.nn.running.modes import evaluating
 
 
 @pytest.mark.parametrize("was_training", [True, False])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.nn.precision import without_autocast
+from hiergen.nn.running.precision import without_autocast
 
 
 def test_operations_keep_their_dtype_inside_autocast() -> None:

@@ -18,7 +18,7 @@ import toy
 from accelerate import PartialState, debug_launcher
 
 from hiergen.files import sole_writer
-from hiergen.nn.processes import ProcessBatchNorm2d
+from hiergen.nn.running.processes import ProcessBatchNorm2d
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.training.checkpoints import checkpoint, run_state
 from hiergen.training.loop import fit

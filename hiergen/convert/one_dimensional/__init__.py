@@ -1,1 +1,1 @@
-"""Official checkpoints of one-dimensional tokenizers and what goes with them: TiTok, MaskGIT-VQGAN, the MaskGIT generators, FlexTok."""
+"""Official checkpoints of one-dimensional tokenizers and what goes with them: TiTok, MaskGIT-VQGAN, the MaskGIT and RAR generators, FlexTok."""

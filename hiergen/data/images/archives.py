@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hiergen.data.content import Span
+from hiergen.data.files.content import Span
+from hiergen.data.files.npz_files import open_npz, read_array
 from hiergen.data.images.columns import IMAGE_NAMES, LABEL_NAMES, classes_of, find_column
 from hiergen.data.images.files import read_image
 from hiergen.data.images.on_disk import PictureSource
-from hiergen.data.npz_files import open_npz, read_array
 from hiergen.environment import require
 
 

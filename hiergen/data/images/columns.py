@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hiergen.data.folders import class_order, warn_once
+from hiergen.data.files.folders import class_order, warn_once
 
 #: Usual names of columns, in lower case; of several, the first is taken.
 IMAGE_NAMES = ("image", "img", "picture", "photo", "images", "jpg", "jpeg", "png", "webp")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from hiergen.data.folders import list_files
+from hiergen.data.files.folders import list_files
 from hiergen.data.images.modes import orientation, to_color
 
 #: Larger pictures are refused: decoding is a known way to exhaust memory.

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hiergen.data.dataset import Dataset, Sample
-from hiergen.data.folders import class_names, class_order
+from hiergen.data.files.folders import class_names, class_order
 from hiergen.data.images.files import list_images, read_image
 from hiergen.data.images.pixels import center_crop, to_tensor
 

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from hiergen.data.content import Span, content_digest
 from hiergen.data.dataset import Dataset, Sample
-from hiergen.data.folders import class_names, class_order
+from hiergen.data.files.content import Span, content_digest
+from hiergen.data.files.folders import class_names, class_order
 from hiergen.data.images.files import image_size, list_images, read_image
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import center_crop, to_tensor

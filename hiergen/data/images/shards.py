@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from hiergen.data.content import Span
-from hiergen.data.folders import first_names, is_hidden, warn_once
+from hiergen.data.files.content import Span
+from hiergen.data.files.folders import first_names, is_hidden, warn_once
 from hiergen.data.images.columns import MAX_CLASSES
 from hiergen.data.images.files import SUFFIXES, read_image
 from hiergen.data.images.on_disk import PictureSource

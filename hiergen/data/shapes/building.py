@@ -16,7 +16,7 @@ import numpy as np
 
 from hiergen.checked import Checked
 from hiergen.config import fingerprint, to_json
-from hiergen.data.folders import is_hidden
+from hiergen.data.files.folders import is_hidden
 from hiergen.data.shapes.importers import find_layout_files, import_shape
 from hiergen.data.shapes.procedural import procedural_shape
 from hiergen.data.shapes.records import FORMAT_VERSION, ShapeMeta, ShapeRecord

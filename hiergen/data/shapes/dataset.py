@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hiergen.config import fingerprint
-from hiergen.data.content import Span, content_digest
 from hiergen.data.dataset import Dataset, Sample
+from hiergen.data.files.content import Span, content_digest
 from hiergen.data.shapes.building import PROCEDURAL, PrepareShapesSettings, build_record, find_jobs, source_digest
 from hiergen.data.shapes.config import ShapeBatchConfig, ShapeDataConfig
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES

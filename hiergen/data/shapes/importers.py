@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from hiergen.data.folders import is_hidden
-from hiergen.data.npz_files import open_npz, read_array
+from hiergen.data.files.folders import is_hidden
+from hiergen.data.files.npz_files import open_npz, read_array
 from hiergen.geometry.meshes import MeshError
 from hiergen.geometry.surface_sampling import farthest_order
 

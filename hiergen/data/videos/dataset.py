@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from hiergen.data.dataset import Dataset, Sample
-from hiergen.data.folders import class_names, class_order
+from hiergen.data.files.folders import class_names, class_order
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.videos.decoding import read_frames
 from hiergen.data.videos.files import list_videos

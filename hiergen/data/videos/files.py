@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from hiergen.data.folders import list_files
+from hiergen.data.files.folders import list_files
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.videos.decoding import require_pyav
 from hiergen.files import atomic_path

@@ -21,9 +21,9 @@ from torch import Tensor
 from hiergen.config import fingerprint, to_json
 from hiergen.data.config import DataConfig
 from hiergen.data.dataset import Dataset
+from hiergen.data.files.npz_files import open_npz, read_array
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet
-from hiergen.data.npz_files import open_npz, read_array
 from hiergen.data.sources import open_images, open_pictures
 from hiergen.evaluation.features.extractors import Extractor
 from hiergen.evaluation.parts import gather, is_complete, run_parts

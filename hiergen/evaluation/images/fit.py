@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from hiergen.data.config import DataConfig
-from hiergen.data.folders import first_names
+from hiergen.data.files.folders import first_names
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.on_disk import PictureSet
 from hiergen.data.images.overview import describe_images, image_labels, spread_over_classes

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hiergen.data.files.npz_files import open_npz, read_array
 from hiergen.data.images.files import image_size, list_images, read_image
-from hiergen.data.npz_files import open_npz, read_array
 from hiergen.evaluation.features.references import check_npz_images
 from hiergen.evaluation.parts import Parts
 from hiergen.files import atomic_path, check_writable, file_digest

@@ -40,10 +40,10 @@ from hiergen.kernels.pyramid_attention import PSAConfig
 from hiergen.nn.blocks.layers import FeedForwardKind, NormKind, make_norm
 from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Table
 from hiergen.nn.latent_statistics import LatentStandardizer
 from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
+from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.straight_path import (
     TimeDistribution,
     VelocityFn,

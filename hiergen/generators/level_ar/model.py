@@ -45,10 +45,10 @@ from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.nn.blocks.cached import CachedBlock
 from hiergen.nn.blocks.layers import RMSNorm, swiglu_dim
 from hiergen.nn.cache import KVCache
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Constants
-from hiergen.nn.modes import evaluating
 from hiergen.nn.positions import grid_positions, rotary_table
+from hiergen.nn.running.checkpointing import CheckpointedModule
+from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng
 

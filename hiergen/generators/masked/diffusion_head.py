@@ -24,7 +24,7 @@ from hiergen.generators.masked.diffusion_chain import (
     sampler_coefficients,
 )
 from hiergen.nn.initialization import xavier_linears
-from hiergen.nn.precision import KeepsFloat32, without_autocast
+from hiergen.nn.running.precision import KeepsFloat32, without_autocast
 
 #: Largest number of modulation values that `DiffusionHead.sample` holds at a time (64 MiB in float32).
 _MODULATION_BUDGET = 1 << 24

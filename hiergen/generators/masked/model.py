@@ -55,7 +55,7 @@ from hiergen.generators.masked.transformer import (
     scatter_tokens,
 )
 from hiergen.nn.latent_statistics import ChannelValues, LatentStandardizer
-from hiergen.nn.modes import evaluating
+from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_normal, draw_uniform
 

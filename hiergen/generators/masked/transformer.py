@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.transformer import EncoderBlock
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.initialization import xavier_linears
+from hiergen.nn.running.checkpointing import CheckpointedModule
 
 
 @dataclasses.dataclass(frozen=True)

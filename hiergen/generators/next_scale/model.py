@@ -45,11 +45,11 @@ from hiergen.generators.sampling import DrawSettings, draw_ids, truncate
 from hiergen.nn.blocks.layers import make_norm
 from hiergen.nn.blocks.transformer import modulate
 from hiergen.nn.cache import KVCache
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Constants
 from hiergen.nn.level_masks import BlockCausalMask
-from hiergen.nn.modes import evaluating
-from hiergen.nn.precision import without_autocast
+from hiergen.nn.running.checkpointing import CheckpointedModule
+from hiergen.nn.running.modes import evaluating
+from hiergen.nn.running.precision import without_autocast
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_exponential
 

@@ -41,9 +41,9 @@ from hiergen.generators.random_order.block import ModulatedNorm, PositionModulat
 from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.levels import shared_vocabulary
 from hiergen.nn.cache import KVCache
-from hiergen.nn.checkpointing import CheckpointedModule
-from hiergen.nn.modes import evaluating
-from hiergen.nn.precision import widen
+from hiergen.nn.running.checkpointing import CheckpointedModule
+from hiergen.nn.running.modes import evaluating
+from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_uniform
 

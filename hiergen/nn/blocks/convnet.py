@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.checked import Checked
-from hiergen.nn.checkpointing import CheckpointedModule
-from hiergen.nn.precision import KeepsFloat32
+from hiergen.nn.running.checkpointing import CheckpointedModule
+from hiergen.nn.running.precision import KeepsFloat32
 
 #: Source of the 1x1 shortcut convolution where a block changes the number of channels.
 Shortcut = Literal["branch", "input"]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
-from hiergen.nn.checkpointing import CheckpointedModule
+from hiergen.nn.running.checkpointing import CheckpointedModule
 
 #: Key and value of every head, each `(b, heads, n, k)`.
 KeyValue = tuple[Tensor, Tensor]

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.transformer import TransformerBlock
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Constants
 from hiergen.nn.level_masks import AttentionForm, MaskKind, ScaleAttention, ScaleMask
 from hiergen.nn.positions import common_frame_positions, rotary_table
+from hiergen.nn.running.checkpointing import CheckpointedModule
 
 PositionKind = Literal["rotary", "learned"]
 

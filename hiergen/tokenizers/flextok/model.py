@@ -25,7 +25,7 @@ from torch import Tensor
 from hiergen.bottlenecks.gaussian import GaussianPosterior
 from hiergen.bottlenecks.scalar import ScalarQuantizer
 from hiergen.nn.nested_dropout import draw_nested_lengths
-from hiergen.nn.precision import widen, without_autocast
+from hiergen.nn.running.precision import widen, without_autocast
 from hiergen.nn.straight_path import VelocityFn, draw_times, integrate, interpolate, time_grid, velocity_losses
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.seeding import Rng, draw_normal, draw_uniform, make_rng

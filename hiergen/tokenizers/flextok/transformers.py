@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.time_embedding import TimeEmbedding
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Constants, Table
 from hiergen.nn.initialization import xavier_linears
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.nested_dropout import prefix_mask
 from hiergen.nn.positions import grid_positions, sincos_embedding
+from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.tokenizers.flextok.blocks import RegisterBlock, TwoStreamBlock
 from hiergen.tokenizers.flextok.config import FlexTokConfig
 

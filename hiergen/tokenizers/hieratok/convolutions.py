@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.convnet import ConvBlock
-from hiergen.nn.checkpointing import CheckpointedModule
+from hiergen.nn.running.checkpointing import CheckpointedModule
 
 #: Number of groups of every normalization; channels are multiples of it.
 GROUPS = 8

@@ -31,8 +31,8 @@ from hiergen.bottlenecks.gaussian import GaussianBottleneck, GaussianPosterior
 from hiergen.nn.blocks.layers import make_norm
 from hiergen.nn.blocks.scale_transformer import ScaleTransformer
 from hiergen.nn.blocks.transformer import TransformerBlock
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.initialization import init_truncated_normal
+from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Pictures, Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
 from hiergen.tokenizers.hieratok.config import HieraTokConfig

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hiergen.bottlenecks.vector import VectorQuantizer, nearest_ids
 from hiergen.nn.blocks.convnet import ConvDecoder, ConvEncoder
-from hiergen.nn.precision import widen, without_autocast
+from hiergen.nn.running.precision import widen, without_autocast
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
 from hiergen.tokenizers.maskgit_vqgan.config import MaskGITVQConfig

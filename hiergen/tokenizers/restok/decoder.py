@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.vit import ViTBlock
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Constants
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.positions import grid_positions, rotary_table
+from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.tokenizers.restok.config import ResTokConfig
 from hiergen.tokenizers.restok.encoder import expand_levels
 

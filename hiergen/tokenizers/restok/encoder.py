@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.vit import ViTBlock
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.constants import Constants
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.positions import grid_positions, rotary_table
+from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.tokenizers.restok.config import Grid, Merge, ResTokConfig
 
 

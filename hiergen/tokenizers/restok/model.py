@@ -24,7 +24,7 @@ from hiergen.nn.blocks.convnet import ConvDecoder, ConvEncoder
 from hiergen.nn.constants import IMAGENET_STATISTICS, channel_statistics
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.nested_dropout import draw_prefix_lengths, prefix_mask
-from hiergen.nn.precision import without_autocast
+from hiergen.nn.running.precision import without_autocast
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Pictures, Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
 from hiergen.tokenizers.restok.config import ResTokConfig

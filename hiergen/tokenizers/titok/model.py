@@ -23,7 +23,7 @@ from hiergen.bottlenecks.gaussian import GaussianPosterior
 from hiergen.bottlenecks.vector import VectorQuantizer
 from hiergen.nn.blocks.convnet import ConvDecoder
 from hiergen.nn.initialization import init_truncated_normal
-from hiergen.nn.precision import widen, without_autocast
+from hiergen.nn.running.precision import widen, without_autocast
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
 from hiergen.tokenizers.maskgit_vqgan.model import MaskGITVQ

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.transformer import EncoderBlock
-from hiergen.nn.checkpointing import CheckpointedModule
 from hiergen.nn.initialization import init_truncated_normal
+from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.tokenizers.titok.config import TiTokConfig
 
 

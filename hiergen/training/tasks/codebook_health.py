@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.processes import num_processes
+from hiergen.nn.running.processes import num_processes
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.training.tasks.term_settings import CodebookConfig
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiergen.convert.rar import to_official
+from hiergen.convert.one_dimensional.rar import to_official
 from hiergen.generators.random_order.model import RandomOrderAR, RandomOrderARSettings
 from hiergen.generators.sampling import truncate
 

@@ -35,8 +35,8 @@ from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.masked.ids.settings import MaskedIdsSettings, count_hidden, gumbel_noise, least_sure
 from hiergen.generators.masked.ids.transformers import PostNormTransformer, SkipTransformer
 from hiergen.levels import shared_vocabulary
-from hiergen.nn.modes import evaluating
-from hiergen.nn.precision import widen
+from hiergen.nn.running.modes import evaluating
+from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_uniform
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.transformer import EncoderBlock, PostNormBlock
-from hiergen.nn.checkpointing import CheckpointedModule
+from hiergen.nn.running.checkpointing import CheckpointedModule
 
 
 class PostNormTransformer(CheckpointedModule):
