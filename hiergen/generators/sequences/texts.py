@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class Texts:
         return cls(ids, torch.tensor([len(row) for row in rows]))
 
 
-def to_bytes(text: Text) -> bytes:
+def to_bytes(text: Any) -> bytes:
     """Return a text as bytes, those of a `str` in UTF-8.
 
     Raises:

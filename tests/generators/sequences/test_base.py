@@ -13,7 +13,7 @@ from hiergen.generators.conditioning import Unconditional
 from hiergen.generators.sequences.base import SequenceModel
 from hiergen.generators.sequences.prediction import Prediction
 from hiergen.generators.sequences.settings import SequenceSettings, TextSettings
-from hiergen.generators.sequences.texts import BEGIN, END, StopWatch, Texts
+from hiergen.generators.sequences.texts import BEGIN, END, StopWatch, Texts, to_bytes
 from hiergen.levels import LevelSpec, specs_to_json
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import SampleRng
@@ -180,8 +180,8 @@ def test_bad_input_is_named() -> None:
         ("condition was given, but this is a model of text", lambda: texts(labels[None], None, labels)),
         ("condition is None, expected class labels", lambda: classes(labels[None])),
         ("ids holds no id", lambda: texts(labels[None, :0])),
-        (r"ids has shape \(1,\)", lambda: texts(labels)),
-        (r"lengths has shape \(2,\)", lambda: texts(labels[None], torch.tensor([1, 1]))),
+        (r"ids has shape \(1,\)", lambda: Texts(labels)),
+        (r"lengths has shape \(2,\)", lambda: Texts(labels[None], torch.tensor([1, 1]))),
         (r"starts has shape \(1,\)", lambda: Texts(labels[None], starts=torch.tensor([True]))),
         ("the batch holds texts, expected a pyramid", lambda: classes.loss(Texts(labels[None]), labels)),
         ("no model of text: use generate", lambda: classes.generate_text("a")),
@@ -193,8 +193,9 @@ def test_bad_input_is_named() -> None:
     for match, call in cases:
         with pytest.raises(ValueError, match=match):
             call()
+    wrong: Any = 3
     with pytest.raises(TypeError, match="a text is of type int"):
-        texts.generate_text([3])
+        to_bytes(wrong)
     texts.head.weight.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="logits at step 0 of 256"):
         texts.generate_text("a")
