@@ -1,12 +1,11 @@
-"""Keys and values of tokens that were already processed, in storage that is filled group by group.
+"""Keys and values of tokens that were already processed, in storage of fixed size that is filled group by group.
 
 Letters: `b` batch, `h` heads, `n` tokens of the group, `t` all tokens so far, `k` channels of a head.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -48,40 +47,6 @@ class LayerCache:
         values.narrow(2, self.length, size).copy_(value)
         self.length = end
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
-
-    def keep_first(self, batch: int) -> None:
-        """Forget all samples but the first `batch` of them (no copy)."""
-        if self._storage is not None:
-            self._storage = self._storage[:, :batch]
-
-
-class RaggedLayerCache:
-    """Keys and values of one attention layer for a batch whose rows are of different lengths. The storage grows.
-
-    What `append` returns is as long as the longest row may be, so attention over it needs a mask: token j of a row is to be seen from
-    place i only where j <= i. Keys of padding are overwritten by those of the tokens that come in their places.
-    """
-
-    def __init__(self) -> None:
-        self.num_tokens = 0
-        self._storage: Tensor | None = None
-
-    def append(
-        self, key: Float[Tensor, "b h n k"], value: Float[Tensor, "b h n k"], places: Int[Tensor, "b n"]
-    ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h t k"]]:
-        """Store a group's keys and values at their places in the rows, and return all so far, as views."""
-        # Not the largest of the places, which the device would have to be asked for.
-        self.num_tokens += key.shape[2]
-        if self._storage is None:
-            self._storage = key.new_zeros(2, *key.shape[:2], self.num_tokens, key.shape[3])
-        elif self._storage.shape[3] < self.num_tokens:
-            # Zeros, since a masked value that is not finite would be seen all the same.
-            self._storage = F.pad(self._storage, (0, 0, 0, 2 * self.num_tokens - self._storage.shape[3]))
-        index = places[:, None, :, None].expand_as(key)
-        keys, values = (
-            part.scatter_(2, index, new) for part, new in zip(self._storage, (key, value), strict=True)
-        )
-        return keys[:, :, : self.num_tokens], values[:, :, : self.num_tokens]
 
     def keep_first(self, batch: int) -> None:
         """Forget all samples but the first `batch` of them (no copy)."""

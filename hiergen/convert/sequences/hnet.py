@@ -42,6 +42,7 @@ _LAYER_NAMES = {
     "mixer.conv.weight": "mixer.conv1d.weight",
     "mixer.conv.bias": "mixer.conv1d.bias",
     "mixer.qkv.weight": "mixer.Wqkv.weight",
+    "mixer.out.weight": "mixer.out_proj.weight",
     "mlp.down.weight": "mlp.fc2.weight",
     # The halves of one tensor.
     "mlp.up.weight": "mlp.fc1.weight.value",

@@ -4,7 +4,7 @@
 
     x += mixer(RMSNorm(x));    M and T also x += MLP(RMSNorm(x));    behind the last layer RMSNorm
 
-Letters: `b` batch, `n` tokens, `d` channels, `h` heads, `k` channels of a head.
+Letters: `b` batch, `n` tokens, `d` channels.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hiergen.kernels.attention import attention
 from hiergen.nn.blocks.layers import RMSNorm, SwiGLU
-from hiergen.nn.cache import RaggedLayerCache
+from hiergen.nn.blocks.placed import PlacedAttention, Sight, SlotCache
 from hiergen.nn.mixers.state_space import Mamba2, MambaState
-from hiergen.nn.positions import apply_rotary, rotary_table
 from hiergen.nn.running.precision import widen
 
 #: Calls a function of tensors, perhaps with gradient checkpointing.
@@ -75,70 +72,33 @@ class StackSizes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where the tokens of a group stand: what all layers of a stack share.
+class Rows:
+    """What all layers of a stack share about the rows at hand.
 
     Attributes:
         lengths: Number of tokens of each row that are no padding; None is all.
         starts: Where packed sequences begin; None is one sequence per row.
-        index: Place of each token in its row, `(b, n)`.
-        rotary: Table of rotations at these places; None where no layer is attention.
-        mask: Which keys each token sees: `(n, n)`, or `(b, n, t)` where rows differ; None where no layer is attention.
+        sight: Where the tokens stand and what attention sees; None where no layer is attention.
+        rotary: Table of rotations; None where no layer is attention.
     """
 
     lengths: Int[Tensor, " b"] | None
     starts: Bool[Tensor, "b n"] | None
-    index: Int[Tensor, "b n"]
-    rotary: Float[Tensor, "2 some 1 n half"] | None = None
-    mask: Bool[Tensor, "*rows n t"] | None = None
+    sight: Sight | None = None
+    rotary: Tensor | None = None
 
 
 class StackState:
     """What a stack keeps of the tokens so far.
 
-    Attributes:
-        layers: A `MambaState` or a `RaggedLayerCache` per layer.
-        lengths: Number of tokens of each row so far, `(b,)`.
-    """
-
-    def __init__(self, layers: list[MambaState | RaggedLayerCache], lengths: Int[Tensor, " b"]) -> None:
-        self.layers, self.lengths, self.most = layers, lengths, 0
-
-
-class WindowedAttention(nn.Module):
-    """Causal self-attention without biases whose rotations turn a part of each head.
-
     Args:
-        dim: Channels of a token.
-        num_heads: Attention heads.
-        rotary_dim: Channels of a head that are turned.
+        layers: A `MambaState` or a `SlotCache` per layer.
+        lengths: Number of tokens of each row so far, `(b,)`.
+        num_slots: Number of tokens of each row that the caches hold.
     """
 
-    def __init__(self, dim: int, num_heads: int, rotary_dim: int) -> None:
-        super().__init__()
-        self.num_heads, self.rotary_dim = num_heads, rotary_dim
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out_proj = nn.Linear(dim, dim, bias=False)
-
-    def forward(
-        self, x: Float[Tensor, "b n d"], places: Places, state: RaggedLayerCache | None = None
-    ) -> Float[Tensor, "b n d"]:
-        assert places.rotary is not None
-        assert places.mask is not None
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = (self._turn(heads, places.rotary) for heads in (query, key))
-        if state is not None:
-            key, value = state.append(key, value, places.index)
-        if places.mask.ndim == 2:
-            attended = attention(query, key, value, mask=places.mask)
-        else:
-            # Not kernels.attention, which has one mask for all rows.
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=places.mask[:, None])
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-    def _turn(self, heads: Tensor, rotary: Tensor) -> Tensor:
-        turned = apply_rotary(heads[..., : self.rotary_dim], rotary)
-        return torch.cat((turned, heads[..., self.rotary_dim :]), dim=-1)
+    def __init__(self, layers: list[MambaState | SlotCache], lengths: Int[Tensor, " b"], num_slots: int) -> None:
+        self.layers, self.lengths, self.num_slots = layers, lengths, num_slots
 
 
 class HNetBlock(nn.Module):
@@ -156,19 +116,19 @@ class HNetBlock(nn.Module):
         if letter in "mM":
             self.mixer = Mamba2(sizes.dim, **sizes.mamba)
         else:
-            self.mixer = WindowedAttention(sizes.dim, sizes.num_heads, sizes.rotary_dim)
+            self.mixer = PlacedAttention(sizes.dim, sizes.num_heads, rotary_dim=sizes.rotary_dim)
         self.norm2 = RMSNorm(sizes.dim) if letter in "MT" else None
         self.mlp = SwiGLU(sizes.dim, sizes.ffn_dim) if letter in "MT" else None
 
     def forward(
-        self, x: Float[Tensor, "b n d"], places: Places, state: MambaState | RaggedLayerCache | None = None
+        self, x: Float[Tensor, "b n d"], rows: Rows, state: MambaState | SlotCache | None = None
     ) -> Float[Tensor, "b n d"]:
         dtype = self.norm1.weight.dtype
         normal = self.norm1(x).to(dtype)
         if isinstance(self.mixer, Mamba2):
-            mixed = self.mixer(normal, state=state, lengths=places.lengths, starts=places.starts)
+            mixed = self.mixer(normal, state=state, lengths=rows.lengths, starts=rows.starts)
         else:
-            mixed = self.mixer(normal, places, state)
+            mixed = self.mixer(normal, rows.sight, rows.rotary, state)
         x = x + mixed
         return x if self.mlp is None or self.norm2 is None else x + self.mlp(self.norm2(x).to(dtype))
 
@@ -192,10 +152,10 @@ class Stack(nn.Module):
         """How often something is added to the stream."""
         return sum(2 if letter in "MT" else 1 for letter in self.letters)
 
-    def new_state(self, batch: int, device: torch.device) -> StackState:
-        """Return the state before the first tokens."""
-        layers = [MambaState() if letter in "mM" else RaggedLayerCache() for letter in self.letters]
-        return StackState(layers, torch.zeros(batch, dtype=torch.int64, device=device))
+    def new_state(self, batch: int, num_slots: int, device: torch.device) -> StackState:
+        """Return the state before the first tokens, for up to `num_slots` of each row."""
+        layers = [MambaState() if letter in "mM" else SlotCache(batch, num_slots) for letter in self.letters]
+        return StackState(layers, torch.zeros(batch, dtype=torch.int64, device=device), num_slots)
 
     def forward(
         self,
@@ -215,38 +175,32 @@ class Stack(nn.Module):
             state: State of the earlier tokens, advanced in place.
             run: Calls the layers; None calls them directly.
         """
-        places = self._places(x, lengths, starts, state)
+        rows = self._rows(x, lengths, starts, state)
         dtype, x = x.dtype, widen(x)
         for index, layer in enumerate(self.layers):
             if state is None:
-                part = functools.partial(layer, places=places)
+                part = functools.partial(layer, rows=rows)
                 x = part(x) if run is None else run(part, x)
             else:
-                x = layer(x, places, state.layers[index])
+                x = layer(x, rows, state.layers[index])
         if state is not None:
             state.lengths = state.lengths + (x.shape[1] if lengths is None else lengths)
-            state.most += x.shape[1]
         return self.norm(x).to(dtype)
 
-    def _places(
-        self, x: Tensor, lengths: Tensor | None, starts: Tensor | None, state: StackState | None
-    ) -> Places:
-        count = x.shape[1]
-        query = torch.arange(count, device=x.device)[None]
-        key = query
-        if state is not None:
-            # Rows of a batch go on at different places.
-            query = query + state.lengths[:, None]
-            key = torch.arange(state.most + count, device=x.device)[None]
-        places = Places(lengths=lengths, starts=starts, index=query.expand(len(x), -1))
+    def _rows(self, x: Tensor, lengths: Tensor | None, starts: Tensor | None, state: StackState | None) -> Rows:
         if not set(self.letters) & set("tT"):
-            return places
-        lag = query[:, :, None] - key[:, None, :]
-        mask = lag >= 0 if self.sizes.window is None else (lag >= 0) & (lag <= self.sizes.window)
+            return Rows(lengths=lengths, starts=starts)
+        count, window = x.shape[1], None if self.sizes.window is None else self.sizes.window + 1
+        if state is None:
+            sight = Sight.of_rows(count, device=x.device, window=window)
+        else:
+            # Rows of a batch go on at different places; what padding leaves in a slot is overwritten by the token that comes there.
+            slots = state.lengths[:, None] + torch.arange(count, device=x.device)
+            batch = torch.arange(len(x), device=x.device)
+            sight = Sight.of_slots(slots, state.num_slots, batch, window=window)
         if starts is not None:
+            # Positions go on: attention inside a sequence sees differences of positions alone.
             segment = starts.cumsum(dim=1)
-            mask = mask & (segment[:, :, None] == segment[:, None, :])
-        # Packed sequences are not counted from 0 again: attention inside one sees differences of places alone.
-        rotary = rotary_table(query.reshape(-1, 1).double(), self.sizes.rotary_dim).unflatten(1, query.shape)
-        is_shared = state is None and starts is None
-        return dataclasses.replace(places, rotary=rotary[:, :, None], mask=mask[0] if is_shared else mask)
+            mask = sight.mask & (segment[:, :, None] == segment[:, None, :])
+            sight = dataclasses.replace(sight, mask=mask)
+        return Rows(lengths=lengths, starts=starts, sight=sight, rotary=sight.rotary(self.sizes.rotary_dim, 10000.0))

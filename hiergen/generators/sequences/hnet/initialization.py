@@ -29,7 +29,7 @@ def initialize(stages: list[Stage], *, has_zero_residual: bool) -> None:
         for stack in stacks:
             for name, layer in stack.named_modules():
                 if isinstance(layer, nn.Linear):
-                    is_last = name.endswith((".out_proj", ".down"))
+                    is_last = name.endswith((".out_proj", ".out", ".down"))
                     nn.init.normal_(layer.weight, std=_STD / math.sqrt(additions) if is_last else _STD)
         if stage.decoder is not None:
             nn.init.eye_(stage.router.query.weight)

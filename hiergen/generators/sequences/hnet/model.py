@@ -175,7 +175,7 @@ class HNet(SequenceModel):
         return Prediction(logits, losses, {f"compression_{k}": found.compression for k, found in enumerate(chunks)})
 
     @torch.no_grad()
-    def chunk(
+    def find_boundaries(
         self,
         ids: Int[Tensor, "b n"],
         lengths: Int[Tensor, " b"] | None = None,
@@ -190,8 +190,9 @@ class HNet(SequenceModel):
         return boundaries_over_symbols(self._read(ids, lengths, condition, starts)[1])
 
     def start_cache(self, batch: int, num_ids: int) -> list[StageState]:
-        """Return an empty cache: the state of every stage. Its size grows as it is filled, so `num_ids` is not read."""
-        return [stage.new_state(batch, self.device) for stage in self._stages]
+        # An inner stage reads one chunk per symbol at most.
+        num_slots = num_ids + (self.class_embedding is not None)
+        return [stage.new_state(batch, num_slots, self.device) for stage in self._stages]
 
     @torch.no_grad()
     def prefill(

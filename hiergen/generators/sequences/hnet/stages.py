@@ -82,9 +82,9 @@ class Stage(nn.Module):
             self.router = Router(dim, query_from=rules["query_from"])
             self.residual = Residual(dim, dim)
 
-    def new_state(self, batch: int, device: torch.device) -> StageState:
-        """Return the state before the first symbols."""
-        stacks = [stack.new_state(batch, device) for stack in (self.encoder, self.decoder) if stack is not None]
+    def new_state(self, batch: int, num_slots: int, device: torch.device) -> StageState:
+        """Return the state before the first symbols, for up to `num_slots` of each row."""
+        stacks = [stack.new_state(batch, num_slots, device) for stack in (self.encoder, self.decoder) if stack is not None]
         return StageState(stacks, None if self.decoder is None else RouterState(batch, device))
 
 
