@@ -143,7 +143,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         cache: Any,
         condition: Tensor | None = None,
     ) -> Float[Tensor, "b v"]:
-        """Read the beginning of every sequence into an empty cache; return the logits of the id behind it.
+        """Read the beginning of every sequence into an empty cache; return the logits of the id behind it, without gradients.
 
         Args:
             ids: The beginnings, with padding behind; with a class there may be no id, n = 0.
@@ -154,7 +154,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
 
     @abc.abstractmethod
     def step(self, ids: Int[Tensor, " b"], cache: Any) -> Float[Tensor, "b v"]:
-        """Read one more id of every sequence; return the logits of the id behind it."""
+        """Read one more id of every sequence; return the logits of the id behind it, without gradients."""
 
     def forward(
         self,
