@@ -55,6 +55,7 @@ MODEL_CLASSES: dict[str, str] = {
     "MaskedIds": "hiergen.generators.masked.ids.model",
     "RandomOrderAR": "hiergen.generators.random_order.model",
     "BlockTransformer": "hiergen.generators.sequences.block.model",
+    "ByteWordTransformer": "hiergen.generators.sequences.byte_word.model",
     "MaskedCascade": "hiergen.generators.masked.cascade",
     "ImageEncoder": "hiergen.pretrained.image_encoder",
 }

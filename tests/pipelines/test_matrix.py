@@ -143,6 +143,16 @@ TOYS: dict[str, dict[str, Any]] = {
     "NextScaleAR": _GENERATOR,
     "MaskedIds": _GENERATOR,
     "RandomOrderAR": {**_GENERATOR, "ffn_dim": 32},
+    "ByteWordTransformer": {
+        **_GENERATOR,
+        "num_kv_heads": 1,
+        "ffn_dim": 32,
+        "byte_dim": 16,
+        "byte_heads": 2,
+        "byte_ffn_dim": 32,
+        "encoder_depth": 1,
+        "decoder_depth": 1,
+    },
     "BlockTransformer": {
         **_GENERATOR,
         "num_heads": 2,

@@ -240,8 +240,8 @@ def new_caches(count: int, batch: int, num_slots: int) -> list[SlotCache]:
     return [SlotCache(batch, num_slots) for _ in range(count)]
 
 
-def rotary_of(blocks: nn.ModuleList, sight: Sight, theta: float = 10000.0) -> Tensor:
-    """Return the rotary table that the blocks of a stack share."""
-    first = blocks[0]
-    assert isinstance(first, NeoXBlock | LlamaBlock)
-    return sight.rotary(first.attention.rotary_dim, theta)
+def rotary_of(layers: nn.ModuleList, sight: Sight, theta: float = 10000.0) -> Tensor:
+    """Return the rotary table that the layers of a stack share, which have an `attention` of their own."""
+    attention_of_first = layers[0].attention
+    assert isinstance(attention_of_first, PlacedAttention)
+    return sight.rotary(attention_of_first.rotary_dim, theta)
