@@ -56,6 +56,7 @@ MODEL_CLASSES: dict[str, str] = {
     "RandomOrderAR": "hiergen.generators.random_order.model",
     "BlockTransformer": "hiergen.generators.sequences.block.model",
     "ByteWordTransformer": "hiergen.generators.sequences.byte_word.model",
+    "HNet": "hiergen.generators.sequences.hnet.model",
     "MaskedCascade": "hiergen.generators.masked.cascade",
     "ImageEncoder": "hiergen.pretrained.image_encoder",
 }
