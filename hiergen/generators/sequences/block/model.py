@@ -167,6 +167,10 @@ class BlockTransformer(SequenceModel):
             nn.init.normal_(self.start, std=0.02)
 
     @property
+    def alignment(self) -> int:
+        return self.block_length
+
+    @property
     def _has_front(self) -> bool:
         return self.start is not None or self.class_embedding is not None
 
