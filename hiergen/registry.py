@@ -54,6 +54,8 @@ MODEL_CLASSES: dict[str, str] = {
     "MaskedAR": "hiergen.generators.masked.model",
     "MaskedIds": "hiergen.generators.masked.ids.model",
     "RandomOrderAR": "hiergen.generators.random_order.model",
+    "BlockTransformer": "hiergen.generators.sequences.block.model",
+    "ByteWordTransformer": "hiergen.generators.sequences.byte_word.model",
     "HNet": "hiergen.generators.sequences.hnet.model",
     "MaskedCascade": "hiergen.generators.masked.cascade",
     "ImageEncoder": "hiergen.pretrained.image_encoder",

@@ -103,6 +103,16 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         return not self._specs
 
     @property
+    def reads_bytes(self) -> bool:
+        """Whether this is a model of text whose ids are bytes."""
+        return self.is_text and bool(self.config["vocab_size"] == NUM_BYTES)
+
+    @property
+    def alignment(self) -> int:
+        """Packed texts must begin at multiples of so many ids."""
+        return 1
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all levels; 0 for text."""
         return sum(spec.num_tokens for spec in self._specs)
@@ -143,7 +153,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         cache: Any,
         condition: Tensor | None = None,
     ) -> Float[Tensor, "b v"]:
-        """Read the beginning of every sequence into an empty cache; return the logits of the id behind it.
+        """Read the beginning of every sequence into an empty cache; return the logits of the id behind it, without gradients.
 
         Args:
             ids: The beginnings, with padding behind; with a class there may be no id, n = 0.
@@ -154,7 +164,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
 
     @abc.abstractmethod
     def step(self, ids: Int[Tensor, " b"], cache: Any) -> Float[Tensor, "b v"]:
-        """Read one more id of every sequence; return the logits of the id behind it."""
+        """Read one more id of every sequence; return the logits of the id behind it, without gradients."""
 
     def forward(
         self,
@@ -217,7 +227,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         count = weight.sum().clamp(min=1)
         entropy = (nats * weight).sum() / count
         hits = (found.logits.detach().argmax(dim=-1) == target).flatten()
-        unit = "byte" if self.is_text and found.logits.shape[-1] == NUM_BYTES else "token"
+        unit = "byte" if self.reads_bytes else "token"
         return {
             "loss": entropy + sum(found.losses.values()),
             f"bits_per_{unit}": entropy.detach() / math.log(2),
@@ -348,7 +358,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
             TypeError: If a prompt is neither str nor bytes.
         """
         settings = TextSettings() if settings is None else settings
-        if self.is_text and self.config["vocab_size"] != NUM_BYTES:
+        if self.is_text and not self.reads_bytes:
             raise ValueError(f"vocab_size is {self.config['vocab_size']}, expected 256: text is made of bytes")
         texts = Texts.of([prompts] if isinstance(prompts, str | bytes) else prompts)
         lengths = cast(Tensor, texts.lengths).to(self.device)

@@ -8,7 +8,6 @@ Letters: `b` batch, `n` tokens, `d` channels, `h` heads, `k` channels of a head,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +48,9 @@ class SlotCache:
             # Zeros, since a masked value that is not finite would be seen all the same.
             self._storage = key.new_zeros(2, batch, num_slots, key.shape[1], key.shape[3])
         if int(sight.slots.max()) >= num_slots:
-            raise ValueError(f"the cache holds {num_slots} tokens of each row, one at {int(sight.slots.max())} was given")
+            raise ValueError(
+                f"the cache holds {num_slots} tokens of each row, one at {int(sight.slots.max())} was given"
+            )
         for part, new in zip(self._storage, (key, value), strict=True):
             part[sight.rows[:, None], sight.slots] = new.transpose(1, 2)
         keys, values = self._storage[:, sight.rows].transpose(2, 3)
@@ -239,7 +240,8 @@ def new_caches(count: int, batch: int, num_slots: int) -> list[SlotCache]:
     return [SlotCache(batch, num_slots) for _ in range(count)]
 
 
-def rotary_of(blocks: Sequence[nn.Module], sight: Sight, theta: float = 10000.0) -> Tensor:
-    """Return the rotary table that the blocks of a stack share."""
-    width = blocks[0].attention.rotary_dim  # type: ignore[union-attr]  # a NeoXBlock or a LlamaBlock
-    return sight.rotary(int(width), theta)  # type: ignore[arg-type]
+def rotary_of(layers: nn.ModuleList, sight: Sight, theta: float = 10000.0) -> Tensor:
+    """Return the rotary table that the layers of a stack share, which have an `attention` of their own."""
+    attention_of_first = layers[0].attention
+    assert isinstance(attention_of_first, PlacedAttention)
+    return sight.rotary(attention_of_first.rotary_dim, theta)

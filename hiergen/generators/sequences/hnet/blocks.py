@@ -35,7 +35,9 @@ def parse_layers(word: str) -> str:
         ValueError: If the word is not made of letters m, t, M, T with counts.
     """
     if not isinstance(word, str) or not re.fullmatch(r"([mtMT][1-9]\d*)+", word):
-        raise ValueError(f"layout holds {word!r}, expected letters of m, t, M and T with a count behind each, e.g. 'T1m4'")
+        raise ValueError(
+            f"layout holds {word!r}, expected letters of m, t, M and T with a count behind each, e.g. 'T1m4'"
+        )
     return "".join(letter * int(count) for letter, count in re.findall(r"([mtMT])(\d+)", word))
 
 

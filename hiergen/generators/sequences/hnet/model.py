@@ -12,7 +12,6 @@ Letters: `b` batch, `n` ids, `r` rows of logits (n, with a class n + 1), `v` voc
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args

@@ -84,7 +84,9 @@ class Stage(nn.Module):
 
     def new_state(self, batch: int, num_slots: int, device: torch.device) -> StageState:
         """Return the state before the first symbols, for up to `num_slots` of each row."""
-        stacks = [stack.new_state(batch, num_slots, device) for stack in (self.encoder, self.decoder) if stack is not None]
+        stacks = [
+            stack.new_state(batch, num_slots, device) for stack in (self.encoder, self.decoder) if stack is not None
+        ]
         return StageState(stacks, None if self.decoder is None else RouterState(batch, device))
 
 
