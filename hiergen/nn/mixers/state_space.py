@@ -15,6 +15,7 @@ Letters: `b` batch, `n` tokens, `d` channels, `h` heads, `k` channels of a head,
 from __future__ import annotations
 
 import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int

@@ -247,7 +247,7 @@ def test_what_does_not_fit_is_named() -> None:
     name = "backbone.residual_proj.bias"
     with pytest.raises(ValueError, match=f"lacks tensor '{name}'"):
         from_official({key: value for key, value in tensors.items() if key != name}, CONFIG)
-    with pytest.raises(ValueError, match="holds 1 tensors that HNet has not: backbone.extra"):
+    with pytest.raises(ValueError, match=r"holds 1 tensors that HNet has not: backbone\.extra"):
         from_official({**tensors, "backbone.extra": torch.zeros(1)}, CONFIG)
     name = "backbone.encoder.layers.1.mixer.Wqkv.weight"
     with pytest.raises(ValueError, match=rf"'{name}' has shape \(23, 8\), expected \(24, 8\)"):

@@ -291,7 +291,10 @@ def test_the_start_is_the_published_one() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"layout": "m4"}, r"layout holds 'm4', expected \[encoder, inner, decoder\] or \[main\]"),
     ({"layout": ["m1", ["T1"]]}, r"layout holds \['m1', \['T1'\]\], expected"),
-    ({"layout": ["x2"], "dims": [8], "num_heads": [2], "windows": None}, "layout holds 'x2', expected letters of m, t, M and T"),
+    (
+        {"layout": ["x2"], "dims": [8], "num_heads": [2], "windows": None},
+        "layout holds 'x2', expected letters of m, t, M and T",
+    ),
     ({"dims": [8]}, r"dims is \[8\], expected 2 entries, one per stage"),
     ({"dims": [12, 8]}, "dims holds 8 inside of 12, expected widths that do not fall inwards"),
     ({"num_heads": [3, 2]}, "num_heads is 3, expected a divisor of the stage's width, 8"),
