@@ -29,6 +29,7 @@ FAMILIES = {
     "maskgit-vq": "hiergen.convert.one_dimensional.maskgit_vq",
     "rar": "hiergen.convert.one_dimensional.rar",
     "block": "hiergen.convert.sequences.block",
+    "hnet": "hiergen.convert.sequences.hnet",
     "mar3d": "hiergen.convert.cascade",
     "shape-vae": "hiergen.convert.shape_vae",
 }
@@ -40,8 +41,9 @@ class ConvertSettings(Checked):
 
     Attributes:
         family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D),
-            flow (LightningDiT, SiT), ldm-vae, llamagen, var, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN), rar, block
-            (Block Transformer) or flextok; "codes" for the ids that ResTok's program extracted. Or the name of official weights, e.g. "vq-16.in1k", which are
+            flow (LightningDiT, SiT), ldm-vae, llamagen, var, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN), rar,
+            flextok, hnet or block (Block Transformer); "codes" for the ids that ResTok's program extracted. Or the name of official weights,
+            e.g. "vq-16.in1k", which are
             downloaded; then the folder follows at once.
         source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
             holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.

@@ -137,6 +137,16 @@ def _flextok(name: str) -> Official:
     )
 
 
+def _hnet(name: str) -> Official:
+    """Return the row of a model of text, whose file holds a pickled configuration beside the tensors."""
+    return Official(
+        **_UNSTATED,
+        repository=f"cartesia-ai/{name}",
+        by_hand=f"get its .pt file from https://huggingface.co/cartesia-ai/{name}, save the tensors in it alone, without the configuration "
+        "that may be pickled beside them, as .safetensors, then `hiergen convert hnet FILE FOLDER`",
+    )
+
+
 OFFICIAL: dict[str, Official] = {
     "restok-l-128.in1k": Official(
         **_UNSTATED,
@@ -185,6 +195,13 @@ OFFICIAL: dict[str, Official] = {
     "flextok-d18-d18.in1k": _flextok("d18_d18_in1k"),
     "flextok-d18-d28.in1k": _flextok("d18_d28_in1k"),
     "flextok-d18-d28.dfn": _flextok("d18_d28_dfn"),
+    **{
+        f"hnet-{stages}stage-{size.lower()}.fineweb-edu": _hnet(f"hnet_{stages}stage_{size}")
+        for stages in (1, 2)
+        for size in ("L", "XL")
+    },
+    "hnet-2stage-xl-chinese.fineweb-edu-chinese": _hnet("hnet_2stage_XL_chinese"),
+    "hnet-2stage-xl-code.pile-github": _hnet("hnet_2stage_XL_code"),
     "va-vae-f16d32.in1k": Official(
         license="MIT",
         repository="hustvl/vavae-imagenet256-f16d32-dinov2",

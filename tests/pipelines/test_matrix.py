@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def _vocabulary(spec: Mapping[str, Any]) -> dict[str, Any]:
 def _all(value: Any) -> Any:
     """Return a function that puts one value in the place of every entry of a list."""
     return lambda given: [value] * len(given)
+
+
+def _shallow(layout: Any) -> Any:
+    """Return a nested layout with one layer of each kind: "m1T1" for "m4T2"."""
+    return [_shallow(part) for part in layout] if isinstance(layout, list) else re.sub(r"\d+", "1", layout)
 
 
 def _parts(dim: int, depth: Any = 1) -> dict[str, Any]:
@@ -143,6 +149,15 @@ TOYS: dict[str, dict[str, Any]] = {
     "NextScaleAR": _GENERATOR,
     "MaskedIds": _GENERATOR,
     "RandomOrderAR": {**_GENERATOR, "ffn_dim": 32},
+    "HNet": {
+        "dims": lambda dims: [16, 16, 24][: len(dims)],
+        "num_heads": lambda heads: [2] * len(heads),
+        "layout": lambda layout: _shallow(layout),
+        "level_specs": _levels,
+        "num_classes": 3,
+        "state_dim": 8,
+        "head_dim": 8,
+    },
     "ByteWordTransformer": {
         **_GENERATOR,
         "num_kv_heads": 1,

@@ -15,7 +15,6 @@ Letters: `b` batch, `n` tokens, `d` channels, `h` heads, `k` channels of a head,
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +24,7 @@ from torch import Tensor, nn
 from hiergen.nn.blocks.layers import RMSNorm
 from hiergen.nn.running.precision import widen, without_autocast
 
-ScanForm = Literal["auto", "recurrent", "chunked"]
-
+_FORMS = ("auto", "recurrent", "chunked")
 #: Up to as many tokens "auto" takes the recurrent form: the step of a generation.
 _FEW = 4
 
@@ -40,7 +38,7 @@ def scan(
     state: Float[Tensor, "b h k m"] | None = None,
     starts: Bool[Tensor, "b n"] | None = None,
     chunk_size: int = 64,
-    form: ScanForm = "auto",
+    form: str = "auto",
 ) -> tuple[Float[Tensor, "b n h k"], Float[Tensor, "b h k m"]]:
     """Return y of the recurrence S_t = exp(a_t) S_(t-1) + x_t B_t^T, y_t = S_t C_t, and the state after the last token.
 
@@ -62,8 +60,8 @@ def scan(
     Source:
         Mamba-2, arXiv:2405.21060.
     """
-    if form not in get_args(ScanForm):
-        raise ValueError(f"form is {form!r}, expected one of {get_args(ScanForm)}")
+    if form not in _FORMS:
+        raise ValueError(f"form is {form!r}, expected one of {_FORMS}")
     batch, num_tokens, heads, size = x.shape
     if state is None:
         state = x.new_zeros(batch, heads, size, into.shape[-1])
@@ -211,7 +209,7 @@ class Mamba2(nn.Module):
         state: MambaState | None = None,
         lengths: Int[Tensor, " b"] | None = None,
         starts: Bool[Tensor, "b n"] | None = None,
-        form: ScanForm = "auto",
+        form: str = "auto",
     ) -> Float[Tensor, "b n d"]:
         """Return the mixed tokens.
 

@@ -162,4 +162,4 @@ def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, int], message: str) 
 
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(ValueError, match="form is 'fast', expected one of"):
-        scan(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), form="fast")  # type: ignore[arg-type]
+        scan(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), form="fast")

@@ -201,8 +201,9 @@ class Stack(nn.Module):
             batch = torch.arange(len(x), device=x.device)
             sight = Sight.of_slots(slots, state.num_slots, batch, window=window)
         if starts is not None:
-            # Positions go on: attention inside a sequence sees differences of positions alone.
-            segment = starts.cumsum(dim=1)
+            segment, places = starts.cumsum(dim=1), torch.arange(count, device=x.device)
             mask = sight.mask & (segment[:, :, None] == segment[:, None, :])
-            sight = dataclasses.replace(sight, mask=mask)
+            # Counted from 0 in every sequence.
+            positions = places - (places * starts).cummax(dim=1).values
+            sight = dataclasses.replace(sight, mask=mask, positions=positions)
         return Rows(lengths=lengths, starts=starts, sight=sight, rotary=sight.rotary(self.sizes.rotary_dim, 10000.0))
