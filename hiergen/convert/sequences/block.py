@@ -16,6 +16,7 @@ from torch import Tensor
 from hiergen.convert.restok_config import Flags
 from hiergen.convert.state_dicts import Entry, count_of, fill_entries, shape_of, take_entries, unwrap_state_dict
 from hiergen.generators.sequences.block.model import BlockTransformer
+from hiergen.nn.blocks.placed import PlacedAttention
 
 #: A tensor that all models of the family have.
 ANCHOR = "token_decoder.expansion_layer.weight"
@@ -153,6 +154,7 @@ def _to_theirs(model: BlockTransformer, entry: Entry, value: Tensor) -> Tensor:
 def _heads(model: BlockTransformer, name: str) -> tuple[int, Tensor]:
     """Return the heads of a fused projection, and the official place of each of our channels of a head."""
     attention = model.get_submodule(name.rpartition(".qkv.")[0])
+    assert isinstance(attention, PlacedAttention)
     order = torch.arange(attention.head_dim)
     order[: attention.rotary_dim] = order[: attention.rotary_dim].unflatten(0, (2, -1)).T.flatten()
     return attention.sizes[0], order
