@@ -29,7 +29,7 @@ from hiergen.generators.sequences.hnet.chunking import (
     take,
     upsample,
 )
-from hiergen.nn.running.precision import KeepsFloat32, widen, without_autocast
+from hiergen.nn.running.precision import KeepsFloat32, without_autocast
 
 
 class ChunkRules(TypedDict):
@@ -120,35 +120,40 @@ def run_stages(
         return encoded[..., : stage.outer_dim], []
     routed = None if state is None else state.router
     chunks = stage.router(encoded, lengths=lengths, starts=starts, state=routed)
-    before = None if routed is None else routed.smooth
-    counts = chunks.counts
-    most = int(counts.max())
-    inner_chunks: list[Chunks] = []
-    if most:
-        index = chunk_index(chunks, most)
-        inner_starts = None if starts is None else starts.gather(1, index)
-        if inner_starts is not None:
-            # What stands behind the chunks of a row begins no sequence.
-            inner_starts = inner_starts & (torch.arange(most, device=x.device) < counts[:, None])
-        inner, inner_chunks = run_stages(
-            stages[1:],
-            take(encoded, index),
-            lengths=counts,
-            starts=inner_starts,
-            states=None if states is None else states[1:],
-            run=run,
-        )
-        probability = chunks.probability.gather(1, index)
-        smoothed = smooth(
-            inner, probability, counts, starts=inner_starts, before=before, precision=stage.rules["smoother"]
-        )
-        if routed is not None:
-            routed.smooth = smoothed[:, -1]
-    else:
-        assert before is not None
-        smoothed = before[:, None, :].to(widen(encoded).dtype)[:, :0]
-    laid_out = upsample(smoothed, chunks.is_boundary, before)
+    inner_states = None if states is None else states[1:]
+    laid_out, inner_chunks = _run_inner(stages, encoded, chunks, starts, routed, inner_states, run)
     y = laid_out * straight_through(chunks)[..., None] + stage.residual(encoded)
     decoder_state = None if state is None else state.stacks[1]
     y = stage.decoder(y.to(encoded.dtype), lengths=lengths, starts=starts, state=decoder_state, run=run)
     return y[..., : stage.outer_dim], [chunks, *inner_chunks]
+
+
+def _run_inner(
+    stages: list[Stage],
+    encoded: Float[Tensor, "b n d"],
+    chunks: Chunks,
+    starts: Tensor | None,
+    routed: RouterState | None,
+    states: list[StageState] | None,
+    run: RunFn | None,
+) -> tuple[Float[Tensor, "b n d"], list[Chunks]]:
+    """Return for each symbol what the inner stages make of the chunk it is in, and the chunks of those."""
+    before = None if routed is None else routed.smooth
+    counts = chunks.counts
+    most = int(counts.max())
+    if not most:
+        # All symbols of the group are in chunks that began before it.
+        assert before is not None
+        return before[:, None].expand(-1, encoded.shape[1], -1), []
+    index = chunk_index(chunks, most)
+    if starts is not None:
+        # What stands behind the chunks of a row begins no sequence.
+        starts = starts.gather(1, index) & (torch.arange(most, device=index.device) < counts[:, None])
+    inner, inner_chunks = run_stages(
+        stages[1:], take(encoded, index), lengths=counts, starts=starts, states=states, run=run
+    )
+    probability, precision = chunks.probability.gather(1, index), stages[0].rules["smoother"]
+    smoothed = smooth(inner, probability, counts, starts=starts, before=before, precision=precision)
+    if routed is not None:
+        routed.smooth = smoothed[:, -1]
+    return upsample(smoothed, chunks.is_boundary, before), inner_chunks
