@@ -28,6 +28,7 @@ FAMILIES = {
     "maskgit": "hiergen.convert.one_dimensional.maskgit",
     "maskgit-vq": "hiergen.convert.one_dimensional.maskgit_vq",
     "rar": "hiergen.convert.one_dimensional.rar",
+    "block": "hiergen.convert.sequences.block",
     "hnet": "hiergen.convert.sequences.hnet",
     "mar3d": "hiergen.convert.cascade",
     "shape-vae": "hiergen.convert.shape_vae",
@@ -41,7 +42,8 @@ class ConvertSettings(Checked):
     Attributes:
         family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D),
             flow (LightningDiT, SiT), ldm-vae, llamagen, var, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN), rar,
-            flextok or hnet; "codes" for the ids that ResTok's program extracted. Or the name of official weights, e.g. "vq-16.in1k", which are
+            flextok, hnet or block (Block Transformer); "codes" for the ids that ResTok's program extracted. Or the name of official weights,
+            e.g. "vq-16.in1k", which are
             downloaded; then the folder follows at once.
         source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
             holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.

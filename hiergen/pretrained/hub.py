@@ -216,6 +216,14 @@ OFFICIAL: dict[str, Official] = {
         "FILE FOLDER --config` with latent_mean and latent_std of latents_stats.pt, which stands beside VA-VAE's weights",
     ),
     **{f"mar-{size}.in1k": Official(license="MIT", by_hand=_MAR) for size in ("b", "l", "h")},
+    **{
+        f"block-{size}.pile": Official(
+            license="MIT",
+            by_hand="get model.safetensors of this size by the links of https://github.com/itsnamgyu/block-transformer, then "
+            "`hiergen convert block FILE FOLDER`",
+        )
+        for size in ("5m", "19m", "85m", "302m", "805m", "1200m")
+    },
     "kl-16.in1k": Official(
         license="MIT",
         by_hand="get kl16.ckpt by the download program of https://github.com/LTH14/mar, then `hiergen convert ldm-vae FILE FOLDER`",

@@ -26,7 +26,7 @@ def _published(depth: int, dim: int, num_heads: int, **changes: Any) -> dict[str
 
 
 _85M = SIZES["85m"]
-_CLS = {"embedder": "roberta_cls"}
+_CLS: dict[str, Any] = {"embedder": "roberta_cls"}
 #: What differs from the model of 85 M parameters, or another model as a whole.
 _ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "block-85m-prefix1": (_published(*_85M, prefix_length=1), "prefix of 1"),
