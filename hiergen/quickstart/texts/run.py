@@ -74,7 +74,7 @@ def run_text_quickstart(settings: TextQuickstartSettings) -> dict[str, Any]:
         words = _draw(out, models, runs, test)
     best = min(rows, key=lambda name: rows[name]["bits_per_byte"])
     report: dict[str, Any] = {
-        "what": "models of bytes on Python's help topics, at equal compute of training",
+        "what": "Models of bytes on Python's help topics, at equal compute of training",
         "settings": {**vars(settings), "models": list(settings.models)},
         "data": {
             "train_bytes": train.num_bytes,
