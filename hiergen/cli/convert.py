@@ -62,7 +62,7 @@ class ConvertSettings(Checked):
 
 def main(args: list[str]) -> None:
     settings = tyro.cli(ConvertSettings, args=args, prog="hiergen convert")
-    from hiergen.pretrained.hub import OFFICIAL
+    from hiergen.pretrained.official import OFFICIAL
 
     if settings.family in OFFICIAL:
         _convert_official(settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from hiergen.convert.state_dicts import (
 )
 from hiergen.generators.sequences.hnet.blocks import parse_layers
 from hiergen.generators.sequences.hnet.model import HNet
+from hiergen.generators.sequences.hnet.stages import Stage
 
 #: Heads of all published models, which no tensor's shape tells.
 _HEADS = 16
@@ -118,7 +119,7 @@ def _entries(model: HNet) -> list[Entry]:
 def _reordered(model: HNet, tensors: Mapping[str, Tensor], *, to_official: bool) -> dict[str, Tensor]:
     """Return the tensors with the rows of queries and keys in our order, or in the official one."""
     found = dict(tensors)
-    for index, stage in enumerate(model.stages):
+    for index, stage in enumerate(cast("list[Stage]", list(model.stages))):
         sizes = stage.encoder.sizes
         half, size = sizes.rotary_dim // 2, sizes.dim // sizes.num_heads
         order = torch.arange(size)

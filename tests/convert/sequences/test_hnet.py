@@ -12,7 +12,7 @@ from torch import Tensor
 from hiergen.convert.sequences.hnet import from_official, official_name, to_official
 from hiergen.generators.sequences.hnet.model import HNet
 from hiergen.generators.sequences.texts import Texts
-from hiergen.pretrained.hub import OFFICIAL, of_preset
+from hiergen.pretrained.official import OFFICIAL, of_preset
 from hiergen.registry import create, get_preset
 
 V, N, HEADS, STATE, WINDOW = 11, 15, 2, 4, 2

@@ -122,7 +122,7 @@ class HNet(SequenceModel):
         mamba = {"state_dim": state_dim, "conv_width": conv_width, "expand": expand}
         mamba |= {"head_dim": head_dim, "chunk_size": chunk_size}
         sizes = _stage_sizes(len(words), dims, num_heads, rotary_dims, windows, ffn_dims, mamba)
-        rules: ChunkRules = {"query_from": query_from, "smoother": smoother}
+        rules = cast(ChunkRules, {"query_from": query_from, "smoother": smoother})
         self.embedding = nn.Embedding(num_ids, dims[0])
         self.class_embedding = self._make_class_embedding(num_classes, dims[0], class_hierarchy)
         outer = [dims[0], *dims]
