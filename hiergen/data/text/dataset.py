@@ -36,7 +36,7 @@ class TextSet(Dataset):
         ValueError: If there is no document, or `length` is no multiple of `multiple`.
     """
 
-    unit = "row of text"
+    unit = "text row"
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ def text_markdown(report: Mapping[str, Any]) -> str:
     settings, data = report["settings"], report["data"]
     sections = [
         "# hiergen quickstart text",
-        f"{report['what'].capitalize()}. Seed {settings['seed']}; {data['train_bytes']:,} bytes to train on, "
+        f"{report['what']}. Seed {settings['seed']}; {data['train_bytes']:,} bytes to train on, "
         f"{data['test_bytes']:,} bytes of {data['test_topics']} held-out topics; {report['seconds']['total']} s in all on "
         f"{report['threads']} threads.",
         "## Bits per byte on held-out topics",
@@ -31,8 +31,9 @@ def text_markdown(report: Mapping[str, Any]) -> str:
     for name, texts in report["samples"].items():
         sections.append(f"### {name}")
         for prompt, text in zip(report["prompts"], texts, strict=True):
-            # A fence that no sample can close.
-            sections.append(f"~~~~~~text\n{prompt}{text}\n~~~~~~")
+            # Bytes may be anything, and a page is text.
+            shown = "".join(c if c.isprintable() or c == "\n" else "·" for c in prompt + text)
+            sections.append(f"~~~~~~text\n{shown}\n~~~~~~")
     return "\n\n".join([*sections, *training_sections(report)]) + "\n"
 
 

@@ -30,7 +30,7 @@ from hiergen.registry import create
 from hiergen.seeding import SampleRng
 from hiergen.telling import say_next
 from hiergen.training.config import OptimConfig, TrainConfig
-from hiergen.training.loop import RunResult, fit
+from hiergen.training.loop import FitResult, fit
 from hiergen.training.tasks.settings import TextTaskConfig
 
 BATCH_SIZE = 8
@@ -74,7 +74,7 @@ def run_text_quickstart(settings: TextQuickstartSettings) -> dict[str, Any]:
         words = _draw(out, models, runs, test)
     best = min(rows, key=lambda name: rows[name]["bits_per_byte"])
     report: dict[str, Any] = {
-        "what": "models of bytes on Python's help topics, at equal compute of training",
+        "what": "Models of bytes on Python's help topics, at equal compute of training",
         "settings": {**vars(settings), "models": list(settings.models)},
         "data": {
             "train_bytes": train.num_bytes,
@@ -133,7 +133,7 @@ def _operations(model: SequenceModel, settings: TextQuickstartSettings) -> int:
     return count_operations(model, data)
 
 
-def _score(model: SequenceModel, settings: TextQuickstartSettings, counted: int, run: RunResult) -> dict[str, Any]:
+def _score(model: SequenceModel, settings: TextQuickstartSettings, counted: int, run: FitResult) -> dict[str, Any]:
     test = TextSet.open(held_out(settings), multiple=model.alignment)
     return {
         "bits_per_byte": bits_per_byte(model, test),
@@ -151,7 +151,7 @@ def _sample(model: SequenceModel, settings: TextQuickstartSettings) -> list[str]
 
 
 def _draw(
-    out: Path, models: Mapping[str, SequenceModel], runs: Mapping[str, RunResult], test: TextSet
+    out: Path, models: Mapping[str, SequenceModel], runs: Mapping[str, FitResult], test: TextSet
 ) -> dict[str, Any]:
     """Draw curves and chunks; return how often chunks begin at words, of each model that has chunks."""
     curves = {

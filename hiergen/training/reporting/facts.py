@@ -50,7 +50,7 @@ def _unit(data: object) -> str:
     if data is None:
         return "encoded sample"
     if isinstance(data, TextDataConfig):
-        return "row of text"
+        return "text row"
     return "shape" if isinstance(data, ShapeDataConfig) else "image"
 
 

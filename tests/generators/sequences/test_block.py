@@ -59,14 +59,14 @@ def test_logits_follow_earlier_ids_alone_and_equal_the_cache(embedder: str, toke
 
 
 def test_rows_of_different_lengths_go_on_where_they_stand() -> None:
-    model, ids = make(), some_ids(4, 13)
+    model, ids = make(), some_ids(4, 21)
     lengths = torch.tensor([1, 4, 6, 8])
     with torch.no_grad():
-        cache = model.start_cache(4, 13)
+        cache = model.start_cache(4, 21)
         found = [model.prefill(ids[:, :8], lengths, cache)]
         rows = torch.arange(4)
-        found += [model.step(ids[rows, lengths + t], cache) for t in range(5)]
-        wanted = model(ids)[rows[:, None], lengths[:, None] - 1 + torch.arange(6)]
+        found += [model.step(ids[rows, lengths + t], cache) for t in range(12)]
+        wanted = model(ids)[rows[:, None], lengths[:, None] - 1 + torch.arange(13)]
     torch.testing.assert_close(torch.stack(found, dim=1), wanted, atol=1e-5, rtol=1e-5)
 
 

@@ -16,6 +16,8 @@ from hiergen.registry import model_class
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.optim import make_optimizer
+from hiergen.training.plan import plan_training
+from hiergen.training.run import run_recipe
 from hiergen.training.tasks.settings import TextTaskConfig
 from hiergen.training.tasks.text import TextTask
 
@@ -82,3 +84,11 @@ def test_rows_of_blocks_are_aligned() -> None:
 def test_what_is_no_model_of_bytes_is_refused(preset: str) -> None:
     with pytest.raises(ValueError, match=f"preset is '{preset}', a .*, expected a model of text as bytes"):
         TextTask(TextTaskConfig(preset=preset))
+
+
+def test_a_dry_run_says_what_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_recipe(run(tmp_path, "hnet-tiny", 64), ["--dry-run"], name="p") is None
+    assert "activations and FLOPs of a sample depend on what model reads" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="what a pass of BlockTransformer takes depends on what it reads"):
+        plan_training("block-tiny")
+    assert plan_training("block-tiny-16").step.flops > 16 * 1e6
