@@ -26,7 +26,7 @@ from hiergen.quickstart.settings import TextQuickstartSettings
 from hiergen.quickstart.stages import StageTimes
 from hiergen.quickstart.texts.report import text_markdown
 from hiergen.quickstart.texts.scores import bits_per_byte, count_operations, share_at_words
-from hiergen.registry import create
+from hiergen.registry import create, get_preset, model_class
 from hiergen.seeding import SampleRng
 from hiergen.telling import say_next
 from hiergen.training.config import OptimConfig, TrainConfig
@@ -59,12 +59,12 @@ def run_text_quickstart(settings: TextQuickstartSettings) -> dict[str, Any]:
         f"[bold]hiergen quickstart text[/] -> {out}: {train.num_bytes:,} bytes of help topics, {test.num_bytes:,} held out"
     )
     with times.stage("count operations"):
-        counted = {name: _operations(create(name), settings) for name in settings.models}
+        counted = {name: _operations(name, settings) for name in settings.models}
     models, runs, rows = {}, {}, {}
     for name, samples in equal_samples(settings, counted).items():
         with times.stage(f"train {name}"):
             runs[name] = fit(training_of(settings, name, samples), title=name)
-        models[name] = type(create(name)).from_pretrained(runs[name].model_dir).eval()
+        models[name] = model_class(get_preset(name).model).from_pretrained(runs[name].model_dir).eval()
         with times.stage(f"score {name}"):
             rows[name] = _score(models[name], settings, counted[name], runs[name])
         console.print(f"{name}: {rows[name]['bits_per_byte']:.3f} bits per byte", highlight=False)
@@ -128,7 +128,11 @@ def training_of(settings: TextQuickstartSettings, preset: str, samples: int) -> 
     )
 
 
-def _operations(model: SequenceModel, settings: TextQuickstartSettings) -> int:
+def _operations(preset: str, settings: TextQuickstartSettings) -> int:
+    # The same weights every time: they decide how many chunks there are, and so how long the others are trained.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model: SequenceModel = create(preset)
     data = TextSet.open(TextDataConfig(length=settings.length), multiple=model.alignment)
     return count_operations(model, data)
 

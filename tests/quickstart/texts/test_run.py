@@ -72,12 +72,12 @@ def test_filling_is_not_scored() -> None:
     """A model of blocks predicts more ends of a text than there are; they are the easiest of all."""
     model = create("block-tiny", dim=32, depth=1, num_heads=2, token_dim=16, token_depth=1, token_heads=2)
     documents = Documents(("a",), (b"abcd",))
-    plain, filled = TextSet(documents, length=8), TextSet(documents, length=8, multiple=4)
+    filled = TextSet(documents, length=8, multiple=4)
     assert filled.batch([(0, 0)], seed=0)["ids"].tolist()[0][-2:] == [255, 255]
     logits = model.eval()(filled.batch([(0, 0)], seed=0)["ids"][:, :-1])[0].log_softmax(-1)
     wanted = -sum(logits[t, token] for t, token in enumerate([*b"abcd", 255])) / 5 / torch.log(torch.tensor(2.0))
     assert bits_per_byte(model, filled) == pytest.approx(float(wanted), rel=1e-5)
-    assert count_operations(model, plain) > 8 * 16 * 256
+    assert count_operations(model, filled) > 8 * 16 * 256
 
 
 def test_bad_settings_are_named() -> None:
