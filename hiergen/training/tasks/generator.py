@@ -81,7 +81,10 @@ class GeneratorTask(Task):
                     f"tokenizer is None, but {config.preset!r} computes its inputs with the codebook of the tokenizer that made the codes: "
                     "give --task.tokenizer"
                 )
-            self.generator.take_quantizer(self._tokenizer.quantizer)
+            # A tokenizer whose levels are added up in another way offers one for the generator's inputs.
+            self.generator.take_quantizer(
+                getattr(self._tokenizer, "next_scale_quantizer", None) or self._tokenizer.quantizer
+            )
 
     def begin_step(self, samples_seen: int) -> None:
         if self._random_until is not None:
