@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from hiergen.checked import Checked, CountOrZero
 from hiergen.nn.blocks.scale_transformer import PositionKind
@@ -48,6 +48,10 @@ class HieraTokConfig(Checked):
     conv_blocks: tuple[CountOrZero, CountOrZero, CountOrZero, CountOrZero] = (2, 1, 1, 3)
     """Number of residual blocks of convolutions: of the encoder at twice the map's resolution and at the map's, of the decoder at the
     map's and at twice the map's."""
+
+    encoder_mixer: dict[str, Any] | None = None
+    """What takes the place of attention in the encoder's blocks, as `{"name": "window", "window": 4}` (`hiergen.nn.mixers`); None is
+    attention over the whole map."""
 
     # The hierarchy
     placement: Placement = "decoder"
