@@ -77,7 +77,7 @@ def prefix_maps(tokenizer: Tokenizer, pyramid: TokenPyramid) -> Float[Tensor, "b
 def probe_prefixes(
     tokenizer: Tokenizer,
     images: Float[Tensor, "b c h w"],
-    targets: Int[Tensor, "b h w"] | Float[Tensor, "b h w"],
+    targets: Int[Tensor, "b y x"] | Float[Tensor, "b y x"],
     *,
     num_test: int,
     settings: ProbeSettings | None = None,

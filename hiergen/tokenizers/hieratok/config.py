@@ -63,7 +63,7 @@ class HieraTokConfig(Checked):
     """"finest" stores the finest map alone and derives the coarser ones in the decoder; "all" gives every scale latents of its own,
     as a level."""
     mask: MaskKind = "scale_causal"
-    """What a token sees: "scale_causal", "full", "block_diagonal" or "reverse"."""
+    """What a token sees: "scale_causal", "full", "block_diagonal", "reverse" or, with attention "masked", "region" (`ScaleMask`)."""
     attention: AttentionForm = "grouped"
     """How the mask is computed: "grouped" (one call per scale, keys cut), "masked" (one call with a dense mask), "flex" or "xformers"
     (those backends, where they can run). All agree up to rounding."""

@@ -172,3 +172,10 @@ def test_blocks_take_options_in_turn_or_share_weights() -> None:
     for name in ("stem", "stem_norm"):
         getattr(apart, name).load_state_dict(getattr(shared, name).state_dict())
     assert torch.equal(apart(images(32, 32))[0], shared(images(32, 32))[0])
+
+
+def test_an_odd_image_is_continued_by_its_last_row_and_column() -> None:
+    encoder = make("mixer:none", (5, 7), widths=[8], depths=[1], stem=4)
+    data = images(5, 7)
+    longer = torch.cat([data, data[:, :, -1:].expand(-1, -1, 3, -1)], dim=2)
+    assert torch.equal(encoder(data)[0], encoder(torch.cat([longer, longer[:, :, :, -1:]], dim=3))[0])
