@@ -10,7 +10,7 @@ Letters: `b` batch, `c h w` image, `d` channels of a code, `y x` the finest grid
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -127,8 +127,9 @@ def _train(maps: Tensor, targets: Tensor, settings: ProbeSettings) -> nn.Module:
         torch.manual_seed(settings.seed)
         probe = _make_probe(maps.shape[1], 1 if targets.is_floating_point() else int(targets.max()) + 1, settings)
     probe = probe.to(maps.device)
-    probe[0].running_mean.copy_(maps.mean(dim=(0, 2, 3)))
-    probe[0].running_var.copy_(maps.var(dim=(0, 2, 3)))
+    standardize = cast(Any, probe[0])
+    standardize.running_mean.copy_(maps.mean(dim=(0, 2, 3)))
+    standardize.running_var.copy_(maps.var(dim=(0, 2, 3)))
     optimizer = torch.optim.AdamW(probe.parameters(), lr=settings.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     rng = torch.Generator().manual_seed(settings.seed)

@@ -71,7 +71,7 @@ class PatchEncoder(CheckpointedModule):
         self.position_embed = nn.Parameter(torch.empty(side**2, dim))
         nn.init.normal_(self.position_embed, std=0.02)
         self.blocks = nn.ModuleList(
-            TransformerBlock(dim, num_heads, mixer=mixer and GridMixer(mixer, dim, num_heads, [(side, side)]))
+            TransformerBlock(dim, num_heads, mixer=GridMixer(mixer, dim, num_heads, [(side, side)]) if mixer else None)
             for _ in range(depth)
         )
 

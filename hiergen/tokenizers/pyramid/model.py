@@ -51,7 +51,8 @@ class PyramidTokenizer(Tokenizer):
         self.layout = layout
         finest = layout.decoder.stride
         # Continued to whole cells of the finest level, which the decoder can then rebuild.
-        self._padded = tuple(side + -side % finest for side in layout.size)
+        height, width = layout.size
+        self._padded = (height + -height % finest, width + -width % finest)
         self.encoder = PyramidEncoder.create(
             layout.backbone,
             image_size=self._padded,
@@ -106,9 +107,7 @@ class PyramidTokenizer(Tokenizer):
             raise ValueError(
                 "vocab_size is None, expected a number of codes: continuous levels have no ids of a next scale"
             )
-        made = MultiScaleQuantizer(
-            vocabulary, self.layout.code_dim, [spec.grid for spec in self.specs if spec.grid], filter_ratio=0.0
-        )  # type: ignore[misc]  # two sides
+        made = MultiScaleQuantizer(vocabulary, self.layout.code_dim, self.levels.grids, filter_ratio=0.0)
         with torch.no_grad():
             ids = torch.arange(vocabulary, device=self.device)[None]
             made.to(self.device).codebook.copy_(self.levels.quantizer.lookup(ids)[0])

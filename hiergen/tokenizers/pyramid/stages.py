@@ -137,8 +137,8 @@ class MixerPyramid(PyramidEncoder, CheckpointedModule):
         maps = []
         for index, (blocks, depth) in enumerate(zip(self.stages, self.depths, strict=True)):
             if index:
-                norm, down = self.down[index - 1]  # type: ignore[misc]  # a list of two modules
-                x = _convolve(down, norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+                step_down: Any = self.down[index - 1]
+                x = _convolve(step_down[1], step_down[0](x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             for step in range(depth):
                 x = self.run(blocks[step % len(blocks)], x)  # type: ignore[index,arg-type]  # a list of modules
             maps.append(x.permute(0, 3, 1, 2))

@@ -135,4 +135,5 @@ def _grids(network: Any, size: tuple[int, int], channels: int) -> tuple[tuple[in
             maps = functional_call(network.eval(), empty, (images,))
     finally:
         network.train(was_training)
-    return tuple(tuple(_channels_first(network, part).shape[2:]) for part in reversed(maps))
+    firsts = [_channels_first(network, part) for part in reversed(maps)]
+    return tuple((part.shape[2], part.shape[3]) for part in firsts)

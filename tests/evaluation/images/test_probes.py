@@ -71,6 +71,7 @@ def test_unlabeled_pixels_do_not_count() -> None:
 def test_edges_of_a_ramp_are_its_slope() -> None:
     ramp = torch.linspace(-1, 1, 9).expand(1, 3, 5, 9)
     assert torch.allclose(edges(ramp)[:, :, 1:-1], torch.tensor(0.25))
+    assert torch.allclose(edges(ramp.mT)[:, 1:-1], torch.tensor(0.25))
     assert not edges(torch.ones(1, 3, 4, 4)).any()
 
 
