@@ -14,7 +14,7 @@ Letters: `b` batch, `d` channels of a code, `h w` sides of a level, `n` its toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from hiergen.bottlenecks.scalar import ScalarQuantizer
 from hiergen.bottlenecks.vector import VectorQuantizer
 from hiergen.nn.running.precision import KeepsFloat32, widen, without_autocast
 from hiergen.tokenizers.pyramid.config import PyramidConfig
+
+#: Log-variance of continuous tokens at the start.
+_FIRST_LOG_VARIANCE = -4.0
 
 
 class LevelsOutput(NamedTuple):
@@ -82,11 +85,15 @@ class ResidualLevels(KeepsFloat32):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Let `up` begin as nearest neighbors."""
+        """Let `up` begin as nearest neighbors, and continuous tokens with little noise, which would hide their means at first."""
         if self.filter is not None:
             nn.init.zeros_(self.filter.weight)
             assert self.filter.bias is not None
             nn.init.zeros_(self.filter.bias)
+        if self.quantizer is None:
+            for bottleneck in self.bottlenecks:
+                moments = cast(GaussianBottleneck, bottleneck).to_moments
+                nn.init.constant_(moments.bias[moments.out_features // 2 :], _FIRST_LOG_VARIANCE)
 
     def forward(
         self,

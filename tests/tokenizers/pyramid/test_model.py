@@ -250,3 +250,27 @@ def test_generators_run_on_the_levels(kind: Any, vocab: int | None, options: dic
     made = generator.eval().generate(labels, rng=rng)
     assert made.specs == model.specs
     assert model.decode(made).shape == (2, 3, 16, 16)
+
+
+@every_kind
+def test_one_batch_is_learned_by_every_prefix(kind: str) -> None:
+    torch.manual_seed(0)
+    model = PyramidTokenizer(**{**SIZES, **KINDS[kind], "decoder_channels": 16}).train()
+    small = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    data, rng = F.interpolate(small, size=16, mode="bilinear"), torch.Generator().manual_seed(0)
+
+    def errors() -> list[float]:
+        with torch.no_grad():
+            pyramid = model.encode(data)
+            return [float((model.decode(pyramid.prefix(k)) - data).square().mean()) for k in (1, 2, 3)]
+
+    before, optimizer = errors(), torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        output = model(data, rng=rng)
+        optimizer.zero_grad()
+        (10 * (output.reconstruction - data).square().mean() + sum(output.losses.values())).backward()
+        optimizer.step()
+    after = errors()
+    assert all(late < 0.5 * early for late, early in zip(after, before, strict=True))
+    # The numbers of the coarsest level alone can hold these images; its ids cannot.
+    assert kind == "continuous" or after[0] > after[1] > after[2]
