@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from hub_server import write_t5
+from transformers import T5EncoderModel
 
 from hiergen.generators.conditioning import TextCondition
 from hiergen.pretrained.text_encoder import TextEncoder
-from tokenizers import Tokenizer
-
-WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "cat"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("t5")
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(WORDS), "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-    T5EncoderModel(T5Config(**sizes, dropout_rate=0.5)).save_pretrained(path)
-    tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
-    )
-    fast.save_pretrained(path)
+    write_t5(path)
     return path
 
 
