@@ -176,8 +176,9 @@ WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "cat")
 
 def write_t5(folder: Path) -> None:
     """Write a T5 of random weights, with 16 channels, and a tokenizer of a few words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     torch.manual_seed(0)
     sizes = {"vocab_size": len(WORDS), "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}

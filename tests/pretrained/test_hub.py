@@ -298,7 +298,7 @@ def test_info_says_what_a_download_brings_before_it(hub, capsys) -> None:
     assert "by hand: get kl16.ckpt" in capsys.readouterr().out
     assert main(["info", "vq-*", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["tokenizers"]
-    assert {row["name"]: row["weights"] for row in rows} == {"vq-16": "vq-16.in1k", "vq-8": "vq-8.in1k"}
+    assert {row["name"]: row["weights"] for row in rows} == {"vq-16": "vq-16.in1k, vq-16.text", "vq-8": "vq-8.in1k"}
     assert hub.asked == []
 
 
