@@ -74,11 +74,8 @@ METHODS: dict[str, Method] = {
     "RAR": Method("plain VQ", "rar-tiny", {}, {16: {}}),
     "MaskGIT": Method("plain VQ", "maskgit-tiny", {}, {n: {"num_steps": n} for n in _STEPS}),
     "MAR": Method("HieraTok", "mar-tiny", {}, {n: {"num_steps": n, "head_steps": 25} for n in _STEPS[1:]}),
-    "flow": Method("HieraTok", "flow-tiny", {}, {n: {"num_steps": n} for n in _STEPS[1:]}),
-    "flow, Heun": Method("HieraTok", "flow-tiny", {}, {n: {"num_steps": n // 2, "solver": "heun"} for n in _STEPS[2:]}),
+    "flow": Method("HieraTok", "flow-tiny", {}, {n: {"num_steps": n} for n in (2, 4, 8)}),
 }
-#: Methods that are another sampler of the same generator.
-SAME_MODEL = {"flow, Heun": "flow"}
 GUIDANCE = (1.0, 1.5)
 
 
@@ -160,7 +157,7 @@ class Study(ImageStudy[Settings]):
         samples = {}
         for name in METHODS:
             config = self._generator_config(name, self.settings.seeds[0], 1)
-            samples[name] = self._samples(SAME_MODEL.get(name, name), config, self.settings.generator_seconds)
+            samples[name] = self._samples(name, config, self.settings.generator_seconds)
         changes = {name: {"changes": METHODS[name]._asdict(), "samples": samples[name]} for name in METHODS}
         return self.run("generation", run, tuple(METHODS), {**changes, "guidance": GUIDANCE})
 
@@ -183,7 +180,7 @@ class Study(ImageStudy[Settings]):
         return {name: statistics.median(taken) / len(few) for name, taken in seconds.items()}
 
     def _folder(self, part: str, name: str, seed: int) -> Path:
-        return self.out / part / SAME_MODEL.get(name, name) / f"seed-{seed}"
+        return self.out / part / name / f"seed-{seed}"
 
     def _tokenizer(self, method: str, seed: int) -> Tokenizer:
         folder = self._folder("reconstruction", METHODS[method].tokenizer, seed)
@@ -282,9 +279,8 @@ def reconstruction_table(result: StudyResult, extractor: str) -> str:
 
 def generation_table(result: StudyResult, seconds: Mapping[str, float], extractor: str) -> str:
     """Return Markdown: one row per sampler, with its time as a ratio to HAR's full one."""
-    heads = [
-        f"{title}, guidance {scale}" for title in (f"Fréchet ({extractor})", "judge agrees (%)") for scale in GUIDANCE
-    ]
+    titles = (f"Fréchet ({extractor})", "judge agrees (%)", "recall")
+    heads = [f"{title}, guidance {scale}" for title in titles for scale in GUIDANCE]
     lines = ["| generator | passes | time per image | " + " | ".join(heads) + " |", "|---" * (3 + len(heads)) + "|"]
     unit = seconds["HAR, 6"]
     for name, method in METHODS.items():
@@ -292,6 +288,7 @@ def generation_table(result: StudyResult, seconds: Mapping[str, float], extracto
             cells = [name, str(steps), f"{seconds[f'{name}, {steps}'] / unit:.2f}"]
             cells += [result.estimate(name, f"frechet_{steps}_{scale}").text(2) for scale in GUIDANCE]
             cells += [_percent(result, name, f"agreement_{steps}_{scale}") for scale in GUIDANCE]
+            cells += [result.estimate(name, f"recall_{steps}_{scale}").text(2) for scale in GUIDANCE]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -300,9 +297,8 @@ def training_table(result: StudyResult) -> str:
     """Return Markdown: what the budget made of each generator."""
     lines = ["| generator | parameters | samples (thousands) | processor seconds |", "|---" * 4 + "|"]
     for name in result.values:
-        if name not in SAME_MODEL:
-            cells = [result.estimate(name, key) for key in ("parameters", "thousands", "processor_seconds")]
-            lines.append(f"| {name} | {cells[0].mean:,.0f} | {cells[1].mean:.1f} | {cells[2].text(0)} |")
+        cells = [result.estimate(name, key) for key in ("parameters", "thousands", "processor_seconds")]
+        lines.append(f"| {name} | {cells[0].mean:,.0f} | {cells[1].mean:.1f} | {cells[2].text(0)} |")
     return "\n".join(lines) + "\n"
 
 

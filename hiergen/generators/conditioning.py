@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -256,18 +256,22 @@ def read_hierarchy(hierarchy: Mapping[str, Any] | None, num_classes: int | None)
     return found
 
 
+#: Labels, or texts: what comes in is what goes out.
+C = TypeVar("C", bound=Tensor | TextCondition)
+
+
 def count_conditions(table: nn.Module | None, num_classes: int) -> int:
     """Return how many conditions a caller can name by a number: the classes, or all nodes of a hierarchy."""
     return len(table.hierarchy.nodes) if isinstance(table, ClassPathEmbedding) else num_classes
 
 
 def resolve_labels(
-    condition: Tensor | TextCondition | Unconditional,
+    condition: C | Unconditional,
     num_classes: int | None,
     dropout: float,
     device: torch.device,
     table: nn.Module | None = None,
-) -> Any:
+) -> C:
     """Return checked labels, or aligned texts, on `device`; labels of an `Unconditional` are `num_classes`, which stands for no class.
 
     Args:
@@ -284,13 +288,13 @@ def resolve_labels(
     if isinstance(condition, Unconditional) and dropout <= 0:
         raise ValueError(f"the condition is {condition}, expected labels or texts: none was dropped in training")
     if isinstance(table, TextPrefix):
-        return table.resolve(condition, device)
+        return cast(C, table.resolve(condition, device))
     assert num_classes is not None
     if not isinstance(condition, Unconditional):
         check_kind(condition, table)
-        check_labels(condition, count_conditions(table, num_classes))
-        return condition.to(device)
-    return torch.full((condition.count,), num_classes, dtype=torch.int64, device=device)
+        check_labels(cast(Tensor, condition), count_conditions(table, num_classes))
+        return cast(C, condition.to(device))
+    return cast(C, torch.full((condition.count,), num_classes, dtype=torch.int64, device=device))
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -344,13 +348,13 @@ def draw_dropped(batch: int, probability: float, *, rng: Rng | None, device: tor
 
 
 def drop_labels(
-    labels: Tensor | TextCondition,
+    labels: C,
     null_label: int | None,
     probability: float,
     table: nn.Module | None = None,
     *,
     rng: Rng | None,
-) -> Any:
+) -> C:
     """Return the labels, each replaced by "no label" with some probability; at probability 0 nothing is drawn. For aligned texts the same.
 
     With a hierarchy, paths are returned, of which levels are left open besides (`ClassPathEmbedding.drop`).
@@ -359,10 +363,10 @@ def drop_labels(
         return labels
     if isinstance(labels, TextCondition):
         dropped = draw_dropped(len(labels), probability, rng=rng, device=labels.features.device)
-        return cast(TextPrefix, table).without_text(labels, dropped)
+        return cast(C, cast(TextPrefix, table).without_text(labels, dropped))
     assert null_label is not None
-    labels = labels.masked_fill(draw_dropped(len(labels), probability, rng=rng, device=labels.device), null_label)
-    return table.drop(labels, probability, rng=rng) if isinstance(table, ClassPathEmbedding) else labels
+    kept: Tensor = labels.masked_fill(draw_dropped(len(labels), probability, rng=rng, device=labels.device), null_label)
+    return cast(C, table.drop(kept, probability, rng=rng) if isinstance(table, ClassPathEmbedding) else kept)
 
 
 def unguided_labels(
@@ -380,9 +384,7 @@ def unguided_labels(
     return table.parents(labels)
 
 
-def with_unguided_labels(
-    labels: Tensor | TextCondition, null_label: int | None, against: GuidedAgainst, table: nn.Module
-) -> Any:
+def with_unguided_labels(labels: C, null_label: int | None, against: GuidedAgainst, table: nn.Module) -> C:
     """Return the labels and behind them what guidance moves away from (`unguided_labels`): what one pass for both reads.
 
     Raises:
@@ -392,6 +394,6 @@ def with_unguided_labels(
         if against != "null":
             raise ValueError(f"guidance_against is {against!r}, but a text has no parent: leave it at 'null'")
         null = cast(TextPrefix, table).without_text(labels)
-        return TextCondition(torch.cat((labels.features, null.features)), labels.mask.repeat(2, 1))
+        return cast(C, TextCondition(torch.cat((labels.features, null.features)), labels.mask.repeat(2, 1)))
     assert null_label is not None
-    return torch.cat((labels, unguided_labels(labels, null_label, against, table)))
+    return cast(C, torch.cat((labels, unguided_labels(labels, null_label, against, table))))

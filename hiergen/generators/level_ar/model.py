@@ -343,13 +343,13 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """Return inputs from position `start` on after all blocks; a cache holds all inputs before them."""
         constants, begin = self._constants.on(x.device), start + self._shift if start else 0
         end = begin + x.shape[1]
-        rotary, mask = constants["rotary"][:, begin:end], constants["mask"][begin:end, :end]
+        rotary, allowed = constants["rotary"][:, begin:end], constants["mask"][begin:end, :end]
+        # Through a cache, what is seen is all that is there.
+        mask = allowed if cache is None else None
         if isinstance(condition, TextCondition):
             # No token sees the padding of a text, which sees itself, so that no row is empty.
             is_seen = F.pad(condition.mask, (0, end - condition.mask.shape[1]), value=True)[:, None, None]
-            mask = mask & (is_seen | torch.eye(end, dtype=torch.bool, device=x.device)[begin:])
-        elif cache is not None:
-            mask = None
+            mask = allowed & (is_seen | torch.eye(end, dtype=torch.bool, device=x.device)[begin:])
         for index, block in enumerate(self.blocks):
             if cache is None:
                 x = self.run(functools.partial(block, mask=mask), x, rotary)
