@@ -28,6 +28,7 @@ _CAME_LATER: dict[str, Any] = {
     "encoder_mixer": None,
     "mixer": None,
     "mixer_blocks": "alternate",
+    "text_shape": None,
 }
 
 
