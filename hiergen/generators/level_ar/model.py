@@ -43,7 +43,7 @@ from hiergen.generators.guidance import GuidanceSettings, guide
 from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, build_layout
 from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.nn.blocks.cached import CachedBlock
-from hiergen.nn.blocks.layers import RMSNorm, swiglu_dim
+from hiergen.nn.blocks.layers import Linear, RMSNorm, swiglu_dim
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
 from hiergen.nn.positions import grid_positions, rotary_table
@@ -166,7 +166,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             for _ in range(depth)
         )
         self.norm = RMSNorm(dim)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.head = Linear(dim, vocab_size, bias=False)
         table = _rotary_table(rotary, self._specs, layout, dim // num_heads, rope_theta)
         self._constants = Constants(rotary=table, mask=self._layout.mask.dense("cpu"))
         self.apply(_init_weights)
