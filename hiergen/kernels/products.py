@@ -1,4 +1,4 @@
-"""Linear layers on a CPU: oneDNN's products, with weights in its own layout where they are used again and again.
+"""Linear layers on a CPU: oneDNN's products, with weights in its own layout where few rows meet them.
 
 PyTorch leaves float32 products on a CPU to MKL, which has slow kernels for small products and, on AMD's processors, for all. The plain
 form of everything here is `torch.nn.functional.linear`; results agree with it up to rounding.
@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.kernels.dispatch import is_fast_cpu
+
 #: Fewest multiplications of a product for which oneDNN pays: below, its call takes longer than the product. With a gradient the call
 #: goes through Python in both directions.
 _LEAST_WORK, _LEAST_WORK_WITH_GRADIENT = 1 << 19, 1 << 21
 #: Most rows for which a weight in oneDNN's layout pays: above, bringing it there is a small part of the work.
 _MOST_ROWS = 128
-#: Number of calls on one weight after which it is brought into oneDNN's layout.
-_CALLS_BEFORE_PACKING = 2
 _packs = True
 
 
@@ -50,14 +50,13 @@ def is_amd() -> bool:
 
 
 class PackedWeight:
-    """A copy of a weight in oneDNN's layout, made once the weight has been used a few times without a gradient.
+    """A copy of a weight in oneDNN's layout, made when it is first asked for.
 
-    The copy is for one state of one tensor: a weight that is written to or replaced is used as it is, and copied anew when it has come
-    to rest. Copies and pickles of this object are empty.
+    The copy is for one state of one tensor: it is made anew when the weight was written to or replaced. Copies and pickles of this object
+    are empty.
     """
 
     def __init__(self) -> None:
-        self._calls = 0
         self._state: tuple[int, int] | None = None
         self._packed: Tensor | None = None
 
@@ -65,20 +64,20 @@ class PackedWeight:
         return PackedWeight, ()
 
     def of(self, weight: Float[Tensor, "k d"]) -> Tensor | None:
-        """Return the weight in oneDNN's layout; None if it was not used often enough, or memory is short."""
-        # A tensor that was made in inference mode has no version: nothing tells when it is written to.
-        state = (weight.data_ptr(), -1 if weight.is_inference() else weight._version)
+        """Return the weight in oneDNN's layout; None where that is forbidden, memory is short, or nothing tells when it is written to."""
+        if weight.is_inference():
+            return None
+        state = (weight.data_ptr(), weight._version)
         if state != self._state:
-            self._calls, self._state, self._packed = 0, state, None
-        if self._packed is None:
-            self._calls += 1
-            if self._calls > _CALLS_BEFORE_PACKING and _packs and state[1] >= 0 and _has_memory():
-                self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+            # At its first use already, so that equal calls give equal digits.
+            is_wanted = _packs and _has_memory()
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None) if is_wanted else None
+            self._state = state
         return self._packed
 
     def drop(self) -> None:
         """Forget the copy."""
-        self._calls, self._state, self._packed = 0, None, None
+        self._state, self._packed = None, None
 
 
 def linear(
@@ -93,28 +92,28 @@ def linear(
     Args:
         packed: Where to keep the weight in oneDNN's layout between calls.
     """
-    if torch.compiler.is_compiling() or not _takes(x, weight):
+    if not _takes(x, weight):
         return F.linear(x, weight, bias)
-    rows = x.numel() // x.shape[-1]
-    if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    # PyTorch takes oneDNN by itself in bfloat16.
+    is_slow = x.dtype == torch.float32 and is_amd()
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
         if packed is not None:
             packed.drop()
-        if x.dtype == torch.float32 and is_amd():
-            out: Tensor = _Linear.apply(x, weight, bias)
-            return out
-        return F.linear(x, weight, bias)
-    ready = packed.of(weight) if packed is not None and rows <= _MOST_ROWS else None
+        pays = is_slow and x.numel() * weight.shape[0] >= _LEAST_WORK_WITH_GRADIENT
+        out: Tensor = _Linear.apply(x, weight, bias) if pays else F.linear(x, weight, bias)
+        return out
+    few = x.numel() <= _MOST_ROWS * x.shape[-1]
+    ready = packed.of(weight) if packed is not None and few else None
     if ready is not None:
         return _onednn(x, ready, bias)
-    return _onednn(x, weight, bias) if x.dtype == torch.float32 and is_amd() else F.linear(x, weight, bias)
+    return _onednn(x, weight, bias) if is_slow else F.linear(x, weight, bias)
 
 
 def _takes(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN can compute a product, and is worth its call."""
     return (
-        x.device.type == "cpu"
+        is_fast_cpu(x.device)
+        and x.ndim > 1
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.bfloat16)
         # No subclass of a tensor, by which others quantize and distribute weights.
@@ -152,10 +151,10 @@ class _Linear(torch.autograd.Function):
 
 
 def _has_memory() -> bool:
-    """Return whether at least half of the memory is free, where the system tells."""
+    """Return whether at least a quarter of the memory is free, where the system tells."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
     sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if rest.split()}
-    return 2 * sizes.get("MemAvailable", 0) > sizes.get("MemTotal", 0)
+    return 4 * sizes.get("MemAvailable", 0) > sizes.get("MemTotal", 0)

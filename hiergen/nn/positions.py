@@ -57,7 +57,7 @@ def apply_rotary(x: Float[Tensor, "*rows k"], table: Float[Tensor, "2 *positions
     wide = x if x.dtype == torch.float64 else x.float()
     table = table.to(wide.dtype)
     if is_fast_cpu(x.device):
-        # The same numbers in a tenth of the time: one operation each way.
+        # The same in a tenth of the time: one operation each way.
         turned = torch.view_as_complex(_pairs(wide)) * torch.complex(*table)
         return torch.view_as_real(turned.contiguous()).flatten(-2).to(x.dtype)
     cos, sin = table

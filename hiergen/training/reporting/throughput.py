@@ -27,9 +27,8 @@ def flop_counter() -> FlopCounterMode:
     def backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
         return sdpa_backward_flop_count(gradient, query, key, value)
 
-    def product(x: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
-        out = out_val.shape if isinstance(out_val, torch.Tensor) else out_val
-        return 2 * math.prod(x) * out[-1]
+    def product(x: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+        return 2 * math.prod(x) * int(out_shape[-1])
 
     aten = torch.ops.aten
     formulae: dict[Any, Any] = {
