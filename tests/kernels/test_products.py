@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import jaxtyping
@@ -60,12 +61,18 @@ def test_gradients_and_their_gradients_agree_with_the_plain_layer() -> None:
         assert float((ours - theirs).detach().abs().max() / theirs.detach().abs().max()) < 1e-5
 
 
-def test_only_the_gradients_that_are_needed_are_computed() -> None:
-    x, weight, bias = _inputs(320)
-    linear(x, weight, bias.requires_grad_()).sum().backward()
-    assert x.grad is None
-    assert weight.grad is None
-    assert torch.equal(bias.grad, torch.full_like(bias, 320))  # type: ignore[arg-type]
+def test_only_the_gradients_that_are_needed_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = products._onednn
+    monkeypatch.setattr(products, "_onednn", lambda *inputs: calls.append(1) or real(*inputs))
+    for needs in itertools.product((False, True), repeat=3):
+        inputs = [tensor.requires_grad_(need) for tensor, need in zip(_inputs(320), needs, strict=True)]
+        calls.clear()
+        out = linear(*inputs)
+        if any(needs):
+            out.sum().backward()
+        assert len(calls) == 1 + needs[0] + needs[1]
+        assert [tensor.grad is not None for tensor in inputs] == list(needs)
 
 
 def test_a_weight_that_is_written_to_is_packed_anew() -> None:
