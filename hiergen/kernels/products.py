@@ -9,6 +9,7 @@ Letters: `n` rows, `d` channels that go in, `k` channels that come out.
 from __future__ import annotations
 
 import functools
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from hiergen.kernels.dispatch import is_fast_cpu
 _LEAST_WORK, _LEAST_WORK_WITH_GRADIENT = 1 << 19, 1 << 21
 #: Most rows for which a weight in oneDNN's layout pays: above, bringing it there is a small part of the work.
 _MOST_ROWS = 128
+#: Number of values by which a weight is known again.
+_NUM_VALUES = 16
 _packs = True
 
 
@@ -52,12 +55,15 @@ def is_amd() -> bool:
 class PackedWeight:
     """A copy of a weight in oneDNN's layout, made when it is first asked for.
 
-    The copy is for one state of one tensor: it is made anew when the weight was written to or replaced. Copies and pickles of this object
-    are empty.
+    The copy is for one state of one tensor: it is made anew when the weight was written to or replaced. Writing through `weight.data`
+    counts no version, so values spread over the weight are compared too; what changes none of them there goes unseen. Copies and pickles
+    of this object are empty.
     """
 
     def __init__(self) -> None:
-        self._state: tuple[int, int] | None = None
+        self._weight: weakref.ref[Tensor] | None = None
+        self._state: tuple[int, int] = (0, 0)
+        self._values: Tensor | None = None
         self._packed: Tensor | None = None
 
     def __reduce__(self) -> tuple[type[PackedWeight], tuple[()]]:
@@ -65,19 +71,21 @@ class PackedWeight:
 
     def of(self, weight: Float[Tensor, "k d"]) -> Tensor | None:
         """Return the weight in oneDNN's layout; None where that is forbidden, memory is short, or nothing tells when it is written to."""
-        if weight.is_inference():
+        if weight.is_inference() or not weight.is_contiguous():
             return None
         state = (weight.data_ptr(), weight._version)
-        if state != self._state:
+        values = weight.detach().as_strided((_NUM_VALUES,), (weight.numel() // _NUM_VALUES,))
+        is_known = self._weight is not None and self._weight() is weight and state == self._state
+        if not is_known or self._values is None or not torch.equal(values, self._values):
             # At its first use already, so that equal calls give equal digits.
             is_wanted = _packs and _has_memory()
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None) if is_wanted else None
-            self._state = state
+            self._weight, self._state, self._values = weakref.ref(weight), state, values.clone()
         return self._packed
 
     def drop(self) -> None:
         """Forget the copy."""
-        self._state, self._packed = None, None
+        self._weight, self._values, self._packed = None, None, None
 
 
 def linear(

@@ -87,6 +87,9 @@ def test_a_weight_that_is_written_to_is_packed_anew() -> None:
         layer.weight.mul_(2)
         assert torch.allclose(layer(x) - layer.bias, 2 * (before - layer.bias), atol=1e-5)
         assert layer.packed._packed is not copied
+        # As adapters are merged: no version is counted.
+        layer.weight.data += torch.randn(192, 2) @ torch.randn(2, 160)
+        assert torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-4)
         layer.load_state_dict(nn.Linear(160, 192).state_dict())
         assert torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5)
         layer.weight = nn.Parameter(torch.zeros(192, 160))
