@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images with captions, and curves. Colors are the same in all of them."""
+"""Pictures for people: grids of images with captions, curves, and texts in chunks. Colors are the same in all of them."""
 
 from __future__ import annotations
 
@@ -121,6 +121,67 @@ def log_curves(log: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict
         name: ([line["samples"] for line in log if name in line], [line[name] for line in log if name in line])
         for name in names
     }
+
+
+def save_chunks(
+    path: str | Path,
+    symbols: Sequence[str],
+    stages: Mapping[str, Sequence[bool]],
+    *,
+    columns: int = 72,
+    title: str | None = None,
+) -> None:
+    """Write a text with its chunks as one PNG: below every line of it a strip per stage, in which neighboring chunks differ in color.
+
+    Args:
+        path: Path of the PNG file.
+        symbols: One printed character per symbol (`byte_symbols`).
+        stages: By the name of a stage, whether one of its chunks begins at a symbol (`HNet.find_boundaries`), outer stages first.
+        columns: Symbols of a line.
+        title: Title above everything.
+
+    Raises:
+        ValueError: If a stage is of another number of symbols, or there is nothing to show.
+    """
+    for name, begins in stages.items():
+        if len(begins) != len(symbols):
+            raise ValueError(f"stages[{name!r}] is of {len(begins)} symbols, expected {len(symbols)}, one per symbol")
+    if not symbols or not stages:
+        raise ValueError(f"there are {len(symbols)} symbols and {len(stages)} stages, expected some of each")
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+
+    lines, height = -(-len(symbols) // columns), 1 + len(stages)
+    canvas = np.ones((lines * height, columns, 3), np.float32)
+    for row, begins in enumerate(stages.values(), start=1):
+        chunk = np.cumsum(np.asarray(begins, dtype=np.int64))
+        for place, number in enumerate(chunk.tolist()):
+            canvas[place // columns * height + row, place % columns] = to_rgb(PALETTE[number % 2 + 2 * (row % 2)])
+    extra = 0.4 if title else 0.1
+    figure = Figure(figsize=(columns * 0.11 + 1.2, lines * height * 0.2 + extra), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    for place, symbol in enumerate(symbols):
+        axis.text(
+            place % columns, place // columns * height, symbol,
+            ha="center", va="center", fontsize=8, family="monospace", color=INK, parse_math=False,
+        )  # fmt: skip
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, labelsize=7, labelcolor=INK)
+    axis.set_xticks([])
+    axis.set_yticks(range(lines * height), ["", *stages] * lines, parse_math=False)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK, parse_math=False)
+    _save(figure, path)
+
+
+def byte_symbols(text: bytes) -> list[str]:
+    """Return a printed character for each byte: that of UTF-8 at its first byte, dots for further bytes and for what cannot be printed."""
+    shown: list[str] = []
+    for symbol in text.decode("utf-8", errors="surrogateescape"):
+        printed = {"\n": "↵"}.get(symbol, symbol if symbol.isprintable() else "·")
+        shown += [printed] + ["·"] * (len(symbol.encode("utf-8", errors="surrogateescape")) - 1)
+    return shown
 
 
 def _save(figure: Any, path: str | Path) -> None:

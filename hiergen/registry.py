@@ -46,6 +46,7 @@ MODEL_CLASSES: dict[str, str] = {
     "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder.model",
     "MultiScaleVQ": "hiergen.tokenizers.multiscale_vq.model",
     "VQAutoencoder": "hiergen.tokenizers.vq_autoencoder.model",
+    "PyramidTokenizer": "hiergen.tokenizers.pyramid.model",
     "FrameTokenizer": "hiergen.tokenizers.videos.frames",
     "PatchComponents": "hiergen.tokenizers.videos.patch_components",
     "LevelAR": "hiergen.generators.level_ar.model",
@@ -54,6 +55,9 @@ MODEL_CLASSES: dict[str, str] = {
     "MaskedAR": "hiergen.generators.masked.model",
     "MaskedIds": "hiergen.generators.masked.ids.model",
     "RandomOrderAR": "hiergen.generators.random_order.model",
+    "BlockTransformer": "hiergen.generators.sequences.block.model",
+    "ByteWordTransformer": "hiergen.generators.sequences.byte_word.model",
+    "HNet": "hiergen.generators.sequences.hnet.model",
     "MaskedCascade": "hiergen.generators.masked.cascade",
     "ImageEncoder": "hiergen.pretrained.image_encoder",
 }

@@ -32,7 +32,7 @@ def test_every_preset_builds_on_the_meta_device_and_names_its_source() -> None:
         with torch.device("meta"):
             model = create(name)
         assert sum(parameter.numel() for parameter in model.parameters()) > 0
-        assert sum(spec.num_tokens for spec in model.specs) > 0
+        assert sum(spec.num_tokens for spec in model.specs) > 0 or model.is_text
 
 
 def test_every_class_of_the_tables_is_a_public_name() -> None:

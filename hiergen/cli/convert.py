@@ -28,6 +28,8 @@ FAMILIES = {
     "maskgit": "hiergen.convert.one_dimensional.maskgit",
     "maskgit-vq": "hiergen.convert.one_dimensional.maskgit_vq",
     "rar": "hiergen.convert.one_dimensional.rar",
+    "block": "hiergen.convert.sequences.block",
+    "hnet": "hiergen.convert.sequences.hnet",
     "mar3d": "hiergen.convert.cascade",
     "shape-vae": "hiergen.convert.shape_vae",
 }
@@ -39,8 +41,9 @@ class ConvertSettings(Checked):
 
     Attributes:
         family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D),
-            flow (LightningDiT, SiT), ldm-vae, llamagen, var, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN), rar or
-            flextok; "codes" for the ids that ResTok's program extracted. Or the name of official weights, e.g. "vq-16.in1k", which are
+            flow (LightningDiT, SiT), ldm-vae, llamagen, var, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN), rar,
+            flextok, hnet or block (Block Transformer); "codes" for the ids that ResTok's program extracted. Or the name of official weights,
+            e.g. "vq-16.in1k", which are
             downloaded; then the folder follows at once.
         source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
             holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
@@ -59,7 +62,7 @@ class ConvertSettings(Checked):
 
 def main(args: list[str]) -> None:
     settings = tyro.cli(ConvertSettings, args=args, prog="hiergen convert")
-    from hiergen.pretrained.hub import OFFICIAL
+    from hiergen.pretrained.official import OFFICIAL
 
     if settings.family in OFFICIAL:
         _convert_official(settings)

@@ -50,7 +50,7 @@ def main(args: list[str]) -> None:
     if settings.plan is not None:
         _describe_plan(console, settings, settings.plan)
         return
-    from hiergen.pretrained.hub import OFFICIAL
+    from hiergen.pretrained.official import OFFICIAL
     from hiergen.pretrained.packaged import packaged_models
     from hiergen.registry import list_presets
 
@@ -76,7 +76,7 @@ def main(args: list[str]) -> None:
 
 def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_json: bool) -> None:
     """Print presets by kind, then the models that come with the package."""
-    from hiergen.pretrained.hub import of_preset
+    from hiergen.pretrained.official import of_preset
     from hiergen.registry import Kind, presets
 
     kinds: tuple[Kind, ...] = get_args(Kind)
@@ -190,7 +190,7 @@ def _describe_preset(name: str) -> dict[str, Any]:
 
 def _describe_official(name: str) -> dict[str, Any]:
     """Return what is known of official weights before anything is downloaded; the sizes are those of their preset."""
-    from hiergen.pretrained.hub import OFFICIAL
+    from hiergen.pretrained.official import OFFICIAL
 
     row, described = OFFICIAL[name], _describe_preset(name.partition(".")[0])
     weights: dict[str, Any] = {"license": row.license}

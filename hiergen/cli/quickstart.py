@@ -1,12 +1,22 @@
-"""`hiergen quickstart [images|shapes|video]`: the main job on embedded data; images if no kind is named."""
+"""`hiergen quickstart [images|shapes|video|text]`: the main job on embedded data; images if no kind is named."""
 
 from __future__ import annotations
 
 from hiergen.config import nearest, parse
-from hiergen.quickstart.settings import QuickstartSettings, ShapesQuickstartSettings, VideoQuickstartSettings
+from hiergen.quickstart.settings import (
+    QuickstartSettings,
+    ShapesQuickstartSettings,
+    TextQuickstartSettings,
+    VideoQuickstartSettings,
+)
 
 #: Kinds of data and the settings of their quickstarts.
-KINDS = {"images": QuickstartSettings, "shapes": ShapesQuickstartSettings, "video": VideoQuickstartSettings}
+KINDS = {
+    "images": QuickstartSettings,
+    "shapes": ShapesQuickstartSettings,
+    "video": VideoQuickstartSettings,
+    "text": TextQuickstartSettings,
+}
 
 
 def main(args: list[str]) -> None:
@@ -30,6 +40,10 @@ def main(args: list[str]) -> None:
         from hiergen.quickstart.videos.run import run_video_quickstart
 
         run_video_quickstart(settings)
+    elif isinstance(settings, TextQuickstartSettings):
+        from hiergen.quickstart.texts.run import run_text_quickstart
+
+        run_text_quickstart(settings)
     else:
         from hiergen.quickstart.images.run import run_quickstart
 

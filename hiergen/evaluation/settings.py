@@ -149,6 +149,8 @@ class SamplingConfig(Checked):
         anneal_softmax: Let the temperature of a masked generator of ids fall over the steps.
         official_draws: Draw ids as TiTok's and RAR's programs do, with the same numbers from the same seed.
         smooth: Let VAR mix codes rather than draw one, in its smooth mode.
+        max_new_bytes: Number of bytes that a model of text makes at most.
+        stop: Strings that end a text, which is cut before the first of them.
     """
 
     guidance_scale: float | None = None
@@ -180,6 +182,8 @@ class SamplingConfig(Checked):
     anneal_softmax: bool | None = None
     official_draws: bool | None = None
     smooth: bool | None = None
+    max_new_bytes: Count | None = None
+    stop: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""What the reports of the three quickstarts share: tables in Markdown, the part about training, versions, and how they are published."""
+"""What the reports of the quickstarts share: tables in Markdown, the part about training, versions, and how they are published."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from hiergen.checked import Checked
+from hiergen.checked import Checked, Range
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.registry import Kind, get_preset, presets
 
@@ -203,6 +203,41 @@ class VideoQuickstartSettings(Checked):
         if not self.densities or not all(0 < density < 1 for density in self.densities):
             raise ValueError(f"densities are {self.densities}, expected at least one, each between 0 and 1")
         _check_presets({self.tokenizer: "PatchComponents", self.generator: "FlowTransformer"})
+
+
+@dataclasses.dataclass(frozen=True)
+class TextQuickstartSettings(Checked):
+    """Train models of bytes on Python's help topics at equal compute: flat ones, one of blocks, one of learned chunks; score and draw.
+
+    Attributes:
+        out: Folder for models, pictures and the report.
+        samples_seen: Number of training rows of the first model; the others see as many as make the same number of operations.
+        length: Bytes of a row, a multiple of 4.
+        models: Presets of models of bytes; the first sets the compute.
+        seed: Seed of all random draws.
+    """
+
+    out: str = "quickstart-text"
+    samples_seen: Annotated[int, Range(8)] = 1_600
+    length: Annotated[int, Range(16)] = 256
+    models: tuple[str, ...] = ("flat-transformer-tiny", "flat-mamba-tiny", "block-tiny", "hnet-tiny")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length % 4:
+            raise ValueError(f"length is {self.length}, expected a multiple of 4")
+        if not self.models:
+            raise ValueError("models is empty, expected at least one preset")
+        for name in self.models:
+            chosen = get_preset(name)
+            if chosen.model not in _TEXT_MODELS or chosen.config.get("level_specs") or "vocab_size" in chosen.config:
+                raise ValueError(
+                    f"preset {name!r} is a {chosen.model}, expected a model of text as bytes such as hnet-tiny"
+                )
+
+
+_TEXT_MODELS = ("HNet", "BlockTransformer", "ByteWordTransformer")
 
 
 def family(kind: Kind, preset: str) -> Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hiergen.checked import Checked, CountOrZero, NotNegative, Positive, Range, Share
@@ -66,21 +67,43 @@ def decays(name: str, parameter: nn.Parameter, *, exempt: tuple[str, ...] = ()) 
     return parameter.ndim >= 2 and not any(part in name for part in NO_DECAY + exempt)
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters, in two groups: decayed and not."""
+def make_optimizer(
+    module: nn.Module, config: OptimConfig, *, multipliers: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters, in groups: decayed and not, and these two for each factor of the learning rate.
+
+    Args:
+        module: The module.
+        config: Settings of the optimizer.
+        multipliers: Factors of the learning rate by the first parts of parameters' dotted names; what none names keeps the rate. A group
+            with a factor carries it as "multiplier", for the one who sets the rates.
+    """
     # Settings are read, and help is shown, without PyTorch.
     import torch
 
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     exempt = config.no_decay
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trainable if decays(name, p, exempt=exempt)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trainable if not decays(name, p, exempt=exempt)], "weight_decay": 0.0},
-    ]
+    factors = {name: _factor(name, multipliers or {}) for name, _ in trainable}
+    groups: list[dict[str, Any]] = []
+    for factor in sorted(set(factors.values())):
+        own = [(name, p) for name, p in trainable if factors[name] == factor]
+        extra = {} if factor == 1 else {"multiplier": factor, "lr": config.lr * factor}
+        groups += [
+            {
+                "params": [p for name, p in own if decays(name, p, exempt=exempt)],
+                "weight_decay": config.weight_decay,
+                **extra,
+            },
+            {"params": [p for name, p in own if not decays(name, p, exempt=exempt)], "weight_decay": 0.0, **extra},
+        ]
     # Fused, because only the fused step takes `found_inf`: a bad step is skipped on the device, without asking the host.
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     )
+
+
+def _factor(name: str, multipliers: Mapping[str, float]) -> float:
+    return next((factor for part, factor in multipliers.items() if f"{name}.".startswith(f"{part}.")), 1.0)
 
 
 def learning_rate(optim: OptimConfig, samples_seen: int, *, batch_size: int, samples: int, start: int = 0) -> float:

@@ -92,6 +92,11 @@ def plan_training(preset: str, *, num_gpus: int = 1) -> TrainingPlan:
     )
 
 
+def depends_on_data(model: Any) -> bool:
+    """Return whether what a pass takes depends on what is read: of models of text, and of those that find their own chunks."""
+    return not getattr(model, "specs", True) or type(model).__name__ == "HNet"
+
+
 def follow_pass(model: Any, *, shapes: ShapeBatchConfig | None = None) -> Pass:
     """Return what one training pass of one sample of a model takes, by running it: on the meta device without memory, or on a real one.
 
@@ -100,7 +105,14 @@ def follow_pass(model: Any, *, shapes: ShapeBatchConfig | None = None) -> Pass:
     Args:
         model: A tokenizer or a generator.
         shapes: Points and queries per sample, for tokenizers of shapes; None takes the defaults.
+
+    Raises:
+        ValueError: If it depends on the data (`depends_on_data`).
     """
+    if depends_on_data(model):
+        raise ValueError(
+            f"what a pass of {type(model).__name__} takes depends on what it reads: there is nothing to plan"
+        )
     model.train()
     if hasattr(model, "set_attention"):
         model.set_attention(None)

@@ -19,6 +19,7 @@ from hiergen.training.config import TrainConfig
 # What trains is imported where it is used: help, and what a wrong option is told, must not wait for PyTorch.
 if TYPE_CHECKING:
     from hiergen.training.loop import FitResult
+    from hiergen.training.plan import Pass
 
 
 def main(recipe: Callable[[], TrainConfig]) -> None:
@@ -90,7 +91,7 @@ def _describe_model(config: TrainConfig) -> None:
     from torch import nn
 
     from hiergen.training.finetune.lora import add_adapters
-    from hiergen.training.plan import follow_pass
+    from hiergen.training.plan import depends_on_data, follow_pass
     from hiergen.training.tasks.base import count_trained
 
     players, numbers = config.task.sketch(), 0
@@ -105,11 +106,19 @@ def _describe_model(config: TrainConfig) -> None:
     first = next(iter(players))
     # Tables are made on the CPU wherever the model is.
     model = nn.Module.to(getattr(players[first], "tokenizer", players[first]), "meta")
-    step = follow_pass(model, shapes=getattr(getattr(config.task, "data", None), "batch", None))
+    if depends_on_data(model):
+        print(f"activations and FLOPs of a sample depend on what {first} reads")
+    else:
+        _describe_pass(
+            config, first, follow_pass(model, shapes=getattr(getattr(config.task, "data", None), "batch", None))
+        )
+    print(f"{config.samples:,} samples to see in {config.num_steps:,} steps")
+
+
+def _describe_pass(config: TrainConfig, first: str, step: Pass) -> None:
     samples = config.batch_size // config.accumulation
     print(
         f"{step.activation_bytes * samples / 2**30:.2f} GiB of activations for the {samples} samples that one process looks at together "
         f"({step.activation_bytes / 2**20:.1f} MiB each, {first} alone, float32)"
     )
     print(f"{step.flops / 1e9:.1f} GFLOPs per sample, forward and backward, {first} alone")
-    print(f"{config.samples:,} samples to see in {config.num_steps:,} steps")

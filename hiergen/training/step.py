@@ -65,7 +65,10 @@ class Stepper:
             raise ValueError(f"sharding is 'full', expected 'none' for this task: {task.unshardable}")
         self.losses = {name: self._wrap(PlayerLoss(task, name)) for name in task.players}
         self._optim = {name: task.optim(name) or config.optim for name in task.players}
-        self.optimizers = {name: make_optimizer(module, self._optim[name]) for name, module in task.players.items()}
+        self.optimizers = {
+            name: make_optimizer(module, self._optim[name], multipliers=task.rate_multipliers(name))
+            for name, module in task.players.items()
+        }
         self.skipped = torch.zeros((), device=self._device)
         #: Samples seen before the last step that was skipped, on the device.
         self._last_bad = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -98,7 +101,7 @@ class Stepper:
         for name in active:
             rate = learning_rate(self._optim[name], samples_seen, start=task.start(name), **sizes)
             for group in self.optimizers[name].param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("multiplier", 1.0)
         terms: dict[str, Tensor] = {}
         rank = self._accelerator.process_index
         for micro, part in enumerate(_split(batch, config.accumulation)):

@@ -83,10 +83,11 @@ def test_usage_and_unknown_verbs(capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "field", "usage"),
     [
-        ([], "--num-generated", "hiergen quickstart [images|shapes|video]"),
+        ([], "--num-generated", "hiergen quickstart [images|shapes|video|text]"),
         (["images"], "--num-generated", "hiergen quickstart images"),
         (["shapes"], "--num-shapes", "hiergen quickstart shapes"),
         (["video"], "--num-clips", "hiergen quickstart video"),
+        (["text"], "--samples-seen", "hiergen quickstart text"),
     ],
 )
 def test_each_kind_of_quickstart_has_its_options(words, field, usage, capsys) -> None:

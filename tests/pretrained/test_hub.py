@@ -21,7 +21,8 @@ import hiergen
 from hiergen.__main__ import main
 from hiergen.convert.one_dimensional.flextok import to_official as flextok_to_official
 from hiergen.pretrained import hub as official
-from hiergen.pretrained.hub import OFFICIAL, Official, fetch
+from hiergen.pretrained.hub import fetch
+from hiergen.pretrained.official import OFFICIAL, Official
 from hiergen.registry import presets
 from hiergen.tokenizers.flextok.presets import AUTOENCODER
 from hiergen.training.finetune.weights import load_source

@@ -12,6 +12,7 @@ import torch
 from hiergen.data.codes import write_codes
 from hiergen.data.config import DataConfig
 from hiergen.data.shapes.config import ShapeBatchConfig, ShapeDataConfig
+from hiergen.data.text.config import TextDataConfig
 from hiergen.geometry.surface_sampling import SamplingSettings
 from hiergen.pyramid import TokenPyramid, specs_to_json
 from hiergen.registry import create
@@ -21,6 +22,7 @@ from hiergen.training.tasks.settings import (
     ShapeGeneratorTaskConfig,
     ShapeTokenizerTaskConfig,
     TaskConfig,
+    TextTaskConfig,
     TokenizerTaskConfig,
 )
 from hiergen.training.tasks.term_settings import AdversarialConfig, CodebookConfig
@@ -107,4 +109,14 @@ KINDS = {
     "flow": generator("flow-tiny", dim=16, depth=1, num_heads=2),
     "shape vae": lambda folder: ShapeTokenizerTaskConfig(overrides={**VAE, "point_counts": [32, 16, 8]}, data=SHAPES),
     "cascade": generator("mar3d-tiny", **CASCADE),
+    "text": lambda folder: TextTaskConfig(
+        overrides={
+            "dims": [16, 32],
+            "num_heads": [2, 2],
+            "layout": ["m1", ["T1"], "m1"],
+            "state_dim": 8,
+            "head_dim": 8,
+        },
+        data=TextDataConfig(length=32),
+    ),
 }

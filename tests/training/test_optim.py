@@ -98,3 +98,13 @@ def test_horizons_are_checked(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         config(**changes)
     assert config(samples=1101).num_steps == 111
+
+
+def test_factors_of_the_learning_rate_make_groups_of_their_own() -> None:
+    module = nn.ModuleDict({"head": nn.Linear(2, 2), "header": nn.Linear(2, 2), "body": nn.Linear(2, 2)})
+    optimizer = make_optimizer(module, OptimConfig(lr=0.1, weight_decay=0.3), multipliers={"head": 3.0, "body": 0.5})
+    found = [(group.get("multiplier"), group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert found == [
+        (0.5, 0.05, 0.3), (0.5, 0.05, 0.0), (None, 0.1, 0.3), (None, 0.1, 0.0), (3.0, pytest.approx(0.3), 0.3), (3.0, pytest.approx(0.3), 0.0),
+    ]  # fmt: skip
+    assert optimizer.param_groups[2]["params"] == [module["header"].weight]

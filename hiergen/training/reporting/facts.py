@@ -10,6 +10,7 @@ import torch
 import hiergen
 from hiergen.data.codes import INDEX
 from hiergen.data.shapes.config import ShapeDataConfig
+from hiergen.data.text.config import TextDataConfig
 from hiergen.pipelines.card import TrainingFacts
 from hiergen.training.config import TrainConfig
 from hiergen.training.tasks.base import Task
@@ -17,6 +18,9 @@ from hiergen.training.tasks.base import Task
 #: Data that come with the package, by their names as a source.
 EMBEDDED = {
     "digits": "scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, CC BY 4.0)",
+    "topics": "Python's help topics",
+    "python": "the sources of Python's standard library",
+    "descriptions": "scikit-learn's descriptions of its data sets",
     "moving-digits": "moving handwritten digits made of scikit-learn's (UCI, Alpaydin and Kaynak, CC BY 4.0)",
 }
 
@@ -27,7 +31,7 @@ def training_facts(config: TrainConfig, task: Task, samples_seen: int) -> Traini
     return TrainingFacts(
         preset=getattr(settings, "preset", ""),
         data=_name_cache(getattr(settings, "codes", "")) if data is None else name_source(data.source),
-        unit="encoded sample" if data is None else "shape" if isinstance(data, ShapeDataConfig) else "image",
+        unit=_unit(data),
         samples=len(task.dataset),
         classes=len(getattr(task.dataset, "classes", ())),
         size=getattr(data, "size", None),
@@ -39,6 +43,15 @@ def training_facts(config: TrainConfig, task: Task, samples_seen: int) -> Traini
         hiergen=hiergen.__version__,
         torch=torch.__version__,
     )
+
+
+def _unit(data: object) -> str:
+    """Return what a sample is, by the settings of the data."""
+    if data is None:
+        return "encoded sample"
+    if isinstance(data, TextDataConfig):
+        return "text row"
+    return "shape" if isinstance(data, ShapeDataConfig) else "image"
 
 
 def _name_cache(codes: str) -> str:

@@ -50,6 +50,11 @@ class Task(abc.ABC):
         """Return a player's own optimizer settings; None takes the run's."""
         return None
 
+    def rate_multipliers(self, player: str) -> dict[str, float]:
+        """Return factors of a player's learning rate by the first parts of its parameters' names; by default what the model says."""
+        found: dict[str, float] = getattr(self.players[player], "rate_multipliers", dict)()
+        return found
+
     def start(self, player: str) -> int:
         """Return the samples seen before a player's first update; its schedule counts from there."""
         return 0

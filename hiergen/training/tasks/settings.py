@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hiergen.checked import Checked, CountOrZero, NotNegative
 from hiergen.data.config import DataConfig
 from hiergen.data.shapes.config import ShapeDataConfig
+from hiergen.data.text.config import TextDataConfig
 from hiergen.training.tasks.term_settings import (
     AdversarialConfig,
     AlignmentConfig,
@@ -59,6 +60,7 @@ class GeneratorTaskConfig(TaskConfig):
         codes: Folder that `hiergen encode` wrote.
         class_paths: Read the names of classes as paths, "group/subgroup | attribute" (`ClassHierarchy.from_names`), of which the generator
             learns every level: it can then be asked for a group, or an attribute, alone.
+        class_table: CSV file of the classes' groups, coarse to fine, in place of their names (`ClassHierarchy.from_table`).
         validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
             interval; None for none.
         tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
@@ -71,6 +73,7 @@ class GeneratorTaskConfig(TaskConfig):
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     codes: str = "codes"
     class_paths: bool = False
+    class_table: str | None = None
     validation_codes: str | None = None
     tokenizer: str | None = None
     random_until: tuple[CountOrZero, CountOrZero] | None = None
@@ -105,7 +108,44 @@ class GeneratorTaskConfig(TaskConfig):
         from hiergen.training.tasks.generator import read_sizes
 
         with torch.device("meta"):
-            return {"generator": create(self.preset, **{**read_sizes(self.codes, self.class_paths), **self.overrides})}
+            return {
+                "generator": create(
+                    self.preset, **{**read_sizes(self.codes, self.class_paths, self.class_table), **self.overrides}
+                )
+            }
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTaskConfig(TaskConfig):
+    """Train a model of sequences on texts, as bytes.
+
+    Attributes:
+        preset: Name of a preset of a model of text.
+        overrides: Entries of the preset's config to replace.
+        data: The texts. The rows of a model of blocks must be multiples of a block long, and its texts then begin with a block.
+        validation: Held-out texts, scored at every checkpoint interval by "val/bits_per_byte" and what else the model logs; None for none.
+    """
+
+    preset: str = "hnet-tiny"
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data: TextDataConfig = dataclasses.field(default_factory=TextDataConfig)
+    validation: TextDataConfig | None = None
+
+    def build(self) -> Task:
+        from hiergen.training.tasks.text import TextTask
+
+        return TextTask(self)
+
+    def follows(self, model: str) -> str:
+        return f'in Python, hiergen.from_pretrained("{model}").generate_text("The ")'
+
+    def sketch(self) -> dict[str, nn.Module]:
+        import torch
+
+        from hiergen.registry import create
+
+        with torch.device("meta"):
+            return {"model": create(self.preset, **self.overrides)}
 
 
 @dataclasses.dataclass(frozen=True)

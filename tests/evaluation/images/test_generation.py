@@ -25,6 +25,7 @@ from hiergen.generators.masked.ids.settings import MaskedIdsSettings
 from hiergen.generators.masked.settings import MaskedARSettings
 from hiergen.generators.next_scale.model import NextScaleSettings
 from hiergen.generators.random_order.model import RandomOrderARSettings
+from hiergen.generators.sequences.settings import SequenceSettings, TextSettings
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.registry import create
@@ -206,7 +207,7 @@ def test_every_setting_of_every_generator_can_be_given() -> None:
     known = {field.name for field in dataclasses.fields(SamplingConfig)}
     classes = (
         FlowSettings, LevelARSettings, MaskedARSettings, MaskedCascadeSettings, MaskedIdsSettings, NextScaleSettings,
-        RandomOrderARSettings,
+        RandomOrderARSettings, SequenceSettings, TextSettings,
     )  # fmt: skip
     found = {field.name for kind in classes for field in dataclasses.fields(kind)}
     # These two do not change what is drawn, or change how many levels there are.

@@ -11,6 +11,7 @@ from hiergen.training.tasks import settings, term_settings
 TASKS = {
     "base": ["TaskConfig"],
     "generator": ["GeneratorTaskConfig"],
+    "text": ["TextTaskConfig"],
     "tokenizer": ["TokenizerTaskConfig"],
     "shapes": ["ShapeTokenizerTaskConfig", "ShapeGeneratorTaskConfig"],
 }

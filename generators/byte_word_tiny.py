@@ -1,0 +1,26 @@
+"""Train byte-word-tiny on Python's help topics, as bytes.
+
+Data: comes with Python. Time: not measured to its end. Extra: none.
+"""
+
+from hiergen.data.text.config import TextDataConfig
+from hiergen.training.config import OptimConfig, TrainConfig
+from hiergen.training.run import main
+from hiergen.training.tasks.settings import TextTaskConfig
+
+
+def recipe() -> TrainConfig:
+    return TrainConfig(
+        task=TextTaskConfig(preset="byte-word-tiny", validation=TextDataConfig(split="test", shifts=False)),
+        out="runs/byte_word_tiny",
+        samples=24_000,
+        batch_size=8,
+        optim=OptimConfig(lr=2e-3, weight_decay=0.1, warmup_samples=1_000, final_lr_ratio=0.05),
+        ema_decay=0.99,
+        log_every=400,
+        checkpoint_every=4_000,
+    )
+
+
+if __name__ == "__main__":
+    main(recipe)

@@ -1,0 +1,1 @@
+"""Official checkpoints of models of sequences, one file per family."""

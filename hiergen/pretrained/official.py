@@ -1,0 +1,221 @@
+"""Where official weights are: the one table of them.
+
+A name is that of a preset and, behind a dot, of the training: "llamagen-b-256.in1k". `hiergen.pretrained.hub` brings them into the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Official:
+    """Official weights of one model.
+
+    Attributes:
+        license: License of the weights, as their authors state it.
+        is_restricted: Whether the license restricts the use, or none is stated; it is then printed when the weights are downloaded.
+        repository: Repository on the Hub, `owner/name`; None where the weights are on none.
+        files: Names in the repository. A name may list alternatives, "a|b": the first that is there is taken. A `.json` file holds the
+            official configuration.
+        converter: "module:function" of what makes a model of the files: called with the content of the only file, or with a dictionary
+            of contents by name where there are several, and with `config`.
+        config: What the converter gets as its second argument, beside the entries of the official configuration, which it replaces.
+        revision: Commit, tag or branch of the repository; None is the main branch.
+        sha256: Digests of files by name, where they are known. Others are checked against what the Hub says.
+        download: Size of the download in words, where it is known.
+        tokenizer: Name of the official tokenizer that a generator is paired with, in a pipeline.
+        tokenizer_config: Entries of the tokenizer's config that this generator needs otherwise, e.g. its image size.
+        pipeline: Class of that pipeline.
+        by_hand: What to do for weights that cannot be downloaded from here; a sentence.
+    """
+
+    license: str
+    is_restricted: bool = False
+    repository: str | None = None
+    files: tuple[str, ...] = ()
+    converter: str = ""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    revision: str | None = None
+    sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    download: str | None = None
+    tokenizer: str | None = None
+    tokenizer_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pipeline: str = "ClassToImagePipeline"
+    by_hand: str | None = None
+
+
+_UNSTATED: dict[str, Any] = {"license": "not stated by the authors", "is_restricted": True}
+_MAR = "get checkpoint-last.pth of this size from the list at https://github.com/LTH14/mar, then `hiergen convert mar FILE FOLDER`"
+_LLAMAGEN: dict[str, Any] = {
+    "license": "MIT",
+    "repository": "FoundationVision/LlamaGen",
+    "converter": "hiergen.convert.llamagen:from_official",
+}
+
+
+_VAR: dict[str, Any] = {
+    "license": "MIT",
+    "repository": "FoundationVision/var",
+    "converter": "hiergen.convert.var:from_official",
+}
+_VAR_TOKENIZER = "vae_ch160v4096z32.pth"
+
+
+def _var(file: str, **tokenizer_config: Any) -> Official:
+    """Return the row of a generator, which is converted with its tokenizer: it holds a copy of its codebook."""
+    pair: dict[str, Any] = {"tokenizer": "multiscale-vq-680.openimages", "tokenizer_config": tokenizer_config}
+    return Official(**_VAR, **pair, files=(file, _VAR_TOKENIZER))
+
+
+def _llamagen(file: str, *, image_size: int, download: str | None = None) -> Official:
+    """Return the row of a generator, which works on VQ-16 at this image size."""
+    size = {"image_size": image_size}
+    pair: dict[str, Any] = {"tokenizer": "vq-16.in1k", "tokenizer_config": size}
+    return Official(**_LLAMAGEN, **pair, files=(file,), config=size, download=download)
+
+
+_TITOK: dict[str, Any] = {"license": "Apache-2.0", "repository": "fun-research/TiTok"}
+_TITOK_CONVERTER = "hiergen.convert.one_dimensional.titok:from_official"
+
+
+def _titok_pair(size: str) -> dict[str, Official]:
+    """Return the rows of a tokenizer in two stages and of its generator."""
+    short, tokenizer = size.replace("-", ""), f"titok-{size}.in1k"
+    maskgit: dict[str, Any] = {"converter": "hiergen.convert.one_dimensional.maskgit:from_official"}
+    return {
+        tokenizer: Official(**_TITOK, files=(f"tokenizer_titok_{short}.bin",), converter=_TITOK_CONVERTER),
+        f"maskgit-{size}.in1k": Official(
+            **_TITOK, **maskgit, files=(f"generator_titok_{short}.bin",), tokenizer=tokenizer
+        ),
+    }
+
+
+def _titok_in_one_stage(name: str) -> Official:
+    """Return the row of a tokenizer that has a repository of its own, in the form that the Hub's client gives a model."""
+    repository = f"yucornetto/tokenizer_titok_{name}_imagenet"
+    return Official(
+        license="Apache-2.0", repository=repository, files=("model.safetensors",), converter=_TITOK_CONVERTER
+    )
+
+
+def _rar(size: str) -> Official:
+    return Official(
+        license="Apache-2.0",
+        repository="yucornetto/RAR",
+        files=(f"rar_{size}.bin",),
+        converter="hiergen.convert.one_dimensional.rar:from_official",
+        tokenizer="maskgit-vq.in1k",
+    )
+
+
+def _flextok(name: str) -> Official:
+    """Return the row of a tokenizer whose configuration stands beside its weights, and tells what no tensor does."""
+    return Official(
+        license="Apple Machine Learning Research Model: research only, no commercial use",
+        is_restricted=True,
+        repository=f"EPFL-VILAB/flextok_{name}",
+        files=("model.safetensors", "config.json"),
+        converter="hiergen.convert.one_dimensional.flextok:from_official",
+    )
+
+
+def _hnet(name: str) -> Official:
+    """Return the row of a model of text, whose file holds a pickled configuration beside the tensors."""
+    return Official(
+        **_UNSTATED,
+        repository=f"cartesia-ai/{name}",
+        by_hand=f"get its .pt file from https://huggingface.co/cartesia-ai/{name}, save the tensors in it alone, without the configuration "
+        "that may be pickled beside them, as .safetensors, then `hiergen convert hnet FILE FOLDER`",
+    )
+
+
+OFFICIAL: dict[str, Official] = {
+    "restok-l-128.in1k": Official(
+        **_UNSTATED,
+        repository="xushu-me/restok_l_128.r256_in1k",
+        files=("model.safetensors|pytorch_model.bin",),
+        converter="hiergen.convert.restok:from_official",
+    ),
+    "har-l.in1k": Official(
+        **_UNSTATED,
+        repository="xushu-me/llamagen_l_c2i_restok_l_128.r256_in1k",
+        files=("model.safetensors|pytorch_model.bin",),
+        converter="hiergen.convert.level_ar:from_official",
+        tokenizer="restok-l-128.in1k",
+    ),
+    "vq-16.in1k": Official(**_LLAMAGEN, files=("vq_ds16_c2i.pt",)),
+    "vq-8.in1k": Official(**_LLAMAGEN, files=("vq_ds8_c2i.pt",)),
+    "llamagen-b-256.in1k": _llamagen("c2i_B_256.pt", image_size=256, download="444 MB"),
+    "llamagen-b-576.in1k": _llamagen("c2i_B_384.pt", image_size=384, download="444 MB"),
+    "llamagen-l-256.in1k": _llamagen("c2i_L_256.pt", image_size=256, download="1.37 GB"),
+    "llamagen-l-576.in1k": _llamagen("c2i_L_384.pt", image_size=384, download="1.37 GB"),
+    "llamagen-xl-576.in1k": _llamagen("c2i_XL_384.pt", image_size=384),
+    "llamagen-xxl-576.in1k": _llamagen("c2i_XXL_384.pt", image_size=384),
+    "llamagen-3b-576.in1k": _llamagen("c2i_3B_384.pt", image_size=384, download="12.4 GB"),
+    "multiscale-vq-680.openimages": Official(**_VAR, files=(_VAR_TOKENIZER,)),
+    **{f"var-d{depth}.in1k": _var(f"var_d{depth}.pth") for depth in (16, 20, 24, 30)},
+    "var-d36-512.in1k": _var("var_d36.pth", image_size=512, sides=[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
+    **{name: row for size in ("l-32", "b-64", "s-128") for name, row in _titok_pair(size).items()},
+    **{
+        f"titok-{name}.in1k": _titok_in_one_stage(official)
+        for name, official in (
+            ("bl-64", "bl64_vq8k"),
+            ("bl-128", "bl128_vq8k"),
+            ("sl-256", "sl256_vq8k"),
+            ("ll-32-vae", "ll32_vae_c16"),
+            ("bl-64-vae", "bl64_vae_c16"),
+            ("bl-128-vae", "bl128_vae_c16"),
+        )
+    },
+    "maskgit-vq.in1k": Official(
+        **_TITOK,
+        files=("maskgit-vqgan-imagenet-f16-256.bin",),
+        converter="hiergen.convert.one_dimensional.maskgit_vq:from_official",
+    ),
+    **{f"rar-{size}.in1k": _rar(size) for size in ("b", "l", "xl", "xxl")},
+    "flextok-d12-d12.in1k": _flextok("d12_d12_in1k"),
+    "flextok-d18-d18.in1k": _flextok("d18_d18_in1k"),
+    "flextok-d18-d28.in1k": _flextok("d18_d28_in1k"),
+    "flextok-d18-d28.dfn": _flextok("d18_d28_dfn"),
+    **{
+        f"hnet-{stages}stage-{size.lower()}.fineweb-edu": _hnet(f"hnet_{stages}stage_{size}")
+        for stages in (1, 2)
+        for size in ("L", "XL")
+    },
+    "hnet-2stage-xl-chinese.fineweb-edu-chinese": _hnet("hnet_2stage_XL_chinese"),
+    "hnet-2stage-xl-code.pile-github": _hnet("hnet_2stage_XL_code"),
+    "va-vae-f16d32.in1k": Official(
+        license="MIT",
+        repository="hustvl/vavae-imagenet256-f16d32-dinov2",
+        files=("vavae-imagenet256-f16d32-dinov2.pt",),
+        converter="hiergen.convert.ldm_vae:from_official",
+        download="2.15 GB",
+    ),
+    "lightningdit-xl.in1k": Official(
+        license="MIT",
+        repository="hustvl/lightningdit-xl-imagenet256-800ep",
+        by_hand="get its checkpoint from https://huggingface.co/hustvl/lightningdit-xl-imagenet256-800ep, then `hiergen convert flow "
+        "FILE FOLDER --config` with latent_mean and latent_std of latents_stats.pt, which stands beside VA-VAE's weights",
+    ),
+    **{f"mar-{size}.in1k": Official(license="MIT", by_hand=_MAR) for size in ("b", "l", "h")},
+    **{
+        f"block-{size}.pile": Official(
+            license="MIT",
+            by_hand="get model.safetensors of this size by the links of https://github.com/itsnamgyu/block-transformer, then "
+            "`hiergen convert block FILE FOLDER`",
+        )
+        for size in ("5m", "19m", "85m", "302m", "805m", "1200m")
+    },
+    "kl-16.in1k": Official(
+        license="MIT",
+        by_hand="get kl16.ckpt by the download program of https://github.com/LTH14/mar, then `hiergen convert ldm-vae FILE FOLDER`",
+    ),
+}
+
+
+def of_preset(preset: str) -> list[str]:
+    """Return the names of the official weights of a preset: the preset's own name with a training behind it."""
+    return [name for name in OFFICIAL if name.partition(".")[0] == preset]
