@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hiergen.benchmarks.measuring.plain.restok import PlainResTok
-from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.measuring.timing import describe_times, plainly, publish, random_model, take_turns
 from hiergen.benchmarks.measuring.work import measure_work
 from hiergen.benchmarks.settings import ResTokSettings
 from hiergen.environment import choose_device
@@ -56,7 +56,10 @@ def _measure(model: ResTok, batch: int, settings: ResTokSettings, device: torch.
         for direction, value in (("encode", images), ("decode", pyramid)):
             calls = {name: getattr(program, direction) for name, program in (("hiergen", model), ("plain", plain))}
             times = take_turns(
-                {name: functools.partial(call, value) for name, call in calls.items()},
+                {
+                    "hiergen": functools.partial(calls["hiergen"], value),
+                    "plain": plainly(functools.partial(calls["plain"], value)),
+                },
                 repeats=settings.repeats,
                 device=device,
             )

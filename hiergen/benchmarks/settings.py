@@ -75,7 +75,7 @@ class TrainResTokSettings(RepeatedSettings):
     """Time a training step.
 
     Attributes:
-        preset: A ResTok preset.
+        preset: A ResTok preset, or one of HAR, which has none of the terms.
         batch: Images per step.
         perceptual: Network of LPIPS; "none" for no perceptual term.
         discriminator: Kind of discriminator; "none" for a single player.

@@ -1,4 +1,6 @@
-"""`hiergen bench train-restok`: time, split and model FLOPs utilization of a training step of ResTok with any of its terms.
+"""`hiergen bench train-restok`: time, split and model FLOPs utilization of a training step of ResTok with any of its terms, or of HAR.
+
+The step takes turns with the same one in PyTorch's own operations (`hiergen.kernels.dispatch.plain_on_cpu`).
 
 FLOPs are those of matrix products, convolutions and attention in both directions, counted by PyTorch over a real step. The peak that they
 are held against is a matrix product measured in the same run. All networks have random weights, which cost the same.
@@ -7,6 +9,7 @@ are held against is a matrix product measured in the same run. All networks have
 from __future__ import annotations
 
 import dataclasses
+import operator
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +17,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiergen.benchmarks.measuring.timing import check_kind, clock, describe_machine, timed
+from hiergen.benchmarks.measuring.timing import clock, describe_machine, plainly, take_turns
 from hiergen.benchmarks.settings import TrainResTokSettings
 from hiergen.environment import choose_device
+from hiergen.pyramid import TokenPyramid
+from hiergen.registry import create, get_preset
 from hiergen.training.config import OptimConfig
 from hiergen.training.ema import Average
 from hiergen.training.optim import make_optimizer
@@ -33,9 +39,11 @@ def run(settings: TrainResTokSettings) -> dict[str, Any]:
     """Measure, print a table, and return all numbers as JSON values.
 
     Raises:
-        ValueError: If the preset is no ResTok.
+        ValueError: If the preset is neither a ResTok nor a LevelAR.
     """
-    check_kind(settings.preset, "ResTok")
+    kind = get_preset(settings.preset).model
+    if kind not in ("ResTok", "LevelAR"):
+        raise ValueError(f"preset {settings.preset!r} is a {kind}, expected a ResTok or a LevelAR")
     device = choose_device(settings.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -45,16 +53,15 @@ def run(settings: TrainResTokSettings) -> dict[str, Any]:
         # Plain attention, because not every fused kernel has a formula in the counter.
         step()
     flops = counter.get_total_flops()
-    seconds, parts = [], []
-    for _ in range(settings.repeats):
-        seconds.append(timed(step, device)[0])
-        parts.append(step.split())
+    times = take_turns({"hiergen": step, "plain": plainly(step)}, repeats=settings.repeats, device=device)
+    seconds, parts = times["hiergen"], [step.split() for _ in range(settings.repeats)]
     peak = 1e12 * measure_peak(device, getattr(torch, settings.dtype))
     median = statistics.median(seconds)
     result = {
         "settings": dataclasses.asdict(settings),
         "machine": describe_machine(device),
         "step_s": {"median": median, "min": min(seconds), "max": max(seconds)},
+        "times_faster_than_plain": statistics.median(map(operator.truediv, times["plain"], seconds)),
         "images_per_s": settings.batch / median,
         "flops": flops,
         "peak_flops_per_s": peak,
@@ -66,14 +73,20 @@ def run(settings: TrainResTokSettings) -> dict[str, Any]:
 
 
 class _Step:
-    """One optimizer step of every player on fixed random images."""
+    """One optimizer step of every player on fixed random images or ids."""
 
     def __init__(self, settings: TrainResTokSettings, device: torch.device) -> None:
         self.device, self._dtype = device, getattr(torch, settings.dtype)
-        self.task = TokenizerTask(_config(settings))
-        side, channels = self.task.tokenizer.layout.image_size, self.task.tokenizer.layout.in_channels
         rng = torch.Generator().manual_seed(settings.seed)
-        self._batch = {"image": (torch.rand(settings.batch, channels, side, side, generator=rng) * 2 - 1).to(device)}
+        self.task: TokenizerTask | _IdsTask
+        if get_preset(settings.preset).model == "LevelAR":
+            self.task = _IdsTask(settings.preset)
+            batch = self.task.draw(settings.batch, rng)
+        else:
+            self.task = TokenizerTask(_config(settings))
+            side, channels = self.task.tokenizer.layout.image_size, self.task.tokenizer.layout.in_channels
+            batch = {"image": torch.rand(settings.batch, channels, side, side, generator=rng) * 2 - 1}
+        self._batch = {name: value.to(device) for name, value in batch.items()}
         for module in self.task.players.values():
             module.to(device).train()
         optim = OptimConfig()
@@ -116,6 +129,26 @@ class _Step:
         return seconds
 
 
+class _IdsTask:
+    """The loss of a generator on random ids: `GeneratorTask` without a cache of codes."""
+
+    def __init__(self, preset: str) -> None:
+        self.model = create(preset)
+        self.players: dict[str, nn.Module] = {"generator": self.model}
+
+    def draw(self, batch: int, rng: torch.Generator) -> dict[str, Tensor]:
+        vocab_size, num_classes = self.model.specs[0].vocab_size, self.model.config["num_classes"]
+        ids = torch.randint(vocab_size, (batch, self.model.num_tokens), generator=rng)
+        return {"ids": ids, "label": torch.randint(num_classes, (batch,), generator=rng)}
+
+    def begin_step(self, samples_seen: int) -> None: ...
+
+    def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        pyramid = TokenPyramid.split(batch["ids"], self.model.specs)
+        losses: dict[str, Tensor] = self.model.loss(pyramid, batch["label"], rng=rng)
+        return losses
+
+
 def _config(settings: TrainResTokSettings) -> TokenizerTaskConfig:
     perceptual = adversarial = alignment = None
     if settings.perceptual != "none":
@@ -146,6 +179,6 @@ def _print(result: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"step {1e3 * step['median']:.1f} ms ({1e3 * step['min']:.1f} to {1e3 * step['max']:.1f}), "
-        f"{result['images_per_s']:.2f} images/s, {result['flops'] / 1e9:.1f} GFLOP; "
+        f"{result['times_faster_than_plain']:.2f} times faster than in PyTorch's own operations, {result['images_per_s']:.2f} images/s, {result['flops'] / 1e9:.1f} GFLOP; "
         f"MFU {result['mfu']:.1%} of {result['peak_flops_per_s'] / 1e9:.1f} GFLOP/s in a matrix product"
     )

@@ -13,7 +13,7 @@ BENCHMARKS = {
     "all": "all of the following at sizes for this machine, one table of ratios; --quick takes small sizes",
     "attention": "the backends of dense and level-masked attention, against PyTorch's fused attention under a dense mask",
     "restok": "ResTok encode and decode, against a plain transcription that rebuilds masks and rotary tables",
-    "train-restok": "a training step of ResTok: time, split, and FLOPs against the peak of a matrix product",
+    "train-restok": "a training step of ResTok or HAR: time, split, FLOPs against the peak of a product, and the same step in plain operations",
     "hieratok": "HieraTok decoding with a dense mask, with one attention call per scale, and with a single scale",
     "har": "HAR sampling with and without cache, against a plain transcription of the official loop",
     "var": "VAR sampling with and without cache, against a plain transcription of the official loop",

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hiergen.checked import Checked, CountOrZero, NotNegative, Share
+from hiergen.kernels.dispatch import is_fast_cpu
 from hiergen.seeding import Rng, draw_exponential
 
 
@@ -43,8 +44,33 @@ def keep_top_k(logits: Float[Tensor, "... v"], k: int) -> Float[Tensor, "... v"]
 
 
 def keep_top_p(logits: Float[Tensor, "... v"], p: float) -> Float[Tensor, "... v"]:
-    """Return the logits with all ids at minus infinity before which the more probable ones already sum to more than `p`."""
-    ordered, index = logits.sort(dim=-1, descending=True)
+    """Return the logits with all ids at minus infinity before which the more probable ones already sum to more than `p`.
+
+    Of equal logits the first are kept. On a CPU only the largest are sorted, where they suffice.
+    """
+    few = logits.shape[-1] // 16
+    # Elsewhere the host would wait for the device to hear whether they suffice.
+    if few < 32 or not is_fast_cpu(logits.device):
+        return _keep_top_p_by_sort(logits, p)
+    rows = logits.flatten(0, -2)
+    ordered = rows.topk(few, dim=-1).values
+    total = (ordered - rows.logsumexp(dim=-1, keepdim=True)).exp().cumsum(dim=-1)
+    num_kept = 1 + (total[:, :-1] <= p).sum(dim=-1, keepdim=True)
+    threshold = ordered.gather(-1, num_kept - 1)
+    kept, ties = rows > threshold, rows == threshold
+    num_ties = num_kept - kept.sum(dim=-1, keepdim=True)
+    if bool((ties.sum(dim=-1, keepdim=True) > num_ties).any()):
+        ties &= ties.cumsum(dim=-1) <= num_ties
+    out = rows.masked_fill(~(kept | ties), -math.inf)
+    # Not <=, which is false for NaN.
+    short = ~(total[:, -1] > p)
+    if bool(short.any()):
+        out[short] = _keep_top_p_by_sort(rows[short], p)
+    return out.view_as(logits)
+
+
+def _keep_top_p_by_sort(logits: Float[Tensor, "... v"], p: float) -> Float[Tensor, "... v"]:
+    ordered, index = logits.sort(dim=-1, descending=True, stable=True)
     total = ordered.softmax(dim=-1).cumsum(dim=-1)
     # An id is judged by the sum *before* it, so the one that crosses the threshold stays, and so does the first.
     dropped = torch.zeros_like(total, dtype=torch.bool)

@@ -32,8 +32,8 @@ def attention(
         scale: Factor of the scores; None is 1 / sqrt(k).
         backend: "sdpa" is PyTorch's fused attention, "reference" the plain formula, "grouped" one fused call per group of `spans` with its
             keys cut, "flex" FlexAttention with a block mask made once per `spans`, "xformers" its memory-efficient attention, "hub" a
-            FlashAttention kernel of the Hugging Face Hub. "auto" takes the first, but for training in bfloat16 on a CPU on up to 512
-            keys the second, whose backward pass takes a fifth of the time there.
+            FlashAttention kernel of the Hugging Face Hub. "auto" takes the first, but in bfloat16 on a CPU on up to 512 keys the
+            second, which takes half of the time there and its backward pass a fifth; with AMX only where there is a backward pass.
 
     Raises:
         ValueError: If `backend` is unknown, mask and spans are both given, or the spans are of another number of tokens.

@@ -5,15 +5,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 logger = logging.getLogger(__name__)
+
+_takes_plain = False
+
+
+@contextlib.contextmanager
+def plain_on_cpu() -> Iterator[None]:
+    """Inside, what has a plain form of a few lines and a faster one for CPUs (linear layers, rotations, the layout of maps, top-p) takes the
+    plain one: what the faster one is tested against and timed beside."""
+    global _takes_plain
+    before, _takes_plain = _takes_plain, True
+    try:
+        yield
+    finally:
+        _takes_plain = before
+
+
+def is_fast_cpu(device: torch.device) -> bool:
+    """Return whether to take an operation's form for CPUs: the tensors lie on one, nothing is traced, and the plain form was not asked for."""
+    return device.type == "cpu" and not torch.compiler.is_compiling() and not _takes_plain
 
 
 class AttentionRequest(NamedTuple):

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hiergen.kernels.dispatch import is_fast_cpu
+
 
 def rotary_angles(positions: Float[Tensor, "n a"], head_dim: int, *, theta: float = 10000.0) -> Float[Tensor, "n half"]:
     """Return the rotation angle of every channel pair, in radians, `half = head_dim / 2`, float64.
@@ -53,9 +55,21 @@ def apply_rotary(x: Float[Tensor, "*rows k"], table: Float[Tensor, "2 *positions
     Computed in float32 (float64 stays float64), returned in the dtype of `x`.
     """
     wide = x if x.dtype == torch.float64 else x.float()
-    cos, sin = table.to(wide.dtype)
+    table = table.to(wide.dtype)
+    if is_fast_cpu(x.device):
+        # The same in a tenth of the time: one operation each way.
+        turned = torch.view_as_complex(_pairs(wide)) * torch.complex(*table)
+        return torch.view_as_real(turned.contiguous()).flatten(-2).to(x.dtype)
+    cos, sin = table
     u, v = wide.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((u * cos - v * sin, u * sin + v * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Return the channels in adjacent pairs, laid out as complex numbers are."""
+    *strides, last = x.stride()
+    is_fit = last == 1 and not x.storage_offset() % 2 and not any(stride % 2 for stride in strides)
+    return (x if is_fit else x.clone(memory_format=torch.contiguous_format)).unflatten(-1, (-1, 2))
 
 
 def pairwise_table(half_table: Float[Tensor, "2 n half"]) -> Float[Tensor, "2 n k"]:

@@ -64,8 +64,11 @@ def test_ratios_by_hand() -> None:
     assert ratios_of("psa-quality", quality, MACHINE) == [
         Ratio("psa-quality", "density 0.2", "block mask, by error", 4.0)
     ]
-    training = {"settings": {"preset": "p", "batch": 4}, "mfu": 0.6}
-    assert ratios_of("train-restok", training, MACHINE) == [Ratio("train-restok", "p, batch 4", "bound", 0.6)]
+    training = {"settings": {"preset": "p", "batch": 4}, "mfu": 0.6, "times_faster_than_plain": 1.5}
+    assert ratios_of("train-restok", training, MACHINE) == [
+        Ratio("train-restok", "p, batch 4", "plain", 1.5),
+        Ratio("train-restok", "p, batch 4", "bound", 0.6),
+    ]
     with pytest.raises(ValueError, match="benchmark is 'chess', expected one of restok, "):
         ratios_of("chess", {}, MACHINE)
 

@@ -45,10 +45,21 @@ def test_the_count_agrees_with_a_hand_count_of_the_linear_layers() -> None:
     assert 0.1 * total < sum(counted) < total
 
 
+def test_a_step_of_har_is_held_against_plain_operations() -> None:
+    found = run(TrainResTokSettings(preset="har-tiny", batch=2, repeats=1, device="cpu"))
+    assert list(found["split_s"]) == [
+        "generator: forward and losses",
+        "generator: backward",
+        "clipping, optimizers, average",
+    ]
+    assert found["times_faster_than_plain"] > 0
+    assert found["flops"] > 0
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="repeats is 0, expected at least 1"):
         TrainResTokSettings(repeats=0)
     with pytest.raises(ValueError, match="batch is 0, expected at least 1"):
         TrainResTokSettings(batch=0)
-    with pytest.raises(ValueError, match="is a LevelAR, expected a ResTok"):
-        run(TrainResTokSettings(preset="har-tiny"))
+    with pytest.raises(ValueError, match="is a MaskedAR, expected a ResTok or a LevelAR"):
+        run(TrainResTokSettings(preset="mar-tiny"))

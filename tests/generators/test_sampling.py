@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hiergen.generators.sampling import DrawSettings, draw_ids, keep_top_k, keep_top_p
+from hiergen.kernels.dispatch import plain_on_cpu
 
 
 def kept(logits: torch.Tensor) -> list[list[int]]:
@@ -30,6 +31,17 @@ def test_top_p_by_hand() -> None:
     assert kept(keep_top_p(logits, 0.55)) == [[1, 3], [0]]
     assert kept(keep_top_p(logits, 0.8)) == [[1, 2, 3], [0]]
     assert kept(keep_top_p(logits, 0.95)) == [[0, 1, 2, 3], [0]]
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0, 12.0])
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.95, 0.9999])
+def test_top_p_of_the_largest_keeps_what_sorting_all_keeps(p, spread) -> None:
+    logits = spread * torch.randn(3, 7, 1024, generator=torch.Generator().manual_seed(0))
+    # Half precision has many ties, and top-k leaves most at minus infinity.
+    for row in (logits, logits.bfloat16().float(), keep_top_k(logits, 5), torch.zeros_like(logits)):
+        with plain_on_cpu():
+            wanted = keep_top_p(row, p)
+        assert torch.equal(keep_top_p(row, p), wanted)
 
 
 def test_draws_equal_multinomial_of_the_same_seed() -> None:

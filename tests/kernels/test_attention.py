@@ -23,16 +23,20 @@ def draw(length: int, dtype: torch.dtype, *, trains: bool) -> list[torch.Tensor]
 
 
 @pytest.mark.parametrize(
-    ("length", "dtype", "trains", "is_fused"),
+    ("length", "dtype", "trains", "has_amx", "is_fused"),
     [
-        (16, torch.bfloat16, True, False),
-        (16, torch.bfloat16, False, True),
-        (513, torch.bfloat16, True, True),
-        (16, torch.float32, True, True),
+        (16, torch.bfloat16, True, True, False),
+        (16, torch.bfloat16, False, False, False),
+        (16, torch.bfloat16, False, True, True),
+        (513, torch.bfloat16, True, False, True),
+        (16, torch.float32, True, False, True),
     ],
 )
-def test_training_in_bfloat16_on_a_cpu_takes_the_plain_formula(monkeypatch, length, dtype, trains, is_fused) -> None:
+def test_short_sequences_in_bfloat16_on_a_cpu_take_the_plain_formula(
+    monkeypatch, length, dtype, trains, has_amx, is_fused
+) -> None:
     calls = []
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
     query, key, value = draw(length, dtype, trains=trains)
@@ -41,7 +45,7 @@ def test_training_in_bfloat16_on_a_cpu_takes_the_plain_formula(monkeypatch, leng
     assert bool(calls) == is_fused
     with torch.no_grad():
         attention(query, key, value, mask=mask)
-    assert len(calls) == 1 + is_fused
+    assert len(calls) == is_fused + (is_fused or has_amx)
     exact = attention(*(x.double() for x in (query, key, value)), mask=mask, backend="reference")
     assert float((made - exact).detach().abs().max()) < (0.1 if dtype == torch.bfloat16 else 1e-5)
     with pytest.raises(

@@ -180,6 +180,10 @@ def test_backends_say_what_they_cannot_do(monkeypatch) -> None:
     assert refusal("hub", rule="all", device=cuda, dtype=half) is None
     assert refusal("sdpa", dtype=half, needs_grad=True) is None
     assert "five times as long" in str(refusal("sdpa", is_named=False, dtype=half, needs_grad=True))
+    for has_amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_amx=has_amx: has_amx)
+        assert ("twice as long" in str(refusal("sdpa", is_named=False, dtype=half))) != has_amx
+    assert refusal("sdpa", is_named=False) is None
 
 
 def test_xformers_is_refused_where_it_is_not_there_or_has_no_operator(monkeypatch, xformers) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import pytest
+import torch
 
 from hiergen.kernels import dispatch
-from hiergen.kernels.dispatch import Backend, choose
+from hiergen.kernels.dispatch import Backend, choose, is_fast_cpu, plain_on_cpu
 
 
 def _backend(name: str, reason: str | None, *, only_named: bool = False) -> Backend:
@@ -48,3 +50,17 @@ def test_the_choice_is_logged_once(caplog):
         for _ in range(3):
             choose("fold", backends, None)
     assert caplog.messages == ["fold runs on backend 'b' (not a: there is no GPU)"]
+
+
+def test_the_plain_forms_are_taken_inside_also_after_an_error_not_behind():
+    cpu = torch.device("cpu")
+    assert is_fast_cpu(cpu)
+    assert not is_fast_cpu(torch.device("meta"))
+    with plain_on_cpu():
+        with plain_on_cpu():
+            pass
+        assert not is_fast_cpu(cpu)
+    assert is_fast_cpu(cpu)
+    with contextlib.suppress(KeyError), plain_on_cpu():
+        raise KeyError
+    assert is_fast_cpu(cpu)

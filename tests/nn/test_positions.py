@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
 import torch
 
+from hiergen.kernels.dispatch import plain_on_cpu
 from hiergen.nn.positions import (
     apply_rotary,
     axial_rotary_table,
@@ -35,6 +37,26 @@ def test_heads_may_come_before_or_behind_the_tokens() -> None:
     behind = apply_rotary(x.transpose(1, 2), table[:, :, None])
     assert behind.is_contiguous()
     assert torch.equal(behind.transpose(1, 2), apply_rotary(x, table))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "permuted", "odd"])
+def test_rotation_on_a_cpu_gives_the_numbers_of_the_formula(layout, dtype) -> None:
+    heads = torch.randn(2, 5, 3, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = heads[..., 1:] if layout == "odd" else heads[..., :8].contiguous()
+    if layout == "permuted":
+        x = x.permute(0, 2, 1, 3)
+    table = rotary_table(torch.arange(float(x.shape[2]))[:, None], 8)
+    seen = []
+    for context in (contextlib.nullcontext(), plain_on_cpu()):
+        leaf = x.detach().requires_grad_()
+        with context:
+            turned = apply_rotary(leaf, table)
+        (turned.float().square() * torch.arange(8)).sum().backward()
+        assert turned.is_contiguous()
+        seen.append((turned.detach(), leaf.grad))
+    for ours, formula in zip(*seen, strict=True):
+        torch.testing.assert_close(ours, formula)
 
 
 def test_pairwise_tables_hold_each_angle_twice() -> None:

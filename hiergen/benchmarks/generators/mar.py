@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.benchmarks.measuring.plain.mar import PlainSampler
-from hiergen.benchmarks.measuring.timing import describe_times, publish, random_model, take_turns
+from hiergen.benchmarks.measuring.timing import describe_times, plainly, publish, random_model, take_turns
 from hiergen.benchmarks.measuring.work import measure_work
 from hiergen.benchmarks.settings import MARSettings
 from hiergen.environment import choose_device
@@ -62,7 +62,7 @@ def _measure_batch(model: MaskedAR, batch: int, settings: MARSettings) -> list[d
     plain = PlainSampler(model)
     samplers: dict[str, Sampler] = {
         "hiergen": lambda labels, rng: model.generate(labels, sampling, rng=rng).concat(),
-        "plain": lambda labels, rng: plain.generate(labels, sampling, rng=rng),
+        "plain": plainly(lambda labels, rng: plain.generate(labels, sampling, rng=rng)),
     }
     if settings.compile:
         compiled = copy.deepcopy(model).compile_sampling(mode=settings.compile_mode)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiergen.benchmarks.measuring.timing import describe_times, take_turns
+from hiergen.benchmarks.measuring.timing import describe_times, plainly, take_turns
 from hiergen.benchmarks.measuring.work import measure_work
 from hiergen.benchmarks.settings import TimingSettings
 
@@ -48,7 +48,8 @@ def measure_samplers(
         def draw(name: str, labels: Tensor = labels, ids: dict[str, Tensor] = ids) -> None:
             ids[name] = samplers[name](labels, torch.Generator(device).manual_seed(settings.seed))
 
-        calls = {name: functools.partial(draw, name) for name in samplers}
+        calls: dict[str, Callable[..., None]] = {name: functools.partial(draw, name) for name in samplers}
+        calls |= {name: plainly(calls[name]) for name in baselines}
         times = take_turns(calls, repeats=settings.repeats, device=device)
         medians = {name: statistics.median(values) for name, values in times.items()}
         ours = next(iter(samplers))

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hiergen.benchmarks.settings import RepeatedSettings
+from hiergen.kernels.dispatch import plain_on_cpu
 from hiergen.registry import create, get_preset
 
 
@@ -45,6 +46,11 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], *, repeats: int, device: 
             if round_index:
                 seconds[name].append(taken)
     return seconds
+
+
+def plainly(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a call that runs with PyTorch's own operations: what plain programs are timed with, also where they use our layers."""
+    return plain_on_cpu()(call)
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

@@ -37,8 +37,13 @@ class _Products(TorchDispatchMode):
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
-            self.bytes += sum(min(x.numel() * x.itemsize, x.untyped_storage().nbytes()) for x in tensors)
+            self.bytes += sum(map(_bytes, tensors))
         return out
+
+
+def _bytes(x: Tensor) -> int:
+    # One value that is expanded to many is read once. A weight in oneDNN's layout has no storage that can be asked.
+    return x.numel() * x.itemsize if x.is_mkldnn else min(x.numel() * x.itemsize, x.untyped_storage().nbytes())
 
 
 def measure_work(call: Callable[[], Any]) -> dict[str, int]:

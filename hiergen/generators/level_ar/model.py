@@ -46,7 +46,7 @@ from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, build
 from hiergen.generators.level_ar.rotary import rotary_of_inputs
 from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.nn.blocks.cached import CachedBlock
-from hiergen.nn.blocks.layers import RMSNorm, swiglu_dim
+from hiergen.nn.blocks.layers import Linear, RMSNorm, swiglu_dim
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
 from hiergen.nn.level_masks import BlockCausalMask
@@ -173,7 +173,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             for _ in range(depth)
         )
         self.norm = RMSNorm(dim)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.head = Linear(dim, vocab_size, bias=False)
         table = rotary_of_inputs(rotary, self._specs, layout, dim // num_heads, rope_theta, self._shift)
         mask = BlockCausalMask((1,) * self._shift + self._layout.mask.sizes)
         self._constants = Constants(rotary=table, mask=mask.dense("cpu"))

@@ -23,6 +23,7 @@ from hiergen.generators.masked.diffusion_chain import (
     diffusion_loss,
     sampler_coefficients,
 )
+from hiergen.nn.blocks.layers import Linear
 from hiergen.nn.initialization import xavier_linears
 from hiergen.nn.running.precision import KeepsFloat32, without_autocast
 
@@ -36,7 +37,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, *, num_frequencies: int = 128) -> None:
         super().__init__()
         self.num_frequencies = num_frequencies
-        first, last = nn.Linear(2 * num_frequencies, width), nn.Linear(width, width)
+        first, last = Linear(2 * num_frequencies, width), Linear(width, width)
         for layer in (first, last):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -59,8 +60,8 @@ class HeadBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.modulation = nn.Linear(width, 3 * width)
+        self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
+        self.modulation = Linear(width, 3 * width)
 
     def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
         shift, scale, gate = modulation.chunk(3, dim=-1)
@@ -91,12 +92,12 @@ class DiffusionHead(KeepsFloat32):
         self.token_dim, self.num_timesteps = token_dim, num_timesteps
         self._compiled: Callable[..., Tensor] | None = None
         self.time = TimeEmbedding(width)
-        self.condition = nn.Linear(condition_dim, width)
-        self.input = nn.Linear(token_dim, width)
+        self.condition = Linear(condition_dim, width)
+        self.input = Linear(token_dim, width)
         self.blocks: Any = nn.ModuleList(HeadBlock(width) for _ in range(depth))
         self.output_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.output_modulation = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, 2 * token_dim)
+        self.output_modulation = Linear(width, 2 * width)
+        self.output = Linear(width, 2 * token_dim)
         self._initialize()
 
     def _initialize(self) -> None:

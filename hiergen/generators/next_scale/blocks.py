@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
-from hiergen.nn.blocks.layers import GeluMLP, make_norm
+from hiergen.nn.blocks.layers import GeluMLP, Linear, make_norm
 from hiergen.nn.blocks.transformer import modulate
 from hiergen.nn.cache import LayerCache
 
@@ -41,11 +41,11 @@ class ScaledAttention(nn.Module):
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}, expected a divisor of dim {dim}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.query_bias = nn.Parameter(torch.zeros(dim))
         self.value_bias = nn.Parameter(torch.zeros(dim))
         self.log_scale = nn.Parameter(torch.full((num_heads,), math.log(4))) if use_qk_norm else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(
         self,
@@ -101,7 +101,7 @@ class NextScaleBlock(nn.Module):
         self.norm = make_norm("layer", dim)
         self.attention = ScaledAttention(dim, num_heads, use_qk_norm=use_qk_norm)
         self.ffn = GeluMLP(dim, int(dim * mlp_ratio), approximate="tanh")
-        self.modulation = None if shares_modulation else nn.Linear(dim, 6 * dim)
+        self.modulation = None if shares_modulation else Linear(dim, 6 * dim)
         self.modulation_offset = nn.Parameter(torch.zeros(6 * dim)) if shares_modulation else None
 
     def modulate(self, condition: Tensor) -> Float[Tensor, "b s"]:

@@ -42,7 +42,7 @@ from hiergen.generators.guidance import GuidanceSchedule, GuidanceSettings, guid
 from hiergen.generators.next_scale.blocks import NextScaleBlock
 from hiergen.generators.next_scale.initialization import init_weights
 from hiergen.generators.sampling import DrawSettings, draw_ids, truncate
-from hiergen.nn.blocks.layers import make_norm
+from hiergen.nn.blocks.layers import Linear, make_norm
 from hiergen.nn.blocks.transformer import modulate
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
@@ -146,11 +146,11 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
             vocab_size, code_dim, grids, num_filters=num_filters, filter_ratio=filter_ratio
         ).requires_grad_(False)
         self.class_embedding = class_table(num_classes, dim, class_hierarchy)
-        self.code_proj = nn.Linear(code_dim, dim)
+        self.code_proj = Linear(code_dim, dim)
         self.start_embedding = nn.Parameter(torch.empty(sizes[0], dim))
         self.position_embedding = nn.Parameter(torch.empty(sum(sizes), dim))
         self.level_embedding = nn.Embedding(len(sizes), dim)
-        self.shared_modulation = nn.Linear(dim, 6 * dim) if shares_modulation else None
+        self.shared_modulation = Linear(dim, 6 * dim) if shares_modulation else None
         last = 0.1 * depth / 24 if drop_path is None else drop_path
         self.blocks = nn.ModuleList(
             NextScaleBlock(
@@ -164,8 +164,8 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
             for index in range(depth)
         )
         self.norm = make_norm("layer", dim)
-        self.head_modulation = nn.Linear(dim, 2 * dim)
-        self.head = nn.Linear(dim, vocab_size)
+        self.head_modulation = Linear(dim, 2 * dim)
+        self.head = Linear(dim, vocab_size)
         self._constants = Constants(mask=self._mask.dense("cpu"), levels=self._mask.groups("cpu"))
         init_weights(self, gate_init=gate_init)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.blocks.layers import GeluMLP
+from hiergen.nn.blocks.layers import GeluMLP, Linear
 from hiergen.nn.cache import LayerCache
 
 _EPS = 1e-6
@@ -33,10 +33,10 @@ class CausalAttention(nn.Module):
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}, expected a divisor of dim {dim}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.query_norm = nn.LayerNorm(dim // num_heads, eps=_EPS)
         self.key_norm = nn.LayerNorm(dim // num_heads, eps=_EPS)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b n d"], cache: LayerCache | None = None) -> Float[Tensor, "b n d"]:
@@ -82,7 +82,7 @@ class PositionModulatedBlock(nn.Module):
         self.attn = CausalAttention(dim, num_heads, dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=_EPS)
         self.mlp = GeluMLP(dim, ffn_dim, dropout=dropout)
-        self.modulation = nn.Linear(dim, 6 * dim)
+        self.modulation = Linear(dim, 6 * dim)
 
     def forward(
         self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b n d"], cache: LayerCache | None = None
@@ -99,7 +99,7 @@ class ModulatedNorm(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=_EPS, elementwise_affine=False)
-        self.modulation = nn.Linear(dim, 2 * dim)
+        self.modulation = Linear(dim, 2 * dim)
 
     def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         scale, shift = self.modulation(condition).chunk(2, dim=-1)

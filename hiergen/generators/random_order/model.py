@@ -40,6 +40,7 @@ from hiergen.generators.guidance import GuidanceSettings
 from hiergen.generators.random_order.block import ModulatedNorm, PositionModulatedBlock
 from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.levels import shared_vocabulary
+from hiergen.nn.blocks.layers import Linear
 from hiergen.nn.cache import KVCache
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.running.modes import evaluating
@@ -150,7 +151,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
             for _ in range(depth)
         )
         self.norm_out = ModulatedNorm(dim)
-        self.head = nn.Linear(dim, vocab_size)
+        self.head = Linear(dim, vocab_size)
         self.apply(_init_weights)
         if isinstance(self.class_embedding, ClassPathEmbedding):
             self.class_embedding.reset_parameters()

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
-from hiergen.nn.blocks.layers import RMSNorm, SwiGLU
+from hiergen.nn.blocks.layers import Linear, RMSNorm, SwiGLU
 from hiergen.nn.cache import LayerCache
 from hiergen.nn.positions import apply_rotary
 
@@ -22,8 +22,8 @@ class CachedAttention(nn.Module):
         if dim % (2 * num_heads):
             raise ValueError(f"dim is {dim}, expected a multiple of 2 * num_heads = {2 * num_heads}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.out = Linear(dim, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(

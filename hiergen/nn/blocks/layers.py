@@ -6,7 +6,7 @@ Letters: `b` batch, `n` tokens, `d` channels, `h` heads, `k` channels of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +15,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
+from hiergen.kernels.products import PackedWeight, linear
 from hiergen.nn.positions import apply_rotary
 
 #: Attention of projected heads: (query, key, value), each `(b, h, n, k)`, to `(b, h, n, k)`.
 AttendFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 NormKind = Literal["rms", "layer"]
 FeedForwardKind = Literal["swiglu", "gelu"]
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` whose products on a CPU are those of `hiergen.kernels.products`; arguments and parameters are the same."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.packed = PackedWeight()
+
+    def forward(self, input: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows k"]:
+        return linear(input, self.weight, self.bias, packed=self.packed)
 
 
 class RMSNorm(nn.Module):
@@ -68,8 +80,8 @@ class GeluMLP(nn.Module):
         self, dim: int, hidden_dim: int, *, approximate: Literal["none", "tanh"] = "none", dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.approximate = approximate
         self.dropout = dropout
 
@@ -83,9 +95,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.gate = nn.Linear(dim, hidden_dim, bias=False)
-        self.up = nn.Linear(dim, hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, dim, bias=False)
+        self.gate = Linear(dim, hidden_dim, bias=False)
+        self.up = Linear(dim, hidden_dim, bias=False)
+        self.down = Linear(hidden_dim, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
@@ -97,8 +109,8 @@ class FusedSwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w12 = nn.Linear(dim, 2 * hidden_dim)
-        self.w3 = nn.Linear(hidden_dim, dim)
+        self.w12 = Linear(dim, 2 * hidden_dim)
+        self.w3 = Linear(hidden_dim, dim)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         gate, value = self.w12(x).chunk(2, dim=-1)
@@ -142,8 +154,8 @@ class SelfAttention(nn.Module):
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}, expected a divisor of dim {dim}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.q_norm: nn.Module = RMSNorm(dim // num_heads, eps=1e-6) if use_qk_norm else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(dim // num_heads, eps=1e-6) if use_qk_norm else nn.Identity()
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
+from hiergen.nn.blocks.layers import Linear
 from hiergen.nn.running.checkpointing import CheckpointedModule
 
 #: Key and value of every head, each `(b, heads, n, k)`.
@@ -56,8 +57,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, *, ratio: int = 4) -> None:
         super().__init__()
-        self.up = nn.Linear(width, ratio * width)
-        self.down = nn.Linear(ratio * width, width)
+        self.up = Linear(width, ratio * width)
+        self.down = Linear(ratio * width, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return self.down(nn.functional.gelu(self.up(x)))
@@ -69,8 +70,8 @@ class InterleavedAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query_key_value = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.output = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width, bias=qkv_bias)
+        self.output = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         heads = rearrange(self.query_key_value(x), "b n (h c k) -> c b h n k", h=self.num_heads, c=3)
@@ -83,9 +84,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(width, width, bias=qkv_bias)
-        self.key_value = nn.Linear(width, 2 * width, bias=qkv_bias)
-        self.output = nn.Linear(width, width)
+        self.query = Linear(width, width, bias=qkv_bias)
+        self.key_value = Linear(width, 2 * width, bias=qkv_bias)
+        self.output = Linear(width, width)
 
     def project_data(self, data: Float[Tensor, "b n d"]) -> KeyValue:
         """Return keys and values of the data, `(b, heads, n, k)` each."""

@@ -16,6 +16,7 @@ from hiergen.nn.blocks.layers import (
     AttendFn,
     FeedForwardKind,
     GeluMLP,
+    Linear,
     NormKind,
     SelfAttention,
     make_feed_forward,
@@ -169,7 +170,7 @@ class ModulatedBlock(nn.Module):
         self.attention = mixer or SelfAttention(dim, num_heads, use_qk_norm=use_qk_norm)
         self.norm2 = make_norm(norm, dim)
         self.ffn = make_feed_forward(ffn, dim, mlp_ratio)
-        self.modulation = nn.Linear(dim, (6 if use_shift else 4) * dim)
+        self.modulation = Linear(dim, (6 if use_shift else 4) * dim)
 
     def forward(
         self,

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
-from hiergen.nn.blocks.layers import GeluMLP
+from hiergen.kernels.products import linear
+from hiergen.nn.blocks.layers import GeluMLP, Linear
 from hiergen.nn.positions import apply_rotary
 
 
@@ -31,19 +31,19 @@ class ViTAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"dim is {dim}, expected a multiple of num_heads, {num_heads}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.query_bias = nn.Parameter(torch.zeros(dim))
         self.value_bias = nn.Parameter(torch.zeros(dim))
         self.query_norm = nn.LayerNorm(dim // num_heads)
         self.key_norm = nn.LayerNorm(dim // num_heads)
-        self.out = nn.Linear(dim, dim)
+        self.out = Linear(dim, dim)
 
     def forward(
         self, tokens: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 n half"], mask: Bool[Tensor, "n n"] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Return what the tokens read of each other; `mask` is True where row may see column."""
         bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        qkv = F.linear(tokens, self.qkv.weight, bias)
+        qkv = linear(tokens, self.qkv.weight, bias)
         query, key, value = rearrange(qkv, "b n (three h k) -> three b h n k", three=3, h=self.num_heads)
         query = apply_rotary(self.query_norm(query), rotary).to(value.dtype)
         key = apply_rotary(self.key_norm(key), rotary).to(value.dtype)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
-from hiergen.nn.blocks.layers import SwiGLU
+from hiergen.nn.blocks.layers import Linear, SwiGLU
 
 
 class NormalizedAttention(nn.Module):
@@ -26,8 +26,8 @@ class NormalizedAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.proj = Linear(dim, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "n n"] | None = None) -> Float[Tensor, "b n d"]:
         """Return the attended tokens; `mask` is True where row may see column."""
@@ -76,7 +76,7 @@ class TwoStreamBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.attention = NormalizedAttention(dim, num_heads)
         self.mlp = SwiGLU(dim, int(8 * dim / 3))
-        self.modulation = nn.Linear(dim, 12 * dim)
+        self.modulation = Linear(dim, 12 * dim)
 
     def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         """Return the tokens after modulated attention and feed-forward."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from hiergen.kernels.products import has_onednn, linear
+
 #: Side of the square matrices whose product measures a peak, by device type.
 _SIDES = {"cpu": 512}
 _SIDE = 4096
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return PyTorch's counter of operations, which also counts attention on a CPU: PyTorch has formulae for its GPU kernels alone."""
+    """Return PyTorch's counter of operations, which also counts attention and oneDNN's linear layers on a CPU."""
 
     def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
         return sdpa_flop_count(query, key, value)
@@ -24,11 +27,16 @@ def flop_counter() -> FlopCounterMode:
     def backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
         return sdpa_backward_flop_count(gradient, query, key, value)
 
+    def product(x: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+        return 2 * math.prod(x) * int(out_shape[-1])
+
     aten = torch.ops.aten
-    formulae = {
+    formulae: dict[Any, Any] = {
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
+    if has_onednn():
+        formulae[torch.ops.mkldnn._linear_pointwise] = product
     return FlopCounterMode(display=False, custom_mapping=formulae)
 
 
@@ -75,11 +83,12 @@ def measure_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0
     """
     side = _SIDES.get(device.type, _SIDE)
     left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-    _wait(left @ right)
+    # By the fastest program at hand, which is what models take.
+    _wait(linear(left, right))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
         started = time.perf_counter()
-        _wait(left @ right)
+        _wait(linear(left, right))
         best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best / 1e12
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hiergen.kernels.dispatch import plain_on_cpu
 from hiergen.nn.blocks.convnet import ConvBlock, ConvDecoder, ConvEncoder, ConvNetConfig
 
 SMALL = ConvNetConfig(channels=8, multipliers=(1, 2, 2), blocks=2, mid_blocks=1, z_channels=5, groups=4)
@@ -92,3 +93,18 @@ def test_impossible_sizes_are_refused(overrides: dict[str, Any], message: str, m
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **overrides)
+
+
+@pytest.mark.parametrize("stem", [1, 2])
+def test_maps_lie_with_the_channels_last_on_a_cpu_and_give_the_same(stem) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL, stem=stem)
+    encoder, decoder, image = ConvEncoder(config), ConvDecoder(config), torch.randn(2, 3, 32, 16)
+    seen: list[torch.Tensor] = []
+    decoder.up[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    made = decoder(encoder(image))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    with plain_on_cpu():
+        plain = decoder(encoder(image))
+    assert seen[1].is_contiguous()
+    torch.testing.assert_close(made, plain, rtol=1e-5, atol=1e-5)

@@ -35,6 +35,7 @@ from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.masked.ids.settings import MaskedIdsSettings, count_hidden, gumbel_noise, least_sure
 from hiergen.generators.masked.ids.transformers import PostNormTransformer, SkipTransformer
 from hiergen.levels import shared_vocabulary
+from hiergen.nn.blocks.layers import Linear
 from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
@@ -103,7 +104,7 @@ class MaskedIds(Generator):
             self.num_tokens + 1, dim, depth, num_heads, mlp_ratio=mlp_ratio, dropout=dropout
         )
         self._no_split_modules = ["PostNormBlock" if blocks == "post_norm" else "EncoderBlock"]  # type: ignore[assignment]
-        self.head = nn.Linear(dim, self.vocab_size)
+        self.head = Linear(dim, self.vocab_size)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
