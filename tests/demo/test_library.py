@@ -22,6 +22,7 @@ from hiergen.demo.library import (
 from hiergen.files import write_json
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.metrics.pixel import psnr
+from hiergen.pipelines.card import papers
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pretrained.packaged import packaged_models
@@ -88,7 +89,7 @@ def test_folders_are_loaded_beside_the_packaged_models(tmp_path) -> None:
     folder = tmp_path / "mine"
     create("restok-tiny").save_pretrained(folder)
     library = load_library([str(folder), str(folder)])
-    assert list(library.models)[-2:] == ["mine", "mine'"]
+    assert list(library.models)[:2] == ["mine", "mine'"]
     assert len(library.models) == 2 + len(packaged_models())
     for entry in library.models.values():
         assert not entry.tokenizer.training
@@ -136,6 +137,16 @@ def test_without_the_pictures_digits_are_shown(own) -> None:
     (own / "tokens" / "config.json").write_text("[")
     assert load_model(str(own / "tokens" / "model")).examples == ()
     assert load_model(str(own / "tokens" / "model")).about == "Its folder says nothing about it."
+
+
+def test_larger_pictures_come_first_and_each_model_with_its_card() -> None:
+    library = load_library()
+    sizes = [int(entry.tokenizer.config.get("image_size") or 0) for entry in library.models.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    for entry in library.models.values():
+        assert entry.card.startswith("# ")
+        assert entry.card.endswith("Licence: apache-2.0")
+    assert {paper for entry in library.models.values() for paper in papers(entry.generator)} >= {"arXiv:2601.03955"}
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path) -> None:

@@ -5,7 +5,7 @@ import torch
 import trimesh
 
 from hiergen.demo.pictures import shape_views
-from hiergen.demo.shapes import ShapeRequest, describe_mesh, generate_shape
+from hiergen.demo.tabs.shapes import ShapeProgress, ShapeRequest, describe_mesh, draw_views, generate_shape
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.pipelines.shape import decode_meshes
 
@@ -66,3 +66,16 @@ def test_a_class_that_is_not_there(library) -> None:
 def test_a_mesh_is_described_and_an_empty_one_said_to_be() -> None:
     assert describe_mesh(trimesh.creation.box(), 16) == "16 tokens: 8 vertices, 12 triangles, watertight"
     assert describe_mesh(trimesh.Trimesh(), 16) == "16 tokens: no surface came out. Try another seed."
+
+
+def test_every_level_is_on_the_stage_and_the_finest_one_turns(library) -> None:
+    entry = library.get("shapes")
+    box = trimesh.creation.box()
+    now = ShapeProgress(0, (trimesh.Trimesh(), box), (16, 32), is_done=True)
+    empty, full = draw_views(entry, now, "lamp")
+    assert (full.name, full.size, full.alt) == ("level 2", "32 tokens", "Generated: lamp, level 2, 32 tokens")
+    # A level without a surface is an empty studio.
+    assert len(empty.pictures[0].getcolors()) == 1
+    assert len(full.pictures[0].getcolors(10**6)) > 100
+    turning = draw_views(entry, now, "lamp", turning=b"RIFF")
+    assert [view.pictures[0] for view in turning][1] == b"RIFF"
