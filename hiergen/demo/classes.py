@@ -85,10 +85,11 @@ def add_menus(library: Library, titles: Sequence[str], *, name: str, path: Seque
     import gradio as gr
 
     count = max(len(menu_names(library.get(title))) for title in titles)
-    return [
-        gr.Dropdown(**values, elem_id=f"{name}-class{number or ''}", min_width=140)
-        for number, values in enumerate(_values(library.get(titles[0]), path, count))
-    ]
+    with gr.Row():
+        return [
+            gr.Dropdown(**values, elem_id=f"{name}-class{number or ''}", min_width=130)
+            for number, values in enumerate(_values(library.get(titles[0]), path, count))
+        ]
 
 
 def show_menus(entry: DemoModel, chosen: Sequence[int | None], count: int) -> list[Any]:

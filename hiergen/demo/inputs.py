@@ -40,7 +40,7 @@ def examples_of(entry: DemoModel, size: int | None = None) -> tuple[Tensor, str]
     if not entry.examples:
         return digit_examples(size)[0], "A held-out digit"
     images = [to_tensor(center_crop(read_image(path), size)) for path in entry.examples]
-    return torch.stack(images), "A picture of its training data"
+    return torch.stack(images), "A picture of its own data"
 
 
 def choose_view(upload: bytes | None, example: int, *, max_pixels: int) -> Image.Image:
@@ -136,9 +136,9 @@ def add_buttons(name: str) -> tuple[Any, Any]:
     """Add the buttons that start and stop a generation to the page that is being built."""
     import gradio as gr
 
-    with gr.Row():
+    with gr.Row(elem_classes="go"):
         start = gr.Button("Generate", variant="primary", elem_id=f"{name}-start", min_width=100)
-        return start, gr.Button("Stop", elem_id=f"{name}-stop", min_width=100)
+        return start, gr.Button("Stop", elem_id=f"{name}-stop", min_width=80)
 
 
 def follow_model(library: Library, model: Any, inputs: PictureInputs) -> None:

@@ -48,7 +48,7 @@ class ModelNotes:
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DemoModel:
     """A loaded model with its notes.
 
@@ -56,7 +56,8 @@ class DemoModel:
         model: A pipeline, or a tokenizer alone; in eval mode.
         notes: Notes about the model.
         card: Text of the model's card in Markdown, without its head; empty where it has none.
-        examples: Picture files of the data that the tokenizer was trained on, where they are still there.
+        examples: Picture files of the kind of data that the tokenizer was trained on: those in the folder `examples` of the model, or else
+            of the training data, where that is still there.
     """
 
     model: Any
@@ -212,14 +213,16 @@ def load_model(path: str, *, device: str = "cpu") -> DemoModel:
 
 
 def _training_pictures(folder: Path) -> tuple[Path, ...]:
-    """Return an even spread of the folder of pictures that a tokenizer here was trained on; none where that is not known."""
+    """Return an even spread of the model's own examples, or of the pictures that a tokenizer here was trained on; none where neither is known."""
     tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     # A run keeps its config beside its model; a pipeline's parts keep the name of the folder that they came from.
     origins = [tokenizer, Path(str(_read_object(tokenizer / "config.json").get("_name_or_path") or tokenizer))]
+    sources = [str(folder / "examples")]
     for origin in origins:
         task = _read_object(origin.parent / "config.json").get("task")
         data = task.get("data") if isinstance(task, dict) else None
-        source = str(data.get("source") or "") if isinstance(data, dict) else ""
+        sources.append(str(data.get("source") or "") if isinstance(data, dict) else "")
+    for source in sources:
         if source and Path(source).is_dir():
             try:
                 files = list_images(source)

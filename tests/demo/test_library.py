@@ -40,7 +40,13 @@ def test_models_come_with_the_package_each_with_a_card_and_a_few_megabytes() -> 
             assert needed in card, folder
         size = sum(file.stat().st_size for file in folder.rglob("*"))
         assert size < 8 * 2**20, f"{folder} has {size:,} bytes"
-        assert {file.suffix for file in folder.rglob("*") if file.is_file()} <= {".json", ".md", ".safetensors"}
+        assert {file.suffix for file in folder.rglob("*") if file.is_file()} <= {
+            ".json",
+            ".md",
+            ".safetensors",
+            ".png",
+            ".webp",
+        }
 
 
 @pytest.mark.parametrize("folder", PACKAGED_DIGITS, ids=lambda path: path.name)
@@ -122,10 +128,18 @@ def test_a_model_of_ones_own_has_its_name_classes_and_pictures(own) -> None:
     assert entry.about == "3 classes: cats, dogs, cats."
     for title in library.models:
         images, caption = examples_of(library.get(title))
-        assert caption == "A picture of its training data"
+        assert caption == "A picture of its own data"
         reds = ((images[:, 0, 0, 0] + 1) * 127.5).round().tolist()
         assert reds == [0] * 4 + [90] * 3 + [180] * 3
         assert examples_of(library.get(title), 8)[0].shape == (10, 3, 8, 8)
+
+
+def test_examples_in_the_models_folder_go_before_its_data(own) -> None:
+    folder = own / "mine" / "pipeline"
+    (folder / "examples").mkdir()
+    Image.new("RGB", (40, 40), (33, 0, 0)).save(folder / "examples" / "one.png")
+    images, _ = examples_of(load_model(str(folder)))
+    assert ((images[:, 0, 0, 0] + 1) * 127.5).round().tolist() == [33] * 10
 
 
 def test_without_the_pictures_digits_are_shown(own) -> None:

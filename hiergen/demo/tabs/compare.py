@@ -80,11 +80,11 @@ def add_tab(page: Page, library: Library) -> None:
 
     images, label = examples_of(library.get(titles[0]))
     with gr.Row(elem_classes="tab"):
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=5, min_width=300):
             shown = gr.HTML(elem_id="compare-shown", apply_default_css=False)
             with gr.Accordion("The numbers", open=False):
                 table = gr.Markdown(elem_id="compare-table")
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=2, min_width=280):
             model = add_model(titles, name="compare-model")
             other = gr.Dropdown(list(titles), value=titles[1], label="Against", elem_id="compare-other")
             inputs = add_picture(to_pictures(images), name="compare", label=label, example=min(3, len(images) - 1))

@@ -27,6 +27,8 @@ from hiergen.telling import counted
 MAX_IMAGES = 8
 #: Number of finished results of a model, and of looks at a picture that comes out of noise, the last one included.
 NUM_READY, NUM_LOOKS = 8, 6
+#: Number of finished results that are made at once.
+READY_BATCH = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +98,23 @@ def generate(entry: DemoModel, request: GenerateRequest, *, seconds: float) -> I
         StoppedError: If it took longer than `seconds`.
     """
     check_label(entry, request.label)
-    chosen = {**entry.notes.sampling, "guidance_scale": request.guidance_scale}
+    yield from _generate(entry, [request], seconds=seconds)
+
+
+def _generate(entry: DemoModel, requests: Sequence[GenerateRequest], *, seconds: float) -> Iterator[Progress]:
+    """Yield the progress of one batch for requests that differ in class and seed alone; each draws as if it were alone."""
+    first, device = requests[0], entry.model.device
+    chosen = {**entry.notes.sampling, "guidance_scale": first.guidance_scale}
     if has_setting(entry, "temperature"):
-        chosen["temperature"] = request.temperature
+        chosen["temperature"] = first.temperature
+    draws = [torch.Generator(device).manual_seed(request.seed) for request in requests]
 
     def run(report: Callable[[Progress], None]) -> None:
         watcher = _Watcher(entry, report)
         made = entry.model(
-            request.label,
-            num_images_per_label=request.count,
-            generator=torch.Generator(entry.model.device).manual_seed(request.seed),
+            [request.label for request in requests],
+            num_images_per_label=first.count,
+            generator=draws if len(draws) > 1 else draws[0],
             callback_on_step_end=watcher,
             callback_on_step_end_tensor_inputs=("pyramid", "latents", "images"),
             output_type="pt",
@@ -145,10 +154,11 @@ class _Watcher:
 
     def finish(self, made: Any) -> None:
         name, size = _level_size(self._entry, made.pyramid)
-        is_flow = isinstance(self._entry.generator, FlowTransformer)
-        looks = self._looks if is_flow else self._looks[: len(made.pyramid) - 1]
-        last = _look(made.images, "the picture" if is_flow else name, size)
-        self._report(Progress(0, 0, (*looks, last), is_done=True))
+        looks = self._looks[: len(made.pyramid) - 1]
+        if isinstance(self._entry.generator, FlowTransformer):
+            steps = self._entry.model.num_timesteps
+            looks, name, size = self._looks, f"step {steps}", f"of {steps}"
+        self._report(Progress(0, 0, (*looks, _look(made.images, name, size)), is_done=True))
 
 
 def _look(images: torch.Tensor, name: str, size: str) -> Look:
@@ -175,20 +185,25 @@ def make_ready(entry: DemoModel, *, seconds: float, limit: float) -> list[dict[s
     """Return finished results of a model, of different classes, as many as are done within some seconds."""
     made: list[dict[str, Any]] = []
     started = time.monotonic()
-    # Leaves spread over all classes; none is chosen by hand.
+    # Classes spread over all of them; none is chosen by hand.
     labels = [number * entry.num_classes // NUM_READY for number in range(min(NUM_READY, entry.num_classes))]
-    for seed, label in enumerate(labels):
-        if time.monotonic() - started >= seconds:
-            break
-        request = GenerateRequest(label, 1, entry.usual_guidance(1.5), seed=seed)
-        *_, last = generate(entry, request, seconds=limit)
-        made.append(_result(entry, request, last))
+    requests = [GenerateRequest(label, 1, entry.usual_guidance(1.5), seed=seed) for seed, label in enumerate(labels)]
+    for batch in (requests[:READY_BATCH], requests[READY_BATCH:]):
+        if batch and time.monotonic() - started < seconds:
+            *_, last = _generate(entry, batch, seconds=limit)
+            made += [_result(entry, request, _part(last, number)) for number, request in enumerate(batch)]
     return made
+
+
+def _part(progress: Progress, number: int) -> Progress:
+    looks = tuple(dataclasses.replace(look, pictures=(look.pictures[number],)) for look in progress.looks)
+    return dataclasses.replace(progress, looks=looks)
 
 
 def _result(entry: DemoModel, request: GenerateRequest, last: Progress) -> dict[str, Any]:
     name = entry.class_name(request.label)
-    line = f"{name}, seed {request.seed}: {last.looks[-1].size}{' per picture' if request.count > 1 else ''}."
+    size = list_prefixes(entry.tokenizer)[-1]
+    line = f"{name}, seed {request.seed}: {size}{' per picture' if request.count > 1 else ''}."
     chosen = {**dataclasses.asdict(request), "path": menu_path(entry, request.label)}
     return result(draw_views(entry, request, last.looks), title=name, line=line, chosen=chosen)
 
@@ -206,10 +221,10 @@ def add_tab(page: Page, library: Library) -> None:
     }
     path = ready[titles[0]][0]["chosen"]["path"] if ready[titles[0]] else menu_path(first, 0)
     with gr.Row(elem_classes="tab"):
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=5, min_width=300):
             stage = page.stage(ready[titles[0]], "Choose a class and press Generate.", name="generate-stage")
             status = page.status("generate-status")
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=2, min_width=280):
             model = gr.Dropdown(titles, value=titles[0], label="Model", elem_id="generate-model")
             menus = add_menus(library, titles, name="generate", path=path)
             start, stop = add_buttons("generate")
@@ -293,7 +308,7 @@ def _answer_programs(page: Page, library: Library) -> None:
             for now in generate(library.get(title), request, seconds=page.settings.max_seconds):
                 if now.is_done:
                     levels = [(png(montage(list(look.pictures))), f"{look.name}: {look.size}") for look in now.looks]
-                    yield levels[-1][0], levels, f"Done: {now.looks[-1].size}."
+                    yield levels[-1][0], levels, f"Done: {list_prefixes(library.get(title).tokenizer)[-1]}."
 
     titles = library.image_generators()
     values = [

@@ -165,14 +165,14 @@ def add_tab(page: Page, library: Library) -> None:
 
     images, label = examples_of(library.get(titles[0]))
     with gr.Row(elem_classes="tab"):
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=5, min_width=300):
             stage = page.stage((), "A picture from more and more levels of its tokens.", name="reconstruct-stage")
             with gr.Accordion(
                 "What each level added, the tokens, and the numbers", open=False, elem_id="reconstruct-more"
             ):
                 details = gr.HTML(elem_id="reconstruct-details", apply_default_css=False)
                 numbers = gr.Markdown(elem_id="reconstruct-numbers")
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=2, min_width=280):
             model = add_model(titles, name="reconstruct-model")
             about = gr.Markdown(library.get(titles[0]).about, elem_classes="about")
             inputs = add_picture(to_pictures(images), name="reconstruct", label=label, example=min(3, len(images) - 1))

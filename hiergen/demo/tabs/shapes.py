@@ -219,7 +219,7 @@ def add_tab(page: Page, library: Library) -> None:
         for title in titles
     }
     with gr.Row(elem_classes="tab"):
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=5, min_width=300):
             stage = page.stage(ready[titles[0]], EMPTY, name="shapes-stage")
             status = page.status("shapes-status")
             with gr.Accordion("Turn it by hand, and take it with you", open=False, elem_id="shapes-more"):
@@ -232,7 +232,7 @@ def add_tab(page: Page, library: Library) -> None:
                     camera_position=(45, 65, 4),
                 )
                 files = gr.File(label="GLB files, a level each", interactive=False, file_count="multiple")
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=2, min_width=280):
             form = _add_form(library)
             strip, made = page.strip(ready[titles[0]], name="shapes-strip")
             about = gr.Markdown(library.get(titles[0]).about, elem_classes="about")

@@ -203,11 +203,11 @@ def add_tab(page: Page, library: Library) -> None:
         for title in titles
     }
     with gr.Row(elem_classes="tab"):
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=5, min_width=300):
             stage = page.stage(ready[titles[0]], EMPTY, name="video-stage")
             status = page.status("video-status")
             numbers = gr.HTML(elem_id="video-numbers", apply_default_css=False)
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=2, min_width=280):
             model = gr.Dropdown(titles, value=titles[0], label="Model", elem_id="video-model")
             label = gr.Dropdown(first.choices(), value=0, label="Class", elem_id="video-class")
             start, stop = add_buttons("video")
