@@ -122,7 +122,9 @@ def upload(visitor: Visitor) -> None:
 
 def shapes(visitor: Visitor) -> None:
     visitor.open_tab("Shapes")
+    # A turn is twenty pictures more.
     visitor.click("#shapes-settings button")
+    visitor.click("#shapes-turns input")
     make_shape(visitor, "shapes" if visitor.is_shown("#shapes-class") else "shapes-picture")
     # A press on Stop ends the next one.
     visitor.click("#shapes-start")
@@ -137,7 +139,7 @@ def shapes(visitor: Visitor) -> None:
 
 def make_shape(visitor: Visitor, name: str) -> None:
     before = visitor.count("#shapes-strip button")
-    with visitor.timed(f"{name}, from the button to the finest mesh, turning"):
+    with visitor.timed(f"{name}, from the button to the finest mesh"):
         visitor.press_until("#shapes-start", lambda: visitor.text("shapes-status").startswith("Step"))
         visitor.wait(lambda: visitor.count("#shapes-strip button") == before + 1, "the end of generating")
     visitor.keep(name)

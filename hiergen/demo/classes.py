@@ -87,7 +87,7 @@ def add_menus(library: Library, titles: Sequence[str], *, name: str, path: Seque
     count = max(len(menu_names(library.get(title))) for title in titles)
     with gr.Row():
         return [
-            gr.Dropdown(**values, elem_id=f"{name}-class{number or ''}", min_width=130)
+            gr.Dropdown(**values, elem_id=f"{name}-class{number or ''}", min_width=150)
             for number, values in enumerate(_values(library.get(titles[0]), path, count))
         ]
 

@@ -20,6 +20,8 @@ _SKY, _LAMP, _BOUNCE = 0.62, 0.55, 0.2
 _LAMP_DIRECTION = np.array([-0.5, 0.62, 0.6]) / np.linalg.norm([-0.5, 0.62, 0.6])
 #: How sharply the lamp's light falls off around its direction: the larger, the smaller the lamp and the harder its shadow.
 _LAMP_POWER = 6
+#: Share of its light that even the deepest corner keeps: light comes around by many ways.
+_DEEPEST = 0.18
 #: Cells of a depth map that a place is moved away from its surface.
 _AWAY = 1.6
 
@@ -87,6 +89,7 @@ class Sky:
         total = falling.sum(axis=1)
         # What hardly looks at the sky cannot say how much of it is hidden.
         share = np.where(total > 0.05, seen / total.clip(min=1e-9), 0.5)
+        share = _DEEPEST + (1 - _DEEPEST) * share
         return whole * share[which] + _BOUNCE * (1 - normals[:, 1]) / 2
 
     def _visible(self, places: np.ndarray, normals: np.ndarray) -> np.ndarray:

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import trimesh
 
 from hiergen.demo.pictures import shape_views
-from hiergen.demo.tabs.shapes import ShapeProgress, ShapeRequest, describe_mesh, draw_views, generate_shape
+from hiergen.demo.tabs import shapes
+from hiergen.demo.tabs.shapes import (
+    ShapeProgress,
+    ShapeRequest,
+    _updates,
+    describe_mesh,
+    draw_views,
+    generate_shape,
+    make_ready,
+)
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.pipelines.shape import decode_meshes
 
@@ -79,3 +90,30 @@ def test_every_level_is_on_the_stage_and_the_finest_one_turns(library) -> None:
     assert len(full.pictures[0].getcolors(10**6)) > 100
     turning = draw_views(entry, now, "lamp", turning=b"RIFF")
     assert [view.pictures[0] for view in turning][1] == b"RIFF"
+
+
+def test_a_result_comes_with_its_files_and_then_turns(library, monkeypatch) -> None:
+    pytest.importorskip("gradio", reason="the demo's page needs gradio")
+    monkeypatch.setattr(shapes, "TURNTABLE", (16, 3))
+    box = trimesh.creation.box()
+    steps = [
+        ShapeProgress(1, (), (), is_done=False),
+        ShapeProgress(2, (box,), (16,), is_done=False),
+        ShapeProgress(0, (box, box), (16, 32), is_done=True),
+    ]
+    updates, kept = [], []
+    for update in _updates(library.get("shapes"), ShapeRequest(label=2, seed=4), iter(steps), turns=True):
+        updates.append(update)
+        kept.append([Path(path).read_bytes()[:4] for path in update[2]] if isinstance(update[2], list) else None)
+    assert [update[3] for update in updates[:3]] == ["Step 1.", "Step 2.", "Done."]
+    assert updates[3][3] == "class 2, seed 4. 32 tokens: 8 vertices, 12 triangles, watertight."
+    assert kept == [None, None, [b"glTF", b"glTF"], None]
+    assert "image/webp" not in updates[2][0]
+    assert "image/webp" in updates[3][0]
+    assert updates[3][4]["chosen"] == {"label": 2, "guidance_scale": 2.0, "seed": 4}
+
+
+def test_finished_shapes_are_made_of_classes_alone(library) -> None:
+    assert make_ready(library.get("seen"), seconds=60.0, limit=60.0) == []
+    (first,) = make_ready(library.get("shapes"), seconds=0.01, limit=60.0)
+    assert (first["title"], first["chosen"]["label"]) == ("class 0", 0)
