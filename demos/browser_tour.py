@@ -195,6 +195,7 @@ def tour(visitor: Visitor, login: str | None) -> None:
             for selector, value in (("input:not([type=password])", name), ("input[type=password]", password)):
                 visitor.find(selector).send_keys(value)
             visitor.find("input[type=password]").send_keys(Keys.ENTER)
+        visitor.find("button[role=tab]")
         tabs = {
             tab["props"]["label"]
             for tab in visitor.driver.execute_script("return window.gradio_config.components")

@@ -74,8 +74,9 @@ def draw_row(title: str, pictures: Sequence[tuple[Image.Image, str]], *, is_natu
 
 
 def draw_picture(picture: Image.Image | bytes, alt: str) -> str:
-    """Return the HTML of a picture that holds its data."""
-    kind = "pixels" if isinstance(picture, Image.Image) and min(picture.size) < SMOOTH else "smooth"
+    """Return the HTML of a picture that holds its data. A GIF is a small clip, an animated WebP a render."""
+    is_small = min(picture.size) < SMOOTH if isinstance(picture, Image.Image) else picture.startswith(b"GIF")
+    kind = "pixels" if is_small else "smooth"
     return f'<img class="hg-{kind}" src="{as_uri(picture)}" alt="{html.escape(alt, quote=True)}">'
 
 

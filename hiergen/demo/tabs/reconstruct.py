@@ -135,7 +135,7 @@ def warn_of_unlike(entry: DemoModel, result: Reconstruction) -> str:
         return ""
     return (
         f"This picture is unlike what the model knows: {reached:.1f} dB, where its own examples reach {usual:.1f} dB or more. "
-        f"{entry.about.partition('. ')[0]}."
+        f"{entry.about.partition('. ')[0].rstrip('.')}."
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hiergen.demo.inputs import (
@@ -140,20 +142,21 @@ def draw_views(entry: DemoModel, now: ShapeProgress, name: str, *, turning: byte
     """Return what the stage shows: each level's mesh in the studio; the finest one turning where that is made."""
     views = []
     for number, (mesh, tokens) in enumerate(zip(now.meshes, now.tokens, strict=True), start=1):
-        picture: Image.Image | bytes = _still(mesh)
-        if turning is not None and number == len(now.meshes):
-            picture = turning
+        picture = turning if turning is not None and number == len(now.meshes) else _still(mesh)
         level = f"level {number}" if len(entry.tokenizer.specs) > 1 else "the mesh"
         views.append(View((picture,), level, f"{tokens} tokens", f"Generated: {name}, {level}, {tokens} tokens"))
     return views
 
 
-def _still(mesh: trimesh.Trimesh) -> Image.Image:
+def _still(mesh: trimesh.Trimesh) -> bytes:
+    """Return a picture of a mesh as WebP: a tenth of a PNG, and a render has no pixel to keep."""
     from PIL import Image
 
-    if not len(mesh.faces):
-        return Image.new("RGB", (STILL, STILL), tuple(round(255 * part) for part in STUDIO.background))
-    return Image.fromarray(render_mesh(mesh, STILL, settings=STUDIO))
+    empty = np.full((STILL, STILL, 3), np.rint(255 * np.asarray(STUDIO.background)), np.uint8)
+    picture = render_mesh(mesh, STILL, settings=STUDIO) if len(mesh.faces) else empty
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "WEBP", quality=88)
+    return buffer.getvalue()
 
 
 def _turn(mesh: trimesh.Trimesh) -> bytes | None:

@@ -30,7 +30,7 @@ from hiergen.pipelines.prefixes import list_prefixes
 
 #: Queries and keys of a block: small, as clips of the demo are.
 BLOCKS = (32, 16)
-#: Small clips are shown this many times as large: a browser does not scale a GIF as it scales a picture.
+#: Programs get small clips this many times as large: a viewer does not scale a GIF with hard pixels, as the page does.
 ENLARGED = 6
 #: Most finished clips of a model.
 NUM_READY = 6
@@ -160,14 +160,13 @@ def describe_clips(clips: tuple[Clip, ...]) -> str:
     return "\n".join(lines)
 
 
-def draw_clips(clips: tuple[Clip, ...]) -> bytes:
+def draw_clips(clips: tuple[Clip, ...], *, enlarge: int = 1) -> bytes:
     """Return the clips side by side as one GIF: they play in step."""
-    small = clips[0].video.shape[-1]
     rows = torch.stack([clip.video for clip in clips])
     video = tile_videos([rows], gap=2) if len(clips) > 1 else rows[0]
     with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
         path = Path(folder) / "clips.gif"
-        write_gif(path, video, enlarge=max(1, ENLARGED * 32 // small))
+        write_gif(path, video, enlarge=enlarge)
         return path.read_bytes()
 
 
@@ -294,7 +293,7 @@ def _answer_programs(page: Page, library: Library) -> None:
             files = []
             for kind, clip in zip(("dense", "sparse"), clips, strict=True):
                 files.append(str(Path(name) / f"{kind}.gif"))
-                Path(files[-1]).write_bytes(draw_clips((clip,)))
+                Path(files[-1]).write_bytes(draw_clips((clip,), enlarge=max(1, ENLARGED * 32 // clip.video.shape[-1])))
             yield *files, str(_plan(clips, Path(name))), describe_clips(clips)
 
     titles = library.video_generators()

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
 from hiergen.demo.pictures import shape_views
 from hiergen.demo.tabs import shapes
@@ -86,8 +89,9 @@ def test_every_level_is_on_the_stage_and_the_finest_one_turns(library) -> None:
     empty, full = draw_views(entry, now, "lamp")
     assert (full.name, full.size, full.alt) == ("level 2", "32 tokens", "Generated: lamp, level 2, 32 tokens")
     # A level without a surface is an empty studio.
-    assert len(empty.pictures[0].getcolors()) == 1
-    assert len(full.pictures[0].getcolors(10**6)) > 100
+    seen = [Image.open(io.BytesIO(view.pictures[0])).convert("RGB") for view in (empty, full)]
+    assert len(seen[0].getcolors()) == 1
+    assert len(seen[1].getcolors(10**6)) > 100
     turning = draw_views(entry, now, "lamp", turning=b"RIFF")
     assert [view.pictures[0] for view in turning][1] == b"RIFF"
 
@@ -108,8 +112,8 @@ def test_a_result_comes_with_its_files_and_then_turns(library, monkeypatch) -> N
     assert [update[3] for update in updates[:3]] == ["Step 1.", "Step 2.", "Done."]
     assert updates[3][3] == "class 2, seed 4. 32 tokens: 8 vertices, 12 triangles, watertight."
     assert kept == [None, None, [b"glTF", b"glTF"], None]
-    assert "image/webp" not in updates[2][0]
-    assert "image/webp" in updates[3][0]
+    frames = [base64.b64decode(update[0].split("image/webp;base64,")[2].partition('"')[0]) for update in updates[2:]]
+    assert [b"ANIM" in frame for frame in frames] == [False, True]
     assert updates[3][4]["chosen"] == {"label": 2, "guidance_scale": 2.0, "seed": 4}
 
 
