@@ -166,6 +166,8 @@ def video(visitor: Visitor) -> None:
 
 def compare(visitor: Visitor) -> None:
     visitor.open_tab("Compare")
+    visitor.wait(lambda: visitor.count("#compare-shown img"), "the pictures of two models")
+    visitor.click("#compare-more button")
     before = visitor.wait(lambda: visitor.text("compare-table"), "the table")
     with visitor.timed("Compare, another digit"):
         visitor.click("#compare-examples .gallery-item:nth-child(6) button")

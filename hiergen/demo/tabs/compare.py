@@ -82,7 +82,7 @@ def add_tab(page: Page, library: Library) -> None:
     with gr.Row(elem_classes="tab"):
         with gr.Column(scale=5, min_width=300):
             shown = gr.HTML(elem_id="compare-shown", apply_default_css=False)
-            with gr.Accordion("The numbers", open=False):
+            with gr.Accordion("The numbers", open=False, elem_id="compare-more"):
                 table = gr.Markdown(elem_id="compare-table")
         with gr.Column(scale=2, min_width=280):
             model = add_model(titles, name="compare-model")
