@@ -142,12 +142,9 @@ def make_shape(visitor: Visitor, name: str) -> None:
     with visitor.timed(f"{name}, from the button to the finest mesh"):
         visitor.press_until("#shapes-start", lambda: visitor.text("shapes-status").startswith("Step"))
         visitor.wait(lambda: visitor.count("#shapes-strip button") == before + 1, "the end of generating")
-    visitor.keep(name)
-    if not visitor.is_shown("#shapes-viewer"):
-        visitor.click("#shapes-more button")
     # The viewer draws its mesh once it has been fetched, and only while it is on the screen.
     visitor.wait(lambda: visitor.colors("#shapes-viewer canvas") > 100, "the mesh to turn by hand")
-    visitor.keep(f"{name}-viewer")
+    visitor.keep(name)
 
 
 def video(visitor: Visitor) -> None:

@@ -138,7 +138,7 @@ def _without_folds(faces: Int64[np.ndarray, "f 3"]) -> Int64[np.ndarray, "g 3"]:
 def save_mesh(mesh: trimesh.Trimesh, path: str | os.PathLike[str]) -> None:
     """Write a mesh with its normals, atomically; the suffix of `path` chooses among `MESH_SUFFIXES`.
 
-    In a GLB file a mesh without colors gets a plain material: viewers show it as clay, its front and its back.
+    A mesh without colors gets a plain material in GLB: viewers show it as clay, its front and its back.
 
     Raises:
         ValueError: If the suffix is none of them.

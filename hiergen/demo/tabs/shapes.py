@@ -225,16 +225,14 @@ def add_tab(page: Page, library: Library) -> None:
         with gr.Column(scale=5, min_width=300):
             stage = page.stage(ready[titles[0]], EMPTY, name="shapes-stage")
             status = page.status("shapes-status")
-            with gr.Accordion("Turn it by hand, and take it with you", open=False, elem_id="shapes-more"):
-                viewer = gr.Model3D(
-                    label="All levels; drag to turn, scroll to zoom",
-                    height=360,
-                    interactive=False,
-                    clear_color=(0.93, 0.94, 0.96, 1.0),
-                    elem_id="shapes-viewer",
-                    camera_position=(45, 65, 4),
-                )
-                files = gr.File(label="GLB files, a level each", interactive=False, file_count="multiple")
+            viewer = gr.Model3D(
+                label="All levels as a GLB file: drag to turn, scroll to zoom",
+                height=300,
+                interactive=False,
+                clear_color=(0.93, 0.94, 0.96, 1.0),
+                elem_id="shapes-viewer",
+                camera_position=(45, 65, 4),
+            )
         with gr.Column(scale=2, min_width=280):
             form = _add_form(library)
             strip, made = page.strip(ready[titles[0]], name="shapes-strip")
@@ -262,12 +260,12 @@ def add_tab(page: Page, library: Library) -> None:
     picked(form.inputs)
     # The viewer still has the mesh before: it is taken away.
     page.chooses(strip, made, [stage, status]).then(
-        lambda chosen: (chosen["label"], chosen["guidance_scale"], chosen["seed"], None, None),
+        lambda chosen: (chosen["label"], chosen["guidance_scale"], chosen["seed"], None),
         made,
-        [form.label, form.guidance, form.seed[0], viewer, files],
+        [form.label, form.guidance, form.seed[0], viewer],
         **quick,
     )
-    outputs = [stage, viewer, files, status, made]
+    outputs = [stage, viewer, status, made]
     page.starts(form.start, form.stop, explained(run), form.values, outputs, seed=form.seed, strip=strip)
     _answer_programs(page, library)
 
@@ -309,23 +307,22 @@ def _request(
 def _updates(
     entry: DemoModel, request: ShapeRequest, steps: Iterator[ShapeProgress], turns: bool
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield stage, viewer, files, status, and in the end the entry for the strip."""
+    """Yield stage, viewer, status, and in the end the entry for the strip."""
     import gradio as gr
 
-    unchanged, sent = (gr.skip(), gr.skip(), gr.skip()), 0
+    unchanged, sent = (gr.skip(), gr.skip()), 0
     # gradio copies each file when it is yielded, so these need live no longer than the request.
     with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
         for now in thinned(steps, lambda now: (len(now.meshes), now.is_done)):
             if now.is_done:
                 made = _result(entry, request, now)
-                files = _files(now, Path(folder))
-                yield made["stage"], files[-1], [file for file in files if file], "Done.", made
+                yield made["stage"], _files(now, Path(folder))[-1], "Done.", made
                 if turns and (turning := _turn(now.meshes[-1])) is not None:
                     made = _result(entry, request, now, turning)
-                yield made["stage"], *unchanged[1:], made["line"], made
+                yield made["stage"], gr.skip(), made["line"], made
             elif len(now.meshes) > sent:
                 sent = len(now.meshes)
-                yield draw_stage(draw_views(entry, now, "a shape")), None, None, f"Step {now.step}.", None
+                yield draw_stage(draw_views(entry, now, "a shape")), None, f"Step {now.step}.", None
             else:
                 yield *unchanged, f"Step {now.step}.", None
 
