@@ -125,7 +125,7 @@ def add_seed(name: str) -> tuple[Any, Any]:
         seed = gr.Number(
             0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100, elem_id=f"{name}-seed"
         )
-        dice = gr.Button("\N{GAME DIE}", elem_id=f"{name}-dice", min_width=46)
+        dice = gr.Button("\N{DIE FACE-5}", elem_id=f"{name}-dice", min_width=46)
     is_new = gr.Checkbox(True, label="A new seed each time", elem_id=f"{name}-new-seed")
     # Who rolls a seed wants to see what it gives.
     dice.click(None, None, [seed, is_new], js=f"() => [{ROLL}, false]", queue=False, api_visibility="private")

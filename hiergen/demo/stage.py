@@ -177,7 +177,7 @@ element.addEventListener('click', (event) => {
   }
 });
 """
-#: What happens in the browser where an entry of the strip is chosen: its stage, its sentence and its settings.
-CHOOSE = "(strip) => { const item = strip.items[strip.at]; return [item.stage, item.line, item.chosen]; }"
+#: What happens in the browser where an entry of the strip is chosen: its stage and its settings.
+CHOOSE = "(strip) => { const item = strip.items[strip.at]; return [item.stage, , item.chosen]; }"
 #: A new result goes before the others, at most this many of them are kept.
 KEEP = "(made, strip) => made?.thumb ? {items: [made, ...strip.items].slice(0, 24), at: 0} : strip"

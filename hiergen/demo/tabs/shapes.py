@@ -316,10 +316,10 @@ def _updates(
         for now in thinned(steps, lambda now: (len(now.meshes), now.is_done)):
             if now.is_done:
                 made = _result(entry, request, now)
-                yield made["stage"], _files(now, Path(folder))[-1], "Done.", made
+                yield made["stage"], _files(now, Path(folder))[-1], "Done." if not turns else "Turning it around.", made
                 if turns and (turning := _turn(now.meshes[-1])) is not None:
                     made = _result(entry, request, now, turning)
-                yield made["stage"], gr.skip(), made["line"], made
+                yield made["stage"], gr.skip(), "Done.", made
             elif len(now.meshes) > sent:
                 sent = len(now.meshes)
                 yield draw_stage(draw_views(entry, now, "a shape")), None, f"Step {now.step}.", None

@@ -230,7 +230,7 @@ def add_tab(page: Page, library: Library) -> None:
         ):
             if len(clips) == (2 if compares else 1):
                 done = _result(entry, request, clips)
-                yield done["stage"], _describe(clips), done["line"], done
+                yield done["stage"], _describe(clips), "Done.", done
             else:
                 yield gr.skip(), "", f"Step {steps}.", None
 

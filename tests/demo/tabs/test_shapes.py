@@ -109,8 +109,9 @@ def test_a_result_comes_with_its_files_and_then_turns(library, monkeypatch) -> N
     for update in _updates(library.get("shapes"), ShapeRequest(label=2, seed=4), iter(steps), turns=True):
         updates.append(update)
         kept.append(Path(update[1]).read_bytes()[:4] if isinstance(update[1], str) else None)
-    assert [update[2] for update in updates[:3]] == ["Step 1.", "Step 2.", "Done."]
-    assert updates[3][2] == "class 2, seed 4. 32 tokens: 8 vertices, 12 triangles, watertight."
+    assert [update[2] for update in updates[:3]] == ["Step 1.", "Step 2.", "Turning it around."]
+    assert updates[3][2] == "Done."
+    assert updates[3][3]["line"] == "class 2, seed 4. 32 tokens: 8 vertices, 12 triangles, watertight."
     assert kept == [None, None, b"glTF", None]
     frames = [base64.b64decode(update[0].split("image/webp;base64,")[2].partition('"')[0]) for update in updates[2:]]
     assert [b"ANIM" in frame for frame in frames] == [False, True]
