@@ -1,1 +1,1 @@
-"""The web demo: one file per tab, each plain functions with a thin page on top; gradio is imported only where the page is built."""
+"""The web demo: the page, the models that it shows, and its tabs; gradio is imported only where the page is built."""

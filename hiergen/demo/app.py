@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hiergen.demo import compare, generate, reconstruct, shapes, video
 from hiergen.demo.library import Library, load_library
 from hiergen.demo.page import Page
 from hiergen.demo.settings import DemoSettings, read_accounts
+from hiergen.demo.stage import SCRIPT
+from hiergen.demo.tabs import compare, generate, reconstruct, shapes, video
 from hiergen.environment import choose_device, require
+from hiergen.pipelines.card import papers
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -25,40 +29,15 @@ MAX_SESSIONS = 200
 #: Parameter of `mallopt`, from glibc's malloc.h.
 _M_ARENA_MAX = -8
 
-INTRODUCTION = """
-# hiergen
-
-Coarse first, then the residual detail: a picture, a shape or a clip as **levels of tokens**. Few tokens say roughly what it is, each further level adds detail.
+#: What the page begins with: what levels are, in a sentence and a drawing.
+HEADER = """
+<header class="hg-head"><div><h1>hiergen</h1>
+<p>A picture, a shape or a clip becomes <b>levels of tokens</b>: the first few say roughly what it is, and each further level adds what is still missing.</p></div>
+{}</header>
 """
-
-#: Small pictures are shown large and with hard pixels; rows of pictures wrap to the width there is, each with its whole caption;
-#: labels stand above pictures, not on them. Errors come as sentences, and stopping is none, which gradio marks as one now and then.
-CSS = """
-.pixels img { image-rendering: pixelated; }
-.pixels .image-container { padding-top: 28px; box-sizing: border-box; }
-.pixels .image-frame, .pixels .image-frame img { width: 100%; height: 100%; object-fit: contain; }
-.strip .grid-wrap, .examples .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; padding-top: 32px !important; }
-.strip .thumbnail-item { height: auto; aspect-ratio: auto; display: block; }
-.strip .thumbnail-item img { width: 100%; aspect-ratio: 1; }
-.strip .caption-label { position: static; max-width: none; white-space: normal; border: 0; padding: 4px; text-align: center; }
-.examples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; grid-template-rows: none !important; grid-auto-rows: min-content; gap: 4px; }
-.columns-4 .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-.strip.columns-5 .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; }
-.strip.columns-6 .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)) !important; }
-.examples .thumbnail-item { width: 100%; height: auto; aspect-ratio: 1; }
-.examples .gallery-item { height: auto; }
-.status { min-height: 3.5em; }
-.status .error, .status .clear-status { display: none; }
-.secondary-wrap input { text-overflow: ellipsis; padding-right: 28px; }
-.prose { overflow-x: auto; }
-.prose th, .prose td { word-break: normal; overflow-wrap: normal; border-color: var(--border-color-primary) !important; }
-@media (max-width: 640px) {
-  .strip.columns-5 .grid-container, .strip.columns-6 .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
-  .prose th, .prose td { padding: 4px 6px !important; font-size: 13px; }
-  .tab-container button { padding: 0 7px !important; font-size: 13px !important; }
-}
-.about { opacity: 0.8; font-size: 0.9em; }
-"""
+#: Number of tokens of each level in the drawing.
+DRAWN_LEVELS = (1, 2, 4, 8)
+STYLE = Path(__file__).with_name("style.css")
 
 
 def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
@@ -70,23 +49,25 @@ def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
     gr = require("gradio", "demo", "the demo")
 
     tabs: list[tuple[str, bool, Callable[[Page, Library], None]]] = [
-        ("Reconstruct", len(library.image_tokenizers()) > 0, reconstruct.add_tab),
         ("Generate", len(library.image_generators()) > 0, generate.add_tab),
+        ("Reconstruct", len(library.image_tokenizers()) > 0, reconstruct.add_tab),
+        ("Compare", len(library.image_tokenizers()) > 1, compare.add_tab),
         ("Shapes", len(library.shape_generators()) > 0, shapes.add_tab),
         ("Video", len(library.video_generators()) > 0, video.add_tab),
-        ("Compare", len(library.image_tokenizers()) > 1, compare.add_tab),
     ]
-    with gr.Blocks(title="hiergen", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=False) as blocks:
-        gr.Markdown(INTRODUCTION)
+    with gr.Blocks(title="hiergen", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True) as blocks:
+        gr.HTML(HEADER.format(_drawing()), apply_default_css=False)
         page = Page(blocks, settings)
         for title, is_shown, add_tab in tabs:
             if is_shown:
                 with gr.Tab(title, id=title.lower()):
                     add_tab(page, library)
-        gr.Markdown(_models(library))
+        with gr.Accordion("Models, papers and licence", open=False, elem_id="models"):
+            _add_models(library)
         gr.Markdown(
             f"One request is computed at a time, up to {settings.max_queue} wait; each may take {settings.max_seconds:g} s. "
-            f"Uploads: at most {settings.max_upload_mb} MiB and {settings.max_pixels / 1e6:g} megapixels, deleted within an hour.",
+            f"Uploads: at most {settings.max_upload_mb} MiB and {settings.max_pixels / 1e6:g} megapixels, deleted within an hour. "
+            "hiergen is free software under the Apache License 2.0.",
             elem_classes="about",
         )
     blocks.queue(max_size=settings.max_queue, default_concurrency_limit=settings.concurrency, api_open=False)
@@ -138,7 +119,8 @@ def launch(settings: DemoSettings, *, library: Library | None = None, waits: boo
         ssr_mode=False,
         mcp_server=False,
         quiet=True,
-        css=CSS,
+        css=STYLE.read_text(encoding="utf-8"),
+        head=SCRIPT,
         theme=_theme(),
         prevent_thread_lock=True,
     )
@@ -156,22 +138,42 @@ def _theme() -> Any:
     return gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"])
 
 
-def _models(library: Library) -> str:
-    lines = ["## Models", ""]
+def _drawing() -> str:
+    """Return a drawing of levels, a square for each token, with what is known by then beside them."""
+    rows, y = [], 4
+    for number, tokens in enumerate(DRAWN_LEVELS, start=1):
+        squares = "".join(
+            f'<rect class="token" x="{62 + 14 * k}" y="{y}" width="11" height="11" rx="2"/>' for k in range(tokens)
+        )
+        # A round thing, drawn by more and more corners.
+        corners = [2 * math.pi * (k + 0.5) / (2 * tokens + 2) for k in range(2 * tokens + 2)]
+        outline = " ".join(f"{205 + 34 * number + 12 * math.sin(t):.1f},{42 - 12 * math.cos(t):.1f}" for t in corners)
+        shape = f'<polygon points="{outline}" fill="currentColor" opacity="{0.35 + 0.16 * number:.2f}"/>'
+        rows.append(f'<text x="4" y="{y + 10}">level {number}</text>{squares}{shape}')
+        y += 20
+    about = "Four levels of 1, 2, 4 and 8 tokens; from more of them a shape becomes rounder."
+    return f'<svg viewBox="0 0 364 84" role="img" aria-label="{about}"><title>{about}</title>{"".join(rows)}</svg>'
+
+
+def _add_models(library: Library) -> None:
+    """Add what each model is, where its methods come from, and its card."""
+    import gradio as gr
+
     for title, entry in library.models.items():
-        parts = [entry.tokenizer, entry.generator]
-        count = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())
-        lines.append(f"- **{title}**, {count / 1e6:.1f} million parameters. {entry.about}")
-    return "\n".join(lines)
+        parts = [part for part in (entry.tokenizer, entry.generator) if part is not None]
+        count = sum(parameter.numel() for part in parts for parameter in part.parameters())
+        links = dict.fromkeys(paper for part in parts for paper in papers(part))
+        found = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" for paper in links)
+        after = f" After {found}." if found else ""
+        gr.Markdown(f"**{title}**, {count / 1e6:.1f} million parameters. {entry.about}{after}")
+        if entry.card:
+            with gr.Accordion(f"Card: {title}", open=False):
+                gr.Markdown(entry.card)
 
 
 def _warm_up(library: Library) -> None:
-    """Run each kind of model once, briefly, so that the first visitor does not wait for imports."""
+    """Run each tokenizer of pictures once, so that the first visitor does not wait for imports; the generators have run already."""
     for title in library.image_tokenizers():
         tokenizer = library.get(title).tokenizer
         size = int(tokenizer.config["image_size"])
         reconstruct.reconstruct(tokenizer, torch.zeros(1, 3, size, size, device=tokenizer.device))
-    for title in library.shape_generators():
-        shapes.warm_up(library.get(title))
-    for title in library.video_generators():
-        video.warm_up(library.get(title))

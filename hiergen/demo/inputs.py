@@ -13,7 +13,7 @@ from torch import Tensor
 from hiergen.data.images.files import SUFFIXES, read_image
 from hiergen.data.images.pixels import center_crop, to_pictures, to_tensor
 from hiergen.demo.library import DemoModel, Library
-from hiergen.demo.page import Page, explained
+from hiergen.demo.page import ROLL, Page, explained
 from hiergen.demo.pictures import digit_examples, open_upload, open_view, shape_views
 from hiergen.demo.requests import MAX_SEED
 
@@ -40,7 +40,7 @@ def examples_of(entry: DemoModel, size: int | None = None) -> tuple[Tensor, str]
     if not entry.examples:
         return digit_examples(size)[0], "A held-out digit"
     images = [to_tensor(center_crop(read_image(path), size)) for path in entry.examples]
-    return torch.stack(images), "A picture of its training data"
+    return torch.stack(images), "A picture of its own data"
 
 
 def choose_view(upload: bytes | None, example: int, *, max_pixels: int) -> Image.Image:
@@ -64,9 +64,8 @@ def _check_example(example: int, count: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PictureInputs:
-    """Gradio's components: what the model sees, upload, number of the example, examples."""
+    """Gradio's components: upload, number of the example, examples."""
 
-    source: Any
     upload: Any
     example: Any
     examples: Any
@@ -82,7 +81,7 @@ def add_model(titles: Sequence[str], *, name: str) -> Any:
 def add_picture(
     examples: Sequence[Image.Image], *, name: str, label: str, example: int, columns: int = 5
 ) -> PictureInputs:
-    """Add examples, a place for uploads, and the picture as the model sees it to the page that is being built."""
+    """Add examples and a place for uploads to the page that is being built."""
     import gradio as gr
 
     gallery = gr.Gallery(
@@ -107,17 +106,8 @@ def add_picture(
         elem_id=f"{name}-upload",
         elem_classes="upload",
     )
-    source = gr.Image(
-        label="As the model sees it",
-        interactive=False,
-        format="png",
-        height=180,
-        buttons=[],
-        elem_id=f"{name}-seen",
-        elem_classes="pixels",
-    )
     number = gr.Number(example, label="example", precision=0, visible=False)
-    return PictureInputs(source, upload, number, gallery)
+    return PictureInputs(upload, number, gallery)
 
 
 def add_guidance(usual: float) -> Any:
@@ -127,20 +117,28 @@ def add_guidance(usual: float) -> Any:
     return gr.Slider(0, 8, value=usual, step=0.25, label="Guidance (1: none)")
 
 
-def add_seed() -> Any:
-    """Add a field for the seed to the page that is being built."""
+def add_seed(name: str) -> tuple[Any, Any]:
+    """Add a field for the seed with a dice, and whether each run takes a new one, to the page that is being built."""
     import gradio as gr
 
-    return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100)
+    with gr.Row(elem_classes="seed"):
+        seed = gr.Number(
+            0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100, elem_id=f"{name}-seed"
+        )
+        dice = gr.Button("\N{DIE FACE-5}", elem_id=f"{name}-dice", min_width=46)
+    is_new = gr.Checkbox(True, label="A new seed each time", elem_id=f"{name}-new-seed")
+    # Who rolls a seed wants to see what it gives.
+    dice.click(None, None, [seed, is_new], js=f"() => [{ROLL}, false]", queue=False, api_visibility="private")
+    return seed, is_new
 
 
 def add_buttons(name: str) -> tuple[Any, Any]:
     """Add the buttons that start and stop a generation to the page that is being built."""
     import gradio as gr
 
-    with gr.Row():
+    with gr.Row(elem_classes="go"):
         start = gr.Button("Generate", variant="primary", elem_id=f"{name}-start", min_width=100)
-        return start, gr.Button("Stop", elem_id=f"{name}-stop", min_width=100)
+        return start, gr.Button("Stop", elem_id=f"{name}-stop", min_width=80)
 
 
 def follow_model(library: Library, model: Any, inputs: PictureInputs) -> None:
@@ -176,7 +174,6 @@ def connect(
     inputs: PictureInputs,
     outputs: list[Any],
     *,
-    api_name: str,
     busy: Any,
     more: Sequence[Any] = (),
 ) -> None:
@@ -186,7 +183,19 @@ def connect(
     """
     import gradio as gr
 
-    values, event = [model, inputs.upload, inputs.example, *more], {**page.event, "show_progress_on": busy}
-    picked(inputs).success(explained(run), values, outputs, api_visibility="private", **event)
+    values = [model, inputs.upload, inputs.example, *more]
+    event = {**page.event, "show_progress_on": busy, "api_visibility": "private"}
+    picked(inputs).success(explained(run), values, outputs, **event)
     triggers = [page.blocks.load, inputs.upload.upload, *(part.input for part in (model, *more))]
-    gr.on(triggers, explained(run), values, outputs, api_name=api_name, **event)
+    gr.on(triggers, explained(run), values, outputs, **event)
+
+
+def hidden_inputs(titles: Sequence[str]) -> list[Any]:
+    """Return components for the model, the upload and the example that a program sends; none is on the page."""
+    import gradio as gr
+
+    return [
+        gr.Dropdown(list(titles), value=titles[0], visible=False),
+        gr.File(type="binary", file_types=list(SUFFIXES), visible=False),
+        gr.Number(0, precision=0, visible=False),
+    ]

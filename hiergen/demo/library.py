@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import torch
 
 from hiergen.config import from_json, nearest
 from hiergen.data.images.files import list_images
+from hiergen.generators.class_hierarchy import ClassHierarchy
 from hiergen.generators.flow.model import FlowTransformer
-from hiergen.pipelines.card import about
+from hiergen.pipelines.card import CARD, about
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.labels import class_names, short_name, titles
 from hiergen.pipelines.loading import from_pretrained
@@ -45,18 +48,21 @@ class ModelNotes:
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DemoModel:
     """A loaded model with its notes.
 
     Attributes:
         model: A pipeline, or a tokenizer alone; in eval mode.
         notes: Notes about the model.
-        examples: Picture files of the data that the tokenizer was trained on, where they are still there.
+        card: Text of the model's card in Markdown, without its head; empty where it has none.
+        examples: Picture files of the kind of data that the tokenizer was trained on: those in the folder `examples` of the model, or else
+            of the training data, where that is still there.
     """
 
     model: Any
     notes: ModelNotes
+    card: str = ""
     examples: tuple[Path, ...] = ()
 
     @property
@@ -89,12 +95,29 @@ class DemoModel:
     @property
     def about(self) -> str:
         """What the notes say about the model, or else what its configs say."""
+        if self.hierarchy is not None and not self.notes.about:
+            counts = [f"{len(level.names):,}" for level in self.hierarchy.levels]
+            return f"Classes are paths of {len(counts)} levels, of {', '.join(counts)} names."
         return self.notes.about or about(self.model) or "Its folder says nothing about it."
 
+    @functools.cached_property
+    def hierarchy(self) -> ClassHierarchy | None:
+        """The paths of the generator's classes, coarse to fine; None where classes are no paths."""
+        stored = None if self.generator is None else self.generator.config.get("class_hierarchy")
+        return ClassHierarchy.from_json(stored) if stored else None
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels may be asked for: the classes, and with a hierarchy all that can be left open."""
+        return self.num_classes if self.hierarchy is None else len(self.hierarchy.nodes)
+
     def class_name(self, label: int) -> str:
-        """Return the name that the notes give a class, or else the generator's config."""
+        """Return the name that the notes give a class, or else the generator's config; of a path its finest parts alone."""
         if label < len(self.notes.classes):
             return self.notes.classes[label]
+        if self.hierarchy is not None:
+            tree, *beside = self.hierarchy.names[label].split(" | ")
+            return ", ".join(filter(None, [tree.rpartition("/")[2], *beside])) or "any class"
         names = {} if self.generator is None else class_names(self.generator)
         return short_name(names, label, f"class {label}")
 
@@ -146,15 +169,15 @@ class Library:
 
 
 def load_library(sources: Sequence[str] = (), *, packaged: bool = True, device: str = "cpu") -> Library:
-    """Return the models of some folders or Hub ids, after those that come with the package.
+    """Return the models of some folders or Hub ids, and after them those that come with the package, larger pictures first.
 
     Raises:
         ValueError: If there is no model at all, a folder holds none that the demo can show, or its notes are damaged.
     """
-    paths = [str(path) for path in packaged_models()] if packaged else []
+    loaded = [(path, load_model(path, device=device)) for path in sources]
+    ours = [(str(path), load_model(str(path), device=device)) for path in packaged_models()] if packaged else []
     models: dict[str, DemoModel] = {}
-    for path in [*paths, *sources]:
-        entry = load_model(path, device=device)
+    for path, entry in [*loaded, *sorted(ours, key=lambda pair: -int(pair[1].tokenizer.config.get("image_size") or 0))]:
         title = entry.notes.title or _folder_title(Path(path))
         while title in models:
             title += "'"
@@ -186,18 +209,20 @@ def load_model(path: str, *, device: str = "cpu") -> DemoModel:
         part.eval()
     if not isinstance(model, Tokenizer):
         model.set_progress_bar_config(disable=True)
-    return DemoModel(model, read_notes(path), _training_pictures(Path(path)))
+    return DemoModel(model, read_notes(path), _read_card(Path(path)), _training_pictures(Path(path)))
 
 
 def _training_pictures(folder: Path) -> tuple[Path, ...]:
-    """Return an even spread of the folder of pictures that a tokenizer here was trained on; none where that is not known."""
+    """Return an even spread of the model's own examples, or of the pictures that a tokenizer here was trained on; none where neither is known."""
     tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     # A run keeps its config beside its model; a pipeline's parts keep the name of the folder that they came from.
     origins = [tokenizer, Path(str(_read_object(tokenizer / "config.json").get("_name_or_path") or tokenizer))]
+    sources = [str(folder / "examples")]
     for origin in origins:
         task = _read_object(origin.parent / "config.json").get("task")
         data = task.get("data") if isinstance(task, dict) else None
-        source = str(data.get("source") or "") if isinstance(data, dict) else ""
+        sources.append(str(data.get("source") or "") if isinstance(data, dict) else "")
+    for source in sources:
         if source and Path(source).is_dir():
             try:
                 files = list_images(source)
@@ -206,6 +231,17 @@ def _training_pictures(folder: Path) -> tuple[Path, ...]:
             # Always as many, if need be some twice: the place of the chosen one stays good for every model.
             return tuple(files[number * len(files) // NUM_EXAMPLES] for number in range(NUM_EXAMPLES))
     return ()
+
+
+def _read_card(folder: Path) -> str:
+    """Return the card in a model's folder without the head that the Hub reads, which is licence and tags."""
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    head, license = re.match(r"---\n(.*?)\n---\n", text, re.S), re.search(r"^license: (\S+)$", text, re.M)
+    body = text[head.end() :] if head else text
+    return body.strip() + (f"\n\nLicence: {license[1]}" if license else "")
 
 
 def _read_object(file: Path) -> dict[str, Any]:

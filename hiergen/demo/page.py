@@ -1,4 +1,4 @@
-"""What the tabs share: pictures with hard pixels, strips of levels, the queue, and errors as sentences."""
+"""What the tabs share: the stage, the strip of results, the queue, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import functools
 import inspect
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from hiergen.demo.requests import MAX_SEED
 from hiergen.demo.settings import DemoSettings
+from hiergen.demo.stage import CHOOSE, KEEP, STRIP_SCRIPT, STRIP_TEMPLATE, draw_empty
 from hiergen.demo.steps import StoppedError
 
 if TYPE_CHECKING:
     import gradio as gr
 
+#: A new seed, in the browser.
+ROLL = f"Math.floor(Math.random() * {MAX_SEED})"
 #: What a user can get wrong, or the demo stops: shown as a sentence. Anything else is a fault of ours and stays in the server's log.
 EXPLAINED = (ValueError, TypeError, ImportError, StoppedError)
 
@@ -46,41 +50,73 @@ class Page:
             "trigger_mode": "always_last",
         }
 
-    def picture(self, label: str, *, name: str, height: int = 320) -> gr.Image:
-        """Add a picture that is shown with hard pixels and downloaded as it is, without loss."""
+    def stage(self, ready: Sequence[dict[str, Any]], text: str, *, name: str) -> gr.HTML:
+        """Add the stage, with the first of the results that are ready, or else a sentence."""
         import gradio as gr
 
-        return gr.Image(
-            label=label,
-            interactive=False,
-            format="png",
-            height=height,
-            buttons=["download", "fullscreen"],
-            elem_id=name,
-            elem_classes="pixels",
-        )
+        return gr.HTML(ready[0]["stage"] if ready else draw_empty(text), elem_id=name, apply_default_css=False)
 
-    def row(self, label: str, *, name: str, columns: int = 5) -> gr.Gallery:
-        """Add a row of pictures, one per level."""
+    def status(self, name: str) -> gr.Markdown:
+        """Add the line that says how far a computation is."""
         import gradio as gr
 
-        return gr.Gallery(
-            label=label,
-            columns=columns,
-            height="auto",
-            object_fit="contain",
-            format="png",
-            interactive=False,
-            buttons=["download", "fullscreen"],
-            elem_id=name,
-            elem_classes=["pixels", "strip", f"columns-{columns}"],
-        )
+        return gr.Markdown(elem_id=name, elem_classes="status")
 
-    def stops(self, button: gr.Button, status: gr.Markdown, running: list[Any]) -> None:
-        """Let a button cancel the events that are running, and say so."""
-        stopped = button.click(None, cancels=running, queue=False, api_visibility="private")
+    def strip(self, ready: Sequence[dict[str, Any]], *, name: str) -> tuple[gr.HTML, gr.JSON]:
+        """Add the strip of results, and a place for the entry that is being made or was chosen."""
+        import gradio as gr
+
+        strip = gr.HTML(
+            {"items": list(ready), "at": 0},
+            html_template=STRIP_TEMPLATE,
+            js_on_load=STRIP_SCRIPT,
+            apply_default_css=False,
+            elem_id=name,
+        )
+        return strip, gr.JSON(visible=False)
+
+    def chooses(self, strip: gr.HTML, made: gr.JSON, shown: list[Any]) -> Any:
+        """Return the event of choosing a result, which puts it on the stage and its sentence below; the server is not asked."""
+        return strip.select(None, [strip], [*shown, made], js=CHOOSE, queue=False, api_visibility="private")
+
+    def starts(
+        self,
+        start: gr.Button,
+        stop: gr.Button,
+        run: Callable[..., Any],
+        inputs: list[Any],
+        outputs: list[Any],
+        *,
+        seed: tuple[Any, Any],
+        strip: gr.HTML,
+    ) -> None:
+        """Let a button run a function, from a new seed where that is ticked, and put what comes of it first in the strip.
+
+        Args:
+            start: Button that starts it.
+            stop: Button that ends it.
+            run: Function of the inputs, a generator of the outputs.
+            inputs: What it is given.
+            outputs: Stage, more that it shows, then the status and the entry for the strip.
+            seed: Field of the seed, and whether each run takes a new one.
+            strip: Strip of results.
+        """
+        *_, status, made = outputs
+        quick: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+        rolled = start.click(None, list(seed), seed[0], js=f"(seed, isNew) => isNew ? {ROLL} : seed", **quick)
+        # One at a time: a second press while the first runs does nothing.
+        event = {**self.event, "trigger_mode": "once", "show_progress_on": status}
+        started = rolled.then(run, inputs, outputs, api_visibility="private", **event)
+        started.success(None, [made, strip], strip, js=KEEP, **quick)
+        stopped = stop.click(None, cancels=[started], **quick)
         # Only then: a step that was already on its way would have the last word.
-        stopped.then(lambda: "Stopped.", None, status, queue=False, show_progress="hidden", api_visibility="private")
+        stopped.then(lambda: "Stopped.", None, status, show_progress="hidden", **quick)
+
+    def answers(self, run: Callable[..., Any], inputs: list[Any], outputs: list[Any], *, api_name: str) -> None:
+        """Offer a function to programs; none of its components is on the page."""
+        import gradio as gr
+
+        gr.Button(visible=False).click(run, inputs, outputs, api_name=api_name, **self.event)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from hiergen.geometry.renders import render_mesh
 from hiergen.pyramid import LevelSpec
 
 #: Side of the square that stands for a token, in pixels.
-CELL = 12
+CELL = 14
 #: Number of tokens per row, for a level without a grid.
 ROW = 16
 #: Larger pictures of objects are made smaller: no image encoder reads more.
@@ -101,10 +101,12 @@ def draw_tokens(tokens: Tensor, spec: LevelSpec) -> Image.Image:
     cells[: spec.num_tokens] = colors
     small = (cells.reshape(rows, columns, 3) * 255).round().astype(np.uint8)
     large = np.kron(small, np.ones((CELL, CELL, 1), np.uint8))
-    # A white line between neighbors, which may be equal.
-    large[CELL - 1 :: CELL] = 255
-    large[:, CELL - 1 :: CELL] = 255
-    return Image.fromarray(large[:-1, :-1])
+    # A clear line between neighbors, which may be equal; cells without a token are clear as well.
+    filled = np.arange(rows * columns).reshape(rows, columns) < spec.num_tokens
+    alpha = np.kron(filled * np.uint8(255), np.ones((CELL, CELL), np.uint8))
+    alpha[CELL - 1 :: CELL] = 0
+    alpha[:, CELL - 1 :: CELL] = 0
+    return Image.fromarray(np.dstack([large, alpha])[:-1, :-1])
 
 
 def _main_directions(tokens: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ def to_seed(value: float | None) -> int:
 
 
 def check_label(entry: DemoModel, label: int) -> None:
-    """Check that a model knows a class.
+    """Check that a model knows a class, or a node of its hierarchy of classes.
 
     Raises:
         ValueError: If it does not.
     """
-    if not 0 <= label < entry.num_classes:
-        raise ValueError(f"label is {label}, expected 0 to {entry.num_classes - 1}")
+    if not 0 <= label < entry.num_labels:
+        raise ValueError(f"label is {label}, expected 0 to {entry.num_labels - 1}")

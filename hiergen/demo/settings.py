@@ -30,6 +30,7 @@ class DemoSettings(Checked):
         max_queue: Number of requests that may wait; further ones are told that the queue is full.
         concurrency: Number of requests that are worked on at the same time.
         max_seconds: Seconds after which a request is stopped.
+        ready_seconds: Seconds that each model may take, before the page opens, to make the results that it opens with; 0 makes none.
         open_browser: Open the page in this machine's browser.
 
     Raises:
@@ -49,6 +50,7 @@ class DemoSettings(Checked):
     max_queue: int = 32
     concurrency: int = 1
     max_seconds: float = 60.0
+    ready_seconds: float = 4.0
     open_browser: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +62,8 @@ class DemoSettings(Checked):
             raise ValueError(f"port is {self.port}, expected 0 (any free one) to 65535")
         if self.max_seconds <= 0:
             raise ValueError(f"max_seconds is {self.max_seconds}, expected a positive number")
+        if not self.ready_seconds >= 0:
+            raise ValueError(f"ready_seconds is {self.ready_seconds}, expected 0 or more")
         if self.auth_file is None and not is_loopback(self.host):
             raise ValueError(
                 f"host is {self.host!r}, which others can reach: name a file of passwords with --auth-file, "

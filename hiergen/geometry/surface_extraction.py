@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: File formats that `save_mesh` writes, all with normals: per vertex, in STL per face.
 MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+#: Color of the material of GLB files, RGBA of 255.
+CLAY = (128, 158, 214, 255)
 #: Largest number of rounds in which what a simplifier pinched is opened; up to four were needed.
 _MAX_REPAIRS = 50
 #: Share of the volume that opening may change.
@@ -136,6 +138,8 @@ def _without_folds(faces: Int64[np.ndarray, "f 3"]) -> Int64[np.ndarray, "g 3"]:
 def save_mesh(mesh: trimesh.Trimesh, path: str | os.PathLike[str]) -> None:
     """Write a mesh with its normals, atomically; the suffix of `path` chooses among `MESH_SUFFIXES`.
 
+    A mesh without colors gets a plain material in GLB: viewers show it as clay, its front and its back.
+
     Raises:
         ValueError: If the suffix is none of them.
     """
@@ -147,5 +151,17 @@ def save_mesh(mesh: trimesh.Trimesh, path: str | os.PathLike[str]) -> None:
         ".obj": {"include_normals": True},
         ".ply": {"vertex_normal": True},
     }.get(suffix, {})
+    if suffix == ".glb" and (mesh.visual is None or not mesh.visual.defined):
+        mesh = _painted(mesh)
     with atomic_path(path) as temporary:
         mesh.export(temporary, file_type=suffix[1:], **arguments)
+
+
+def _painted(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    material = PBRMaterial(baseColorFactor=CLAY, metallicFactor=0.0, roughnessFactor=0.85, doubleSided=True)
+    painted = mesh.copy()
+    painted.visual = TextureVisuals(material=material)
+    return painted

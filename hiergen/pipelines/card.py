@@ -247,6 +247,11 @@ def _source(part: Any) -> str:
     return "; ".join(sources)
 
 
+def papers(part: Any) -> list[str]:
+    """Return the papers that a model is made after, as "arXiv:2601.03955", by its class and its preset."""
+    return list(dict.fromkeys(_papers(_source(part))))
+
+
 def _papers(text: str) -> list[str]:
     return re.findall(r"arXiv:[\d.]+\d", text)
 

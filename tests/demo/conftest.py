@@ -132,7 +132,7 @@ def server(library, tmp_path_factory) -> Iterator[Server]:
     pytest.importorskip("gradio", reason="the demo's page needs gradio")
     folder = tmp_path_factory.mktemp("demo")
     (folder / "people").write_text(f"{Server.name}:{Server.password}\n")
-    limits = {"max_upload_mb": 1, "max_queue": 4, "max_pixels": 250_000, "max_seconds": 300}
+    limits = {"max_upload_mb": 1, "max_queue": 4, "max_pixels": 250_000, "max_seconds": 300, "ready_seconds": 0.1}
     options = [word for name, value in limits.items() for word in (f"--{name}", str(value))]
     with demo(library.models, folder, ["--auth_file", str(folder / "people"), *options]) as address:
         yield Server(address)

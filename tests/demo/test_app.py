@@ -64,7 +64,7 @@ def test_it_listens_to_this_machine_alone(server) -> None:
 def test_a_tab_is_there_for_what_the_models_can_do(client) -> None:
     components = client.get("/config").json()["components"]
     tabs = [component["props"]["label"] for component in components if component["type"] == "tabitem"]
-    assert tabs == ["Reconstruct", "Generate", "Shapes", "Video", "Compare"]
+    assert tabs == ["Generate", "Reconstruct", "Compare", "Shapes", "Video"]
 
 
 def test_the_interface_for_programs_is_what_the_docs_say(client) -> None:
@@ -84,7 +84,7 @@ def test_an_upload_is_reconstructed(client) -> None:
     with Image.open(io.BytesIO(seen.content)) as shown:
         assert shown.format == "PNG"
         assert shown.size == (32, 32)
-    assert answer[-1].startswith("| levels | tokens |")
+    assert answer[-1].startswith("| levels | size |")
 
 
 def test_what_comes_out_of_generate_is_lossless_and_complete(client) -> None:

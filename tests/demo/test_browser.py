@@ -21,12 +21,12 @@ MISSING += ["selenium"] if importlib.util.find_spec("selenium") is None else []
 @pytest.mark.parametrize("window", ["desktop", "mobile"])
 def test_every_tab_answers_a_person(server, window, tmp_path) -> None:
     command = [sys.executable, str(ROOT / "demos" / "browser_tour.py"), "--url", server.url, "--out", str(tmp_path)]
-    login = ["--login", f"{server.name}:{server.password}", "--windows", window]
+    login = ["--login", f"{server.name}:{server.password}", "--windows", window, "--patience", "300"]
     done = subprocess.run([*command, *login], capture_output=True, text=True, check=False, env=dict(os.environ))
     assert done.returncode == 0, done.stdout + done.stderr
     pictures = sorted(tmp_path.glob("*.png"))
     assert {path.stem for path in pictures} >= {
-        f"{window}-{tab}" for tab in ("reconstruct", "generate", "shapes", "video")
+        f"{window}-{tab}" for tab in ("start", "generate", "reconstruct", "compare", "shapes", "video")
     }
     for path in pictures:
         with Image.open(path) as shot:

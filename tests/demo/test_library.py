@@ -22,6 +22,7 @@ from hiergen.demo.library import (
 from hiergen.files import write_json
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.metrics.pixel import psnr
+from hiergen.pipelines.card import papers
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pretrained.packaged import packaged_models
@@ -39,7 +40,13 @@ def test_models_come_with_the_package_each_with_a_card_and_a_few_megabytes() -> 
             assert needed in card, folder
         size = sum(file.stat().st_size for file in folder.rglob("*"))
         assert size < 8 * 2**20, f"{folder} has {size:,} bytes"
-        assert {file.suffix for file in folder.rglob("*") if file.is_file()} <= {".json", ".md", ".safetensors"}
+        assert {file.suffix for file in folder.rglob("*") if file.is_file()} <= {
+            ".json",
+            ".md",
+            ".safetensors",
+            ".png",
+            ".webp",
+        }
 
 
 @pytest.mark.parametrize("folder", PACKAGED_DIGITS, ids=lambda path: path.name)
@@ -88,7 +95,7 @@ def test_folders_are_loaded_beside_the_packaged_models(tmp_path) -> None:
     folder = tmp_path / "mine"
     create("restok-tiny").save_pretrained(folder)
     library = load_library([str(folder), str(folder)])
-    assert list(library.models)[-2:] == ["mine", "mine'"]
+    assert list(library.models)[:2] == ["mine", "mine'"]
     assert len(library.models) == 2 + len(packaged_models())
     for entry in library.models.values():
         assert not entry.tokenizer.training
@@ -121,10 +128,18 @@ def test_a_model_of_ones_own_has_its_name_classes_and_pictures(own) -> None:
     assert entry.about == "3 classes: cats, dogs, cats."
     for title in library.models:
         images, caption = examples_of(library.get(title))
-        assert caption == "A picture of its training data"
+        assert caption == "A picture of its own data"
         reds = ((images[:, 0, 0, 0] + 1) * 127.5).round().tolist()
         assert reds == [0] * 4 + [90] * 3 + [180] * 3
         assert examples_of(library.get(title), 8)[0].shape == (10, 3, 8, 8)
+
+
+def test_examples_in_the_models_folder_go_before_its_data(own) -> None:
+    folder = own / "mine" / "pipeline"
+    (folder / "examples").mkdir()
+    Image.new("RGB", (40, 40), (33, 0, 0)).save(folder / "examples" / "one.png")
+    images, _ = examples_of(load_model(str(folder)))
+    assert ((images[:, 0, 0, 0] + 1) * 127.5).round().tolist() == [33] * 10
 
 
 def test_without_the_pictures_digits_are_shown(own) -> None:
@@ -136,6 +151,16 @@ def test_without_the_pictures_digits_are_shown(own) -> None:
     (own / "tokens" / "config.json").write_text("[")
     assert load_model(str(own / "tokens" / "model")).examples == ()
     assert load_model(str(own / "tokens" / "model")).about == "Its folder says nothing about it."
+
+
+def test_larger_pictures_come_first_and_each_model_with_its_card() -> None:
+    library = load_library()
+    sizes = [int(entry.tokenizer.config.get("image_size") or 0) for entry in library.models.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    for entry in library.models.values():
+        assert entry.card.startswith("# ")
+        assert entry.card.endswith("Licence: apache-2.0")
+    assert {paper for entry in library.models.values() for paper in papers(entry.generator)} >= {"arXiv:2601.03955"}
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path) -> None:

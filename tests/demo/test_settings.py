@@ -37,6 +37,7 @@ def test_who_can_reach_an_address(host, inside) -> None:
         ({"port": 70_000}, "port is 70000, expected 0"),
         ({"max_upload_mb": 0}, "max_upload_mb is 0, expected at least 1"),
         ({"max_queue": 0}, "max_queue is 0"),
+        ({"ready_seconds": -1.0}, "ready_seconds is -1.0, expected 0 or more"),
         ({"max_seconds": 0.0}, "max_seconds is 0.0, expected a positive number"),
     ],
 )

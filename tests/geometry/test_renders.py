@@ -156,7 +156,11 @@ def test_bad_arguments_are_named() -> None:
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        (RenderSettings, {"shading": "toon"}, "shading is 'toon', expected 'clay' or 'normals'"),
+        (
+            RenderSettings,
+            {"shading": "toon"},
+            "shading is 'toon', expected one of 'clay', 'normals', 'studio', 'studio_normals'",
+        ),
         (RenderSettings, {"field_of_view": 3.0}, "field_of_view is 3.0, expected 0 to below pi / 2 radians"),
         (RenderSettings, {"samples": 0}, "samples is 0 and extent 1.3, expected both positive"),
         (ViewSettings, {"num_rotations": 0}, "num_views is 8, num_rotations 0, size 224"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.surface_extraction import (
+    CLAY,
     EmptySurfaceError,
     _unpinch,
     _without_folds,
@@ -121,6 +122,20 @@ def test_saved_meshes_come_back_with_normals(suffix: str, tmp_path: Path) -> Non
     mark = {".glb": b'"NORMAL"', ".obj": b"\nvn ", ".ply": b"float nz"}.get(suffix, b"")
     assert mark in path.read_bytes()
     np.testing.assert_allclose(loaded.face_normals, mesh.face_normals, atol=1e-3)
+
+
+def test_a_mesh_without_colors_gets_a_plain_material_in_glb(tmp_path: Path) -> None:
+    plain, painted = trimesh.creation.box(), trimesh.creation.box()
+    painted.visual.vertex_colors = np.tile([9, 8, 7, 255], (8, 1))
+    for name, mesh in (("plain", plain), ("painted", painted)):
+        save_mesh(mesh, tmp_path / f"{name}.glb")
+    # The mesh itself is left as it was.
+    assert not plain.visual.defined
+    material = trimesh.load(tmp_path / "plain.glb", force="mesh").visual.material
+    assert tuple(material.baseColorFactor) == CLAY
+    assert (material.metallicFactor, material.doubleSided) == (0.0, True)
+    loaded = trimesh.load(tmp_path / "painted.glb", force="mesh", process=False)
+    assert tuple(loaded.visual.vertex_colors[0]) == (9, 8, 7, 255)
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hiergen.evaluation.parts import Parts
 from hiergen.evaluation.runner import Findings, Work
 from hiergen.evaluation.shapes.sources import Meshes, ShapesEvaluation, open_meshes
 from hiergen.geometry.poses import fit_transform
-from hiergen.geometry.renders import render_mesh
+from hiergen.geometry.renders import STUDIO, render_mesh
 from hiergen.geometry.surface_sampling import sample_surface
 from hiergen.metrics.geometry import GeometryProtocol, compare_meshes
 from hiergen.pipelines.encoding import tokenizer_fingerprint
@@ -164,6 +164,6 @@ def _normalized(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
 def draw_meshes(meshes: list[trimesh.Trimesh]) -> Tensor:
     """Return pictures of meshes, uint8 `(n, 3, h, w)`; a shape without a surface is a white square."""
     white = np.full((SHOWN_SIZE, SHOWN_SIZE, 3), 255, np.uint8)
-    pixels = [render_mesh(mesh, SHOWN_SIZE) if len(mesh.faces) else white for mesh in meshes]
+    pixels = [render_mesh(mesh, SHOWN_SIZE, settings=STUDIO) if len(mesh.faces) else white for mesh in meshes]
     rows = np.stack(pixels) if pixels else np.zeros((0, SHOWN_SIZE, SHOWN_SIZE, 3), np.uint8)
     return torch.from_numpy(rows).permute(0, 3, 1, 2)

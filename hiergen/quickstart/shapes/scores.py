@@ -14,6 +14,7 @@ import torch
 
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.figures import save_image_grid
+from hiergen.geometry.renders import STUDIO
 from hiergen.geometry.surface_sampling import sample_surface
 from hiergen.metrics.fidelity import FeatureExtractor
 from hiergen.metrics.geometry import GeometryProtocol, ShapeSetProtocol, compare_meshes
@@ -147,7 +148,7 @@ def draw_contact_sheet(
     """Write shaded renders of rows of meshes as one PNG; a mesh without faces is an empty square."""
     save_image_grid(
         path,
-        [torch.stack([mesh_picture(mesh, size) for mesh in meshes]) for meshes in rows.values()],
+        [torch.stack([mesh_picture(mesh, size, STUDIO) for mesh in meshes]) for meshes in rows.values()],
         row_labels=list(rows),
         column_labels=list(column_labels),
         title=title,

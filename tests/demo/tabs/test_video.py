@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
 import torch
+from PIL import Image
 
-from hiergen.demo.video import VideoRequest, describe_clips, generate_clips
+from hiergen.demo.tabs.video import VideoRequest, describe_clips, draw_clips, generate_clips, make_ready
 
 
 def test_the_dense_clip_comes_first_and_both_start_from_the_same_noise(library) -> None:
@@ -34,6 +36,23 @@ def test_the_dense_clip_comes_first_and_both_start_from_the_same_noise(library) 
     assert f"| {ratio:.1f} |" in table
     assert "| dense | 100% |" in table
     assert table.endswith("too short for it.") or "Sparse attention pays here" in table
+
+
+def test_clips_play_in_step_in_one_picture(library) -> None:
+    entry = library.get("clips")
+    *_, (_, clips) = generate_clips(entry, VideoRequest(label=2, density=0.3, seed=4), seconds=60.0)
+    one, both = (Image.open(io.BytesIO(draw_clips(part))) for part in (clips[:1], clips))
+    assert both.width > 2 * one.width
+    assert both.n_frames >= one.n_frames > 1
+
+
+def test_without_a_density_there_is_one_clip(library) -> None:
+    entry = library.get("clips")
+    *_, (steps, clips) = generate_clips(entry, VideoRequest(label=2, density=None, seed=4), seconds=60.0)
+    assert (steps, len(clips)) == (2, 1)
+    first, second = make_ready(entry, seconds=60.0, limit=60.0)[:2]
+    assert (first["title"], second["line"]) == ("class 0", "class 1, seed 1.")
+    assert "data:image/gif" in first["stage"]
 
 
 @pytest.mark.parametrize(

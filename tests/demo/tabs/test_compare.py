@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from hiergen.demo.compare import comparison_table, draw_comparison
 from hiergen.demo.pictures import digit_examples
-from hiergen.demo.reconstruct import reconstruct
+from hiergen.demo.tabs.compare import comparison_table, draw_comparison
+from hiergen.demo.tabs.reconstruct import reconstruct
 
 
 def test_two_models_on_one_picture(library) -> None:
@@ -10,8 +10,8 @@ def test_two_models_on_one_picture(library) -> None:
     results = {title: reconstruct(library.get(title).tokenizer, image) for title in library.image_tokenizers()}
     lines = comparison_table(results).splitlines()
     assert len(lines) == 2 + sum(len(result.steps) for result in results.values())
-    assert lines[2].startswith("| one-dimensional | 1 level | 1 | 9 bits | ")
-    assert lines[-1].startswith("| two-dimensional | 3 scales | 21 | 128 numbers | ")
+    assert lines[2].startswith("| one-dimensional | 1 level | 1 token, 9 bits | ")
+    assert lines[-1].startswith("| two-dimensional | 3 scales | 21 tokens, 128 numbers | ")
     picture = draw_comparison(results)
     assert picture.width > 500
     assert len(picture.getcolors(maxcolors=2**20)) > 20
