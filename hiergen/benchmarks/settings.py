@@ -232,6 +232,21 @@ class AllSettings(BenchmarkSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingSettings(RepeatedSettings):
+    """Measure how time and memory grow with the work.
+
+    Attributes:
+        quick: Take small sizes and single runs: for a look, not for publishing.
+        only: Names of the kinds of work; none for all.
+        output: JSON file that is written anew after every kind of work.
+    """
+
+    quick: bool = False
+    only: tuple[str, ...] = ()
+    output: Path = Path("scaling.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PSASettings(Checked):
     """What to measure.
 
@@ -347,6 +362,7 @@ SETTINGS = {
     "psa": PSASettings,
     "psa-quality": PSAQualitySettings,
     "evaluate": EvaluateSettings,
+    "scaling": ScalingSettings,
 }
 
 _GENERATORS = ("har", "var", "mar", "rar", "maskgit")

@@ -46,7 +46,7 @@ def test_every_part_runs_to_its_end(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"only": ("plannin",)}, "only names 'plannin', which is no part (did you mean 'planning'?)"),
+        ({"only": ("plannin",)}, "only names 'plannin', which is no part; did you mean planning?"),
         ({"minutes": 0.0}, "minutes is 0.0, expected above 0"),
         ({}, "no GPU is seen, which the parts are for: give --toy True to try them on a CPU"),
     ],

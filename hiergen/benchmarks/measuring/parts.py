@@ -54,13 +54,13 @@ def run_parts(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     # What is imported once for all parts is imported now, and takes no part's time.
-    _run(context, Part(_nothing, 1.0), sizes, 600.0)
+    run_part(context, Part(_nothing, 1.0), sizes, 600.0)
     found: dict[str, Any] = {"parts": {}, "seconds": 0.0}
     started = time.monotonic()
     weights = [part.weight for part in parts.values()]
     for index, (name, part) in enumerate(parts.items()):
         left = max(started + seconds - time.monotonic(), 0.0)
-        found["parts"][name] = _run(context, part, sizes, left * part.weight / sum(weights[index:]))
+        found["parts"][name] = run_part(context, part, sizes, left * part.weight / sum(weights[index:]))
         found["seconds"] = time.monotonic() - started
         write_json(output, found)
         say(f"{name}: {found['parts'][name]['state']} after {found['parts'][name]['seconds']:.1f} s")
@@ -79,8 +79,15 @@ def attempt(call: Callable[[], Any]) -> Any:
         return {"error": traceback.format_exc()}
 
 
-def _run(context: Any, part: Part, sizes: Any, seconds: float) -> dict[str, Any]:
-    """Run a part in a process of its own and return its entry."""
+def run_part(context: Any, part: Part, sizes: Any, seconds: float) -> dict[str, Any]:
+    """Run a part in a process of its own and return its entry, see `run_parts`.
+
+    Args:
+        context: What `multiprocessing.get_context` returned.
+        part: The part; its weight is not read.
+        sizes: What it is called with.
+        seconds: Time after which it is ended.
+    """
     entry: dict[str, Any] = {"state": "out of time", "seconds": 0.0, "limit": seconds, "found": {}}
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(part.measure, sizes, writer))
