@@ -137,9 +137,7 @@ class _Sampler:
         return self.field(indices.float() * step - self.settings.bound).float()
 
 
-def _cells_near_surface(
-    values: Tensor, known: Tensor, settings: ExtractionSettings, margin: int
-) -> Int[Tensor, "k 3"]:
+def _cells_near_surface(values: Tensor, known: Tensor, settings: ExtractionSettings, margin: int) -> Int[Tensor, "k 3"]:
     """Return the places of the cells to refine: crossed, suspicious, or within `margin` cells of one that is crossed.
 
     Only cells whose eight values are the field's own are looked at, which every crossed one's are.
@@ -260,7 +258,7 @@ def _doubled(values: Float[Tensor, "m m m"]) -> Float[Tensor, "n n n"]:
     return values
 
 
-def _flat(places: Int[Tensor, "k 3"], offsets: Sequence[tuple[int, int, int]], length: int) -> Int[Tensor, "k m"]:
+def _flat(places: Int[Tensor, "k 3"], offsets: Sequence[tuple[int, ...]], length: int) -> Int[Tensor, "k m"]:
     """Return the flat indices, in a cube of `length` per axis, of every place moved by every offset."""
     strides = places.new_tensor([length**2, length, 1])
     return (places * strides).sum(dim=1)[:, None] + (places.new_tensor(offsets) * strides).sum(dim=1)

@@ -84,14 +84,15 @@ def check_attention(case: Case, dtype: torch.dtype, device: torch.device) -> dic
         out = attend(*leaves)
         return [out.detach(), *torch.autograd.grad((out * gradient.to(number)).sum(), leaves)]
 
-    wanted = run(lambda *x: reference_attention(*x, plan, key_mask=mask)[0], torch.float64)
-    plain = run(lambda *x: plain_attention(*x, plan, mask), dtype)
-    ours = run(lambda *x: triton_attention(*x, plan, key_mask=mask)[0], dtype)
+    wanted = run(lambda q, k, v: reference_attention(q, k, v, plan, key_mask=mask)[0], torch.float64)
+    plain = run(lambda q, k, v: plain_attention(q, k, v, plan, mask), dtype)
+    ours = run(lambda q, k, v: triton_attention(q, k, v, plan, key_mask=mask)[0], dtype)
     found: dict[str, Any] = {}
     for name, x, y, exact in zip(("out", "dq", "dk", "dv"), ours, plain, wanted, strict=True):
         found[name] = _compared(x, y, exact)
-    lse = triton_attention(*inputs, plan, key_mask=mask)[1].double()
-    exact_lse = reference_attention(*(x.double() for x in inputs), plan, key_mask=mask)[1]
+    q, k, v = inputs
+    lse = triton_attention(q, k, v, plan, key_mask=mask)[1].double()
+    exact_lse = reference_attention(q.double(), k.double(), v.double(), plan, key_mask=mask)[1]
     seen = exact_lse.isfinite()
     found["lse_error"] = _number((lse[seen] - exact_lse[seen]).abs().amax())
     found["finite"] = all(bool(x.isfinite().all()) for x in ours)
