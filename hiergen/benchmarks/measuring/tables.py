@@ -74,7 +74,7 @@ def _fit_cells(fit: Mapping[str, Any] | None) -> tuple[str, str]:
     return f"{fit['exponent']:.2f}{interval}", f"{fit['last']:.2f}"
 
 
-def _listed(values: Iterable[float | None]) -> str:
+def _listed(values: Iterable[float | int | None]) -> str:
     return ", ".join(
         "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}" for value in values
     )
