@@ -39,7 +39,12 @@ def run(settings: PSASettings) -> dict[str, Any]:
     dtype, device = getattr(torch, settings.dtype), choose_device(settings.device)
     rng = torch.Generator().manual_seed(settings.seed)
     grid = video_grid(settings.tokens)
-    q, k, v = (x.to(device, dtype) for x in structured_heads(grid, heads=settings.heads, dim=settings.dim, rng=rng))
+    drawn = min(settings.drawn_heads or settings.heads, settings.heads)
+    repeats = -(-settings.heads // drawn)
+    q, k, v = (
+        x.to(device, dtype).repeat(1, repeats, 1, 1)[:, : settings.heads].contiguous()
+        for x in structured_heads(grid, heads=drawn, dim=settings.dim, rng=rng)
+    )
     config = config_of_density(settings.density, settings.query_block, settings.key_block, settings.importance)
     plan = make_plan(q, k, config)
     plans = {"pyramid": plan, "binary mask": make_plan(q, k, binary_config(config, plan))}

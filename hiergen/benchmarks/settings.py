@@ -6,55 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Literal, get_args
 
+from hiergen.benchmarks.measuring.settings import BenchmarkSettings, RepeatedSettings, TimingSettings
 from hiergen.checked import Checked, Count
 from hiergen.evaluation.settings import ExtractorConfig
 from hiergen.kernels.names import DenseBackendName, ImportanceName
 from hiergen.pretrained.network_names import LPIPSNetwork, TeacherName
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings(Checked):
-    """Settings of every benchmark.
-
-    Attributes:
-        device: Device to run on; "auto" is CUDA where there is one.
-        seed: Seed of weights, inputs and draws.
-    """
-
-    device: str = "auto"
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RepeatedSettings(BenchmarkSettings):
-    """Settings of every benchmark that measures several times.
-
-    Attributes:
-        repeats: Number of measured runs of each program or part; the median counts.
-    """
-
-    repeats: Count = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.repeats < 1:
-            raise ValueError(f"repeats is {self.repeats}, expected at least 1")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TimingSettings(RepeatedSettings):
-    """Settings of every benchmark that times whole batches.
-
-    Attributes:
-        batches: Numbers of images per call.
-    """
-
-    batches: tuple[Count, ...] = (1, 8)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.batches or min(self.batches) < 1:
-            raise ValueError(f"batches is {self.batches}, expected at least one, each at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -276,12 +232,28 @@ class AllSettings(BenchmarkSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingSettings(RepeatedSettings):
+    """Measure how time and memory grow with the work.
+
+    Attributes:
+        quick: Take small sizes and single runs: for a look, not for publishing.
+        only: Names of the kinds of work; none for all.
+        output: JSON file that is written anew after every kind of work.
+    """
+
+    quick: bool = False
+    only: tuple[str, ...] = ()
+    output: Path = Path("scaling.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PSASettings(Checked):
     """What to measure.
 
     Attributes:
         tokens: Most tokens of the sequence; the largest grid of a video's proportions within this number is used.
         heads: Number of attention heads.
+        drawn_heads: Number of heads that are drawn, repeated up to `heads`; None draws all. Drawing is done on the CPU.
         dim: Channels per head.
         density: Share of the dense product to compute, in (0, 1].
         dtype: Type of queries, keys and values.
@@ -296,6 +268,7 @@ class PSASettings(Checked):
 
     tokens: int = 75_600
     heads: int = 40
+    drawn_heads: Count | None = None
     dim: int = 128
     density: float = 0.12
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -389,6 +362,7 @@ SETTINGS = {
     "psa": PSASettings,
     "psa-quality": PSAQualitySettings,
     "evaluate": EvaluateSettings,
+    "scaling": ScalingSettings,
 }
 
 _GENERATORS = ("har", "var", "mar", "rar", "maskgit")

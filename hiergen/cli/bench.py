@@ -23,6 +23,7 @@ BENCHMARKS = {
     "evaluate": "an evaluation beside its tokenizer, its feature extractor and its other parts alone",
     "mar": "MAR sampling, against a plain transcription of the official loop",
     "rar": "RAR sampling, against a plain transcription of the official loop",
+    "scaling": "how time and memory grow with tokens, samples, levels, pixels, points and clips; --quick takes small sizes",
     "maskgit": "sampling of TiTok's MaskGIT, against a plain transcription of the official loop",
 }
 
@@ -42,7 +43,7 @@ def main(args: list[str]) -> None:
             raise ValueError("--json needs a file name")
         target = Path(rest[at + 1])
         del rest[at : at + 2]
-    if name == "all" and "--quick" in rest:
+    if name in ("all", "scaling") and "--quick" in rest:
         at = rest.index("--quick")
         if rest[at + 1 : at + 2] not in (["True"], ["False"]):
             rest.insert(at + 1, "True")
@@ -56,4 +57,8 @@ def main(args: list[str]) -> None:
 
         write_json(target, result)
         say(f"wrote {target}")
-    say_next(f"hiergen bench {name} --json {name}.json" if target is None and name != "all" else "hiergen bench")
+    say_next(
+        f"hiergen bench {name} --json {name}.json"
+        if target is None and name not in ("all", "scaling")
+        else "hiergen bench"
+    )

@@ -25,12 +25,14 @@ class FiniteSteps:
         self._flags.append(torch.isfinite(values).all())
 
     def check(self) -> None:
-        """Check all steps.
+        """Check all steps; while a CUDA graph is captured the device cannot be asked, and nothing is.
 
         Raises:
             FloatingPointError: If a step was not finite, naming the first.
         """
         finite = torch.stack(self._flags)
+        if finite.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
         if not bool(finite.all()):
             place = self._places[int((~finite).int().argmax())]
             raise FloatingPointError(

@@ -8,7 +8,8 @@ Letters: `p` points, `n` nodes of the grid along an axis, `m` cells along an axi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,10 @@ from torch import Tensor
 
 from hiergen.checked import Checked
 
+#: From a cell's lowest corner to all eight, and to the 27 nodes of the grid of half the spacing.
+_CORNERS, _BLOCK = (tuple(itertools.product(range(count), repeat=3)) for count in (2, 3))
+#: Cells that are looked at together: this bounds the memory.
+_CELLS_AT_ONCE = 1 << 18
 #: The field of one shape: coordinates `(p, 3)`, float32 -> values `(p,)`, above the level inside.
 Field = Callable[[Tensor], Tensor]
 
@@ -132,86 +137,132 @@ class _Sampler:
         return self.field(indices.float() * step - self.settings.bound).float()
 
 
-def _over_corners(nodes: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return a value for each cell `(n-1, n-1, n-1)` of a grid of nodes `(n, n, n)`: that of its eight corners, combined in pairs."""
-    for axis in range(3):
-        length = nodes.shape[axis] - 1
-        nodes = combine(nodes.narrow(axis, 0, length), nodes.narrow(axis, 1, length))
-    return nodes
+def _cells_near_surface(values: Tensor, known: Tensor, settings: ExtractionSettings, margin: int) -> Int[Tensor, "k 3"]:
+    """Return the places of the cells to refine: crossed, suspicious, or within `margin` cells of one that is crossed.
+
+    Only cells whose eight values are the field's own are looked at, which every crossed one's are.
+    """
+    crossed, suspicious = [], []
+    slope = _squared_slope(values, known) if settings.slack else None
+    for places in known[:-1, :-1, :-1].nonzero().split(_CELLS_AT_ONCE):
+        corners = _flat(places, _CORNERS, known.shape[0])
+        is_whole = known.view(-1)[corners].all(dim=1)
+        places, corners = places[is_whole], corners[is_whole]
+        distance = values.view(-1)[corners] - settings.level
+        is_crossed = _is_mixed(distance > 0)
+        crossed.append(places[is_crossed])
+        if slope is not None:
+            mean_distance = _over_corners(distance.abs(), torch.add) / 8
+            steepest = _over_corners(slope.view(-1)[corners], torch.maximum).sqrt()
+            suspicious.append(places[(mean_distance < settings.slack * steepest) & ~is_crossed])
+    found = torch.cat(crossed)
+    if not margin or not len(found):
+        return torch.cat((found, *suspicious))
+    near = torch.zeros([length - 1 for length in values.shape], device=values.device)
+    for place in (found, *suspicious):
+        near[place.unbind(1)] = 1
+    crossings = torch.zeros_like(near)
+    crossings[found.unbind(1)] = 1
+    near += F.max_pool3d(crossings[None, None], 2 * margin + 1, stride=1, padding=margin)[0, 0]
+    return near.nonzero()
 
 
-def _any_corner(nodes: Bool[Tensor, "n n n"]) -> Bool[Tensor, "m m m"]:
-    return _over_corners(nodes, torch.logical_or)
+def _squared_slope(values: Tensor, known: Tensor) -> Float[Tensor, "n n n"]:
+    """Return at evaluated nodes the sum over the axes of the steepest squared step to an evaluated neighbor; elsewhere anything."""
+    nodes, slope = values.shape[0], torch.empty_like(values)
+    flat, is_known = values.view(-1), known.view(-1)
+    for places in known.nonzero().split(_CELLS_AT_ONCE):
+        ids = _flat(places, ((0, 0, 0),), nodes)[:, 0]
+        here, total = flat[ids], torch.zeros(len(ids), dtype=values.dtype, device=values.device)
+        for axis, stride in enumerate((nodes**2, nodes, 1)):
+            steepest = torch.zeros_like(here)
+            for sign, end in ((-1, 0), (1, nodes - 1)):
+                # At the box's faces a node is its own neighbor.
+                beside = torch.where(places[:, axis] == end, ids, ids + sign * stride)
+                step = (flat[beside] - here).square() * is_known[beside]
+                steepest = torch.maximum(steepest, step)
+            total += steepest
+        slope.view(-1)[ids] = total
+    return slope
 
 
-def _cells_near_surface(values: Tensor, known: Tensor, settings: ExtractionSettings, margin: int) -> Tensor:
-    """Return which cells to refine: crossed, suspicious, or within `margin` cells of one that is crossed."""
-    inside = values > settings.level
-    crossed = _any_corner(inside) & _any_corner(~inside)
-    if margin and crossed.any():
-        kernel = 2 * margin + 1
-        crossed = F.max_pool3d(crossed[None, None].float(), kernel, stride=1, padding=margin)[0, 0] > 0
-    return crossed | _suspicious_cells(values, known, settings) if settings.slack else crossed
-
-
-def _suspicious_cells(values: Tensor, known: Tensor, settings: ExtractionSettings) -> Tensor:
-    """Return the evaluated cells whose corners are on average so close to the level that something thin may pass between them."""
-    squared_slope = torch.zeros_like(values)
-    for axis in range(3):
-        length = values.shape[axis] - 1
-        both_known = known.narrow(axis, 0, length) & known.narrow(axis, 1, length)
-        step = values.diff(dim=axis).square() * both_known
-        steepest = torch.zeros_like(values)
-        for start in (0, 1):
-            part = steepest.narrow(axis, start, length)
-            torch.maximum(part, step, out=part)
-        squared_slope += steepest
-    distance = (values - settings.level).abs()
-    mean_distance = _over_corners(distance, torch.add) / 8
-    slope = _over_corners(squared_slope, torch.maximum).sqrt()
-    return (mean_distance < settings.slack * slope) & ~_any_corner(~known)
+def _over_corners(corners: Float[Tensor, "k 8"], combine: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " k"]:
+    """Return the values of the eight corners of each cell, combined in pairs."""
+    values = corners.unflatten(1, (2, 2, 2))
+    for _ in range(3):
+        values = combine(values[:, 0], values[:, 1])
+    return values
 
 
 def _refine(
-    values: Tensor, known: Tensor, active: Tensor, sampler: _Sampler, depth: int
+    values: Tensor, known: Tensor, active: Int[Tensor, "k 3"], sampler: _Sampler, depth: int
 ) -> tuple[Float[Tensor, "n n n"], Bool[Tensor, "n n n"]]:
     """Return values of the grid with half the spacing, evaluated in the active cells and wherever the surface leads.
 
     The rest is filled with the value of the cell's lowest corner. That keeps its sign, because a cell that stays inactive has
-    eight corners of one sign.
+    eight corners of one sign. Beside the filling the work is that of the evaluated nodes.
     """
-    parent = torch.arange(2**depth + 1, device=values.device) // 2
-    values = values[parent][:, parent][:, :, parent].contiguous()
+    nodes = 2**depth + 1
+    values = _doubled(values)
     fine_known = torch.zeros_like(values, dtype=torch.bool)
     fine_known[::2, ::2, ::2] = known
-    while True:
-        todo = (_nodes_of(active) & ~fine_known).view(-1).nonzero().squeeze(1)
-        if not len(todo):
-            return values, fine_known
-        values.view(-1)[todo] = sampler.at(todo, depth)
-        fine_known.view(-1)[todo] = True
-        # Evaluated nodes on the faces of inactive cells tell where the surface leaves.
-        inside = values > sampler.settings.level
-        active = active | (_halved(inside, torch.logical_or) & ~_halved(inside, torch.logical_and))
+    cells = values.shape[0] // 2
+    is_active = torch.zeros(cells**3, dtype=torch.bool, device=values.device)
+    while len(active):
+        is_active[_flat(active, ((0, 0, 0),), cells)[:, 0]] = True
+        marks = fine_known.view(-1)
+        fresh = [_marked(_flat(2 * part, _BLOCK, nodes), marks) for part in active.split(_CELLS_AT_ONCE)]
+        todo = torch.cat(fresh).sort().values
+        if len(todo):
+            values.view(-1)[todo] = sampler.at(todo, depth)
+        active = _entered(values, active, is_active, sampler.settings.level)
+    return values, fine_known
 
 
-def _nodes_of(cells: Bool[Tensor, "m m m"]) -> Bool[Tensor, "n n n"]:
-    """Return the nodes of the grid of half the spacing that lie in the given cells or on their faces; n = 2 m + 1."""
+def _entered(values: Tensor, active: Tensor, is_active: Tensor, level: float) -> Int[Tensor, "k 3"]:
+    """Return the inactive neighbors of active cells that the surface enters: evaluated nodes on their faces tell."""
+    cells, nodes = values.shape[0] // 2, values.shape[0]
+    is_seen, found = is_active.clone(), []
+    for offset in _BLOCK:
+        places = active + active.new_tensor(offset) - 1
+        places = places[((places >= 0) & (places < cells)).all(dim=1)]
+        ids = _flat(places, ((0, 0, 0),), cells)[:, 0]
+        is_new = ~is_seen[ids]
+        is_seen[ids[is_new]] = True
+        for part in places[is_new].split(_CELLS_AT_ONCE):
+            found.append(part[_is_mixed(values.view(-1)[_flat(2 * part, _BLOCK, nodes)] > level)])
+    return torch.cat(found)
+
+
+def _marked(ids: Int[Tensor, "k m"], marks: Bool[Tensor, " n"]) -> Int[Tensor, " p"]:
+    """Return each id once that was not marked yet, and mark it; a column holds no id twice."""
+    found = []
+    for column in ids.unbind(1):
+        fresh = column[~marks[column]]
+        marks[fresh] = True
+        found.append(fresh)
+    return torch.cat(found)
+
+
+def _doubled(values: Float[Tensor, "m m m"]) -> Float[Tensor, "n n n"]:
+    """Return the grid of half the spacing, each node with the value of the node at or below it; n = 2 m - 1."""
     for axis in range(3):
-        shape = list(cells.shape)
-        shape[axis] = 2 * shape[axis] + 1
-        nodes = cells.new_zeros(shape)
-        for start in (0, 1, 2):
-            nodes.narrow(axis, start, shape[axis] - 2).unfold(axis, 1, 2).squeeze(-1).logical_or_(cells)
-        cells = nodes
-    return cells
+        size = list(values.shape)
+        size[axis] = 2 * size[axis] - 1
+        fine = values.new_empty(size)
+        for start, part in ((0, values), (1, values.narrow(axis, 0, values.shape[axis] - 1))):
+            place = [slice(None)] * 3
+            place[axis] = slice(start, None, 2)
+            fine[tuple(place)] = part
+        values = fine
+    return values
 
 
-def _halved(nodes: Bool[Tensor, "n n n"], combine: Callable[[Tensor, Tensor], Tensor]) -> Bool[Tensor, "m m m"]:
-    """Return a value for each cell of the grid of twice the spacing: those of its 27 nodes, combined; n = 2 m + 1."""
-    for axis in range(3):
-        low, middle, high = (
-            nodes.narrow(axis, start, nodes.shape[axis] - 2).unfold(axis, 1, 2).squeeze(-1) for start in (0, 1, 2)
-        )
-        nodes = combine(combine(low, middle), high)
-    return nodes
+def _flat(places: Int[Tensor, "k 3"], offsets: Sequence[tuple[int, ...]], length: int) -> Int[Tensor, "k m"]:
+    """Return the flat indices, in a cube of `length` per axis, of every place moved by every offset."""
+    strides = places.new_tensor([length**2, length, 1])
+    return (places * strides).sum(dim=1)[:, None] + (places.new_tensor(offsets) * strides).sum(dim=1)
+
+
+def _is_mixed(inside: Bool[Tensor, "k m"]) -> Bool[Tensor, " k"]:
+    return inside.any(dim=1) & ~inside.all(dim=1)

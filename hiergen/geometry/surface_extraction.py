@@ -70,7 +70,7 @@ def mesh_from_grid(values: Float[Tensor, "n n n"], settings: ExtractionSettings 
             f"no surface: the field spans {low:.4g} to {high:.4g}, the level is {settings.level:.4g}"
         )
     offset = 0
-    if settings.is_closed:
+    if settings.is_closed and _leaves_box(values, settings.level):
         # A far lower value outside puts the closing faces on the box, up to a rounding that is cut off below.
         far = settings.level - 1e3 * max(abs(low), abs(high), 1.0)
         values, offset = F.pad(values, (1,) * 6, value=far), 1
@@ -87,6 +87,12 @@ def mesh_from_grid(values: Float[Tensor, "n n n"], settings: ExtractionSettings 
         )
         vertices, faces = _unpinch(vertices, faces.astype(np.int64))
     return trimesh.Trimesh(vertices, faces, process=False)
+
+
+def _leaves_box(values: Tensor, level: float) -> bool:
+    """Return whether a node on the box's faces is inside, so that the mesh is open there; seldom, and closing copies the grid."""
+    faces = [values.select(axis, end) for axis in range(3) for end in (0, -1)]
+    return any(bool((face > level).any()) for face in faces)
 
 
 def _unpinch(

@@ -10,11 +10,13 @@ import pytest
 
 import hiergen.benchmarks.all as whole
 from hiergen.benchmarks.measuring.ratios import Ratio, ratios_of
-from hiergen.benchmarks.measuring.tables import BEGIN, END, speed_tables, write_speed
+from hiergen.benchmarks.measuring.tables import MARKS, speed_tables, write_speed
 from hiergen.benchmarks.settings import SETTINGS, AllSettings
 from hiergen.cli.bench import BENCHMARKS
 from hiergen.cli.bench import main as bench
 
+BEGIN, END = (mark.format("all") for mark in MARKS)
+OTHERS = {"all", "scaling"}
 MACHINE = {
     "device": "x CPU", "threads": 1, "torch": "9", "flops_per_s": {"float32": 1e9, "bfloat16": 2e9}, "bytes_per_s": 1e9,
 }  # fmt: skip
@@ -29,9 +31,9 @@ HAR = {
 
 
 def test_every_benchmark_has_sizes_and_its_settings_take_them() -> None:
-    assert set(whole.QUICK) == set(whole.ON_CPU) == set(SETTINGS) - {"all"} == set(BENCHMARKS) - {"all"}
+    assert set(whole.QUICK) == set(whole.ON_CPU) == set(SETTINGS) - OTHERS == set(BENCHMARKS) - OTHERS
     for name, kind in SETTINGS.items():
-        if name != "all":
+        if name not in OTHERS:
             kind(**whole.QUICK[name])
             kind(**whole.ON_CPU[name])
 

@@ -97,6 +97,25 @@ def test_quality_of_a_models_inputs(tmp_path):
         psa_quality.run(settings)
 
 
+def test_heads_that_are_not_drawn_repeat_those_that_are(monkeypatch):
+    drawn = []
+
+    def noted(grid, *, heads, **options):
+        drawn.append(heads)
+        return structured_heads(grid, heads=heads, **options)
+
+    monkeypatch.setattr(psa, "structured_heads", noted)
+    seen = []
+    plan = psa.make_plan
+    monkeypatch.setattr(psa, "make_plan", lambda q, *rest: (seen.append(q), plan(q, *rest))[1])
+    sizes = {"tokens": 128, "dim": 16, "density": 0.5, "dtype": "float32", "query_block": 16, "key_block": 16}
+    psa.run(PSASettings(**sizes, heads=3, drawn_heads=2, repeats=1, device="cpu"))
+    assert drawn == [2]
+    assert seen[0].shape[1] == 3
+    assert torch.equal(seen[0][:, 2], seen[0][:, 0])
+    assert not torch.equal(seen[0][:, 1], seen[0][:, 0])
+
+
 def test_structured_heads_repeat_and_are_as_sharp_as_asked():
     q, k, _ = structured_heads((4, 8, 8), heads=3, dim=32, rng=torch.Generator().manual_seed(0), sharpness=2.0)
     again = structured_heads((4, 8, 8), heads=3, dim=32, rng=torch.Generator().manual_seed(0), sharpness=2.0)[0]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiergen.benchmarks.measuring.settings import TimingSettings
 from hiergen.benchmarks.measuring.timing import describe_times, plainly, take_turns
 from hiergen.benchmarks.measuring.work import measure_work
-from hiergen.benchmarks.settings import TimingSettings
 
 #: Returns the ids of class labels.
 Sampler = Callable[[Tensor, torch.Generator], Tensor]

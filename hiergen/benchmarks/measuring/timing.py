@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hiergen.benchmarks.settings import RepeatedSettings
+from hiergen.benchmarks.measuring.settings import RepeatedSettings
 from hiergen.kernels.dispatch import plain_on_cpu
 from hiergen.registry import create, get_preset
 

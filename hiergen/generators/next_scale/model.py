@@ -114,7 +114,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
     settings_class = NextScaleSettings
     tokenizer_parts = ("quantizer",)
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["NextScaleBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _no_split_modules = _repeated_blocks = ["NextScaleBlock"]  # type: ignore[assignment]  # noqa: RUF012
     _keep_in_fp32_modules = ["quantizer"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config

@@ -111,7 +111,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
 
     settings_class = RandomOrderARSettings
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["PositionModulatedBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _no_split_modules = _repeated_blocks = ["PositionModulatedBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hiergen.kernels.pyramid_attention.backends import dense
+from hiergen.kernels.pyramid_attention.backends.reference import plain_attention
 from hiergen.kernels.pyramid_attention.plan import PyramidPlan
-from hiergen.kernels.pyramid_attention.pooling import POOLS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,24 +71,6 @@ def loop_attention(case: Case) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def eager_attention(q: Tensor, k: Tensor, v: Tensor, plan: PyramidPlan, key_mask: Tensor | None) -> Tensor:
-    """Return attention as plain PyTorch computes it in the dtype of the inputs, softmax in float32; differentiable."""
-    from hiergen.kernels.pyramid_attention.backends.reference import pool_bias, pooled
-
-    group = q.shape[1] // k.shape[1]
-    scores, values = [], []
-    for pool in POOLS:
-        keys, vals = (pooled(x, plan, pool, key_mask=key_mask).repeat_interleave(group, 1) for x in (k, v))
-        bias, visible = pool_bias(plan, pool, key_mask=key_mask, device=q.device)
-        score = (q @ keys.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias.clamp(min=0).float()[:, None, None]
-        scores.append(score.masked_fill(~visible, -torch.inf))
-        values.append(vals)
-    joined = torch.cat(scores, dim=-1)
-    empty = joined.amax(-1, keepdim=True).isinf()
-    weight = joined.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
-    return weight.to(q.dtype) @ torch.cat(values, dim=2)
-
-
 @pytest.fixture(name="random_case")
 def _random_case() -> Callable[..., Case]:
     return random_case
@@ -101,7 +83,7 @@ def _loop_attention() -> Callable[[Case], tuple[Tensor, Tensor]]:
 
 @pytest.fixture(name="eager_attention")
 def _eager_attention() -> Callable[..., Tensor]:
-    return eager_attention
+    return plain_attention
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,7 @@ class MaskedIds(Generator):
 
     settings_class = MaskedIdsSettings
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ["PostNormBlock", "EncoderBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(

@@ -67,6 +67,31 @@ def reference_attention(
     return out.to(q.dtype), lse.squeeze(-1)
 
 
+def plain_attention(
+    q: Float[Tensor, "b h q k"],
+    k: Float[Tensor, "b g n k"],
+    v: Float[Tensor, "b g n k"],
+    plan: PyramidPlan,
+    key_mask: Bool[Tensor, "b n"] | None = None,
+) -> Float[Tensor, "b h q k"]:
+    """Return attention as plain PyTorch computes it in the dtype of the inputs, softmax in float32; differentiable.
+
+    Its error is the measure of a kernel's, which may be at most twice as large.
+    """
+    group = q.shape[1] // k.shape[1]
+    scores, values = [], []
+    for pool in POOLS:
+        keys, vals = (pooled(x, plan, pool, key_mask=key_mask).repeat_interleave(group, 1) for x in (k, v))
+        bias, visible = pool_bias(plan, pool, key_mask=key_mask, device=q.device)
+        score = (q @ keys.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias.clamp(min=0).float()[:, None, None]
+        scores.append(score.masked_fill(~visible, -torch.inf))
+        values.append(vals)
+    joined = torch.cat(scores, dim=-1)
+    empty = joined.amax(-1, keepdim=True).isinf()
+    weight = joined.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+    return weight.to(q.dtype) @ torch.cat(values, dim=2)
+
+
 def pooled(x: Tensor, plan: PyramidPlan, pool: int, *, key_mask: Tensor | None) -> Tensor:
     """Return the keys or values of one pool, padded to whole blocks; keys that do not exist are zero."""
     if pool > 1:
