@@ -25,11 +25,6 @@ from hiergen.telling import say
 FORMAT = 1
 
 
-def of_preset(preset: str) -> list[str]:
-    """Return the names of the official weights of a preset: the preset's own name with a training behind it."""
-    return [name for name in OFFICIAL if name.partition(".")[0] == preset]
-
-
 def fetch(name: str) -> Path:
     """Return the folder that holds official weights in hiergen's layout; the first call downloads and converts them.
 

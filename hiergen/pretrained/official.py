@@ -256,3 +256,8 @@ OFFICIAL: dict[str, Official] = {
         confirmed_by=_MAR_DOCUMENTS,
     ),
 }
+
+
+def of_preset(preset: str) -> list[str]:
+    """Return the names of the official weights of a preset: the preset's own name with a training behind it."""
+    return [name for name in OFFICIAL if name.partition(".")[0] == preset]
