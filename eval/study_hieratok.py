@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hiergen.config import parse
-from hiergen.evaluation.images.study import ImageStudy, ImageStudySettings
+from hiergen.evaluation.images.study import ImageStudy, TwoPartSettings
 from hiergen.evaluation.study import StudyResult
 from hiergen.figures import save_curves
 from hiergen.files import write_text
@@ -51,7 +51,7 @@ EXTRACTOR_SAMPLES = 80_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ImageStudySettings):
+class Settings(TwoPartSettings):
     """Budget and data of the study.
 
     Attributes:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hiergen.benchmarks.measuring.timing import take_turns
 from hiergen.config import parse
-from hiergen.evaluation.images.study import ImageStudy, ImageStudySettings
+from hiergen.evaluation.images.study import ImageStudy, TwoPartSettings
 from hiergen.evaluation.study import StudyResult
 from hiergen.figures import save_image_grid
 from hiergen.files import write_text
@@ -57,7 +57,7 @@ GUIDANCE = (1.0, 1.5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ImageStudySettings):
+class Settings(TwoPartSettings):
     """Budget and data of the study.
 
     Attributes:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from hiergen.tokenizers.kl_autoencoder.model import KLAutoencoder as KLAutoencoder
     from hiergen.tokenizers.maskgit_vqgan.model import MaskGITVQ as MaskGITVQ
     from hiergen.tokenizers.multiscale_vq.model import MultiScaleVQ as MultiScaleVQ
+    from hiergen.tokenizers.pyramid.model import PyramidTokenizer as PyramidTokenizer
     from hiergen.tokenizers.pyramid_vae.model import PyramidVAE as PyramidVAE
     from hiergen.tokenizers.restok.model import ResTok as ResTok
     from hiergen.tokenizers.titok.model import TiTok as TiTok

@@ -46,6 +46,7 @@ MODEL_CLASSES: dict[str, str] = {
     "KLAutoencoder": "hiergen.tokenizers.kl_autoencoder.model",
     "MultiScaleVQ": "hiergen.tokenizers.multiscale_vq.model",
     "VQAutoencoder": "hiergen.tokenizers.vq_autoencoder.model",
+    "PyramidTokenizer": "hiergen.tokenizers.pyramid.model",
     "FrameTokenizer": "hiergen.tokenizers.videos.frames",
     "PatchComponents": "hiergen.tokenizers.videos.patch_components",
     "LevelAR": "hiergen.generators.level_ar.model",

@@ -202,7 +202,7 @@ def _describe_official(name: str) -> dict[str, Any]:
     from hiergen.pretrained.official import OFFICIAL
 
     row, described = OFFICIAL[name], _describe_preset(name.partition(".")[0])
-    weights: dict[str, Any] = {"license": row.license}
+    weights: dict[str, Any] = {"license": row.license, "confirmed by": row.confirmed_by}
     if row.by_hand is not None:
         weights |= {"by hand": row.by_hand}
     else:

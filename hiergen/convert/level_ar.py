@@ -19,6 +19,9 @@ _HEADS_BY_DIM = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2560: 40, 2048: 32, 3200
 
 _NAMES = {
     "cls_embedding.embedding_table.weight": "class_embedding.weight",
+    "cls_embedding.cap_proj.fc1.weight": "class_embedding.fc1.weight",
+    "cls_embedding.cap_proj.fc2.weight": "class_embedding.fc2.weight",
+    "cls_embedding.uncond_embedding": "class_embedding.null_features",
     "tok_embeddings.weight": "token_embedding.weight",
     "spe_tok_embeddings.special_embeddings.weight": "special_embedding.weight",
     "norm.weight": "norm.weight",
@@ -35,6 +38,8 @@ _BLOCK_NAMES = {
 }
 #: A tensor that all class-conditional generators have.
 ANCHOR = "cls_embedding.embedding_table.weight"
+#: A tensor that all text-conditional ones have.
+TEXT_ANCHOR = "cls_embedding.uncond_embedding"
 _SPECIAL = "spe_tok_embeddings.special_embeddings.weight"
 
 
@@ -65,7 +70,7 @@ def build(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LevelAR
     """
     with torch.device("meta"):
         model = LevelAR(**settings)
-    names = _official_names(settings["depth"], has_special=_SPECIAL in tensors)
+    names = _official_names(model)
     ours = {official: name for name, official in names.items()}
     fill_model(model, {ours.get(name, name): tensor for name, tensor in tensors.items()}, names=names)
     return model.eval()
@@ -73,16 +78,17 @@ def build(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LevelAR
 
 def to_official(model: LevelAR) -> dict[str, Tensor]:
     """Return the weights of a `LevelAR` under their official names."""
-    names = _official_names(len(model.blocks), has_special=model.special_embedding is not None)
+    names = _official_names(model)
     return {names[name]: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
-def _official_names(depth: int, *, has_special: bool) -> dict[str, str]:
+def _official_names(model: LevelAR) -> dict[str, str]:
     """Return the official name of each of our tensors."""
-    names = {ours: official for official, ours in _NAMES.items() if has_special or official != _SPECIAL}
-    for layer in range(depth):
+    names = {ours: official for official, ours in _NAMES.items()}
+    for layer in range(len(model.blocks)):
         names |= {f"blocks.{layer}.{ours}": f"layers.{layer}.{official}" for official, ours in _BLOCK_NAMES.items()}
-    return names
+    held = model.state_dict().keys()
+    return {ours: official for ours, official in names.items() if ours in held}
 
 
 def _model_settings(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,8 +118,10 @@ def read_sizes(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict
         config: The official configuration, for the heads: `n_head` or `gpt_model`, else LlamaGen's table by channels.
     """
     dim = shape_of(tensors, "tok_embeddings.weight", 2)[1]
+    is_of_text = TEXT_ANCHOR in tensors
     return {
-        "num_classes": shape_of(tensors, ANCHOR, 2)[0] - 1,
+        "num_classes": None if is_of_text else shape_of(tensors, ANCHOR, 2)[0] - 1,
+        "text_shape": list(shape_of(tensors, TEXT_ANCHOR, 2)) if is_of_text else None,
         "dim": dim,
         "depth": count_of(tensors, "layers"),
         "num_heads": _num_heads(dim, config),

@@ -1,4 +1,4 @@
-"""Official checkpoints of LlamaGen: its tokenizers VQ-16 and VQ-8 -> `VQAutoencoder`, its class-conditional generators -> `LevelAR`."""
+"""Official checkpoints of LlamaGen: its tokenizers VQ-16 and VQ-8 -> `VQAutoencoder`, its generators by class or text -> `LevelAR`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | Non
 
 
 def generator_from_official(state_dict: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> LevelAR:
-    """Return a class-conditional generator in eval mode; sizes come from the tensors, which do not tell the grid.
+    """Return a generator by class or by text in eval mode; sizes come from the tensors, which do not tell the grid.
 
     Args:
         state_dict: Tensors by their official names, or a checkpoint that holds them (`unwrap_state_dict`).
@@ -65,11 +65,10 @@ def generator_from_official(state_dict: Mapping[str, Any], config: Mapping[str, 
             `gpt_model` for a width that LlamaGen did not publish.
 
     Raises:
-        ValueError: If the checkpoint is of a text-conditional generator, a tensor is missing, unknown or of the wrong shape, or `config`
-            has an unknown entry.
+        ValueError: If a tensor is missing, unknown or of the wrong shape, or `config` has an unknown entry.
 
     Source:
-        LlamaGen, arXiv:2406.06525: `c2i_B_256` to `c2i_3B_384`.
+        LlamaGen, arXiv:2406.06525: `c2i_B_256` to `c2i_3B_384`, `t2i_XL_stage1_256` and `t2i_XL_stage2_512`.
     """
     given = config or {}
     for name in given:
@@ -77,14 +76,8 @@ def generator_from_official(state_dict: Mapping[str, Any], config: Mapping[str, 
             raise ValueError(
                 f"config entry {name!r} is no setting of LlamaGen's generators{nearest(name, _GENERATOR_CONFIG)}"
             )
-    names = set(_names(state_dict))
-    if any(name.endswith("tok_embeddings.weight") for name in names) and not any(
-        name.endswith(level_ar.ANCHOR) for name in names
-    ):
-        raise ValueError(
-            f"the checkpoint has no table of classes, {level_ar.ANCHOR!r}: only class-conditional generators of LlamaGen are read"
-        )
-    tensors = unwrap_state_dict(state_dict, anchor=level_ar.ANCHOR)
+    is_of_text = any(name.endswith(level_ar.TEXT_ANCHOR) for name in _names(state_dict))
+    tensors = unwrap_state_dict(state_dict, anchor=level_ar.TEXT_ANCHOR if is_of_text else level_ar.ANCHOR)
     tensors.pop(_ROTARY, None)
     values = {**_GENERATOR_CONFIG, **given}
     side = int(values["image_size"]) // int(values["stride"])

@@ -7,9 +7,11 @@ Letters: `n` classes, `l` levels.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +89,42 @@ class ClassHierarchy:
             for index in range(max(map(len, beside), default=0))
         ]
         return cls(tuple(classes), tuple(found))
+
+    @classmethod
+    def from_table(cls, file: str | os.PathLike[str], classes: Sequence[str]) -> ClassHierarchy:
+        """Return the hierarchy of a CSV file: a row per class, its name first, then its groups from coarse to fine; empty where it has none.
+
+        The first row names the columns. A column whose name begins with "|" is an attribute. Rows may stand in any order.
+
+        Args:
+            file: The table, in UTF-8.
+            classes: Names of the classes, by label.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If a class has no row or two, a row names no class or is of another length, or a group has two parents.
+        """
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            head, *rows = [row for row in csv.reader(opened) if any(row)] or [[]]
+        where = f"the table of classes {str(file)!r}"
+        if len(head) < 2:
+            raise ValueError(f"{where} has {len(head)} columns, expected the class and at least one group")
+        cells: dict[str, list[str]] = {}
+        for row in rows:
+            name = row[0].strip()
+            if len(row) != len(head) or name in cells or name not in classes:
+                hint = nearest(name, classes) if name not in classes else ""
+                raise ValueError(f"{where} has the row {row}, expected a class, once, and {len(head) - 1} groups{hint}")
+            cells[name] = [cell.strip() for cell in row[1:]]
+        missing = [name for name in classes if name not in cells]
+        if missing:
+            raise ValueError(f"{where} has no row for {missing[0]!r}, expected one for each of {len(classes)} classes")
+        found = [
+            _level([cells[name][index] or None for name in classes], is_attribute=title.strip().startswith("|"))
+            for index, title in enumerate(head[1:])
+        ]
+        # Attributes come last.
+        return cls(tuple(classes), tuple(sorted(found, key=lambda level: level.is_attribute)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ClassHierarchy:

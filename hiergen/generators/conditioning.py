@@ -1,15 +1,16 @@
 """What generators are told to make, and how they learn to do without: conditions, their checks, and dropping them for guidance.
 
-Letters: `b` batch, `l` levels of a class hierarchy, `d` channels of an embedding.
+Letters: `b` batch, `l` levels of a class hierarchy, `d` channels of an embedding, `n` tokens of a text, `c` channels of its features.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -31,6 +32,112 @@ class Unconditional:
     """
 
     count: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextCondition:
+    """Texts as a frozen encoder of language sees them, one per sample.
+
+    Attributes:
+        features: Features of each text's tokens, `(b, n, c)`, as many rows as the longest text has tokens; `hiergen.pretrained.text_encoder` makes them.
+        mask: True where a row is a token and False where it is padding, on either side, `(b, n)`.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+    """
+
+    features: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        given, of_mask = tuple(self.features.shape), tuple(self.mask.shape)
+        if len(given) != 3 or of_mask != given[:2]:
+            raise ValueError(
+                f"features have shape {given} and mask {of_mask}, expected (texts, tokens, channels) and (texts, tokens)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: slice) -> TextCondition:
+        return TextCondition(self.features[rows], self.mask[rows])
+
+    def to(self, device: torch.device) -> TextCondition:
+        """Return the texts on a device."""
+        return TextCondition(self.features.to(device), self.mask.to(device))
+
+    def aligned(self, num_tokens: int) -> TextCondition:
+        """Return the same texts in `num_tokens` rows that end with the last token of each: padding in front, its features zero.
+
+        Raises:
+            ValueError: If there are more rows than that.
+        """
+        missing = num_tokens - self.features.shape[1]
+        if missing < 0:
+            raise ValueError(
+                f"the texts have {self.features.shape[1]} rows of features, this generator reads {num_tokens}: cut them"
+            )
+        # A stable sort moves the padding to the front and keeps the order of the tokens.
+        order = self.mask.int().argsort(dim=1, stable=True)
+        mask = F.pad(self.mask.gather(1, order), (missing, 0))
+        features = F.pad(self.features.gather(1, order[..., None].expand_as(self.features)), (0, 0, missing, 0))
+        return TextCondition(features * mask[..., None], mask)
+
+
+class TextPrefix(nn.Module):
+    """The embedding of a text as rows in front of the tokens: two linear layers, and features that stand for no text.
+
+    Takes the place of `nn.Embedding` for labels where a generator is conditioned on a `TextCondition`.
+
+    Args:
+        num_tokens: Number of rows; shorter texts are padded in front.
+        channels: Channels of the features.
+        dim: Channels of the embeddings.
+
+    Source:
+        LlamaGen, arXiv:2406.06525, whose features for no text are drawn once and never trained.
+    """
+
+    def __init__(self, num_tokens: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, dim, bias=False)
+        self.fc2 = nn.Linear(dim, dim, bias=False)
+        self.register_buffer("null_features", torch.randn(num_tokens, channels) / channels**0.5)
+
+    null_features: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of rows."""
+        return len(self.null_features)
+
+    def forward(self, condition: TextCondition) -> Float[Tensor, "b n d"]:
+        """Return the embeddings of texts that are `aligned`."""
+        features = condition.features.to(self.fc1.weight.dtype)
+        return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
+
+    def resolve(self, condition: Any, device: torch.device) -> TextCondition:
+        """Return checked and aligned texts on a device; those of an `Unconditional` are rows of no text.
+
+        Raises:
+            TypeError: If the condition is no text.
+            ValueError: If the features are of another encoder, or too many.
+        """
+        if isinstance(condition, Unconditional):
+            features = self.null_features.to(device).expand(condition.count, -1, -1)
+            return TextCondition(features, features.new_ones(features.shape[:2], dtype=torch.bool))
+        check_kind(condition, self)
+        channels = self.null_features.shape[1]
+        if condition.features.shape[2] != channels:
+            raise ValueError(f"the texts have features of {condition.features.shape[2]} channels, expected {channels}")
+        return condition.to(device).aligned(self.num_tokens)
+
+    def without_text(self, condition: TextCondition, dropped: Bool[Tensor, " b"] | None = None) -> TextCondition:
+        """Return aligned texts with features of no text, in all samples or those that are `dropped`; each keeps its mask."""
+        null = self.null_features.to(condition.features)
+        if dropped is not None:
+            null = torch.where(dropped[:, None, None], null, condition.features)
+        return TextCondition(null.expand_as(condition.features), condition.mask)
 
 
 class ClassPathEmbedding(nn.Module):
@@ -109,6 +216,32 @@ def class_table(num_classes: int, dim: int, hierarchy: Mapping[str, Any] | None)
     return nn.Embedding(num_classes + 1, dim) if classes is None else ClassPathEmbedding(classes, dim)
 
 
+#: What embeds the condition of a generator: labels, paths of a class hierarchy, or texts.
+ConditionTable = nn.Embedding | ClassPathEmbedding | TextPrefix
+
+
+def condition_table(
+    num_classes: int | None, text_shape: Sequence[int] | None, dim: int, hierarchy: Mapping[str, Any] | None
+) -> ConditionTable:
+    """Return the embedding of a generator's classes, or of texts.
+
+    Args:
+        num_classes: Number of classes; None for texts.
+        text_shape: Rows and channels of the features of texts; None for classes.
+        dim: Channels.
+        hierarchy: A `ClassHierarchy` as JSON; None gives a row to each class.
+
+    Raises:
+        ValueError: If both or neither are given.
+    """
+    if (num_classes is None) == (text_shape is None):
+        raise ValueError(f"num_classes is {num_classes} and text_shape is {text_shape}, expected one of them")
+    if text_shape is not None:
+        return TextPrefix(text_shape[0], text_shape[1], dim)
+    assert num_classes is not None
+    return class_table(num_classes, dim, hierarchy)
+
+
 def read_hierarchy(hierarchy: Mapping[str, Any] | None, num_classes: int | None) -> ClassHierarchy | None:
     """Return the hierarchy of a generator's config, None for None.
 
@@ -123,37 +256,45 @@ def read_hierarchy(hierarchy: Mapping[str, Any] | None, num_classes: int | None)
     return found
 
 
+#: Labels, or texts: what comes in is what goes out.
+C = TypeVar("C", bound=Tensor | TextCondition)
+
+
 def count_conditions(table: nn.Module | None, num_classes: int) -> int:
     """Return how many conditions a caller can name by a number: the classes, or all nodes of a hierarchy."""
     return len(table.hierarchy.nodes) if isinstance(table, ClassPathEmbedding) else num_classes
 
 
 def resolve_labels(
-    condition: Tensor | Unconditional,
-    num_classes: int,
+    condition: C | Unconditional,
+    num_classes: int | None,
     dropout: float,
     device: torch.device,
     table: nn.Module | None = None,
-) -> Tensor:
-    """Return checked labels on `device`; those of an `Unconditional` are `num_classes`, which stands for no class.
+) -> C:
+    """Return checked labels, or aligned texts, on `device`; labels of an `Unconditional` are `num_classes`, which stands for no class.
 
     Args:
-        condition: Labels `(b,)`, or no condition.
+        condition: Labels `(b,)`, or texts where the table is a `TextPrefix`, or no condition.
         num_classes: Number of classes.
         dropout: Share of the labels that were dropped in training.
         device: Device of the generator.
-        table: The generator's embedding of classes. Of a hierarchy, any node is a label.
+        table: The generator's embedding of its condition. Of a hierarchy, any node is a label.
 
     Raises:
         ValueError: If a label is out of range, or no label was ever dropped in training, so that "no class" means nothing.
-        TypeError: If labels are not int64.
+        TypeError: If labels are not int64, or texts are no `TextCondition`.
     """
+    if isinstance(condition, Unconditional) and dropout <= 0:
+        raise ValueError(f"the condition is {condition}, expected labels or texts: none was dropped in training")
+    if isinstance(table, TextPrefix):
+        return cast(C, table.resolve(condition, device))
+    assert num_classes is not None
     if not isinstance(condition, Unconditional):
-        check_labels(condition, count_conditions(table, num_classes))
-        return condition.to(device)
-    if dropout <= 0:
-        raise ValueError(f"the condition is {condition}, expected labels: none was dropped in training")
-    return torch.full((condition.count,), num_classes, dtype=torch.int64, device=device)
+        check_kind(condition, table)
+        check_labels(cast(Tensor, condition), count_conditions(table, num_classes))
+        return cast(C, condition.to(device))
+    return cast(C, torch.full((condition.count,), num_classes, dtype=torch.int64, device=device))
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -173,12 +314,29 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def check_condition(condition: Tensor, batch: int, table: nn.Module) -> None:
-    """Check that there is one label per sample, or with a hierarchy one node or path.
+def check_kind(condition: Any, table: nn.Module | None) -> None:
+    """Check that a condition is of texts where a generator was trained on them, and of labels where it was not.
+
+    Raises:
+        TypeError: If it is of the other kind.
+    """
+    if isinstance(condition, TextCondition) != isinstance(table, TextPrefix):
+        trained = "texts: expected a TextCondition" if isinstance(table, TextPrefix) else "classes: expected labels"
+        raise TypeError(f"the condition is a {type(condition).__name__}, this generator was trained on {trained}")
+
+
+def check_condition(condition: Tensor | TextCondition, batch: int, table: nn.Module) -> None:
+    """Check that there is one label per sample, or with a hierarchy one node or path, or one text.
 
     Raises:
         ValueError: If there are more or fewer, or paths without a hierarchy.
+        TypeError: If there are labels in place of texts, or texts in place of labels.
     """
+    check_kind(condition, table)
+    if isinstance(condition, TextCondition):
+        if len(condition) != batch:
+            raise ValueError(f"condition holds {len(condition)} texts, expected {batch}, one per sample")
+        return
     given = condition.shape[:1] if isinstance(table, ClassPathEmbedding) else condition.shape
     if given != (batch,):
         raise ValueError(f"condition has shape {tuple(condition.shape)}, expected ({batch},), one per sample")
@@ -190,16 +348,25 @@ def draw_dropped(batch: int, probability: float, *, rng: Rng | None, device: tor
 
 
 def drop_labels(
-    labels: Int[Tensor, " b"], null_label: int, probability: float, table: nn.Module | None = None, *, rng: Rng | None
-) -> Int[Tensor, "b ..."]:
-    """Return the labels, each replaced by "no label" with some probability; at probability 0 nothing is drawn.
+    labels: C,
+    null_label: int | None,
+    probability: float,
+    table: nn.Module | None = None,
+    *,
+    rng: Rng | None,
+) -> C:
+    """Return the labels, each replaced by "no label" with some probability; at probability 0 nothing is drawn. For aligned texts the same.
 
     With a hierarchy, paths are returned, of which levels are left open besides (`ClassPathEmbedding.drop`).
     """
     if probability <= 0:
         return labels
-    labels = labels.masked_fill(draw_dropped(len(labels), probability, rng=rng, device=labels.device), null_label)
-    return table.drop(labels, probability, rng=rng) if isinstance(table, ClassPathEmbedding) else labels
+    if isinstance(labels, TextCondition):
+        dropped = draw_dropped(len(labels), probability, rng=rng, device=labels.features.device)
+        return cast(C, cast(TextPrefix, table).without_text(labels, dropped))
+    assert null_label is not None
+    kept: Tensor = labels.masked_fill(draw_dropped(len(labels), probability, rng=rng, device=labels.device), null_label)
+    return cast(C, table.drop(kept, probability, rng=rng) if isinstance(table, ClassPathEmbedding) else kept)
 
 
 def unguided_labels(
@@ -217,8 +384,16 @@ def unguided_labels(
     return table.parents(labels)
 
 
-def with_unguided_labels(
-    labels: Int[Tensor, " b"], null_label: int, against: GuidedAgainst, table: nn.Module
-) -> Int[Tensor, " twice"]:
-    """Return the labels and behind them what guidance moves away from (`unguided_labels`): what one pass for both reads."""
-    return torch.cat((labels, unguided_labels(labels, null_label, against, table)))
+def with_unguided_labels(labels: C, null_label: int | None, against: GuidedAgainst, table: nn.Module) -> C:
+    """Return the labels and behind them what guidance moves away from (`unguided_labels`): what one pass for both reads.
+
+    Raises:
+        ValueError: If the parent is asked for, but there is none.
+    """
+    if isinstance(labels, TextCondition):
+        if against != "null":
+            raise ValueError(f"guidance_against is {against!r}, but a text has no parent: leave it at 'null'")
+        null = cast(TextPrefix, table).without_text(labels)
+        return cast(C, TextCondition(torch.cat((labels.features, null.features)), labels.mask.repeat(2, 1)))
+    assert null_label is not None
+    return cast(C, torch.cat((labels, unguided_labels(labels, null_label, against, table))))

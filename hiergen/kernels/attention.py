@@ -19,7 +19,7 @@ def attention(
     key: Float[Tensor, "b h n k"],
     value: Float[Tensor, "b h n k"],
     *,
-    mask: Bool[Tensor, "q n"] | None = None,
+    mask: Bool[Tensor, "*rows q n"] | None = None,
     spans: Spans | None = None,
     scale: float | None = None,
     backend: str = "auto",
@@ -27,7 +27,7 @@ def attention(
     """Return softmax(scale query key^T) value.
 
     Args:
-        mask: True where a query may see a key; None for all. A row without any True is not allowed.
+        mask: True where a query may see a key, for all samples or with shape `(b, 1, q, n)`; None for all. A row without any True is not allowed.
         spans: The same as runs of keys per group of queries, which every backend but "hub" can use; give one of the two.
         scale: Factor of the scores; None is 1 / sqrt(k).
         backend: "sdpa" is PyTorch's fused attention, "reference" the plain formula, "grouped" one fused call per group of `spans` with its

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -80,7 +81,7 @@ def _dense(mask: BlockCausalMask, device: torch.device) -> Tensor:
     return groups[:, None] >= groups[None, :]
 
 
-MaskKind = Literal["scale_causal", "full", "block_diagonal", "reverse"]
+MaskKind = Literal["scale_causal", "full", "block_diagonal", "reverse", "region"]
 
 
 AttentionForm = Literal["masked", "grouped", "flex", "xformers"]
@@ -92,10 +93,16 @@ class ScaleMask:
 
     Attributes:
         sizes: Tokens of each level, coarse to fine.
-        kind: "scale_causal" (own and coarser levels), "full" (all), "block_diagonal" (own level) or "reverse" (own and finer).
+        kind: "scale_causal" (own and coarser levels), "full" (all), "block_diagonal" (own level), "reverse" (own and finer) or "region" (own
+            level, and of the others what lies in the own region). Regions are the cells of the first level that has several; levels are
+            then square maps. A level of one token sees everything and is seen by all.
 
     Raises:
-        ValueError: If the kind is unknown or a level is empty.
+        ValueError: If the kind is unknown, a level is empty, or one is no square where there are regions.
+
+    Source:
+        For "region", DuoFormer, arXiv:2506.12982: attention inside a region over scales. Its attention across regions is here that
+        inside a level.
     """
 
     sizes: tuple[int, ...]
@@ -105,6 +112,8 @@ class ScaleMask:
         object.__setattr__(self, "sizes", BlockCausalMask(self.sizes).sizes)
         if self.kind not in get_args(MaskKind):
             raise ValueError(f"mask is {self.kind!r}, expected one of {get_args(MaskKind)}")
+        if self.kind == "region" and any(math.isqrt(size) ** 2 != size for size in self.sizes):
+            raise ValueError(f"mask is 'region' with levels of {self.sizes} tokens, expected square maps")
 
     @property
     def is_full(self) -> bool:
@@ -120,14 +129,36 @@ class ScaleMask:
         causal = BlockCausalMask(self.sizes).dense("cpu")
         if self.is_full:
             return torch.ones_like(causal)
+        if self.kind == "region":
+            regions = self._regions()
+            everywhere = regions < 0
+            same = regions[:, None] == regions
+            return same | everywhere[:, None] | everywhere | (causal & causal.T)
         return {"scale_causal": causal, "block_diagonal": causal & causal.T, "reverse": causal.T}[self.kind]
 
+    def _regions(self) -> Int[Tensor, " n"]:
+        """Return the region of every token, by its middle; -1 for a token that is a level of its own."""
+        sides = [math.isqrt(size) for size in self.sizes]
+        wanted = next((side for side in sides if side > 1), 1)
+        found = []
+        for side in sides:
+            cells = (2 * torch.arange(side, device="cpu") + 1) * wanted // (2 * side)
+            names = cells[:, None] * wanted + cells
+            found.append(names.flatten() if side > 1 else torch.tensor([-1], device="cpu"))
+        return torch.cat(found)
+
     def spans(self) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
-        """Return `(start, end)` of each group of queries, and of the keys that it sees."""
+        """Return `(start, end)` of each group of queries, and of the keys that it sees.
+
+        Raises:
+            ValueError: If the keys are no such runs, as those of a region are not.
+        """
         levels = tuple(BlockCausalMask(self.sizes).spans())
         total = levels[-1][1]
         if self.is_full:
             return ((0, total),), ((0, total),)
+        if self.kind == "region":
+            raise ValueError("mask is 'region', whose keys are no runs: take attention='masked'")
         keys = {
             "scale_causal": tuple((0, end) for _, end in levels),
             "block_diagonal": levels,
@@ -155,7 +186,9 @@ class ScaleAttention:
         # The rule of a prefix of levels is the corner of the whole rule.
         prefixes = [ScaleMask(mask.sizes[: count + 1], mask.kind) for count in range(len(mask.sizes))]
         self._prefixes = {sum(prefix.sizes): prefix for prefix in prefixes}
-        self._spans = {length: Spans(*prefix.spans()) for length, prefix in self._prefixes.items()}
+        self._spans = {}
+        if form != "masked":
+            self._spans = {length: Spans(*prefix.spans()) for length, prefix in self._prefixes.items()}
         self._constants = Constants(mask=mask.dense())
 
     def __call__(

@@ -1,7 +1,7 @@
 """Official weights by name: how they come into the cache, converted.
 
-`hiergen.pretrained.official` has the table of them. `fetch` downloads the files of a name through huggingface_hub (its cache, its offline
-mode, its mirrors), converts them once, and keeps the converted model beside them.
+`hiergen.pretrained.official` has the table. `fetch` downloads the files through huggingface_hub (its cache, its offline mode, its mirrors),
+converts them once, and keeps the converted model beside them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from hiergen.telling import say
 
 #: Raised when a converter changes what it makes of the same file, so that no older conversion is read.
 FORMAT = 1
+
+
+def of_preset(preset: str) -> list[str]:
+    """Return the names of the official weights of a preset: the preset's own name with a training behind it."""
+    return [name for name in OFFICIAL if name.partition(".")[0] == preset]
 
 
 def fetch(name: str) -> Path:

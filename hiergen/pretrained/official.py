@@ -1,6 +1,6 @@
-"""Where official weights are: the one table of them.
+"""The table of official weights by name: where they are, what makes a model of them, and their license.
 
-A name is that of a preset and, behind a dot, of the training: "llamagen-b-256.in1k". `hiergen.pretrained.hub` brings them into the cache.
+A name is that of a preset and, behind a dot, of the training: "llamagen-b-256.in1k". `hiergen.pretrained.hub` downloads and converts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Official:
         tokenizer_config: Entries of the tokenizer's config that this generator needs otherwise, e.g. its image size.
         pipeline: Class of that pipeline.
         by_hand: What to do for weights that cannot be downloaded from here; a sentence.
+        confirmed_by: Documents of the authors that name the repository and the files, or their license, and were read for this table.
+            No file of weights was downloaded.
     """
 
     license: str
@@ -45,21 +47,31 @@ class Official:
     tokenizer_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pipeline: str = "ClassToImagePipeline"
     by_hand: str | None = None
+    confirmed_by: str
 
 
-_UNSTATED: dict[str, Any] = {"license": "not stated by the authors", "is_restricted": True}
+_RESTOK: dict[str, Any] = {
+    "license": "not stated by the authors",
+    "is_restricted": True,
+    # It links the repositories; the names of the files in them are those that the Hub's client writes.
+    "confirmed_by": "README of ResTok, read in a copy",
+}
+_MAR_DOCUMENTS = "README, LICENSE and util/download.py of github.com/LTH14/mar"
 _MAR = "get checkpoint-last.pth of this size from the list at https://github.com/LTH14/mar, then `hiergen convert mar FILE FOLDER`"
 _LLAMAGEN: dict[str, Any] = {
     "license": "MIT",
     "repository": "FoundationVision/LlamaGen",
     "converter": "hiergen.convert.llamagen:from_official",
+    "confirmed_by": "README of github.com/FoundationVision/LlamaGen, model card",
 }
+_LLAMAGEN_BY_TEXT: dict[str, Any] = {**_LLAMAGEN, "repository": "peizesun/llamagen_t2i"}
 
 
 _VAR: dict[str, Any] = {
     "license": "MIT",
     "repository": "FoundationVision/var",
     "converter": "hiergen.convert.var:from_official",
+    "confirmed_by": "README of github.com/FoundationVision/VAR, model card",
 }
 _VAR_TOKENIZER = "vae_ch160v4096z32.pth"
 
@@ -77,7 +89,13 @@ def _llamagen(file: str, *, image_size: int, download: str | None = None) -> Off
     return Official(**_LLAMAGEN, **pair, files=(file,), config=size, download=download)
 
 
-_TITOK: dict[str, Any] = {"license": "Apache-2.0", "repository": "fun-research/TiTok"}
+#: The model cards say Apache-2.0, and the READMEs add the rest.
+_ONE_DIMENSIONAL: dict[str, Any] = {"license": "Apache-2.0, only for research purposes", "is_restricted": True}
+_TITOK: dict[str, Any] = {
+    **_ONE_DIMENSIONAL,
+    "repository": "fun-research/TiTok",
+    "confirmed_by": "README_TiTok of github.com/bytedance/1d-tokenizer, model card",
+}
 _TITOK_CONVERTER = "hiergen.convert.one_dimensional.titok:from_official"
 
 
@@ -95,19 +113,20 @@ def _titok_pair(size: str) -> dict[str, Official]:
 
 def _titok_in_one_stage(name: str) -> Official:
     """Return the row of a tokenizer that has a repository of its own, in the form that the Hub's client gives a model."""
-    repository = f"yucornetto/tokenizer_titok_{name}_imagenet"
-    return Official(
-        license="Apache-2.0", repository=repository, files=("model.safetensors",), converter=_TITOK_CONVERTER
-    )
+    row = {**_TITOK, "repository": f"yucornetto/tokenizer_titok_{name}_imagenet"}
+    return Official(**row, files=("model.safetensors",), converter=_TITOK_CONVERTER)
 
 
-def _rar(size: str) -> Official:
+def _rar(size: str, download: str, sha256: str) -> Official:
     return Official(
-        license="Apache-2.0",
+        **_ONE_DIMENSIONAL,
         repository="yucornetto/RAR",
         files=(f"rar_{size}.bin",),
         converter="hiergen.convert.one_dimensional.rar:from_official",
         tokenizer="maskgit-vq.in1k",
+        download=download,
+        sha256={f"rar_{size}.bin": sha256},
+        confirmed_by="README_RAR of github.com/bytedance/1d-tokenizer, model card and commits of the repository",
     )
 
 
@@ -119,28 +138,34 @@ def _flextok(name: str) -> Official:
         repository=f"EPFL-VILAB/flextok_{name}",
         files=("model.safetensors", "config.json"),
         converter="hiergen.convert.one_dimensional.flextok:from_official",
+        confirmed_by="model cards and collection of huggingface.co/EPFL-VILAB",
     )
 
 
+_LIGHTNING = "model cards of huggingface.co/hustvl, and the README of LightningDiT, read in a copy"
+
+
 def _hnet(name: str) -> Official:
-    """Return the row of a model of text, whose file holds a pickled configuration beside the tensors."""
+    """Return the row of a model of text, whose file may hold a pickled configuration beside the tensors."""
     return Official(
-        **_UNSTATED,
+        license="not stated by the authors",
+        is_restricted=True,
         repository=f"cartesia-ai/{name}",
         by_hand=f"get its .pt file from https://huggingface.co/cartesia-ai/{name}, save the tensors in it alone, without the configuration "
         "that may be pickled beside them, as .safetensors, then `hiergen convert hnet FILE FOLDER`",
+        confirmed_by="README of github.com/goombalab/hnet",
     )
 
 
 OFFICIAL: dict[str, Official] = {
     "restok-l-128.in1k": Official(
-        **_UNSTATED,
+        **_RESTOK,
         repository="xushu-me/restok_l_128.r256_in1k",
         files=("model.safetensors|pytorch_model.bin",),
         converter="hiergen.convert.restok:from_official",
     ),
     "har-l.in1k": Official(
-        **_UNSTATED,
+        **_RESTOK,
         repository="xushu-me/llamagen_l_c2i_restok_l_128.r256_in1k",
         files=("model.safetensors|pytorch_model.bin",),
         converter="hiergen.convert.level_ar:from_official",
@@ -155,6 +180,13 @@ OFFICIAL: dict[str, Official] = {
     "llamagen-xl-576.in1k": _llamagen("c2i_XL_384.pt", image_size=384),
     "llamagen-xxl-576.in1k": _llamagen("c2i_XXL_384.pt", image_size=384),
     "llamagen-3b-576.in1k": _llamagen("c2i_3B_384.pt", image_size=384, download="12.4 GB"),
+    "vq-16.text": Official(**_LLAMAGEN_BY_TEXT, files=("vq_ds16_t2i.pt",)),
+    "llamagen-xl-text-256.laion": Official(
+        **_LLAMAGEN_BY_TEXT, files=("t2i_XL_stage1_256.pt",), config={"image_size": 256}
+    ),
+    "llamagen-xl-text-1024.internal": Official(
+        **_LLAMAGEN_BY_TEXT, files=("t2i_XL_stage2_512.pt",), config={"image_size": 512}
+    ),
     "multiscale-vq-680.openimages": Official(**_VAR, files=(_VAR_TOKENIZER,)),
     **{f"var-d{depth}.in1k": _var(f"var_d{depth}.pth") for depth in (16, 20, 24, 30)},
     "var-d36-512.in1k": _var("var_d36.pth", image_size=512, sides=[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
@@ -175,7 +207,10 @@ OFFICIAL: dict[str, Official] = {
         files=("maskgit-vqgan-imagenet-f16-256.bin",),
         converter="hiergen.convert.one_dimensional.maskgit_vq:from_official",
     ),
-    **{f"rar-{size}.in1k": _rar(size) for size in ("b", "l", "xl", "xxl")},
+    "rar-b.in1k": _rar("b", "1.04 GB", "cbbf4b27dc36afae77fdb2fe0d6b9b5b7446eae45f1a9f91d442ab0b315b9ebf"),
+    "rar-l.in1k": _rar("l", "1.85 GB", "edad8e9905e20a5df14eeee0d5d04c1be48b16a7751b4b3f4954a6dec8ad87d5"),
+    "rar-xl.in1k": _rar("xl", "3.82 GB", "7b4cec5c76f18dc7a3ea055a6b0cc4c5748c533768eed71564a88d897c762bc8"),
+    "rar-xxl.in1k": _rar("xxl", "5.99 GB", "85aba44fef7aecfd879829077e541f09da4c29da3b1fd374837601d7322bf6ff"),
     "flextok-d12-d12.in1k": _flextok("d12_d12_in1k"),
     "flextok-d18-d18.in1k": _flextok("d18_d18_in1k"),
     "flextok-d18-d28.in1k": _flextok("d18_d28_in1k"),
@@ -187,35 +222,37 @@ OFFICIAL: dict[str, Official] = {
     },
     "hnet-2stage-xl-chinese.fineweb-edu-chinese": _hnet("hnet_2stage_XL_chinese"),
     "hnet-2stage-xl-code.pile-github": _hnet("hnet_2stage_XL_code"),
+    **{
+        f"block-{size}.pile": Official(
+            license="MIT",
+            by_hand="get model.safetensors of this size by the links of https://github.com/itsnamgyu/block-transformer, then "
+            "`hiergen convert block FILE FOLDER`",
+            confirmed_by="nothing: the README of the repository, as it was read, links no weights",
+        )
+        for size in ("5m", "19m", "85m", "302m", "805m", "1200m")
+    },
     "va-vae-f16d32.in1k": Official(
         license="MIT",
         repository="hustvl/vavae-imagenet256-f16d32-dinov2",
         files=("vavae-imagenet256-f16d32-dinov2.pt",),
         converter="hiergen.convert.ldm_vae:from_official",
         download="2.15 GB",
+        confirmed_by=_LIGHTNING,
     ),
     "lightningdit-xl.in1k": Official(
         license="MIT",
         repository="hustvl/lightningdit-xl-imagenet256-800ep",
-        by_hand="get its checkpoint from https://huggingface.co/hustvl/lightningdit-xl-imagenet256-800ep, then `hiergen convert flow "
-        "FILE FOLDER --config` with latent_mean and latent_std of latents_stats.pt, which stands beside VA-VAE's weights",
+        by_hand="get lightningdit-xl-imagenet256-800ep.pt from https://huggingface.co/hustvl/lightningdit-xl-imagenet256-800ep, then "
+        "`hiergen convert flow FILE FOLDER --config` with latent_mean and latent_std of latents_stats.pt, which stands beside VA-VAE's weights",
+        confirmed_by=_LIGHTNING,
     ),
-    **{f"mar-{size}.in1k": Official(license="MIT", by_hand=_MAR) for size in ("b", "l", "h")},
     **{
-        f"block-{size}.pile": Official(
-            license="MIT",
-            by_hand="get model.safetensors of this size by the links of https://github.com/itsnamgyu/block-transformer, then "
-            "`hiergen convert block FILE FOLDER`",
-        )
-        for size in ("5m", "19m", "85m", "302m", "805m", "1200m")
+        f"mar-{size}.in1k": Official(license="MIT", by_hand=_MAR, confirmed_by=_MAR_DOCUMENTS)
+        for size in ("b", "l", "h")
     },
     "kl-16.in1k": Official(
         license="MIT",
         by_hand="get kl16.ckpt by the download program of https://github.com/LTH14/mar, then `hiergen convert ldm-vae FILE FOLDER`",
+        confirmed_by=_MAR_DOCUMENTS,
     ),
 }
-
-
-def of_preset(preset: str) -> list[str]:
-    """Return the names of the official weights of a preset: the preset's own name with a training behind it."""
-    return [name for name in OFFICIAL if name.partition(".")[0] == preset]

@@ -102,7 +102,7 @@ def test_which_of_both_a_checkpoint_holds() -> None:
 def test_refusals() -> None:
     weights = PLAIN["official_weights"](0)
     classless = {name: value for name, value in weights.items() if not name.startswith("cls_embedding")}
-    with pytest.raises(ValueError, match="the checkpoint has no table of classes, 'cls_embedding"):
+    with pytest.raises(ValueError, match="the state dict lacks tensor 'cls_embedding"):
         from_official({"model": classless})
     with pytest.raises(ValueError, match="lacks tensor 'cls_embedding"):
         from_official({"a": {"b": torch.zeros(1)}})

@@ -11,7 +11,7 @@ import pytest
 import torch
 import trimesh
 import yaml
-from hub_server import add_llamagen
+from hub_server import add_llamagen, add_llamagen_by_text, write_t5
 from PIL import Image
 from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
@@ -97,6 +97,7 @@ def official_weights(folder: Path) -> None:
     from hiergen.convert.var import generator_to_official, tokenizer_to_official
 
     (folder / "official").mkdir()
+    write_t5(folder / "official" / "t5")
     published = {
         "projection": "reinterpreted",
         "merge": "even",
@@ -143,7 +144,8 @@ PREPARED = {
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_the_guide_does_what_it_says(guide, reader, capsys, request) -> None:
     if guide.stem == "official_weights":
-        add_llamagen(request.getfixturevalue("hub"))
+        add_llamagen(hub := request.getfixturevalue("hub"))
+        add_llamagen_by_text(hub)
     PREPARED.get(guide.stem, lambda folder: None)(reader)
     namespace: dict[str, object] = {"__name__": guide.stem}
     ran = 0

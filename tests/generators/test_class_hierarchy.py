@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from hiergen.generators.class_hierarchy import ABSENT, OPEN, ClassHierarchy, ClassLevel
+from hiergen.training.tasks.generator import read_sizes
 
 CLASSES = ["wild/ape | flat", "pets/cat | round", "pets/cat | flat", "pets/dog | flat", "stone"]
 
@@ -65,3 +67,62 @@ def test_refusals() -> None:
         ClassHierarchy(("a", "b"), (ClassLevel(("v", "w"), (0, 1)), ClassLevel(("y",), (0, 0))))
     with pytest.raises(ValueError, match="a class hierarchy has the entries classes and levels"):
         ClassHierarchy.from_json({"classes": ["a"]})
+
+
+FASHION = ["t-shirt", "trousers", "bag", "sandal", "boot"]
+
+
+def table(folder: Path, *rows: str) -> Path:
+    (folder / "classes.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder / "classes.csv"
+
+
+def test_a_table_may_leave_levels_out(tmp_path: Path) -> None:
+    """As WordNet's paths do: a class need not have a group at every level."""
+    file = table(
+        tmp_path,
+        "class,| season,where,kind",
+        "boot,winter,feet,closed",
+        "sandal,summer,feet,",
+        "",
+        "bag,,,",
+        "trousers,,legs,",
+        "t-shirt,summer,,",
+    )
+    found = ClassHierarchy.from_table(file, FASHION)
+    assert [level.names for level in found.levels] == [("legs", "feet"), ("closed",), ("summer", "winter")]
+    assert [level.of_leaf for level in found.levels] == [
+        (None, 0, None, 1, 1),
+        (None, None, None, None, 0),
+        (0, None, None, 0, 1),
+    ]
+    assert [level.is_attribute for level in found.levels] == [False, False, True]
+    boot = found.find("boot")
+    assert found.names[found.parents[boot]] == "feet | winter"
+    assert found.nodes[found.find("bag")] == (ABSENT, ABSENT, ABSENT)
+    assert ClassHierarchy.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["class"], "has 1 columns, expected the class and at least one group"),
+        (["class,a", "bag,x", "bag,y"], r"has the row \['bag', 'y'\], expected a class, once, and 1 groups"),
+        (
+            ["class,a", "bags,x"],
+            r"has the row \['bags', 'x'\], expected a class, once, and 1 groups; did you mean bag\?",
+        ),
+        (["class,a", "bag,x,y"], r"has the row \['bag', 'x', 'y'\], expected a class, once, and 1 groups"),
+        (["class,a", "bag,x"], "has no row for 't-shirt', expected one for each of 5 classes"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(rows: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassHierarchy.from_table(table(tmp_path, *rows), FASHION)
+
+
+def test_the_generator_task_reads_the_table(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"specs": [], "classes": ["ape", "cat"]}))
+    file = table(tmp_path, "class,kind", "cat,pets", "ape,wild")
+    found = read_sizes(str(tmp_path), class_table=str(file))
+    assert found["class_hierarchy"] == ClassHierarchy.from_table(file, ["ape", "cat"]).to_json()

@@ -6,9 +6,12 @@ import torch
 from hiergen.generators.class_hierarchy import ClassHierarchy
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
+    TextCondition,
+    TextPrefix,
     Unconditional,
     check_labels,
     class_table,
+    condition_table,
     draw_dropped,
     drop_labels,
     resolve_labels,
@@ -105,3 +108,29 @@ def test_refusals_of_labels() -> None:
         check_labels(LABELS[None], 4)
     with pytest.raises(TypeError, match=r"class labels have dtype torch\.int32, expected int64"):
         check_labels(LABELS.int(), 4)
+
+
+def test_texts_are_aligned_to_their_last_token_whichever_side_is_padded() -> None:
+    features = torch.arange(1.0, 9.0).view(2, 4, 1)
+    behind = TextCondition(features, torch.tensor([[True, True, False, False], [True, True, True, True]]))
+    aligned = behind.aligned(5)
+    assert aligned.features[..., 0].tolist() == [[0, 0, 0, 1, 2], [0, 5, 6, 7, 8]]
+    assert aligned.mask.tolist() == [[False, False, False, True, True], [False, True, True, True, True]]
+    again = aligned.aligned(5)
+    assert torch.equal(again.features, aligned.features)
+    assert torch.equal(again.mask, aligned.mask)
+    assert len(behind[1:]) == 1
+    with pytest.raises(
+        ValueError, match=r"features have shape \(2, 4, 1\) and mask \(2, 3\), expected \(texts, tokens"
+    ):
+        TextCondition(features, torch.ones(2, 3) > 0)
+
+
+def test_a_generator_is_of_classes_or_of_texts() -> None:
+    text = TextCondition(torch.zeros(1, 2, 3), torch.ones(1, 2) > 0)
+    assert isinstance(condition_table(None, [5, 3], 4, None), TextPrefix)
+    for classes, shape in ((None, None), (4, [5, 3])):
+        with pytest.raises(ValueError, match=r"num_classes is .* and text_shape is .*, expected one of them"):
+            condition_table(classes, shape, 4, None)
+    with pytest.raises(TypeError, match="the condition is a TextCondition, this generator was trained on classes"):
+        resolve_labels(text, 4, 0.1, torch.device("cpu"), class_table(4, 8, None))

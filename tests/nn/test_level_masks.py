@@ -121,3 +121,30 @@ def test_refusals_of_scale_masks(monkeypatch: pytest.MonkeyPatch) -> None:
         ScaleMask((1, 4), "causal")
     with pytest.raises(ValueError, match="attention is 'dense', expected one of"):
         ScaleAttention(ScaleMask((1, 4)), "dense")
+
+
+def test_regions_are_the_cells_of_the_first_map() -> None:
+    mask = ScaleMask((1, 4, 16), "region")
+    dense = mask.dense()
+    places = [(0, 0, 1)] + [(y, x, side) for side in (2, 4) for y in range(side) for x in range(side)]
+    for row, (y, x, side) in enumerate(places):
+        for column, (v, u, other) in enumerate(places):
+            same = (2 * y // side, 2 * x // side) == (2 * v // other, 2 * u // other)
+            assert bool(dense[row, column]) == (same or side == other or 1 in (side, other))
+    # A side that the regions do not divide: tokens belong where their middle is.
+    uneven = ScaleMask((4, 9), "region").dense()
+    assert uneven[0, 4:].tolist() == [True, False, False, False, False, False, False, False, False]
+    assert uneven[3, 4:].tolist() == [False, False, False, False, True, True, False, True, True]
+    assert torch.equal(dense, dense.T)
+    assert not mask.is_prefix_exact
+
+    q, k, v = torch.randn(3, 2, 2, 21, 4, dtype=torch.float64)
+    scores = (q @ k.transpose(-1, -2) / 2).exp() * dense
+    plain = scores / scores.sum(-1, keepdim=True) @ v
+    attend = ScaleAttention(mask, "masked")
+    torch.testing.assert_close(attend(q, k, v), plain, rtol=1e-10, atol=1e-10)
+    assert attend(q[:, :, :5], k[:, :, :5], v[:, :, :5]).shape == (2, 2, 5, 4)
+    with pytest.raises(ValueError, match="mask is 'region', whose keys are no runs: take attention='masked'"):
+        ScaleAttention(mask, "grouped")
+    with pytest.raises(ValueError, match=r"mask is 'region' with levels of \(1, 6\) tokens, expected square maps"):
+        ScaleMask((1, 6), "region")

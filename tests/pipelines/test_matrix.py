@@ -133,6 +133,19 @@ TOYS: dict[str, dict[str, Any]] = {
         "image_size": 16,
         "sides": lambda sides: [*sides[:2], 4],
     },
+    "PyramidTokenizer": {
+        "image_size": 16,
+        # Whatever the backbone is: matrices of all networks of timm would take minutes.
+        "backbone": lambda name: name if name.startswith("mixer:") else "mixer:none",
+        "backbone_options": lambda options: {"widths": [16, 16], "depths": [1, 1], "stem": 2},
+        "code_dim": 4,
+        "vocab_size": 16,
+        "decoder_channels": 8,
+        "decoder_multipliers": [1, 1],
+        "decoder_groups": 4,
+        "decoder_blocks": 1,
+        "decoder_mid_blocks": 1,
+    },
     "PyramidVAE": {
         "num_tokens": lambda counts: [3, 5][-len(counts) :],
         "token_dim": 4,

@@ -8,6 +8,7 @@ import http.server
 import io
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,6 +146,48 @@ def add_llamagen(hub: TinyHub) -> tuple[VQAutoencoder, LevelAR]:
     hub.add(repository, "vq_ds16_c2i.pt", {"model": official_tokenizer(tokenizer)})
     hub.add(repository, "c2i_B_256.pt", {"model": to_official(generator), "args": None})
     return tokenizer, generator
+
+
+def add_llamagen_by_text(hub: TinyHub) -> LevelAR:
+    """Serve LlamaGen's files for texts at 256 pixels, tiny, for features of `write_t5`, and return the generator that they hold."""
+    torch.manual_seed(4)
+    tokenizer = VQAutoencoder(widths=[32] * 5, num_blocks=1, latent_channels=8, vocab_size=48).eval()
+    specs = get_preset("llamagen-xl-text-256").config["level_specs"]
+    generator = LevelAR(
+        level_specs=[{**spec, "vocab_size": 48} for spec in specs],
+        num_classes=None,
+        text_shape=[12, 16],
+        dim=64,
+        depth=1,
+        num_heads=1,
+        ffn_dim=32,
+        layout="token",
+        rotary="grid",
+    ).eval()
+    torch.nn.init.normal_(generator.head.weight)
+    hub.add("peizesun/llamagen_t2i", "vq_ds16_t2i.pt", {"model": official_tokenizer(tokenizer)})
+    hub.add("peizesun/llamagen_t2i", "t2i_XL_stage1_256.pt", {"model": to_official(generator)})
+    return generator
+
+
+#: All words that the tokenizer of `write_t5` knows, by their ids.
+WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "cat")
+
+
+def write_t5(folder: Path) -> None:
+    """Write a T5 of random weights, with 16 channels, and a tokenizer of a few words."""
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(WORDS), "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    T5EncoderModel(T5Config(**sizes, dropout_rate=0.5)).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 def official_tokenizer(tokenizer: VQAutoencoder) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from hub_server import COMMIT, add_llamagen
+from hub_server import COMMIT, add_llamagen, add_llamagen_by_text
 from huggingface_hub import constants
 
 import hiergen
@@ -73,6 +73,14 @@ def test_the_first_call_downloads_and_the_second_needs_no_network(llamagen, monk
     half = hiergen.from_pretrained(TOKENIZER, torch_dtype=torch.bfloat16)
     assert half.decoder.conv_in.weight.dtype == torch.bfloat16
     assert set(leftovers(cache())) == {folder.name, fetch(GENERATOR).name}
+
+
+def test_a_generator_of_texts_comes_alone(hub) -> None:
+    served = add_llamagen_by_text(hub)
+    generator = hiergen.from_pretrained("llamagen-xl-text-256.laion")
+    assert isinstance(generator, hiergen.LevelAR)
+    assert not generator.training
+    assert torch.equal(generator.class_embedding.null_features, served.class_embedding.null_features)
 
 
 def test_a_generator_of_another_size_gets_the_tokenizer_of_that_size(llamagen) -> None:
@@ -280,6 +288,7 @@ def test_info_says_what_a_download_brings_before_it(hub, capsys) -> None:
     assert told["parts"][0]["parameters"] == 110_888_448
     assert told["weights"] == {
         "license": "MIT",
+        "confirmed by": "README of github.com/FoundationVision/LlamaGen, model card",
         "repository": REPOSITORY,
         "revision": "main",
         "files": ["c2i_B_256.pt"],
@@ -290,7 +299,7 @@ def test_info_says_what_a_download_brings_before_it(hub, capsys) -> None:
     assert "by hand: get kl16.ckpt" in capsys.readouterr().out
     assert main(["info", "vq-*", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["tokenizers"]
-    assert {row["name"]: row["weights"] for row in rows} == {"vq-16": "vq-16.in1k", "vq-8": "vq-8.in1k"}
+    assert {row["name"]: row["weights"] for row in rows} == {"vq-16": "vq-16.in1k, vq-16.text", "vq-8": "vq-8.in1k"}
     assert hub.asked == []
 
 

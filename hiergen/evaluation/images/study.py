@@ -27,16 +27,13 @@ EXTRACTOR_SAMPLES = 80_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageStudySettings(StudySettings):
-    """Budget and data that such studies share.
+    """Data that such studies share.
 
     Attributes:
         data: Source of the images, as `DataConfig.source`.
         hold_out: Held-out share of a source without a test split, as `DataConfig.hold_out`.
         lpips: Folder of LPIPS' AlexNet weights.
-        part: Part of the study: "reconstruction" (all tokenizers) or "generation" (after it, on two of them).
         extractor: Name of the network behind the Fréchet distance in the tables.
-        tokenizer_samples: Number of training samples of a tokenizer.
-        generator_samples: Number of training samples of a generator.
         num_test: Number of held-out images: the first ones, so a source sorted by class must be taken whole.
         num_generated: Number of images generated for each score.
     """
@@ -44,12 +41,24 @@ class ImageStudySettings(StudySettings):
     data: str = "idx:DATA/fashion-mnist"
     hold_out: int = 0
     lpips: str = "DATA/lpips"
-    part: Literal["reconstruction", "generation"] = "reconstruction"
     extractor: str = "fashion-cnn-32"
-    tokenizer_samples: int = 24_000
-    generator_samples: int = 25_000
     num_test: int = 2_000
     num_generated: int = 1_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoPartSettings(ImageStudySettings):
+    """Parts and budget of studies that compare tokenizers first, then generators on two of them.
+
+    Attributes:
+        part: Part of the study: "reconstruction" (all tokenizers) or "generation" (after it, on two of them).
+        tokenizer_samples: Number of training samples of a tokenizer.
+        generator_samples: Number of training samples of a generator.
+    """
+
+    part: Literal["reconstruction", "generation"] = "reconstruction"
+    tokenizer_samples: int = 24_000
+    generator_samples: int = 25_000
 
 
 S = TypeVar("S", bound=ImageStudySettings)

@@ -42,6 +42,7 @@ from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
 from hiergen.nn.constants import Table
 from hiergen.nn.latent_statistics import LatentStandardizer
+from hiergen.nn.mixers.grids import MixerBlocks, grid_mixers
 from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.straight_path import (
@@ -88,6 +89,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         cosine_weight: Weight of the direction loss beside the squared error; 0 leaves it out.
         attention: Settings of pyramid sparse attention (`PSAConfig` as JSON) in training and sampling; None for dense attention.
             `set_attention` changes it. For models of one level.
+        mixer: What takes the place of self-attention, as `{"name": "window", "window": 4}` (`GridMixer`); None is attention everywhere.
+        mixer_blocks: Blocks with the mixer: "alternate" is the first and every second one, "all" is for models of one level.
 
     Raises:
         ValueError: If the levels or sizes do not fit together.
@@ -128,6 +131,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         time_shift: float = 1.0,
         cosine_weight: float = 1.0,
         attention: Mapping[str, Any] | None = None,
+        mixer: Mapping[str, Any] | None = None,
+        mixer_blocks: MixerBlocks = "alternate",
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -159,18 +164,12 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         self.patch_embed = nn.Linear(self._patches.dim, dim)
         self.time_embed = TimeEmbedding(dim)
         self.label_embed = class_table(config["num_classes"], dim, config["class_hierarchy"])
-        self.blocks = nn.ModuleList(
-            ModulatedBlock(
-                dim,
-                config["num_heads"],
-                mlp_ratio=config["mlp_ratio"],
-                norm=config["norm"],
-                ffn=config["ffn"],
-                use_shift=config["use_shift"],
-                use_qk_norm=config["use_qk_norm"],
-            )
-            for _ in range(config["depth"])
+        mixers = grid_mixers(
+            config["mixer"], config["mixer_blocks"], config["depth"], dim, config["num_heads"], self._patches.grids
         )
+        names = ("num_heads", "mlp_ratio", "norm", "ffn", "use_shift", "use_qk_norm")
+        options = {name: config[name] for name in names}
+        self.blocks = nn.ModuleList(ModulatedBlock(dim, mixer=mixer, **options) for mixer in mixers)
         self.final_norm = make_norm(config["norm"], dim)
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.final_linear = nn.Linear(dim, self._patches.dim * (2 if config["has_double_output"] else 1))
@@ -195,6 +194,10 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     ) -> SparseAttention | None:
         if attention is None:
             return None
+        if self.config["mixer"] is not None:
+            raise ValueError(
+                "attention is given beside mixer, expected one of them: sparse attention reorders the tokens"
+            )
         if len(self._specs) > 1:
             raise ValueError(f"attention is given for a model of {len(self._specs)} levels, expected one level")
         return SparseAttention(attention, self._patches.grids[0], on_plan=on_plan)

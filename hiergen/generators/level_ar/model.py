@@ -31,9 +31,11 @@ from hiergen.checked import Range
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
+    TextCondition,
+    TextPrefix,
     Unconditional,
     check_condition,
-    class_table,
+    condition_table,
     drop_labels,
     resolve_labels,
     with_unguided_labels,
@@ -41,12 +43,13 @@ from hiergen.generators.conditioning import (
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import GuidanceSettings, guide
 from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, build_layout
+from hiergen.generators.level_ar.rotary import rotary_of_inputs
 from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.nn.blocks.cached import CachedBlock
 from hiergen.nn.blocks.layers import RMSNorm, swiglu_dim
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
-from hiergen.nn.positions import grid_positions, rotary_table
+from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
@@ -95,7 +98,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
 
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine; all discrete, of one vocabulary.
-        num_classes: Number of classes; the class embedding has one row more, for no class.
+        num_classes: Number of classes; the class embedding has one row more, for no class. None for a generator of texts.
+        text_shape: Rows and channels of the features of texts that take the place of the class; None for classes.
         dim: Channels of a token inside the transformer.
         depth: Number of transformer blocks.
         num_heads: Attention heads.
@@ -132,7 +136,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         self,
         *,
         level_specs: Sequence[dict[str, Any]],
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
+        text_shape: Sequence[int] | None = None,
         dim: int = 1024,
         depth: int = 24,
         num_heads: int = 16,
@@ -157,7 +162,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         num_special = self._count_special_rows(layout, num_special_tokens)
         vocab_size = self._specs[0].vocab_size or 0
         hidden = swiglu_dim(dim) if ffn_dim is None else ffn_dim
-        self.class_embedding = class_table(num_classes, dim, class_hierarchy)
+        self.class_embedding = condition_table(num_classes, text_shape, dim, class_hierarchy)
+        # A class is one input position, a text many: all inputs behind it move by this number.
+        self._shift = self.class_embedding.num_tokens - 1 if isinstance(self.class_embedding, TextPrefix) else 0
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.special_embedding = nn.Embedding(num_special, dim) if num_special else None
         self.input_dropout = nn.Dropout(embedding_dropout)
@@ -167,8 +174,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         )
         self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, vocab_size, bias=False)
-        table = _rotary_table(rotary, self._specs, layout, dim // num_heads, rope_theta)
-        self._constants = Constants(rotary=table, mask=self._layout.mask.dense("cpu"))
+        table = rotary_of_inputs(rotary, self._specs, layout, dim // num_heads, rope_theta, self._shift)
+        mask = BlockCausalMask((1,) * self._shift + self._layout.mask.sizes)
+        self._constants = Constants(rotary=table, mask=mask.dense("cpu"))
         self.apply(_init_weights)
         if isinstance(self.class_embedding, ClassPathEmbedding):
             self.class_embedding.reset_parameters()
@@ -192,12 +200,13 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """Steps that a full generation takes: 9 for 128 tokens of which 4 come one by one."""
         return len(self._layout.steps)
 
-    def forward(self, ids: Int[Tensor, "b n"], condition: Tensor) -> Float[Tensor, "b n v"]:
+    def forward(self, ids: Int[Tensor, "b n"], condition: Tensor | TextCondition) -> Float[Tensor, "b n v"]:
         """Return the logits of every token, each from the groups before its own.
 
         Args:
             ids: All tokens, int64, coarse to fine. The tokens of the last group are not read.
-            condition: Class labels `(b,)`, int64; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
+            condition: Class labels `(b,)`, int64; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`. Or
+                texts that are `aligned`, which `generate` and `loss` see to.
 
         Raises:
             ValueError: If the sequence has another length than the levels, or labels and ids differ in number.
@@ -208,16 +217,16 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             )
         check_condition(condition, len(ids), self.class_embedding)
         x = self.input_dropout(self._embed(ids, condition, self._segments))
-        return self.head(self.norm(self._transform(x)))
+        return self.head(self.norm(self._transform(x, condition)[:, self._shift :]))
 
     def loss(
-        self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
+        self, pyramid: TokenPyramid, condition: Tensor | TextCondition, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Return the mean cross-entropy of all tokens, in nats, and the share that is predicted exactly.
 
         Args:
             pyramid: All levels.
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or texts.
             rng: Source of the draw of which labels are dropped, in train mode. Module dropout follows PyTorch's global generator.
 
         Raises:
@@ -225,6 +234,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """
         self.check_pyramid(pyramid)
         ids = pyramid.concat()
+        if isinstance(self.class_embedding, TextPrefix):
+            condition = self.class_embedding.resolve(condition, ids.device)
         if self.training:
             condition = drop_labels(
                 condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
@@ -237,7 +248,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
     @torch.no_grad()
     def generate(
         self,
-        condition: Tensor | Unconditional,
+        condition: Tensor | TextCondition | Unconditional,
         settings: LevelARSettings | None = None,
         *,
         rng: Rng | None = None,
@@ -246,8 +257,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """Return one pyramid of ids per label, generated coarse to fine with dropout off.
 
         Args:
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or `Unconditional`, where labels
-                were dropped in training.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or texts, for a generator of
+                texts; or `Unconditional`, where they were dropped in training.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
             rng: Source of the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each step with its index, the levels that are complete, and as `latents` all ids `(b, n)`. After a
@@ -268,8 +279,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         if num_guided:
             null = self.config["num_classes"]
             labels = with_unguided_labels(condition, null, settings.guidance_against, self.class_embedding)
-        ids = condition.new_zeros(batch, layout.num_tokens)
-        cache = KVCache(len(self.blocks), layout.num_tokens) if settings.use_cache else None
+        ids = torch.zeros(batch, layout.num_tokens, dtype=torch.int64, device=self.device)
+        cache = KVCache(len(self.blocks), self._shift + layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
         with evaluating(self):
             for index, step in enumerate(layout.steps):
@@ -282,8 +293,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
                 start, segments = (
                     (0, layout.prefix(index + 1).segments) if cache is None else (step.start, step.segments)
                 )
-                x = self._transform(self._embed(ids, labels, segments), start, cache)
-                logits = self.head(self.norm(x[:, step.start - start :]))  # (b, n, v), twice the batch if guided
+                x = self._transform(self._embed(ids, labels, segments), labels, start, cache)
+                logits = self.head(self.norm(x[:, step.start - step.end :]))  # (b, n, v), twice the batch if guided
                 finite.note(logits, f"step {index} of {len(layout.steps)}, level {self._level_of(step.start)}")
                 if index < num_guided:
                     conditional, null = logits.float().chunk(2)
@@ -307,9 +318,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """Return the level that holds a token of the sequence."""
         return sum(end <= token for end in itertools.accumulate(spec.num_tokens for spec in self._specs))
 
-    def _embed(self, ids: Tensor, condition: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def _embed(self, ids: Tensor, condition: Tensor | TextCondition, segments: Sequence[Segment]) -> Tensor:
         """Return the input embeddings of some segments. `condition` may stack labels for several passes over one `ids`."""
-        rows = condition.shape[0]
+        rows = len(condition)
         spans = [(part.start, part.end) for part in segments if part.kind == "token"]
         offset = spans[0][0] if spans else 0
         if spans:
@@ -318,22 +329,32 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         pieces = []
         for part in segments:
             if part.kind == "condition":
-                pieces.append(self.class_embedding(condition)[:, None])
+                embedded = self.class_embedding(condition)
+                pieces.append(embedded if isinstance(condition, TextCondition) else embedded[:, None])
             elif part.kind == "token":
                 pieces.append(tokens[:, part.start - offset : part.end - offset])
             elif self.special_embedding is not None:
                 pieces.append(self.special_embedding.weight[part.start : part.end].expand(rows, -1, -1))
         return torch.cat(pieces, dim=1)
 
-    def _transform(self, x: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
+    def _transform(
+        self, x: Tensor, condition: Tensor | TextCondition, start: int = 0, cache: KVCache | None = None
+    ) -> Tensor:
         """Return inputs from position `start` on after all blocks; a cache holds all inputs before them."""
-        constants, end = self._constants.on(x.device), start + x.shape[1]
-        rotary, mask = constants["rotary"][:, start:end], constants["mask"][:end, :end]
+        constants, begin = self._constants.on(x.device), start + self._shift if start else 0
+        end = begin + x.shape[1]
+        rotary, allowed = constants["rotary"][:, begin:end], constants["mask"][begin:end, :end]
+        # Through a cache, what is seen is all that is there.
+        mask = allowed if cache is None else None
+        if isinstance(condition, TextCondition):
+            # No token sees the padding of a text, which sees itself, so that no row is empty.
+            is_seen = F.pad(condition.mask, (0, end - condition.mask.shape[1]), value=True)[:, None, None]
+            mask = allowed & (is_seen | torch.eye(end, dtype=torch.bool, device=x.device)[begin:])
         for index, block in enumerate(self.blocks):
             if cache is None:
                 x = self.run(functools.partial(block, mask=mask), x, rotary)
             else:
-                x = block(x, rotary, cache=cache.layers[index])
+                x = block(x, rotary, mask=mask, cache=cache.layers[index])
         return x
 
     def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
@@ -355,29 +376,6 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         if wanted < needed:
             raise ValueError(f"num_special_tokens is {wanted}, the layout reads {needed}")
         return wanted
-
-
-def _rotary_table(kind: str, specs: tuple[LevelSpec, ...], layout: str, head_dim: int, theta: float) -> Tensor:
-    """Return the rotary table of the input positions, `(2, n, head_dim / 2)`.
-
-    Raises:
-        ValueError: If the kind is unknown, or "grid" where there is none.
-    """
-    # On the CPU whatever the default device is, see `Constants`.
-    num_tokens = sum(spec.num_tokens for spec in specs)
-    if kind == "sequence":
-        return rotary_table(torch.arange(num_tokens, device="cpu", dtype=torch.float64)[:, None], head_dim, theta=theta)
-    if kind != "grid":
-        raise ValueError(f"rotary is {kind!r}, expected 'sequence' or 'grid'")
-    grid = specs[0].grid
-    if len(specs) > 1 or grid is None or len(grid) != 2 or layout != "token":
-        raise ValueError(
-            f"rotary is 'grid', but layout is {layout!r} and the grids are {[spec.grid for spec in specs]}: "
-            "expected layout 'token' and one level with rows and columns"
-        )
-    cells = rotary_table(grid_positions(*grid, device="cpu"), head_dim, theta=theta)
-    # Not the identity: published weights were trained with cosines and sines of zero at the class.
-    return torch.cat((torch.zeros_like(cells[:, :1]), cells[:, :-1]), dim=1)
 
 
 def _init_weights(module: nn.Module) -> None:

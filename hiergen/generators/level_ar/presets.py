@@ -55,6 +55,16 @@ def _llamagen(size: str, side: int) -> Preset:
     )
 
 
+def _llamagen_by_text(side: int) -> Preset:
+    """Return the published size on texts of up to 120 tokens, with features of FLAN-T5 XL."""
+    config = {**_llamagen("xl", side).config, "num_classes": None, "text_shape": [120, 2048]}
+    return Preset(
+        "LevelAR",
+        config,
+        f"LlamaGen, arXiv:2406.06525, GPT-XL by text on VQ-16 at {16 * side} pixels, guidance_scale 7.5",
+    )
+
+
 _TINY = {
     "level_specs": specs_to_json(doubling_specs(16, dim=8, vocab_size=512)),
     "num_classes": 10,
@@ -78,4 +88,5 @@ PRESETS: dict[str, Preset] = {
         for size in SIZES
     },
     **{f"llamagen-{size}-{side**2}": _llamagen(size, side) for size in _LLAMAGEN_SIZES for side in (16, 24)},
+    **{f"llamagen-xl-text-{side**2}": _llamagen_by_text(side) for side in (16, 32)},
 }

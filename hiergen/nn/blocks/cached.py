@@ -1,6 +1,6 @@
 """The transformer block of autoregression, which can continue from a cache of keys and values. It has no biases.
 
-Letters: `b` batch, `n` tokens, `d` channels, `h` heads, `k` channels of a head.
+Letters: `b` batch, `n` tokens, `t` tokens with those of a cache, `d` channels, `h` heads, `k` channels of a head.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CachedAttention(nn.Module):
         x: Float[Tensor, "b n d"],
         rotary: Float[Tensor, "2 n half"],
         *,
-        mask: Bool[Tensor, "n n"] | None = None,
+        mask: Bool[Tensor, "*rows n t"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "b n d"]:
         # Plain reshapes: einops costs a tenth of a small step's time.
@@ -72,7 +72,7 @@ class CachedBlock(nn.Module):
         x: Float[Tensor, "b n d"],
         rotary: Float[Tensor, "2 n half"],
         *,
-        mask: Bool[Tensor, "n n"] | None = None,
+        mask: Bool[Tensor, "*rows n t"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Return the block's output.
@@ -80,8 +80,8 @@ class CachedBlock(nn.Module):
         Args:
             x: Tokens; with a cache, the tokens of the current group only.
             rotary: `rotary_table` at the positions of these tokens.
-            mask: Which tokens of `x` see which; None for all.
-            cache: Keys and values of the earlier tokens. Those of `x` are appended, and `x` sees all that the cache holds then.
+            mask: Which tokens of `x` see which of the `t` tokens so far, for all samples or with shape `(b, 1, n, t)`; None for all.
+            cache: Keys and values of the earlier tokens, to which those of `x` are appended.
         """
         x = x + self.attention(self.attention_norm(x), rotary, mask=mask, cache=cache)
         return x + self.ffn(self.ffn_norm(x))

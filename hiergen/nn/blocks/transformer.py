@@ -107,12 +107,13 @@ class TransformerBlock(nn.Module):
         dim: Channels of a token.
         num_heads: Attention heads.
         mlp_ratio: Hidden channels of the feed-forward part over `dim` (`make_feed_forward`).
+        mixer: What takes the place of self-attention and is called as that is; None is `SelfAttention`.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float = 4.0, mixer: nn.Module | None = None) -> None:
         super().__init__()
         self.norm1 = make_norm("rms", dim)
-        self.attention = SelfAttention(dim, num_heads)
+        self.attention = mixer or SelfAttention(dim, num_heads)
         self.norm2 = make_norm("rms", dim)
         self.ffn = make_feed_forward("swiglu", dim, mlp_ratio)
 
@@ -144,6 +145,7 @@ class ModulatedBlock(nn.Module):
         ffn: Kind of the feed-forward part (`make_feed_forward`).
         use_shift: Whether the modulation shifts.
         use_qk_norm: Normalize the queries and keys of each head (`SelfAttention`).
+        mixer: What takes the place of self-attention and is called as that is; None is `SelfAttention`.
 
     Source:
         DiT, arXiv:2212.09748; LightningDiT, arXiv:2501.01423.
@@ -159,11 +161,12 @@ class ModulatedBlock(nn.Module):
         ffn: FeedForwardKind = "swiglu",
         use_shift: bool = True,
         use_qk_norm: bool = False,
+        mixer: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.use_shift = use_shift
         self.norm1 = make_norm(norm, dim)
-        self.attention = SelfAttention(dim, num_heads, use_qk_norm=use_qk_norm)
+        self.attention = mixer or SelfAttention(dim, num_heads, use_qk_norm=use_qk_norm)
         self.norm2 = make_norm(norm, dim)
         self.ffn = make_feed_forward(ffn, dim, mlp_ratio)
         self.modulation = nn.Linear(dim, (6 if use_shift else 4) * dim)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from hiergen.checked import Checked, CountOrZero
 from hiergen.nn.blocks.scale_transformer import PositionKind
@@ -49,6 +49,10 @@ class HieraTokConfig(Checked):
     """Number of residual blocks of convolutions: of the encoder at twice the map's resolution and at the map's, of the decoder at the
     map's and at twice the map's."""
 
+    encoder_mixer: dict[str, Any] | None = None
+    """What takes the place of attention in the encoder's blocks, as `{"name": "window", "window": 4}` (`hiergen.nn.mixers`); None is
+    attention over the whole map."""
+
     # The hierarchy
     placement: Placement = "decoder"
     """Where tokens of several scales attend to each other: "decoder", "encoder_tail" (blocks before the bottleneck, with a plain
@@ -59,7 +63,7 @@ class HieraTokConfig(Checked):
     """"finest" stores the finest map alone and derives the coarser ones in the decoder; "all" gives every scale latents of its own,
     as a level."""
     mask: MaskKind = "scale_causal"
-    """What a token sees: "scale_causal", "full", "block_diagonal" or "reverse"."""
+    """What a token sees: "scale_causal", "full", "block_diagonal", "reverse" or, with attention "masked", "region" (`ScaleMask`)."""
     attention: AttentionForm = "grouped"
     """How the mask is computed: "grouped" (one call per scale, keys cut), "masked" (one call with a dense mask), "flex" or "xformers"
     (those backends, where they can run). All agree up to rounding."""

@@ -18,7 +18,7 @@ with attention from coarse to fine. Sizes, losses and positions are ours; every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from hiergen.nn.blocks.layers import make_norm
 from hiergen.nn.blocks.scale_transformer import ScaleTransformer
 from hiergen.nn.blocks.transformer import TransformerBlock
 from hiergen.nn.initialization import init_truncated_normal
+from hiergen.nn.mixers.grids import GridMixer
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Pictures, Tokenizer, TokenizerOutput, check_images, check_pyramid, configured
@@ -50,6 +51,7 @@ class PatchEncoder(CheckpointedModule):
         depth: Blocks.
         num_heads: Attention heads.
         patches: What takes the place of the strided convolution.
+        mixer: What takes the place of attention (`GridMixer`); None is attention.
     """
 
     def __init__(
@@ -61,12 +63,17 @@ class PatchEncoder(CheckpointedModule):
         num_heads: int,
         *,
         patches: ConvPatches | None = None,
+        mixer: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        side = image_size // patch_size
         self.patch_embed: Any = nn.Conv2d(3, dim, patch_size, stride=patch_size) if patches is None else patches
-        self.position_embed = nn.Parameter(torch.empty((image_size // patch_size) ** 2, dim))
+        self.position_embed = nn.Parameter(torch.empty(side**2, dim))
         nn.init.normal_(self.position_embed, std=0.02)
-        self.blocks = nn.ModuleList(TransformerBlock(dim, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, num_heads, mixer=GridMixer(mixer, dim, num_heads, [(side, side)]) if mixer else None)
+            for _ in range(depth)
+        )
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return one feature per patch, row-major."""
@@ -115,7 +122,13 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
                 layout.patch_size, layout.conv_channels, dim, (layout.conv_blocks[0], layout.conv_blocks[1])
             )
         self.encoder = PatchEncoder(
-            layout.image_size, layout.patch_size, dim, layout.encoder_depth, heads, patches=patches
+            layout.image_size,
+            layout.patch_size,
+            dim,
+            layout.encoder_depth,
+            heads,
+            patches=patches,
+            mixer=layout.encoder_mixer,
         )
         self.feature_pool: PyramidPool | None = None
         if layout.has_tail or layout.latent == "all":

@@ -57,7 +57,8 @@ def take_sizes(task: Any, source: Any) -> Any:
     """
     known = inspect.signature(type(source).__init__).parameters
     left: tuple[str, ...] = _OF_THE_DATA if isinstance(source, Generator) else ()
-    left += ("class_hierarchy",) if getattr(task, "class_paths", False) else ()
+    has_hierarchy = getattr(task, "class_paths", False) or getattr(task, "class_table", None)
+    left += ("class_hierarchy",) if has_hierarchy else ()
     entries = {name: to_json(value) for name, value in source.config.items() if name in known and name not in left}
     return dataclasses.replace(task, overrides={**entries, **task.overrides})
 

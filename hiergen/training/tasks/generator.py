@@ -23,17 +23,19 @@ from hiergen.training.tasks.settings import GeneratorTaskConfig
 __all__ = ["GeneratorTask", "GeneratorTaskConfig", "name_classes", "read_sizes"]
 
 
-def read_sizes(codes: str, class_paths: bool = False) -> dict[str, Any]:
+def read_sizes(codes: str, class_paths: bool = False, class_table: str | None = None) -> dict[str, Any]:
     """Return the config entries of a generator that a cache of codes tells, none if it is not there."""
     if not (Path(codes) / INDEX).is_file():
         return {}
     index = json.loads((Path(codes) / INDEX).read_text())
-    return {"level_specs": index["specs"], **_class_entries(index["classes"], class_paths)}
+    return {"level_specs": index["specs"], **_class_entries(index["classes"], class_paths, class_table)}
 
 
-def _class_entries(classes: Sequence[str], class_paths: bool) -> dict[str, Any]:
+def _class_entries(classes: Sequence[str], class_paths: bool, class_table: str | None) -> dict[str, Any]:
     entries: dict[str, Any] = {"num_classes": len(classes)}
-    if class_paths:
+    if class_table is not None:
+        entries["class_hierarchy"] = ClassHierarchy.from_table(class_table, classes).to_json()
+    elif class_paths:
         entries["class_hierarchy"] = ClassHierarchy.from_names(classes).to_json()
     return entries
 
@@ -51,7 +53,7 @@ class GeneratorTask(Task):
         self.dataset = codes = CodeSet.open(config.codes)
         derived = {
             "level_specs": codes.level_specs,
-            **_class_entries(codes.classes, config.class_paths),
+            **_class_entries(codes.classes, config.class_paths, config.class_table),
             **_standardization(config.preset, codes),
         }
         given = config.overrides.get("num_classes")
@@ -81,7 +83,10 @@ class GeneratorTask(Task):
                     f"tokenizer is None, but {config.preset!r} computes its inputs with the codebook of the tokenizer that made the codes: "
                     "give --task.tokenizer"
                 )
-            self.generator.take_quantizer(self._tokenizer.quantizer)
+            # A tokenizer whose levels are added up in another way offers one for the generator's inputs.
+            self.generator.take_quantizer(
+                getattr(self._tokenizer, "next_scale_quantizer", None) or self._tokenizer.quantizer
+            )
 
     def begin_step(self, samples_seen: int) -> None:
         if self._random_until is not None:

@@ -60,6 +60,7 @@ class GeneratorTaskConfig(TaskConfig):
         codes: Folder that `hiergen encode` wrote.
         class_paths: Read the names of classes as paths, "group/subgroup | attribute" (`ClassHierarchy.from_names`), of which the generator
             learns every level: it can then be asked for a group, or an attribute, alone.
+        class_table: CSV file of the classes' groups, coarse to fine, in place of their names (`ClassHierarchy.from_table`).
         validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
             interval; None for none.
         tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
@@ -72,6 +73,7 @@ class GeneratorTaskConfig(TaskConfig):
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     codes: str = "codes"
     class_paths: bool = False
+    class_table: str | None = None
     validation_codes: str | None = None
     tokenizer: str | None = None
     random_until: tuple[CountOrZero, CountOrZero] | None = None
@@ -106,7 +108,11 @@ class GeneratorTaskConfig(TaskConfig):
         from hiergen.training.tasks.generator import read_sizes
 
         with torch.device("meta"):
-            return {"generator": create(self.preset, **{**read_sizes(self.codes, self.class_paths), **self.overrides})}
+            return {
+                "generator": create(
+                    self.preset, **{**read_sizes(self.codes, self.class_paths, self.class_table), **self.overrides}
+                )
+            }
 
 
 @dataclasses.dataclass(frozen=True)

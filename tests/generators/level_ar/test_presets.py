@@ -39,6 +39,18 @@ def test_published_parameter_counts_of_llamagen(size: str) -> None:
         model.check_tokenizer(tokenizer.specs)
 
 
+@pytest.mark.parametrize("tokens", [256, 1024])
+def test_published_parameter_counts_of_llamagen_by_text(tokens: int) -> None:
+    """What the class-conditional one of this size has, less its 1,001 classes, and two layers for texts."""
+    with torch.device("meta"):
+        model, tokenizer = create(f"llamagen-xl-text-{tokens}"), create("vq-16", image_size=16 * math.isqrt(tokens))
+    count = LLAMAGEN["xl"] - 1001 * 1280 + 2048 * 1280 + 1280 * 1280
+    assert sum(parameter.numel() for parameter in model.parameters()) == count == 777_678_080
+    assert [tuple(buffer.shape) for buffer in model.buffers()] == [(120, 2048)]
+    assert model.num_steps == tokens
+    model.check_tokenizer(tokenizer.specs)
+
+
 @pytest.mark.parametrize("size", COUNTS)
 def test_published_parameter_counts(size: str) -> None:
     for name, count in zip((f"har-{size}", f"ar-{size}"), COUNTS[size], strict=True):
@@ -51,6 +63,7 @@ def test_published_parameter_counts(size: str) -> None:
 
 def test_every_preset_is_counted_or_tiny() -> None:
     llamagen = {f"llamagen-{size}-{tokens}" for size in LLAMAGEN for tokens in (256, 576)}
+    llamagen |= {f"llamagen-xl-text-{tokens}" for tokens in (256, 1024)}
     assert set(PRESETS) == {f"{kind}-{size}" for kind in ("har", "ar") for size in COUNTS} | {"har-tiny"} | llamagen
     tiny = create("har-tiny")
     assert tiny.generate(torch.tensor([9])).num_tokens == 16

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+PROGRAM = Path(__file__).resolve().parents[2] / "eval" / "study_mixers.py"
+
+
+@pytest.fixture(scope="module")
+def program() -> dict[str, Any]:
+    return runpy.run_path(str(PROGRAM), run_name="study_mixers")
+
+
+def small(program: dict[str, Any], out: Path, **options: Any) -> Any:
+    sizes = {"num_train": 16, "num_validation": 8, "num_test": 8, "steps": 2, "batch_size": 4, "seeds": (0,)}
+    return program["Settings"](
+        **{"data": "digits", "size": 32, "pad": 0, "out": str(out), "arms": ("none", "window"), **sizes, **options}
+    )
+
+
+def test_the_study_runs_and_shuffling_hurts_mixers_alone(program: dict[str, Any], tmp_path: Path) -> None:
+    program["main"](small(program, tmp_path, rates=(1e-3,), seeds=(0, 1)))
+    table = (tmp_path / "reconstruction.md").read_text()
+    assert "| none |" in table
+    assert "PSNR (dB), 3 of 3 levels" in table
+    found = json.loads((tmp_path / "reconstruction" / "study.json").read_text())["values"]
+    none, window = found["none"]["0"], found["window"]["0"]
+    assert none["shuffled"] == none["psnr_3"]
+    assert window["shuffled"] != window["psnr_3"]
+    assert {"psnr_1", "psnr_2", "psnr_3", "codes_1", "codes_2", "codes_3", "rate"} <= set(none)
+
+
+def test_rates_are_chosen_on_images_that_nothing_trains_on(program: dict[str, Any], tmp_path: Path) -> None:
+    study = program["MixerStudy"](small(program, tmp_path))
+    assert (len(study.train), len(study.validation), len(study.test)) == (16, 8, 8)
+    # With one image alone to be scored on, the rate is the one whose tokenizer rebuilds that image best.
+    study.validation, study.test = study.validation[:1], study.test[:0]
+    scores = {
+        rate: program["_psnr"](model, program["_encode"](model, study.validation), study.validation)
+        for rate in study.settings.rates
+        for model in [study._trained("none", rate, 0)]
+    }
+    assert study._rate("none") == max(scores, key=scores.__getitem__)
+
+
+def test_encoders_have_the_same_parameters_and_costs_are_counted(program: dict[str, Any], tmp_path: Path) -> None:
+    for arm in program["ARMS"]:
+        model = program["create"]("pyramid-tiny-84", **program["overrides"](arm, 360_000))
+        count = sum(p.numel() for p in model.encoder.parameters() if p.requires_grad)
+        assert abs(count / 360_000 - 1) < 0.03, arm
+    with pytest.raises(
+        ValueError, match=r"parameters is 1000, expected a number that 'none' can have; it has \d+ with"
+    ):
+        program["overrides"]("none", 1000)
+    with pytest.raises(ValueError, match=r"arms is \['window'\], expected 'none' first, then any of none, depthwise"):
+        small(program, tmp_path, arms=("window",))
+
+
+def test_costs(program: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    found = program["MixerStudy"](small(program, tmp_path)).cost()
+    assert found["window"]["multiply_adds"] > found["none"]["multiply_adds"] > 1e5
+    assert min(found["none"]["milliseconds_1"], found["none"]["milliseconds_64"]) > 0
