@@ -76,7 +76,7 @@ def main(args: list[str]) -> None:
 
 def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_json: bool) -> None:
     """Print presets by kind, then the models that come with the package."""
-    from hiergen.pretrained.official import of_preset
+    from hiergen.pretrained.hub import of_preset
     from hiergen.registry import Kind, presets
 
     kinds: tuple[Kind, ...] = get_args(Kind)
