@@ -76,7 +76,7 @@ def main(args: list[str]) -> None:
 
 def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_json: bool) -> None:
     """Print presets by kind, then the models that come with the package."""
-    from hiergen.pretrained.official import of_preset
+    from hiergen.pretrained.hub import of_preset
     from hiergen.registry import Kind, presets
 
     kinds: tuple[Kind, ...] = get_args(Kind)
@@ -149,8 +149,15 @@ def _compare_plans(console: Console, settings: InfoSettings, names: list[str]) -
         ),
         box=rich.box.MARKDOWN,
     )
+    left_out = []
     for name in names:
-        plan = plan_training(name, num_gpus=settings.gpus)
+        try:
+            plan = plan_training(name, num_gpus=settings.gpus)
+        except ValueError:
+            if len(names) == 1:
+                raise
+            left_out.append(name)
+            continue
         numbers = (
             f"{plan.parameters / 1e6:,.1f}",
             f"{plan.fixed_bytes / 2**30:.2f}",
@@ -162,6 +169,8 @@ def _compare_plans(console: Console, settings: InfoSettings, names: list[str]) -
     # As wide as it is: a table that is wrapped is no Markdown.
     Console(width=max(console.width, 140)).print(table)
     console.print(f"hours: for {settings.samples:,} samples {_assumed(settings)}", soft_wrap=True)
+    if left_out:
+        console.print(f"left out, since there is nothing to plan: {', '.join(left_out)}", soft_wrap=True)
 
 
 def _hours(flops: int, settings: InfoSettings) -> float:

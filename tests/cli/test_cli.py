@@ -157,6 +157,7 @@ def test_info_lists_describes_and_suggests(capsys, tokenizer_dir) -> None:
     rows = capsys.readouterr().out
     assert "| har-tiny" in rows
     assert "| hieratok-tiny" in rows
+    assert "nothing to plan: hnet-2stage-tiny, hnet-tiny" in rows
     assert main(["info", "restok-lrge"]) == 1
     assert "did you mean" in capsys.readouterr().err
 

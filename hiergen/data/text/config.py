@@ -13,8 +13,8 @@ class TextDataConfig(Checked):
     """Where texts come from, and how they are cut into rows.
 
     Attributes:
-        source: "topics" (Python's help topics) or "python" (the sources of Python's standard library), which come with Python; "descriptions"
-            (scikit-learn's of its data sets); the path of a text file or of a folder of them; or "hf:NAME" (a Hugging Face data set, the
+        source: "topics" (Python's help topics) or "python" (the sources of its standard library), which come with Python; "descriptions"
+            of the data sets of scikit-learn; the path of a text file or of a folder of them; or "hf:NAME" (a Hugging Face data set, the
             folder that `save_to_disk` wrote or a name on the Hub).
         split: Split of a Hugging Face data set; of other sources, what `hold_out` divides: "train" or "test".
         hold_out: For sources without a split of their own: every so manieth text is "test", the others are "train". 0 takes them whole.
