@@ -1,7 +1,8 @@
 """Shaded pictures of meshes by casting one ray a sample: no OpenGL, no display, the same bits on every machine of a kind.
 
 "clay" and "normals" are quick and plain: enough for conditioning tests, no substitute for textured training images. "studio" is for
-people: a soft shadow on the ground, dark corners, and with "studio_normals" colors that tell which way a surface faces.
+people: a soft shadow on the ground, dark corners, and with "studio_normals" colors that tell which way a surface faces. Points have no
+shadows: they are shown as clay or normals.
 
 Letters: `f` faces, `v` vertices, `h w` image.
 """
@@ -46,8 +47,7 @@ class RenderSettings(Checked):
     """How a mesh is shown.
 
     Attributes:
-        shading: "clay" with two lights, "normals": (n + 1) / 2 in the camera's frame, "studio" with soft shadows and ambient occlusion, or
-            "studio_normals", the same light on pale colors of the normals. Points have no shadows: they are shown as clay or normals.
+        shading: "clay" with two lights, "normals" as (n + 1) / 2 in the camera's frame, "studio" or "studio_normals" with soft shadows.
         color: Color of the clay, RGB in [0, 1].
         background: Color of the background, RGB in [0, 1]; white is what image conditions expect.
         field_of_view: Vertical field of view in radians; 0 is orthographic.
