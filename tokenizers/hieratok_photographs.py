@@ -11,7 +11,7 @@ Data: windows of photographs. Time: half an hour on two CPU cores. Extra: images
 from hiergen.data.config import DataConfig
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.run import main
-from hiergen.training.tasks.tokenizer import TokenizerTaskConfig
+from hiergen.training.tasks.settings import TokenizerTaskConfig
 
 
 def recipe() -> TrainConfig:
