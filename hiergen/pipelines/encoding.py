@@ -20,7 +20,13 @@ from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
 
 #: Entries that configs did not have at first, and the values with which a model is what it was without them, fingerprint included.
-_CAME_LATER: dict[str, Any] = {"conv_channels": 0, "conv_blocks": [2, 1, 1, 3], "cnn_stem": 1, "class_hierarchy": None}
+_CAME_LATER: dict[str, Any] = {
+    "conv_channels": 0,
+    "conv_blocks": [2, 1, 1, 3],
+    "cnn_stem": 1,
+    "class_hierarchy": None,
+    "plan": None,
+}
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer[Any] | Generator) -> str:

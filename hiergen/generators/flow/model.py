@@ -41,6 +41,7 @@ from hiergen.nn.blocks.layers import FeedForwardKind, NormKind, make_norm
 from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
 from hiergen.nn.constants import Table
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.latent_statistics import LatentStandardizer
 from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
 from hiergen.nn.running.checkpointing import CheckpointedModule
@@ -128,6 +129,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         time_shift: float = 1.0,
         cosine_weight: float = 1.0,
         attention: Mapping[str, Any] | None = None,
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -159,17 +161,13 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         self.patch_embed = nn.Linear(self._patches.dim, dim)
         self.time_embed = TimeEmbedding(dim)
         self.label_embed = class_table(config["num_classes"], dim, config["class_hierarchy"])
-        self.blocks = nn.ModuleList(
-            ModulatedBlock(
-                dim,
-                config["num_heads"],
-                mlp_ratio=config["mlp_ratio"],
-                norm=config["norm"],
-                ffn=config["ffn"],
-                use_shift=config["use_shift"],
-                use_qk_norm=config["use_qk_norm"],
-            )
-            for _ in range(config["depth"])
+        names = ("mlp_ratio", "norm", "ffn", "use_shift", "use_qk_norm")
+        options = {name: config[name] for name in names}
+        self.blocks = BlockStack(
+            (ModulatedBlock(dim, config["num_heads"], **options) for _ in range(config["depth"])),
+            config["plan"],
+            dim=dim,
+            num_tokens=len(self.position_table()),
         )
         self.final_norm = make_norm(config["norm"], dim)
         self.final_modulation = nn.Linear(dim, 2 * dim)
@@ -197,6 +195,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             return None
         if len(self._specs) > 1:
             raise ValueError(f"attention is given for a model of {len(self._specs)} levels, expected one level")
+        if any(step.get("groups", 1) > 1 for step in self.config["plan"] or ()):
+            raise ValueError("attention is given for a model whose plan has groups, expected one of the two")
         return SparseAttention(attention, self._patches.grids[0], on_plan=on_plan)
 
     @property
@@ -237,8 +237,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         if sparse is not None:
             x = sparse.order.apply(x)
             rotary = None if rotary is None else sparse.order.apply(rotary)
-        for block in self.blocks:
-            x = self.run(block, x, c, rotary, dense_attention if sparse is None else sparse)
+        x = self.blocks(x, c, rotary, attend=dense_attention if sparse is None else sparse)
         shift, scale = self.final_modulation(F.silu(c)).chunk(2, dim=-1)
         x = self.final_linear(modulate(self.final_norm(x), shift, scale))
         # The second half of a doubled output was meant for a learned variance; no sampler of these models reads it.

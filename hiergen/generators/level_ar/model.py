@@ -16,7 +16,6 @@ Letters: `b` batch, `n` tokens, `d` channels, `v` vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -46,6 +45,7 @@ from hiergen.nn.blocks.cached import CachedBlock
 from hiergen.nn.blocks.layers import RMSNorm, swiglu_dim
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.positions import grid_positions, rotary_table
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.running.modes import evaluating
@@ -114,6 +114,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         rope_theta: Base of the rotary frequencies.
         rotary: "sequence" turns by the place in the input sequence. "grid", for one level with a grid and `layout="token"`, turns by the
             row and the column of the token that is read; the class has no place, its queries and keys are zero.
+        plan: Steps of the transformer as JSON (`hiergen.nn.depth.plan`): which of the `depth` blocks runs when. None runs each once.
 
     Raises:
         ValueError: If levels, layout and sizes do not fit together.
@@ -147,6 +148,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         class_hierarchy: Mapping[str, Any] | None = None,
         rope_theta: float = 10000.0,
         rotary: str = "sequence",
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -161,9 +163,13 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.special_embedding = nn.Embedding(num_special, dim) if num_special else None
         self.input_dropout = nn.Dropout(embedding_dropout)
-        self.blocks = nn.ModuleList(
-            CachedBlock(dim, num_heads, hidden, attention_dropout=attention_dropout, ffn_dropout=ffn_dropout)
-            for _ in range(depth)
+        self.blocks = BlockStack(
+            (
+                CachedBlock(dim, num_heads, hidden, attention_dropout=attention_dropout, ffn_dropout=ffn_dropout)
+                for _ in range(depth)
+            ),
+            plan,
+            dim=dim,
         )
         self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, vocab_size, bias=False)
@@ -269,9 +275,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             null = self.config["num_classes"]
             labels = with_unguided_labels(condition, null, settings.guidance_against, self.class_embedding)
         ids = condition.new_zeros(batch, layout.num_tokens)
-        cache = KVCache(len(self.blocks), layout.num_tokens) if settings.use_cache else None
+        cache = KVCache(self.blocks.num_steps, layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
-        with evaluating(self):
+        with evaluating(self), self.blocks.merged():
             for index, step in enumerate(layout.steps):
                 if index == num_guided and index > 0:
                     # From here on the half without a class is of no use to anyone.
@@ -329,12 +335,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """Return inputs from position `start` on after all blocks; a cache holds all inputs before them."""
         constants, end = self._constants.on(x.device), start + x.shape[1]
         rotary, mask = constants["rotary"][:, start:end], constants["mask"][:end, :end]
-        for index, block in enumerate(self.blocks):
-            if cache is None:
-                x = self.run(functools.partial(block, mask=mask), x, rotary)
-            else:
-                x = block(x, rotary, cache=cache.layers[index])
-        return x
+        return self.blocks(x, rotary, **({"mask": mask} if cache is None else {"caches": cache.layers}))
 
     def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
         ends = [end for end in itertools.accumulate(spec.num_tokens for spec in self._specs) if end <= num_tokens]

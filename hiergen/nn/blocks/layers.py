@@ -19,8 +19,30 @@ from hiergen.nn.positions import apply_rotary
 
 #: Attention of projected heads: (query, key, value), each `(b, h, n, k)`, to `(b, h, n, k)`.
 AttendFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: A branch of a block: what it adds to the stream.
+Branch = Literal["attention", "ffn"]
 NormKind = Literal["rms", "layer"]
 FeedForwardKind = Literal["swiglu", "gelu"]
+
+
+def add_branches(
+    x: Tensor, attend: Callable[[Tensor], Tensor], feed: Callable[[Tensor], Tensor], only: Branch | None
+) -> Tensor:
+    """Return x += attend(x); x += feed(x); or one of the branches alone, without the stream that it is added to.
+
+    Args:
+        x: The stream.
+        attend: The attention branch, its norm and scale included.
+        feed: The feed-forward branch.
+        only: The branch to return alone; None for the block's output.
+    """
+    if only != "ffn":
+        branch = attend(x)
+        if only is not None:
+            return branch
+        x = x + branch
+    branch = feed(x)
+    return x + branch if only is None else branch
 
 
 class RMSNorm(nn.Module):

@@ -31,6 +31,7 @@ from hiergen.bottlenecks.gaussian import GaussianBottleneck, GaussianPosterior
 from hiergen.nn.blocks.layers import make_norm
 from hiergen.nn.blocks.scale_transformer import ScaleTransformer
 from hiergen.nn.blocks.transformer import TransformerBlock
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.pyramid import LevelSpec, TokenPyramid
@@ -61,12 +62,18 @@ class PatchEncoder(CheckpointedModule):
         num_heads: int,
         *,
         patches: ConvPatches | None = None,
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         self.patch_embed: Any = nn.Conv2d(3, dim, patch_size, stride=patch_size) if patches is None else patches
         self.position_embed = nn.Parameter(torch.empty((image_size // patch_size) ** 2, dim))
         nn.init.normal_(self.position_embed, std=0.02)
-        self.blocks = nn.ModuleList(TransformerBlock(dim, num_heads) for _ in range(depth))
+        self.blocks = BlockStack(
+            (TransformerBlock(dim, num_heads) for _ in range(depth)),
+            plan,
+            dim=dim,
+            num_tokens=len(self.position_embed),
+        )
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return one feature per patch, row-major."""
@@ -74,10 +81,7 @@ class PatchEncoder(CheckpointedModule):
             x = self.patch_embed(images)
         else:
             x = self.patch_embed(images.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
-        x = x + self.position_embed
-        for block in self.blocks:
-            x = self.run(block, x)
-        return x
+        return self.blocks(x + self.position_embed)
 
 
 class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Tokenizer
@@ -115,7 +119,13 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
                 layout.patch_size, layout.conv_channels, dim, (layout.conv_blocks[0], layout.conv_blocks[1])
             )
         self.encoder = PatchEncoder(
-            layout.image_size, layout.patch_size, dim, layout.encoder_depth, heads, patches=patches
+            layout.image_size,
+            layout.patch_size,
+            dim,
+            layout.encoder_depth,
+            heads,
+            patches=patches,
+            plan=layout.plan_of("encoder"),
         )
         self.feature_pool: PyramidPool | None = None
         if layout.has_tail or layout.latent == "all":
@@ -130,6 +140,7 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
                 mask=layout.mask,
                 attention=layout.attention,
                 positions=layout.positions,
+                plan=layout.plan_of("encoder_tail"),
             )
         self.encoder_norm = make_norm("rms", dim)
         # The task averages pixel losses, the weight is for their sum.
@@ -155,6 +166,7 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
             mask=layout.mask if layout.has_pyramid_decoder else "full",
             attention=layout.attention,
             positions=layout.positions,
+            plan=layout.plan_of("decoder"),
         )
         self.decoder_norm = make_norm("rms", dim)
         self.to_pixels: nn.Linear | ConvPixels = nn.Linear(dim, pixels)
