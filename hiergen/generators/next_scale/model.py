@@ -154,7 +154,11 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         self.level_embedding = nn.Embedding(len(sizes), dim)
         self.shared_modulation = nn.Linear(dim, 6 * dim) if shares_modulation else None
         last = 0.1 * depth / 24 if drop_path is None else drop_path
-        options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "use_qk_norm": use_qk_norm, "shares_modulation": shares_modulation}
+        options: dict[str, Any] = {
+            "mlp_ratio": mlp_ratio,
+            "use_qk_norm": use_qk_norm,
+            "shares_modulation": shares_modulation,
+        }
         rates = [last * index / max(depth - 1, 1) for index in range(depth)]
         blocks = (NextScaleBlock(dim, num_heads, drop_path=rate, **options) for rate in rates)
         self.blocks = BlockStack(blocks, plan, dim=dim)

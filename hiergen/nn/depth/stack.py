@@ -74,6 +74,7 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
         name: str = "plan",
     ) -> None:
         made = list(blocks)
+        # Stacks without blocks, of models that have only convolutions on a side, have no steps either.
         self.plan = plan_from_json(plan, len(made), name) if made else DepthPlan((Step(0),))
         options = {option for block in made for option in inspect.signature(block.forward).parameters}
         for index, step in enumerate(self.plan.steps):
@@ -95,7 +96,7 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
     @property
     def num_steps(self) -> int:
         """Number of steps; a cache of keys and values belongs to each."""
-        return len(self.plan.steps)
+        return len(self.plan.steps) if len(self) else 0
 
     @property
     def unwrapped(self) -> list[Any]:

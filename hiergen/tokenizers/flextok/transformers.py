@@ -46,7 +46,7 @@ def _init(module: nn.Module, zero: list[nn.Linear]) -> None:
     """Draw every linear layer Xavier uniform, queries, keys and values apart, but for those that start at 0; learned tables N(0, 0.02²)."""
     xavier_linears(module)
     for name, layer in module.named_modules():
-        if name.endswith("attention.qkv"):
+        if name.endswith("attention.qkv") and isinstance(layer, nn.Linear):
             for part in layer.get_parameter("weight").data.chunk(3):
                 nn.init.xavier_uniform_(part)
     for layer in zero:

@@ -114,7 +114,9 @@ def test_differences_are_added_to_matrices_and_vectors() -> None:
 def test_a_ladder_misses_the_branch_just_before(plan: DepthPlan) -> None:
     stack, x = make(plan), tokens()
     branches = [
-        (step.lag, functools.partial(stack[step.block], only=only)) for step in plan.steps for only in ("attention", "ffn")
+        (step.lag, functools.partial(stack[step.block], only=only))
+        for step in plan.steps
+        for only in ("attention", "ffn")
     ]
     # streams[j] is the stream behind branch j.
     streams = [x]
