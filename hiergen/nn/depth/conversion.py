@@ -66,9 +66,8 @@ def fold_vectors(block: nn.Module) -> None:
             bias.zero_()
     for name, writer in _SCALES.get(kind, {}).items():
         scale, layer = block.get_parameter(name), block.get_submodule(writer)
-        layer.get_parameter("weight").copy_(layer.get_parameter("weight").double() * scale.double()[:, None])
-        if layer.bias is not None:
-            layer.get_parameter("bias").copy_(layer.bias.double() * scale.double())
+        for _, parameter in layer.named_parameters():
+            parameter.copy_((parameter.double().T * scale.double()).T)
         scale.fill_(1)
 
 
