@@ -149,6 +149,9 @@ class SamplingConfig(Checked):
         anneal_softmax: Let the temperature of a masked generator of ids fall over the steps.
         official_draws: Draw ids as TiTok's and RAR's programs do, with the same numbers from the same seed.
         smooth: Let VAR mix codes rather than draw one, in its smooth mode.
+        exit_levels: Number of the exit of the plan at which each level of a `LevelAR` is read, 1 for the first.
+        exit_confidence: Probability of the likeliest ids at which the tokens of a `LevelAR` leave by an earlier exit.
+        exit_fill: What stands at steps that such tokens skip: "run" or "copy".
     """
 
     guidance_scale: float | None = None
@@ -180,6 +183,9 @@ class SamplingConfig(Checked):
     anneal_softmax: bool | None = None
     official_draws: bool | None = None
     smooth: bool | None = None
+    exit_levels: tuple[int, ...] | None = None
+    exit_confidence: float | None = None
+    exit_fill: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,8 @@ _CAME_LATER: dict[str, Any] = {
     "cnn_stem": 1,
     "class_hierarchy": None,
     "plan": None,
+    "exit_losses": "none",
+    "exit_distillation": False,
 }
 
 

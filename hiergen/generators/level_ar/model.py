@@ -15,10 +15,9 @@ Letters: `b` batch, `n` tokens, `d` channels, `v` vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,6 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hiergen.checked import Range
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
@@ -38,9 +36,11 @@ from hiergen.generators.conditioning import (
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
-from hiergen.generators.guidance import GuidanceSettings, guide
+from hiergen.generators.guidance import guide
+from hiergen.generators.level_ar.exits import ExitLosses, exit_losses
 from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, build_layout
-from hiergen.generators.sampling import DrawSettings, draw_ids
+from hiergen.generators.level_ar.settings import LevelARSettings
+from hiergen.generators.sampling import draw_ids
 from hiergen.nn.blocks.cached import CachedBlock
 from hiergen.nn.blocks.layers import RMSNorm, swiglu_dim
 from hiergen.nn.cache import KVCache
@@ -51,41 +51,6 @@ from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LevelARSettings(GuidanceSettings, DrawSettings):
-    """How `LevelAR.generate` samples: guidance (r is the share of steps done before the step), drawing, and what is below.
-
-    Attributes:
-        guidance_interval: Index of the last token that is guided: steps that begin behind it follow the condition alone; -1 guides all.
-            LlamaGen's `cfg_interval` v is v + 1 here.
-        num_levels: Number of levels to generate; None is all. They equal the first levels of a full run with the same seed.
-        use_cache: Keep keys and values of earlier tokens. False computes the whole sequence again at every step: the same
-            tokens, slower.
-    """
-
-    guidance_interval: Annotated[int, Range(-1)] = -1
-    num_levels: int | None = None
-    use_cache: bool = True
-
-    @classmethod
-    def published(cls) -> LevelARSettings:
-        """Return the settings of the published ImageNet result (gFID 2.34 with HAR-L)."""
-        return cls(guidance_scale=3.75, guidance_schedule="step", window_start=0.25, top_p=0.95)
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether any step is guided: a scale of 1 or less turns guidance off, as in the official sampler."""
-        return self.guidance_scale > 1
-
-    def num_guided_steps(self, layout: GroupLayout) -> int:
-        """Return how many steps of a layout, from the first on, are guided."""
-        if not self.is_guided:
-            return 0
-        if self.guidance_interval < 0:
-            return len(layout.steps)
-        return sum(step.start <= self.guidance_interval for step in layout.steps)
 
 
 class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
@@ -115,6 +80,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         rotary: "sequence" turns by the place in the input sequence. "grid", for one level with a grid and `layout="token"`, turns by the
             row and the column of the token that is read; the class has no place, its queries and keys are zero.
         plan: Steps of the transformer as JSON (`hiergen.nn.depth.plan`): which of the `depth` blocks runs when. None runs each once.
+        exit_losses: Weights of the losses of the plan's exits: "aggressive", "weighted" or "none", the last step's alone.
+        exit_distillation: Whether earlier exits also learn from what the last step predicts.
 
     Raises:
         ValueError: If levels, layout and sizes do not fit together.
@@ -149,6 +116,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         rope_theta: float = 10000.0,
         rotary: str = "sequence",
         plan: PlanJson | None = None,
+        exit_losses: ExitLosses = "none",
+        exit_distillation: bool = False,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -216,6 +185,12 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         x = self.input_dropout(self._embed(ids, condition, self._segments))
         return self.head(self.norm(self._transform(x)))
 
+    def exit_logits(self, ids: Int[Tensor, "b n"], condition: Tensor) -> list[Float[Tensor, "b n v"]]:
+        """Return the logits at every exit of the plan, those of `forward` last; the arguments are those of `forward`."""
+        x = self.input_dropout(self._embed(ids, condition, self._segments))
+        inputs, options = self.block_inputs(x)
+        return [self.head(self.norm(found)) for found in self.blocks.at_exits(x, *inputs, **options)]
+
     def loss(
         self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
@@ -235,8 +210,13 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             condition = drop_labels(
                 condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
             )
-        logits = self(ids, condition)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        if self.config["exit_losses"] == "none":
+            logits = self(ids, condition)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        else:
+            every = self.exit_logits(ids, condition)
+            kind, distills = self.config["exit_losses"], self.config["exit_distillation"]
+            logits, loss = every[-1], exit_losses(every, ids, kind=kind, distills=distills)
         accuracy = (logits.detach().argmax(dim=-1) == ids).float().mean()
         return {"loss": loss, "accuracy": accuracy}
 
@@ -248,6 +228,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         *,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
+        on_exits: Callable[[Int[Tensor, " b"]], None] | None = None,
     ) -> TokenPyramid:
         """Return one pyramid of ids per label, generated coarse to fine with dropout off.
 
@@ -258,6 +239,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             rng: Source of the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each step with its index, the levels that are complete, and as `latents` all ids `(b, n)`. After a
                 change all later steps read all tokens again, without the cache.
+            on_exits: Called after each step with the number of the exit that each sample took.
 
         Raises:
             ValueError: If a label or `settings.num_levels` is out of range.
@@ -277,6 +259,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         ids = condition.new_zeros(batch, layout.num_tokens)
         cache = KVCache(self.blocks.num_steps, layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
+        exits = settings.exits(self.blocks, len(self._specs))
         with evaluating(self), self.blocks.merged():
             for index, step in enumerate(layout.steps):
                 if index == num_guided and index > 0:
@@ -288,9 +271,15 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
                 start, segments = (
                     (0, layout.prefix(index + 1).segments) if cache is None else (step.start, step.segments)
                 )
-                x = self._transform(self._embed(ids, labels, segments), start, cache)
-                logits = self.head(self.norm(x[:, step.start - start :]))  # (b, n, v), twice the batch if guided
-                finite.note(logits, f"step {index} of {len(layout.steps)}, level {self._level_of(step.start)}")
+                x, level = self._embed(ids, labels, segments), self._level_of(step.start)
+                size = step.end - step.start
+                if exits is None:
+                    logits = self.head(self.norm(self._transform(x, start, cache)[:, -size:]))
+                else:
+                    logits = exits.logits(self, x, start, size=size, level=level, batch=batch, cache=cache)
+                    if on_exits is not None:
+                        on_exits(exits.taken[-1])
+                finite.note(logits, f"step {index} of {len(layout.steps)}, level {level}")
                 if index < num_guided:
                     conditional, null = logits.float().chunk(2)
                     logits = guide(conditional, null, scales[index])
@@ -333,9 +322,17 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
 
     def _transform(self, x: Tensor, start: int = 0, cache: KVCache | None = None) -> Tensor:
         """Return inputs from position `start` on after all blocks; a cache holds all inputs before them."""
+        inputs, options = self.block_inputs(x, start, cache)
+        return self.blocks(x, *inputs, **options, caches=None if cache is None else cache.layers)
+
+    def block_inputs(
+        self, x: Tensor, start: int = 0, cache: KVCache | None = None
+    ) -> tuple[list[Tensor], dict[str, Any]]:
+        """Return what a block takes beside inputs from position `start` on: positions, and the mask where no cache replaces it."""
         constants, end = self._constants.on(x.device), start + x.shape[1]
-        rotary, mask = constants["rotary"][:, start:end], constants["mask"][:end, :end]
-        return self.blocks(x, rotary, **({"mask": mask} if cache is None else {"caches": cache.layers}))
+        return [constants["rotary"][:, start:end]], {
+            "mask": None if cache is not None else constants["mask"][:end, :end]
+        }
 
     def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
         ends = [end for end in itertools.accumulate(spec.num_tokens for spec in self._specs) if end <= num_tokens]

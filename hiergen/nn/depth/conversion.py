@@ -29,15 +29,12 @@ _NORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "CachedBlock": {"attention_norm": ("attention.qkv",), "ffn_norm": ("ffn.gate", "ffn.up")},
     "TransformerBlock": {"norm1": ("attention.qkv",), "norm2": ("ffn.w12",)},
     "EncoderBlock": {"norm1": ("attn.qkv",), "norm2": ("mlp.fc1",)},
-    "ViTBlock": {"norm1": ("attention.qkv",), "norm2": ("mlp.fc1",)},
 }
-#: Scales of what a linear layer gives.
-_SCALES: dict[str, dict[str, str]] = {"ViTBlock": {"scale1": "attention.out", "scale2": "mlp.fc2"}}
 
 
 @torch.no_grad()
 def fold_vectors(block: nn.Module) -> None:
-    """Move the weights and biases of norms, and scales of branches, into the linear layers beside them, in place.
+    """Move the weights and biases of norms into the linear layers behind them, in place.
 
     What the block computes stays. Biases of linear layers and norms of heads remain.
 
@@ -64,11 +61,6 @@ def fold_vectors(block: nn.Module) -> None:
         weight.fill_(1)
         if bias is not None:
             bias.zero_()
-    for name, writer in _SCALES.get(kind, {}).items():
-        scale, layer = block.get_parameter(name), block.get_submodule(writer)
-        for _, parameter in layer.named_parameters():
-            parameter.copy_((parameter.double().T * scale.double()).T)
-        scale.fill_(1)
 
 
 def shared_start(layers: Sequence[Tensor], num_blocks: int, start: Start) -> list[Tensor]:
@@ -218,8 +210,9 @@ def _has_biases(model: Any) -> bool:
     stacks = [stack for stack in model.modules() if isinstance(stack, BlockStack)]
     for block in (block for stack in stacks for block in stack.unwrapped):
         kind = type(block).__name__
-        folded = (*_NORMS.get(kind, {}), *_SCALES.get(kind, {}))
-        if any(p.ndim != 2 and name.partition(".")[0] not in folded for name, p in block.named_parameters()):
+        if any(
+            p.ndim != 2 and name.partition(".")[0] not in _NORMS.get(kind, {}) for name, p in block.named_parameters()
+        ):
             return True
     return False
 

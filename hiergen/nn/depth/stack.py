@@ -9,8 +9,10 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from hiergen.nn.blocks.layers import Branch
 from hiergen.nn.cache import LayerCache
 from hiergen.nn.depth.deltas import SharedBlock
 from hiergen.nn.depth.plan import DepthPlan, Step, plan_from_json
@@ -38,6 +40,17 @@ class Stream:
     def whole(self) -> Tensor:
         """The tokens with all branches so far."""
         return self.x if self.pending is None else self.x + self.pending
+
+    def hold(self, rows: Tensor, held: Tensor) -> None:
+        """Put `held` in the place of some samples' tokens.
+
+        Args:
+            rows: True for these samples, `(b,)`.
+            held: Tokens of all samples.
+        """
+        self.x = torch.where(rows[:, None, None], held, self.x)
+        if self.pending is not None:
+            self.pending = self.pending.masked_fill(rows[:, None, None], 0)
 
     def settle(self) -> Tensor:
         """Add what is pending and return the tokens."""
@@ -142,13 +155,30 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
             return block(*inputs, step=index, method=method)
         return getattr(block, method)(*inputs)
 
-    def advance(self, stream: Stream, index: int, *inputs: Any, **options: Any) -> None:
+    def at_exits(self, x: Tensor, *inputs: Any, **options: Any) -> list[Tensor]:
+        """Return the tokens at every exit of the plan, those of the last step last; the arguments are those of `forward`."""
+        stream, found = Stream(x), []
+        for index in range(self.num_steps):
+            self.advance(stream, index, *inputs, **options)
+            if index in self.plan.exits:
+                found.append(stream.whole)
+        return found
+
+    def advance(
+        self,
+        stream: Stream,
+        index: int,
+        *inputs: Any,
+        branches: Sequence[Branch] = ("attention", "ffn"),
+        **options: Any,
+    ) -> None:
         """Run one step of the plan on a stream.
 
         Args:
             stream: What runs through the stack, changed in place.
             index: Index of the step.
             inputs: What the block takes beside the tokens.
+            branches: Branches that run.
             options: Keyword arguments of the block.
         """
         step = self.plan.steps[index]
@@ -159,11 +189,11 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
         block = self[step.block]
         call = functools.partial(block, step=index) if isinstance(block, SharedBlock) else block
         following = self.plan.steps[index + 1 : index + 2]
-        if not step.lag and not any(other.lag for other in following):
+        if not step.lag and not any(other.lag for other in following) and len(branches) == 2:
             stream.x = self.run(functools.partial(call, **options), stream.settle(), *inputs)
         else:
             # Where the next step lags, it misses this one's feed-forward branch.
-            for only in ("attention", "ffn"):
+            for only in branches:
                 read = stream.x if step.lag else stream.settle()
                 branch = self.run(functools.partial(call, only=only, **options), read, *inputs)
                 # Adding what is pending comes after the branch is computed: a reduction may still be under way.
