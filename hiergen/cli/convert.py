@@ -34,7 +34,7 @@ FAMILIES = {
 
 
 #: Families that take a model of ours to one of another plan.
-PLANS = ("recursive", "ladder")
+PLANS = ("recursive", "ladder", "chains")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ConvertSettings(Checked):
             flow (LightningDiT, SiT), ldm-vae, llamagen, var, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN), rar or
             flextok; "codes" for the ids that ResTok's program extracted. Or the name of official weights, e.g. "vq-16.in1k", which are
             downloaded; then the folder follows at once. Or what a model of yours becomes: "recursive" (its blocks run several times)
-            or "ladder" (its branches do not wait for each other's sums between devices).
+            or "ladder" (its branches do not wait for each other's sums between devices) or "chains" (it is the first chain of a wider one).
         source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
             holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
         target: Folder to write, for `from_pretrained`; for codes, the cache that generators are trained on.
@@ -59,7 +59,8 @@ class ConvertSettings(Checked):
         vectors: For "recursive", norms and biases: each step's "own", "folded" into the matrices first, or "shared". By default "own"
             with a rank, "shared" without one.
         last: For "ladder", number of blocks at the end that change; by default all.
-        part: For "recursive" and "ladder" of a pipeline, which model of it.
+        chains: For "chains", heads of each chain that is added.
+        part: For "recursive", "ladder" and "chains" of a pipeline, which model of it.
         stacks: For "recursive" and "ladder", stacks to convert, "encoder" or "decoder" of a model with both; by default all.
     """
 
@@ -73,6 +74,7 @@ class ConvertSettings(Checked):
     start: Literal["average", "stepwise", "lower"] = "average"
     vectors: Literal["own", "folded", "shared"] | None = None
     last: CountOrZero | None = None
+    chains: tuple[Count, ...] = ()
     part: str = "generator"
     stacks: tuple[str, ...] = ()
 
@@ -120,7 +122,14 @@ def _convert_plan(settings: ConvertSettings, target: str) -> None:
 
     check_model("source", settings.source)
     model = open_model(settings.source, "cpu", part=settings.part)
-    if settings.family == "ladder":
+    if settings.family == "chains":
+        from hiergen.generators.level_ar.expansion import to_chains
+        from hiergen.generators.level_ar.model import LevelAR
+
+        if not isinstance(model, LevelAR):
+            raise ValueError(f"source is {settings.source!r}, a {type(model).__name__}, expected a LevelAR for chains")
+        made: Any = to_chains(model, settings.chains)
+    elif settings.family == "ladder":
         made = to_ladder(model, last=settings.last, parts=settings.stacks)
     else:
         rank = settings.rank[0] if len(settings.rank) == 1 else settings.rank

@@ -28,6 +28,9 @@ _CAME_LATER: dict[str, Any] = {
     "plan": None,
     "exit_losses": "none",
     "exit_distillation": False,
+    "chains": None,
+    "share_kv": False,
+    "chain_losses": False,
 }
 
 

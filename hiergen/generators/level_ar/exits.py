@@ -158,14 +158,15 @@ class EarlyExits:
         is_last = number == len(self.blocks.plan.exits)
         if self.levels is not None:
             leaves = number == self.levels[level]
-            return torch.full_like(done, leaves), _read(model, stream.whole[:, -size:]) if leaves else None
-        logits = _read(model, stream.whole[:, -size:])
+            return torch.full_like(done, leaves), model.read(stream.whole[:, -size:]) if leaves else None
+        logits = model.read(stream.whole[:, -size:])
         sure = logits[:batch].float().softmax(dim=-1).amax(dim=-1).amin(dim=-1) >= (self.confidence or 0.0)
         return (sure.repeat(len(done) // batch) | is_last) & ~done, logits
 
 
-def _read(model: Any, x: Tensor) -> Tensor:
-    return model.head(model.norm(x))
+def sum_errors(logits: Sequence[Float[Tensor, "b n v"]], ids: Int[Tensor, "b n"]) -> Float[Tensor, ""]:
+    """Return the sum of the mean cross-entropies of several models' logits, in nats."""
+    return torch.stack([F.cross_entropy(here.float().flatten(0, 1), ids.flatten()) for here in logits]).sum()
 
 
 def exit_losses(

@@ -37,16 +37,18 @@ from hiergen.generators.conditioning import (
 )
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import guide
-from hiergen.generators.level_ar.exits import ExitLosses, exit_losses
+from hiergen.generators.level_ar.exits import ExitLosses, sum_errors
+from hiergen.generators.level_ar.exits import exit_losses as losses_of_exits
 from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, build_layout
+from hiergen.generators.level_ar.positions import rotary_of
 from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.generators.sampling import draw_ids
 from hiergen.nn.blocks.cached import CachedBlock
 from hiergen.nn.blocks.layers import RMSNorm, swiglu_dim
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
+from hiergen.nn.depth.chains import ChainBlock, ChainLinear, ChainNorm, chain_ends
 from hiergen.nn.depth.stack import BlockStack, PlanJson
-from hiergen.nn.positions import grid_positions, rotary_table
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
@@ -82,6 +84,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         plan: Steps of the transformer as JSON (`hiergen.nn.depth.plan`): which of the `depth` blocks runs when. None runs each once.
         exit_losses: Weights of the losses of the plan's exits: "aggressive", "weighted" or "none", the last step's alone.
         exit_distillation: Whether earlier exits also learn from what the last step predicts.
+        chains: Heads of each chain, `num_heads` in all: the first chains are a smaller model (`hiergen.nn.depth.chains`). None is one.
+        share_kv: Whether all chains read keys and values of the first one.
+        chain_losses: Whether the loss is the sum of those of the first chain, the first two, ..., all; otherwise that of all.
 
     Raises:
         ValueError: If levels, layout and sizes do not fit together.
@@ -118,6 +123,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         plan: PlanJson | None = None,
         exit_losses: ExitLosses = "none",
         exit_distillation: bool = False,
+        chains: Sequence[int] | None = None,
+        share_kv: bool = False,
+        chain_losses: bool = False,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -132,17 +140,23 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.special_embedding = nn.Embedding(num_special, dim) if num_special else None
         self.input_dropout = nn.Dropout(embedding_dropout)
-        self.blocks = BlockStack(
-            (
-                CachedBlock(dim, num_heads, hidden, attention_dropout=attention_dropout, ffn_dropout=ffn_dropout)
-                for _ in range(depth)
-            ),
-            plan,
-            dim=dim,
-        )
-        self.norm = RMSNorm(dim)
+        dropout = {"attention_dropout": attention_dropout, "ffn_dropout": ffn_dropout}
+        if chains is None:
+            self.widths: tuple[int, ...] = (dim,)
+            blocks = [CachedBlock(dim, num_heads, hidden, **dropout) for _ in range(depth)]
+            self.norm: RMSNorm | ChainNorm = RMSNorm(dim)
+        else:
+            if sum(chains) != num_heads:
+                raise ValueError(f"chains is {list(chains)}, expected num_heads, {num_heads}, in all")
+            self.widths = chain_ends(chains, dim)
+            blocks = [ChainBlock(dim, chains, hidden, share_kv=share_kv, **dropout) for _ in range(depth)]
+            self.norm = ChainNorm(dim, chains)
+            self._no_split_modules = ["ChainBlock"]  # type: ignore[assignment]
+        if chain_losses and exit_losses != "none":
+            raise ValueError(f"chain_losses is True and exit_losses {exit_losses!r}, expected one of the two")
+        self.blocks = BlockStack(blocks, plan, dim=dim)
         self.head = nn.Linear(dim, vocab_size, bias=False)
-        table = _rotary_table(rotary, self._specs, layout, dim // num_heads, rope_theta)
+        table = rotary_of(rotary, self._specs, layout, dim // num_heads, rope_theta)
         self._constants = Constants(rotary=table, mask=self._layout.mask.dense("cpu"))
         self.apply(_init_weights)
         if isinstance(self.class_embedding, ClassPathEmbedding):
@@ -183,13 +197,25 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             )
         check_condition(condition, len(ids), self.class_embedding)
         x = self.input_dropout(self._embed(ids, condition, self._segments))
-        return self.head(self.norm(self._transform(x)))
+        return self.read(self._transform(x))
+
+    def read(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n v"]:
+        """Return the logits of transformed tokens, of all chains or of those that `x` holds."""
+        normal = self.norm(x)
+        if x.shape[-1] == self.widths[-1]:
+            return self.head(normal)
+        return F.linear(normal, self.head.weight[:, : x.shape[-1]])
+
+    def chain_logits(self, ids: Int[Tensor, "b n"], condition: Tensor) -> list[Float[Tensor, "b n v"]]:
+        """Return the logits of the first chain, of the first two and so on; the arguments are those of `forward`."""
+        x = self._transform(self.input_dropout(self._embed(ids, condition, self._segments)))
+        return [self.read(x[..., :width]) for width in self.widths]
 
     def exit_logits(self, ids: Int[Tensor, "b n"], condition: Tensor) -> list[Float[Tensor, "b n v"]]:
         """Return the logits at every exit of the plan, those of `forward` last; the arguments are those of `forward`."""
         x = self.input_dropout(self._embed(ids, condition, self._segments))
         inputs, options = self.block_inputs(x)
-        return [self.head(self.norm(found)) for found in self.blocks.at_exits(x, *inputs, **options)]
+        return [self.read(found) for found in self.blocks.at_exits(x, *inputs, **options)]
 
     def loss(
         self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
@@ -210,13 +236,16 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             condition = drop_labels(
                 condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
             )
-        if self.config["exit_losses"] == "none":
+        if self.config["chain_losses"]:
+            every = self.chain_logits(ids, condition)
+            logits, loss = every[-1], sum_errors(every, ids)
+        elif self.config["exit_losses"] == "none":
             logits = self(ids, condition)
             loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
         else:
             every = self.exit_logits(ids, condition)
             kind, distills = self.config["exit_losses"], self.config["exit_distillation"]
-            logits, loss = every[-1], exit_losses(every, ids, kind=kind, distills=distills)
+            logits, loss = every[-1], losses_of_exits(every, ids, kind=kind, distills=distills)
         accuracy = (logits.detach().argmax(dim=-1) == ids).float().mean()
         return {"loss": loss, "accuracy": accuracy}
 
@@ -260,6 +289,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         cache = KVCache(self.blocks.num_steps, layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
         exits = settings.exits(self.blocks, len(self._specs))
+        widths = settings.widths(self.widths, len(self._specs), shares_kv=self.config["share_kv"])
         with evaluating(self), self.blocks.merged():
             for index, step in enumerate(layout.steps):
                 if index == num_guided and index > 0:
@@ -272,9 +302,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
                     (0, layout.prefix(index + 1).segments) if cache is None else (step.start, step.segments)
                 )
                 x, level = self._embed(ids, labels, segments), self._level_of(step.start)
-                size = step.end - step.start
+                x, size = x[..., : widths[level]], step.end - step.start
                 if exits is None:
-                    logits = self.head(self.norm(self._transform(x, start, cache)[:, -size:]))
+                    logits = self.read(self._transform(x, start, cache)[:, -size:])
                 else:
                     logits = exits.logits(self, x, start, size=size, level=level, batch=batch, cache=cache)
                     if on_exits is not None:
@@ -355,29 +385,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         return wanted
 
 
-def _rotary_table(kind: str, specs: tuple[LevelSpec, ...], layout: str, head_dim: int, theta: float) -> Tensor:
-    """Return the rotary table of the input positions, `(2, n, head_dim / 2)`.
-
-    Raises:
-        ValueError: If the kind is unknown, or "grid" where there is none.
-    """
-    # On the CPU whatever the default device is, see `Constants`.
-    num_tokens = sum(spec.num_tokens for spec in specs)
-    if kind == "sequence":
-        return rotary_table(torch.arange(num_tokens, device="cpu", dtype=torch.float64)[:, None], head_dim, theta=theta)
-    if kind != "grid":
-        raise ValueError(f"rotary is {kind!r}, expected 'sequence' or 'grid'")
-    grid = specs[0].grid
-    if len(specs) > 1 or grid is None or len(grid) != 2 or layout != "token":
-        raise ValueError(
-            f"rotary is 'grid', but layout is {layout!r} and the grids are {[spec.grid for spec in specs]}: "
-            "expected layout 'token' and one level with rows and columns"
-        )
-    cells = rotary_table(grid_positions(*grid, device="cpu"), head_dim, theta=theta)
-    # Not the identity: published weights were trained with cosines and sines of zero at the class.
-    return torch.cat((torch.zeros_like(cells[:, :1]), cells[:, :-1]), dim=1)
-
-
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, ChainLinear):
+        module.clear()

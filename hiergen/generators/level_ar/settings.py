@@ -27,6 +27,8 @@ class LevelARSettings(GuidanceSettings, DrawSettings):
         exit_confidence: Read a step's tokens at the first exit whose likeliest ids are all at least this probable.
         exit_fill: What stands at steps that tokens skipped (`hiergen.generators.level_ar.exits`): "run" or "copy"; None where nobody
             reads there.
+        level_chains: Number of chains that each level runs with; None is all. Without shared keys and values no level may run with more
+            chains than a coarser one: keys of the others would not be there.
     """
 
     guidance_interval: Annotated[int, Range(-1)] = -1
@@ -35,6 +37,7 @@ class LevelARSettings(GuidanceSettings, DrawSettings):
     exit_levels: tuple[int, ...] | None = None
     exit_confidence: Share | None = None
     exit_fill: Fill | None = None
+    level_chains: tuple[int, ...] | None = None
 
     @classmethod
     def published(cls) -> LevelARSettings:
@@ -56,6 +59,26 @@ class LevelARSettings(GuidanceSettings, DrawSettings):
             return None
         how: Any = {"levels": self.exit_levels, "confidence": self.exit_confidence, "fill": self.exit_fill}
         return EarlyExits(blocks, num_levels, **how, use_cache=self.use_cache)
+
+    def widths(self, ends: tuple[int, ...], num_levels: int, *, shares_kv: bool) -> tuple[int, ...]:
+        """Return how many channels each level runs with, from where the model's chains end.
+
+        Raises:
+            ValueError: If the numbers of chains are out of range, or grow where keys would be missing.
+        """
+        if self.level_chains is None:
+            return (ends[-1],) * num_levels
+        numbers = list(self.level_chains)
+        if len(numbers) != num_levels or not all(1 <= number <= len(ends) for number in numbers):
+            raise ValueError(
+                f"level_chains is {numbers}, expected {num_levels} numbers from 1 to {len(ends)}, the chains"
+            )
+        if not shares_kv and numbers != sorted(numbers, reverse=True):
+            raise ValueError(
+                f"level_chains is {numbers}, but a level with more chains than a coarser one would read keys that are not there; "
+                "expected numbers that do not grow, or a model with share_kv"
+            )
+        return tuple(ends[number - 1] for number in numbers)
 
     def num_guided_steps(self, layout: GroupLayout) -> int:
         """Return how many steps of a layout, from the first on, are guided."""

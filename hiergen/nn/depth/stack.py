@@ -144,7 +144,7 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
         stream = Stream(x)
         for index in range(self.num_steps):
             own = () if each is None else (each[index],)
-            cache = {} if caches is None else {"cache": caches[index]}
+            cache: dict[str, Any] = {} if caches is None else {"cache": caches[index]}
             self.advance(stream, index, *own, *inputs, **options, **cache)
         return stream.settle()
 
