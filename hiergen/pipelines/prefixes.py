@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from hiergen.data.images.windows import Windows
 from hiergen.pipelines.encoding import encode_batches
 from hiergen.pyramid import TokenPyramid
 from hiergen.telling import counted
@@ -114,9 +115,9 @@ class Prefixes:
         unit: Unit that is added from row to row: "levels" of tokens, or "scales" of the decoder, which a tokenizer of one level derives
             from it.
         counts: Number of units of each row, ascending; the last is all of them.
-        tokens: Number of tokens of each row.
+        tokens: Number of tokens of each row, of an image.
         images: `(b, c, h, w)` in [-1, 1] of each row.
-        pyramid: All tokens.
+        pyramid: All tokens, of each image or window.
     """
 
     unit: str
@@ -126,15 +127,24 @@ class Prefixes:
     pyramid: TokenPyramid
 
 
-def rebuild_prefixes(tokenizer: Tokenizer, images: Tensor) -> Prefixes:
-    """Return images rebuilt from every prefix of levels that can be decoded, or of scales where there is one level."""
-    pyramid = encode_batches(tokenizer, images)
+def rebuild_prefixes(tokenizer: Tokenizer, images: Tensor, *, windows: Windows | None = None) -> Prefixes:
+    """Return images rebuilt from every prefix of levels that can be decoded, or of scales where there is one level.
+
+    Args:
+        tokenizer: The tokenizer.
+        images: `(b, c, h, w)` in [-1, 1], of the tokenizer's size.
+        windows: Take images of any size apart in windows of the tokenizer's size, and count the tokens of all windows of an image.
+    """
+    parts = images if windows is None else windows.cut(images)
+    pyramid = encode_batches(tokenizer, parts)
     listed = list_prefixes(tokenizer)
     rebuilt = []
     for prefix in listed:
-        parts = [pyramid[start : start + 64] for start in range(0, pyramid.batch_size, 64)]
-        rebuilt.append(torch.cat([decode_prefix(tokenizer, part, prefix).cpu() for part in parts]))
-    counts, tokens = tuple(prefix.count for prefix in listed), tuple(prefix.tokens for prefix in listed)
+        batches = [pyramid[start : start + 64] for start in range(0, pyramid.batch_size, 64)]
+        decoded = torch.cat([decode_prefix(tokenizer, batch, prefix).cpu() for batch in batches])
+        rebuilt.append(decoded if windows is None else windows.join(decoded, images.shape[-2], images.shape[-1]))
+    counts = tuple(prefix.count for prefix in listed)
+    tokens = tuple(prefix.tokens * len(parts) // len(images) for prefix in listed)
     return Prefixes(listed[0].unit, counts, tokens, tuple(rebuilt), pyramid)
 
 

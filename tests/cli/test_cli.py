@@ -210,6 +210,14 @@ def test_reconstruct_shows_every_scale_and_every_class(tmp_path, monkeypatch, ca
     assert main(["reconstruct", "--tokenizer", "digits-2d", "--images", str(tmp_path / "a" / "00.png")]) == 0
     assert drawn["column_labels"] is None
     assert "next:" not in capsys.readouterr().out
+    # A large one as it is, in windows: three beside each other, two above each other.
+    Image.new("RGB", (80, 50)).save(tmp_path / "wide.png")
+    assert (
+        main(["reconstruct", "--tokenizer", "digits-2d", "--images", str(tmp_path / "wide.png"), "--whole", "True"])
+        == 0
+    )
+    assert {tuple(row.shape) for row in drawn["rows"]} == {(1, 3, 50, 80)}
+    assert drawn["row_labels"][-1].startswith("126 tokens")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("generate --pipeline digits-1d --count 0", "count is 0, expected at least 1"),
         ("generate --pipeline digits-1d --batch-size 0", "batch_size is 0, expected at least 1"),
         ("generate --pipeline clips --npz a.npz", "npz is 'a.npz', but 'clips' makes no images"),
+        ("reconstruct --tokenizer digits-1d --whole True", "whole is set and images is 'digits', expected one picture"),
         ("reconstruct --tokenizer digits-1d --count 0", "count is 0, expected at least 1"),
         ("reconstruct --tokenizer shapes-by-class", "'shapes-by-class' holds a PyramidVAE, which encodes no images"),
         ("train restok-tny", "recipe 'restok-tny' is neither a file nor a recipe of the package"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hiergen.data.images.windows import Windows
 from hiergen.pipelines.prefixes import decode_prefix, list_prefixes, rebuild_prefixes
 from hiergen.registry import create
 from hiergen.tokenizers.hieratok.model import HieraTok
@@ -54,6 +55,17 @@ def test_levels_are_shown_as_levels() -> None:
     assert found.unit == "levels"
     assert found.counts == tokenizer.decodable_levels
     assert found.tokens[-1] == 16
+
+
+def test_a_large_picture_is_rebuilt_in_windows() -> None:
+    tokenizer = HieraTok(**SMALL, latent="all", has_preview_heads=True).eval()
+    picture = torch.rand(1, 3, 20, 40, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    windows = Windows(size=16, overlap=4)
+    found = rebuild_prefixes(tokenizer, picture, windows=windows)
+    parts = rebuild_prefixes(tokenizer, windows.cut(picture))
+    assert found.tokens == tuple(6 * tokens for tokens in parts.tokens)
+    for whole, cut in zip(found.images, parts.images, strict=True):
+        torch.testing.assert_close(whole, windows.join(cut, 20, 40))
 
 
 @torch.no_grad()
