@@ -32,7 +32,7 @@ class Step(Checked):
         exit: Whether the model's head may read the stream after this step.
     """
 
-    block: CountOrZero
+    block: CountOrZero = 0
     rank: CountOrZero = 0
     own_vectors: bool = False
     lag: Annotated[int, Range(0, 1)] = 0
