@@ -10,6 +10,8 @@ from hiergen.nn.depth.plan import DepthPlan, cycle, ladder, plain, sandwich, seq
 from hiergen.nn.depth.stack import BlockStack
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
+from hiergen.training.config import LoraConfig
+from hiergen.training.finetune.lora import add_adapters
 
 SMALL = {"dim": 32, "num_heads": 2}
 GENERATORS: dict[str, dict[str, Any]] = {
@@ -142,3 +144,8 @@ def test_plans_are_refused_where_blocks_have_other_roles() -> None:
         build("restok-tiny", ladder(4))
     with pytest.raises(ValueError, match="plan names the stack 'coder'"):
         create("titok-tiny", plan={"coder": []})
+
+
+def test_adapters_beside_differences_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"lora.rank is 2, but the model's plan has differences of single steps"):
+        add_adapters(build("har-tiny", RELAXED), LoraConfig(rank=2), seed=0)
