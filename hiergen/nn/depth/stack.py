@@ -104,6 +104,7 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
                 for number, block in enumerate(made)
             ]
         super().__init__(made)
+        self._is_plain = self.plan.is_plain
         self._injected = {step.block for step in self.plan.steps if step.inject}
 
     @property
@@ -142,10 +143,16 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
             options: Keyword arguments of every block.
         """
         stream = Stream(x)
+        plain_blocks = iter(self) if self._is_plain else None
         for index in range(self.num_steps):
-            own = () if each is None else (each[index],)
-            cache: dict[str, Any] = {} if caches is None else {"cache": caches[index]}
-            self.advance(stream, index, *own, *inputs, **options, **cache)
+            own = inputs if each is None else (each[index], *inputs)
+            if caches is not None:
+                options["cache"] = caches[index]
+            if plain_blocks is None:
+                self.advance(stream, index, *own, **options)
+            else:
+                # What `advance` comes to, without its questions: a step of generation is short.
+                stream.x = self.run(functools.partial(next(plain_blocks), **options), stream.x, *own)
         return stream.settle()
 
     def call_at(self, index: int, method: str, *inputs: Any) -> Any:
