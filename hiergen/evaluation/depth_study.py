@@ -1,7 +1,7 @@
 """Plans of a small generator at the same budget, three seeds each: what recursion, ladders and chains cost and give.
 
-    python -m hiergen.evaluation.depth_study --codes runs/digits --test-codes runs/digits-test --out runs/study_depth
-    python -m hiergen.evaluation.depth_study --codes runs/digits --test-codes runs/digits-test --out runs/study_depth --part conversion
+    hiergen evaluate depth --codes runs/digits --test-codes runs/digits-test --out runs/study_depth
+    hiergen evaluate depth --codes runs/digits --test-codes runs/digits-test --out runs/study_depth --part conversion
 
 The codes are those of a tokenizer, by `hiergen encode`. A stopped study continues. Every table has the parameters of the stack and its
 multiplications per token, both: a plan with half of the parameters may cost as much to run. No setting was tuned for one of the variants.
@@ -10,7 +10,6 @@ multiplications per token, both: a plan with half of the parameters may cost as 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,6 @@ from typing import Any, Literal
 import torch
 
 from hiergen.checked import Count, Positive
-from hiergen.config import parse
 from hiergen.data.codes import CodeSet
 from hiergen.evaluation.study import Study, StudyResult, StudySettings
 from hiergen.files import write_text
@@ -64,7 +62,7 @@ CONVERSIONS: dict[str, tuple[Literal["average", "stepwise", "lower"], int] | Non
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(StudySettings):
+class DepthStudySettings(StudySettings):
     """Budget and data of the study.
 
     Attributes:
@@ -89,12 +87,12 @@ class Settings(StudySettings):
     lr: Positive = 1e-3
 
 
-class DepthStudy(Study[Settings]):
+class DepthStudy(Study[DepthStudySettings]):
     """The runs of all variants."""
 
     FREE = (*Study.FREE, "variants", "part")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: DepthStudySettings) -> None:
         super().__init__(settings)
         self.test = CodeSet.open(settings.test_codes)
 
@@ -180,7 +178,7 @@ def cost(model: LevelAR) -> dict[str, float]:
     }
 
 
-def main(settings: Settings) -> None:
+def run_depth_study(settings: DepthStudySettings) -> None:
     """Run a part of the study and write its table."""
     torch.set_num_threads(1)
     study = DepthStudy(settings)
@@ -192,7 +190,3 @@ def main(settings: Settings) -> None:
     )
     write_text(Path(settings.out) / f"{settings.part}.md", text)
     print(text)
-
-
-if __name__ == "__main__":
-    main(parse(Settings(), sys.argv[1:], prog="python -m hiergen.evaluation.depth_study"))

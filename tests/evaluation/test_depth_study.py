@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hiergen.data.codes import write_codes
-from hiergen.evaluation.depth_study import CONVERSIONS, VARIANTS, Settings, cost, main
+from hiergen.evaluation.depth_study import CONVERSIONS, VARIANTS, DepthStudySettings, cost, run_depth_study
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 
@@ -22,8 +22,8 @@ def test_both_parts_write_their_tables(tmp_path, monkeypatch, capsys) -> None:
         monkeypatch.setitem(VARIANTS, name, change)
     paths = {"codes": str(tmp_path / "train"), "test_codes": str(tmp_path / "test"), "out": str(tmp_path / "out")}
     budget = {"seeds": (0,), "samples": 16, "more_samples": 16, "batch_size": 8}
-    main(Settings(**paths, **budget, variants=("plain-4", "cycle-2x2-rank-8", "chains-2+2")))
-    main(Settings(**paths, **budget, part="conversion", variants=("plain-4", "average-rank-4")))
+    run_depth_study(DepthStudySettings(**paths, **budget, variants=("plain-4", "cycle-2x2-rank-8", "chains-2+2")))
+    run_depth_study(DepthStudySettings(**paths, **budget, part="conversion", variants=("plain-4", "average-rank-4")))
     printed = capsys.readouterr().out
     for part, row in (("plans", "| chains-2+2 |"), ("conversion", "| average-rank-4 |")):
         text = (tmp_path / "out" / f"{part}.md").read_text()
