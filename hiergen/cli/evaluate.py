@@ -20,7 +20,6 @@ KINDS = {
     "gfid": "images of a generator, or samples in an .npz or a folder: FID, sFID, IS, KID, precision, recall",
     "shapes": "meshes of a pipeline, a folder or a tokenizer: coverage, MMD, 1-NNA; pairs: Chamfer, F-score, normals, IoU",
     "video": "clips of a pipeline, a folder or a tokenizer: Fréchet distance, flicker; pairs: PSNR, SSIM, LPIPS by frame",
-    "depth": "plans of a small generator at the same budget: recursion, ladders, chains, conversions; a study of hours",
     "compare": "two reports: differences with confidence intervals",
 }
 
@@ -55,11 +54,6 @@ def main(args: list[str]) -> None:
     prog = f"hiergen evaluate {kind}"
     if kind == "compare":
         _compare(tyro.cli(CompareSettings, args=rest, prog=prog))
-        return
-    if kind == "depth":
-        from hiergen.evaluation.depth_study import DepthStudySettings, run_depth_study
-
-        run_depth_study(parse(DepthStudySettings(), rest, prog=prog))
         return
     # Settings are read before what computes is imported: help and errors of options come at once.
     if kind == "rfid":

@@ -1,7 +1,6 @@
 """Plans of a small generator at the same budget, three seeds each: what recursion, ladders and chains cost and give.
 
-    hiergen evaluate depth --codes runs/digits --test-codes runs/digits-test --out runs/study_depth
-    hiergen evaluate depth --codes runs/digits --test-codes runs/digits-test --out runs/study_depth --part conversion
+    run_depth_study(DepthStudySettings(codes="runs/digits", test_codes="runs/digits-test", part="plans"))
 
 The codes are those of a tokenizer, by `hiergen encode`. A stopped study continues. Every table has the parameters of the stack and its
 multiplications per token, both: a plan with half of the parameters may cost as much to run. No setting was tuned for one of the variants.

@@ -1,10 +1,18 @@
 """`hiergen convert recursive|ladder` and `hiergen info NAME --plan`."""
 
 import pytest
+from diffusers.utils import logging
 
 import hiergen
 from hiergen.__main__ import main
 from hiergen.registry import create
+
+
+@pytest.fixture(autouse=True)
+def bars():
+    """Verbs turn diffusers' bars off; what runs afterwards has them again."""
+    yield
+    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")
