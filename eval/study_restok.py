@@ -24,7 +24,8 @@ from hiergen.evaluation.images.study import ImageStudy, TwoPartSettings
 from hiergen.evaluation.study import StudyResult
 from hiergen.figures import save_image_grid
 from hiergen.files import write_text
-from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.metrics.codebook import codebook_use
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.encoding import decode_batches, encode_batches, encode_images

@@ -1,16 +1,16 @@
-"""`hiergen convert FAMILY SRC DST`: official weights, or official codes, to hiergen's layout."""
+"""`hiergen convert FAMILY SRC DST`: official weights, or official codes, to hiergen's layout; or a model of ours to a smaller one."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from hiergen.checked import Checked
-from hiergen.cli import check_exists
+from hiergen.checked import Checked, Count, CountOrZero
+from hiergen.cli import check_exists, check_model, open_model
 from hiergen.config import nearest
 from hiergen.telling import counted, say, say_next
 
@@ -35,22 +35,36 @@ FAMILIES = {
 }
 
 
+#: Families that take a model of ours to one of another plan.
+PLANS = ("recursive", "ladder", "chains")
+
+
 @dataclasses.dataclass(frozen=True)
 class ConvertSettings(Checked):
-    """Convert official weights, or codes.
+    """Convert official weights, or codes; or make a model of yours smaller.
 
     Attributes:
         family: The official code that wrote the weights: restok, har, mar, mar3d, shape-vae (Michelangelo, CraftsMan, MAR-3D),
             flow (LightningDiT, SiT), ldm-vae, llamagen, var, titok, maskgit (TiTok's generators), maskgit-vq (MaskGIT-VQGAN), rar,
             flextok, hnet or block (Block Transformer); "codes" for the ids that ResTok's program extracted. Or the name of official weights,
-            e.g. "vq-16.in1k", which are
-            downloaded; then the folder follows at once.
+            e.g. "vq-16.in1k", which are downloaded; then the folder follows at once. Or what a model of yours becomes: "recursive" (its
+            blocks run several times) or "ladder" (its branches do not wait for each other's sums between devices) or "chains" (it is the
+            first chain of a wider one).
         source: File of weights (.safetensors, .bin, .pt or .pth; pickles are read with `weights_only=True`). For codes, the folder that
             holds `<name>_codes/0.npy ...` and `<name>_labels/0.npy ...`.
         target: Folder to write, for `from_pretrained`; for codes, the cache that generators are trained on.
         config: File of the official YAML or JSON config, where it is needed; sizes are read from the tensors.
         tokenizer: For codes, the preset of the tokenizer that made them. For the weights of a generator of var, the official file of its
             tokenizer.
+        loops: For "recursive", number of times that the blocks run; there are as many fewer of them.
+        rank: For "recursive", rank of what each step adds to its block's matrices: one number, or one per step. 0 adds nothing.
+        start: For "recursive", what the blocks begin as: "average" or "lower" of the layers, or "stepwise", evenly spaced ones.
+        vectors: For "recursive", norms and biases: each step's "own", "folded" into the matrices first, or "shared". By default "own"
+            with a rank, "shared" without one.
+        last: For "ladder", number of blocks at the end that change; by default all.
+        chains: For "chains", heads of each chain that is added.
+        part: For "recursive", "ladder" and "chains" of a pipeline, which model of it.
+        stacks: For "recursive" and "ladder", stacks to convert, "encoder" or "decoder" of a model with both; by default all.
     """
 
     family: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FAMILY")]]
@@ -58,6 +72,14 @@ class ConvertSettings(Checked):
     target: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DST")]] = None
     config: str | None = None
     tokenizer: str = "restok-l-128"
+    loops: Count = 2
+    rank: tuple[CountOrZero, ...] = (0,)
+    start: Literal["average", "stepwise", "lower"] = "average"
+    vectors: Literal["own", "folded", "shared"] | None = None
+    last: CountOrZero | None = None
+    chains: tuple[Count, ...] = ()
+    part: str = "generator"
+    stacks: tuple[str, ...] = ()
 
 
 def main(args: list[str]) -> None:
@@ -67,13 +89,16 @@ def main(args: list[str]) -> None:
     if settings.family in OFFICIAL:
         _convert_official(settings)
         return
-    if settings.family not in {*FAMILIES, "codes"}:
-        known = {*FAMILIES, "codes", *OFFICIAL}
+    if settings.family not in {*FAMILIES, *PLANS, "codes"}:
+        known = {*FAMILIES, *PLANS, "codes", *OFFICIAL}
         raise ValueError(f"unknown family {settings.family!r}{nearest(settings.family, known)}")
     if settings.target is None:
         raise ValueError(f"target is missing: expected hiergen convert {settings.family} SOURCE TARGET")
     if settings.family == "codes":
         _convert_codes(settings, settings.target)
+        return
+    if settings.family in PLANS:
+        _convert_plan(settings, settings.target)
         return
     check_exists("source", settings.source, "a file of weights")
     from hiergen.files import atomic_directory
@@ -91,6 +116,33 @@ def main(args: list[str]) -> None:
     if known := model.config.get("weights_license"):
         say(f"the license of these weights: {known}")
     say_next(f"hiergen info {settings.target}")
+
+
+def _convert_plan(settings: ConvertSettings, target: str) -> None:
+    """Write a model of ours with another plan of its blocks."""
+    from hiergen.files import atomic_directory
+    from hiergen.nn.depth.conversion import to_ladder, to_recursive
+
+    check_model("source", settings.source)
+    model = open_model(settings.source, "cpu", part=settings.part)
+    if settings.family == "chains":
+        from hiergen.generators.level_ar.expansion import to_chains
+        from hiergen.generators.level_ar.model import LevelAR
+
+        if not isinstance(model, LevelAR):
+            raise ValueError(f"source is {settings.source!r}, a {type(model).__name__}, expected a LevelAR for chains")
+        made: Any = to_chains(model, settings.chains)
+    elif settings.family == "ladder":
+        made = to_ladder(model, last=settings.last, parts=settings.stacks)
+    else:
+        rank = settings.rank[0] if len(settings.rank) == 1 else settings.rank
+        options: Any = {"loops": settings.loops, "rank": rank, "start": settings.start, "vectors": settings.vectors}
+        made = to_recursive(model, **options, parts=settings.stacks)
+    with atomic_directory(target) as temporary:
+        made.save_pretrained(temporary)
+    before, after = (sum(parameter.numel() for parameter in part.parameters()) for part in (model, made))
+    print(f"{type(made).__name__} of {after:,} parameters, {after / before:.0%} of {before:,}, written to {target}")
+    say_next(f"hiergen train RECIPE --init {target}")
 
 
 def _convert_official(settings: ConvertSettings) -> None:

@@ -1,4 +1,4 @@
-"""`hiergen info [NAME]`: list presets and packaged models, or describe one, or a saved model; `--plan NAME`: what training one takes."""
+"""`hiergen info [NAME]`: list presets and packaged models, or describe one; `NAME --plan`: its steps; `--plan NAME`: its training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class InfoSettings(Checked):
     Attributes:
         name: Name of a preset, a shell pattern such as "restok*", a packaged model, official weights, or the folder of a saved model. By
             default all are listed. Nothing is downloaded.
-        plan: Preset or shell pattern to plan the training of: memory on each GPU, and hours.
+        plan: Preset or shell pattern to plan the training of: memory on each GPU, and hours. Without a value, the same as `--steps`.
+        steps: Draw the plan of the model's stacks: which block runs at which step, and how.
         gpus: Number of GPUs of the plan.
         samples: Number of training samples of the plan.
         peak_tflops: Peak of one GPU of the plan in 10^12 operations per second; 989 is an H100's dense bfloat16.
@@ -36,6 +37,7 @@ class InfoSettings(Checked):
 
     name: tyro.conf.Positional[str] = "*"
     plan: str | None = None
+    steps: bool = False
     gpus: int = 1
     samples: int = 1_000_000
     peak_tflops: float = 989.0
@@ -44,6 +46,11 @@ class InfoSettings(Checked):
 
 
 def main(args: list[str]) -> None:
+    # `--plan PRESET` is about training, `NAME --plan` about the steps of its stacks.
+    args = [
+        "--steps" if word == "--plan" and (not following or following[0].startswith("--")) else word
+        for word, following in ((word, args[place + 1 : place + 2]) for place, word in enumerate(args))
+    ]
     # Without what `parse` does to switches: `--json` takes no word.
     settings = tyro.cli(InfoSettings, args=args, prog="hiergen info", config=(tyro.conf.FlagCreatePairsOff,))
     console = Console(width=None if sys.stdout.isatty() else 300)
@@ -68,7 +75,9 @@ def main(args: list[str]) -> None:
     else:
         _list(console, names, {} if settings.name != "*" else packaged, as_json=settings.json)
         return
-    if settings.json:
+    if settings.steps:
+        _draw_steps(console, described)
+    elif settings.json:
         print(json.dumps(described, indent=2))
     else:
         _show(console, described)
@@ -76,7 +85,7 @@ def main(args: list[str]) -> None:
 
 def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_json: bool) -> None:
     """Print presets by kind, then the models that come with the package."""
-    from hiergen.pretrained.hub import of_preset
+    from hiergen.pretrained.official import of_preset
     from hiergen.registry import Kind, presets
 
     kinds: tuple[Kind, ...] = get_args(Kind)
@@ -231,10 +240,47 @@ def _describe(model: Any) -> dict[str, Any]:
         for spec in getattr(model, "specs", ())
     ]
     count = sum(parameter.numel() for parameter in model.parameters())
-    described = {"class": type(model).__name__, "parameters": count, "levels": levels}
+    described = {"class": type(model).__name__, "parameters": count, "levels": levels, "stacks": _stacks(model)}
     # What a preset makes has classes without names.
     names = class_names(model)
     return {**described, "classes": names} if names else described
+
+
+def _stacks(model: Any) -> dict[str, list[dict[str, Any]]]:
+    """Return the steps of every stack of blocks, by its name in the model."""
+    from hiergen.nn.depth.stack import BlockStack
+
+    stacks = {name: part for name, part in model.named_modules() if isinstance(part, BlockStack) and len(part)}
+    return {name: stack.plan.to_json() for name, stack in stacks.items()}
+
+
+def _draw_steps(console: Console, described: dict[str, Any]) -> None:
+    """Print the plan of every stack: first the blocks in the order in which they run, then what steps have of their own."""
+    for part in described["parts"]:
+        if not part["stacks"]:
+            raise ValueError(f"{part['class']} has no stack of transformer blocks, so it has no steps to draw")
+        for name, steps in part["stacks"].items():
+            blocks = [step["block"] for step in steps]
+            count = f"{counted(1 + max(blocks), 'block')}, {counted(len(steps), 'step')}"
+            console.print(f"[bold]{part['class']}.{name}[/]  {count}: {' '.join(map(str, blocks))}", highlight=False)
+            if all(len(step) == 1 for step in steps):
+                continue
+            table = Table("step", "block", "of its own", "reads", "then", box=None)
+            for index, step in enumerate(steps):
+                table.add_row(str(index), str(step["block"]), *_describe_step(step))
+            console.print(table)
+
+
+def _describe_step(step: dict[str, Any]) -> tuple[str, str, str]:
+    """Return what a step has of its own, what it reads, and what follows it, in words."""
+    own = [f"rank {step['rank']}"] if step.get("rank") else []
+    own += ["vectors"] if step.get("own_vectors") else []
+    reads = ["all but the branch before" if step.get("lag") else "all"]
+    reads += ["with the loop's input"] if step.get("inject") else []
+    reads += [f"in {step['groups']} groups"] if "groups" in step else []
+    then = ["projection"] if step.get("project") else []
+    then += ["exit"] if step.get("exit") else []
+    return ", ".join(own) or "-", " ".join(reads), ", ".join(then) or "-"
 
 
 def _show(console: Console, described: dict[str, Any]) -> None:

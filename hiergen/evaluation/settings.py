@@ -151,6 +151,10 @@ class SamplingConfig(Checked):
         smooth: Let VAR mix codes rather than draw one, in its smooth mode.
         max_new_bytes: Number of bytes that a model of text makes at most.
         stop: Strings that end a text, which is cut before the first of them.
+        exit_levels: Number of the exit of the plan at which each level of a `LevelAR` is read, 1 for the first.
+        exit_confidence: Probability of the likeliest ids at which the tokens of a `LevelAR` leave by an earlier exit.
+        exit_fill: What stands at steps that such tokens skip: "run" or "copy".
+        level_chains: Number of chains that each level of a `LevelAR` runs with.
     """
 
     guidance_scale: float | None = None
@@ -184,6 +188,10 @@ class SamplingConfig(Checked):
     smooth: bool | None = None
     max_new_bytes: Count | None = None
     stop: tuple[str, ...] | None = None
+    exit_levels: tuple[int, ...] | None = None
+    exit_confidence: float | None = None
+    exit_fill: str | None = None
+    level_chains: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

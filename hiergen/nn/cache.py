@@ -31,7 +31,7 @@ class LayerCache:
         """Store a group's keys and values behind the earlier ones and return all so far, as views.
 
         Raises:
-            ValueError: If the group does not fit or is of another batch size.
+            ValueError: If the group does not fit, is of another batch size, or has more heads than the ones before.
         """
         batch, num_heads, size, head_dim = key.shape
         end = self.length + size
@@ -42,7 +42,10 @@ class LayerCache:
             self._storage = key.new_empty(2, batch, num_heads, self.num_tokens, head_dim)
         if batch != self._storage.shape[1]:
             raise ValueError(f"the cache holds a batch of {self._storage.shape[1]}, got {batch}")
-        keys, values = self._storage[0], self._storage[1]
+        if num_heads > self._storage.shape[2]:
+            raise ValueError(f"the cache holds {self._storage.shape[2]} heads, got {num_heads}")
+        # Of a model that runs with fewer heads than before, those.
+        keys, values = self._storage[0, :, :num_heads], self._storage[1, :, :num_heads]
         keys.narrow(2, self.length, size).copy_(key)
         values.narrow(2, self.length, size).copy_(value)
         self.length = end

@@ -29,6 +29,12 @@ _CAME_LATER: dict[str, Any] = {
     "mixer": None,
     "mixer_blocks": "alternate",
     "text_shape": None,
+    "plan": None,
+    "exit_losses": "none",
+    "exit_distillation": False,
+    "chains": None,
+    "share_kv": False,
+    "chain_losses": False,
 }
 
 

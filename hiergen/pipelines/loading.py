@@ -12,8 +12,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hiergen.config import nearest
-from hiergen.pretrained.hub import fetch, of_preset
-from hiergen.pretrained.official import OFFICIAL
+from hiergen.pretrained.hub import fetch
+from hiergen.pretrained.official import OFFICIAL, of_preset
 from hiergen.pretrained.packaged import packaged_models
 from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES, model_class, pipeline_class, presets
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hiergen.convert.level_ar import from_official, to_official
-from hiergen.generators.level_ar.model import LevelARSettings
+from hiergen.generators.level_ar.settings import LevelARSettings
 
 VOCAB, CLASSES, DIM, HEADS, DEPTH, HIDDEN = 23, 5, 32, 4, 2, 48
 

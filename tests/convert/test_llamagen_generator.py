@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hiergen.convert.level_ar import to_official
 from hiergen.convert.llamagen import from_official, generator_from_official
-from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.tokenizers.vq_autoencoder.model import VQAutoencoder
 
 #: The transcription of the same transformer for ResTok, and random weights of it.

@@ -15,6 +15,7 @@ import toy
 from accelerate import PartialState, debug_launcher
 
 from hiergen.data.codes import write_codes
+from hiergen.nn.depth.plan import cycle
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create
 from hiergen.training.checkpoints.run_state import RunKeeper
@@ -24,6 +25,8 @@ from hiergen.training.tasks.term_settings import CodebookConfig
 
 HIERATOK = {"encoder_dim": 16, "encoder_depth": 1, "decoder_dim": 16, "decoder_depth": 1, "tail_depth": 0}
 FLOW = {"dim": 16, "depth": 2, "num_heads": 2}
+#: Two blocks that run twice each, with differences: merged inside what is gathered, and again in the backward pass.
+LOOPS = {"plan": cycle(2, loops=2, rank=2, lag=1).to_json()}
 
 
 def write_data(folder: Path) -> None:
@@ -98,6 +101,7 @@ def main() -> None:
     runs: dict[str, tuple[TaskConfig, dict[str, Any]]] = {
         "toy": (plain, {"keep_last": 9}),
         "flow": (flow(folder), flow_run),
+        "loops": (dataclasses.replace(flow(folder), overrides={**FLOW, **LOOPS}), flow_run),
         "gan": (gan, {"samples": 16, "optim": toy.OptimConfig(lr=1e-4)}),
     }
     for name, (task, changes) in runs.items():

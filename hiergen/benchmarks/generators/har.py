@@ -13,7 +13,8 @@ from hiergen.benchmarks.measuring.plain.har import PlainSampler
 from hiergen.benchmarks.measuring.timing import publish, random_model
 from hiergen.benchmarks.settings import HARSettings
 from hiergen.environment import choose_device
-from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.generators.level_ar.settings import LevelARSettings
 
 
 def run(settings: HARSettings) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from hiergen.nn.blocks.layers import FeedForwardKind, NormKind, make_norm
 from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
 from hiergen.nn.constants import Table
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.latent_statistics import LatentStandardizer
 from hiergen.nn.mixers.grids import MixerBlocks, grid_mixers
 from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
@@ -133,6 +134,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         attention: Mapping[str, Any] | None = None,
         mixer: Mapping[str, Any] | None = None,
         mixer_blocks: MixerBlocks = "alternate",
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -142,9 +144,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}, expected a divisor of dim {dim}")
         if time_distribution not in get_args(TimeDistribution):
-            raise ValueError(
-                f"time_distribution is {time_distribution!r}, expected one of {get_args(TimeDistribution)}"
-            )
+            known = get_args(TimeDistribution)
+            raise ValueError(f"time_distribution is {time_distribution!r}, expected one of {known}")
         if not time_shift > 0:
             raise ValueError(f"time_shift is {time_shift}, expected above 0")
         channels = self._specs[-1].dim
@@ -167,9 +168,9 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         mixers = grid_mixers(
             config["mixer"], config["mixer_blocks"], config["depth"], dim, config["num_heads"], self._patches.grids
         )
-        names = ("num_heads", "mlp_ratio", "norm", "ffn", "use_shift", "use_qk_norm")
-        options = {name: config[name] for name in names}
-        self.blocks = nn.ModuleList(ModulatedBlock(dim, mixer=mixer, **options) for mixer in mixers)
+        options = {key: config[key] for key in ("num_heads", "mlp_ratio", "norm", "ffn", "use_shift", "use_qk_norm")}
+        blocks = (ModulatedBlock(dim, mixer=mixer, **options) for mixer in mixers)
+        self.blocks = BlockStack(blocks, config["plan"], dim=dim, num_tokens=len(self.position_table()))
         self.final_norm = make_norm(config["norm"], dim)
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.final_linear = nn.Linear(dim, self._patches.dim * (2 if config["has_double_output"] else 1))
@@ -200,6 +201,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             )
         if len(self._specs) > 1:
             raise ValueError(f"attention is given for a model of {len(self._specs)} levels, expected one level")
+        if any(step.get("groups", 1) > 1 for step in self.config["plan"] or ()):
+            raise ValueError("attention is given for a model whose plan has groups, expected one of the two")
         return SparseAttention(attention, self._patches.grids[0], on_plan=on_plan)
 
     @property
@@ -240,8 +243,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         if sparse is not None:
             x = sparse.order.apply(x)
             rotary = None if rotary is None else sparse.order.apply(rotary)
-        for block in self.blocks:
-            x = self.run(block, x, c, rotary, dense_attention if sparse is None else sparse)
+        x = self.blocks(x, c, rotary, attend=dense_attention if sparse is None else sparse)
         shift, scale = self.final_modulation(F.silu(c)).chunk(2, dim=-1)
         x = self.final_linear(modulate(self.final_norm(x), shift, scale))
         # The second half of a doubled output was meant for a learned variance; no sampler of these models reads it.

@@ -15,11 +15,9 @@ Letters: `b` batch, `n` tokens, `d` channels, `v` vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +25,6 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hiergen.checked import Range
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
@@ -41,54 +38,23 @@ from hiergen.generators.conditioning import (
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
-from hiergen.generators.guidance import GuidanceSettings, guide
+from hiergen.generators.guidance import guide
+from hiergen.generators.level_ar.exits import ExitLosses, sum_errors
+from hiergen.generators.level_ar.exits import exit_losses as losses_of_exits
 from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, build_layout
 from hiergen.generators.level_ar.rotary import rotary_of_inputs
-from hiergen.generators.sampling import DrawSettings, draw_ids
-from hiergen.nn.blocks.cached import CachedBlock
-from hiergen.nn.blocks.layers import Linear, RMSNorm, swiglu_dim
+from hiergen.generators.level_ar.settings import LevelARSettings
+from hiergen.generators.level_ar.stack import build_blocks, init_weights
+from hiergen.generators.sampling import draw_ids
+from hiergen.nn.blocks.layers import Linear, swiglu_dim
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LevelARSettings(GuidanceSettings, DrawSettings):
-    """How `LevelAR.generate` samples: guidance (r is the share of steps done before the step), drawing, and what is below.
-
-    Attributes:
-        guidance_interval: Index of the last token that is guided: steps that begin behind it follow the condition alone; -1 guides all.
-            LlamaGen's `cfg_interval` v is v + 1 here.
-        num_levels: Number of levels to generate; None is all. They equal the first levels of a full run with the same seed.
-        use_cache: Keep keys and values of earlier tokens. False computes the whole sequence again at every step: the same
-            tokens, slower.
-    """
-
-    guidance_interval: Annotated[int, Range(-1)] = -1
-    num_levels: int | None = None
-    use_cache: bool = True
-
-    @classmethod
-    def published(cls) -> LevelARSettings:
-        """Return the settings of the published ImageNet result (gFID 2.34 with HAR-L)."""
-        return cls(guidance_scale=3.75, guidance_schedule="step", window_start=0.25, top_p=0.95)
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether any step is guided: a scale of 1 or less turns guidance off, as in the official sampler."""
-        return self.guidance_scale > 1
-
-    def num_guided_steps(self, layout: GroupLayout) -> int:
-        """Return how many steps of a layout, from the first on, are guided."""
-        if not self.is_guided:
-            return 0
-        if self.guidance_interval < 0:
-            return len(layout.steps)
-        return sum(step.start <= self.guidance_interval for step in layout.steps)
 
 
 class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
@@ -118,6 +84,12 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         rope_theta: Base of the rotary frequencies.
         rotary: "sequence" turns by the place in the input sequence. "grid", for one level with a grid and `layout="token"`, turns by the
             row and the column of the token that is read; the class has no place, its queries and keys are zero.
+        plan: Steps of the transformer as JSON (`hiergen.nn.depth.plan`): which of the `depth` blocks runs when. None runs each once.
+        exit_losses: Weights of the losses of the plan's exits: "aggressive", "weighted" or "none", the last step's alone.
+        exit_distillation: Whether earlier exits also learn from what the last step predicts.
+        chains: Heads of each chain, `num_heads` in all: the first chains are a smaller model (`hiergen.nn.depth.chains`). None is one.
+        share_kv: Whether all chains read keys and values of the first one.
+        chain_losses: Whether the loss is the sum of those of the first chain, the first two, ..., all; otherwise that of all.
 
     Raises:
         ValueError: If levels, layout and sizes do not fit together.
@@ -152,6 +124,12 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         class_hierarchy: Mapping[str, Any] | None = None,
         rope_theta: float = 10000.0,
         rotary: str = "sequence",
+        plan: PlanJson | None = None,
+        exit_losses: ExitLosses = "none",
+        exit_distillation: bool = False,
+        chains: Sequence[int] | None = None,
+        share_kv: bool = False,
+        chain_losses: bool = False,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -168,16 +146,20 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.special_embedding = nn.Embedding(num_special, dim) if num_special else None
         self.input_dropout = nn.Dropout(embedding_dropout)
-        self.blocks = nn.ModuleList(
-            CachedBlock(dim, num_heads, hidden, attention_dropout=attention_dropout, ffn_dropout=ffn_dropout)
-            for _ in range(depth)
+        dropout = {"attention_dropout": attention_dropout, "ffn_dropout": ffn_dropout}
+        blocks, self.norm, self.widths = build_blocks(
+            dim, depth, num_heads, hidden, chains=chains, share_kv=share_kv, **dropout
         )
-        self.norm = RMSNorm(dim)
+        if chains is not None:
+            self._no_split_modules = ["ChainBlock"]  # type: ignore[assignment]
+        if chain_losses and exit_losses != "none":
+            raise ValueError(f"chain_losses is True and exit_losses {exit_losses!r}, expected one of the two")
+        self.blocks = BlockStack(blocks, plan, dim=dim)
         self.head = Linear(dim, vocab_size, bias=False)
         table = rotary_of_inputs(rotary, self._specs, layout, dim // num_heads, rope_theta, self._shift)
         mask = BlockCausalMask((1,) * self._shift + self._layout.mask.sizes)
         self._constants = Constants(rotary=table, mask=mask.dense("cpu"))
-        self.apply(_init_weights)
+        self.apply(init_weights)
         if isinstance(self.class_embedding, ClassPathEmbedding):
             self.class_embedding.reset_parameters()
         nn.init.zeros_(self.head.weight)
@@ -217,7 +199,25 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             )
         check_condition(condition, len(ids), self.class_embedding)
         x = self.input_dropout(self._embed(ids, condition, self._segments))
-        return self.head(self.norm(self._transform(x, condition)[:, self._shift :]))
+        return self.read(self._transform(x, condition)[:, self._shift :])
+
+    def read(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n v"]:
+        """Return the logits of transformed tokens, of all chains or of those that `x` holds."""
+        normal = self.norm(x)
+        if x.shape[-1] == self.widths[-1]:
+            return self.head(normal)
+        return F.linear(normal, self.head.weight[:, : x.shape[-1]])
+
+    def chain_logits(self, ids: Int[Tensor, "b n"], condition: Tensor | TextCondition) -> list[Float[Tensor, "b n v"]]:
+        """Return the logits of the first chain, of the first two and so on; the arguments are those of `forward`."""
+        x = self._transform(self.input_dropout(self._embed(ids, condition, self._segments)), condition)
+        return [self.read(x[:, self._shift :, :width]) for width in self.widths]
+
+    def exit_logits(self, ids: Int[Tensor, "b n"], condition: Tensor | TextCondition) -> list[Float[Tensor, "b n v"]]:
+        """Return the logits at every exit of the plan, those of `forward` last; the arguments are those of `forward`."""
+        x = self.input_dropout(self._embed(ids, condition, self._segments))
+        inputs, options = self.block_inputs(x, condition)
+        return [self.read(found[:, self._shift :]) for found in self.blocks.at_exits(x, *inputs, **options)]
 
     def loss(
         self, pyramid: TokenPyramid, condition: Tensor | TextCondition, *, rng: torch.Generator | None = None
@@ -240,8 +240,16 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             condition = drop_labels(
                 condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
             )
-        logits = self(ids, condition)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        if self.config["chain_losses"]:
+            every = self.chain_logits(ids, condition)
+            logits, loss = every[-1], sum_errors(every, ids)
+        elif self.config["exit_losses"] == "none":
+            logits = self(ids, condition)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        else:
+            every = self.exit_logits(ids, condition)
+            kind, distills = self.config["exit_losses"], self.config["exit_distillation"]
+            logits, loss = every[-1], losses_of_exits(every, ids, kind=kind, distills=distills)
         accuracy = (logits.detach().argmax(dim=-1) == ids).float().mean()
         return {"loss": loss, "accuracy": accuracy}
 
@@ -253,6 +261,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         *,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
+        on_exits: Callable[[Int[Tensor, " b"]], None] | None = None,
     ) -> TokenPyramid:
         """Return one pyramid of ids per label, generated coarse to fine with dropout off.
 
@@ -263,6 +272,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             rng: Source of the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each step with its index, the levels that are complete, and as `latents` all ids `(b, n)`. After a
                 change all later steps read all tokens again, without the cache.
+            on_exits: Called after each step with the number of the exit that each sample took.
 
         Raises:
             ValueError: If a label or `settings.num_levels` is out of range.
@@ -280,9 +290,11 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             null = self.config["num_classes"]
             labels = with_unguided_labels(condition, null, settings.guidance_against, self.class_embedding)
         ids = torch.zeros(batch, layout.num_tokens, dtype=torch.int64, device=self.device)
-        cache = KVCache(len(self.blocks), self._shift + layout.num_tokens) if settings.use_cache else None
+        cache = KVCache(self.blocks.num_steps, self._shift + layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
-        with evaluating(self):
+        exits = settings.exits(self.blocks, len(self._specs))
+        widths = settings.widths(self.widths, len(self._specs), shares_kv=self.config["share_kv"])
+        with evaluating(self), self.blocks.merged():
             for index, step in enumerate(layout.steps):
                 if index == num_guided and index > 0:
                     # From here on the half without a class is of no use to anyone.
@@ -293,9 +305,16 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
                 start, segments = (
                     (0, layout.prefix(index + 1).segments) if cache is None else (step.start, step.segments)
                 )
-                x = self._transform(self._embed(ids, labels, segments), labels, start, cache)
-                logits = self.head(self.norm(x[:, step.start - step.end :]))  # (b, n, v), twice the batch if guided
-                finite.note(logits, f"step {index} of {len(layout.steps)}, level {self._level_of(step.start)}")
+                x, level = self._embed(ids, labels, segments), self._level_of(step.start)
+                x, size = x[..., : widths[level]], step.end - step.start
+                if exits is None:
+                    logits = self.read(self._transform(x, labels, start, cache)[:, -size:])
+                else:
+                    inputs = self.block_inputs(x, labels, start, cache)
+                    logits = exits.logits(self, x, inputs, size=size, level=level, batch=batch, cache=cache)
+                    if on_exits is not None:
+                        on_exits(exits.taken[-1])
+                finite.note(logits, f"step {index} of {len(layout.steps)}, level {level}")
                 if index < num_guided:
                     conditional, null = logits.float().chunk(2)
                     logits = guide(conditional, null, scales[index])
@@ -341,6 +360,13 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         self, x: Tensor, condition: Tensor | TextCondition, start: int = 0, cache: KVCache | None = None
     ) -> Tensor:
         """Return inputs from position `start` on after all blocks; a cache holds all inputs before them."""
+        inputs, options = self.block_inputs(x, condition, start, cache)
+        return self.blocks(x, *inputs, **options, caches=None if cache is None else cache.layers)
+
+    def block_inputs(
+        self, x: Tensor, condition: Tensor | TextCondition, start: int = 0, cache: KVCache | None = None
+    ) -> tuple[list[Tensor], dict[str, Any]]:
+        """Return what a block takes beside inputs from position `start` on: positions, and the mask where no cache replaces it."""
         constants, begin = self._constants.on(x.device), start + self._shift if start else 0
         end = begin + x.shape[1]
         rotary, allowed = constants["rotary"][:, begin:end], constants["mask"][begin:end, :end]
@@ -350,12 +376,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             # No token sees the padding of a text, which sees itself, so that no row is empty.
             is_seen = F.pad(condition.mask, (0, end - condition.mask.shape[1]), value=True)[:, None, None]
             mask = allowed & (is_seen | torch.eye(end, dtype=torch.bool, device=x.device)[begin:])
-        for index, block in enumerate(self.blocks):
-            if cache is None:
-                x = self.run(functools.partial(block, mask=mask), x, rotary)
-            else:
-                x = block(x, rotary, mask=mask, cache=cache.layers[index])
-        return x
+        return [rotary], {"mask": mask}
 
     def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
         ends = [end for end in itertools.accumulate(spec.num_tokens for spec in self._specs) if end <= num_tokens]
@@ -376,8 +397,3 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         if wanted < needed:
             raise ValueError(f"num_special_tokens is {wanted}, the layout reads {needed}")
         return wanted
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)

@@ -79,6 +79,7 @@ class StageConfig(Checked):
     diffusion_batch_mul: int
     condition_drop: float
     latent_multiplier: float
+    plan: Mapping[str, Any] | None = None
 
     @classmethod
     def of_cascade(cls, config: Mapping[str, Any]) -> StageConfig:
@@ -136,6 +137,7 @@ class MaskedCascade(Generator):
         latent_mean: Mean of each channel of each level; None for 0. The release does not standardize.
         latent_std: Standard deviation of each channel of each level; None for 1.
         latent_multiplier: Standardized tokens of both levels are multiplied by it.
+        plan: Steps of "encoder" and "decoder" of both stages (`hiergen.nn.depth.plan`); None runs each block once.
 
     Raises:
         ValueError: If there are not two levels, or an argument of a stage is out of range.
@@ -174,6 +176,7 @@ class MaskedCascade(Generator):
         latent_mean: Sequence[Sequence[float]] | None = None,
         latent_std: Sequence[Sequence[float]] | None = None,
         latent_multiplier: float = 1.0,
+        plan: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         specs = specs_from_json(level_specs)

@@ -17,7 +17,6 @@ of the decoder, `m` tokens of a coarser stage.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -96,6 +95,7 @@ class MaskedAR(Generator):
         latent_mean: Mean of each channel of the tokenizer's tokens (`latent_statistics`), or one list per level; None for 0.
         latent_std: Standard deviation of each channel, or one list per level; None for 1.
         latent_multiplier: Standardized tokens are multiplied by it; published MAR multiplies raw KL-16 latents by 0.2325.
+        plan: Steps of "encoder" and "decoder" (`hiergen.nn.depth.plan`); None runs each block once.
 
     Raises:
         ValueError: If an argument is out of range or two do not fit together.
@@ -144,6 +144,7 @@ class MaskedAR(Generator):
         latent_mean: ChannelValues | None = None,
         latent_std: ChannelValues | None = None,
         latent_multiplier: float = 1.0,
+        plan: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -165,10 +166,7 @@ class MaskedAR(Generator):
             hierarchy=read_hierarchy(class_hierarchy, num_classes),
         )
         places = {"token_dim": token_dim, "num_tokens": self.stages[-1].length, "num_prefix": self.prefix.num_rows}
-        # The other sizes are config entries of the same names.
-        config: Any = self.config
-        names = [field.name for field in dataclasses.fields(MaskedTransformerSize) if field.name not in places]
-        self.transformer = MaskedTransformer(MaskedTransformerSize(**places, **{name: config[name] for name in names}))
+        self.transformer = MaskedTransformer(MaskedTransformerSize.of_config(self.config, **places))
         self.head = DiffusionHead(token_dim, decoder_dim, width=head_dim, depth=head_depth, num_timesteps=num_timesteps)
 
     @property

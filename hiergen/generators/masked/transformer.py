@@ -7,7 +7,7 @@ tokens, `k` tokens asked for, `c` channels of a token, `d` width of the encoder,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.transformer import EncoderBlock
+from hiergen.nn.depth.plan import part_plan
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.initialization import xavier_linears
 from hiergen.nn.running.checkpointing import CheckpointedModule
 
@@ -37,6 +39,7 @@ class MaskedTransformerSize:
         norm_eps: Epsilon of the layer norms; the norm of the input always has 1e-6.
         attention_dropout: Probability of dropping an attention weight.
         dropout: Probability of dropping a channel after a projection.
+        plan: Steps of "encoder" and "decoder" as JSON (`hiergen.nn.depth.plan`); None runs each block once.
     """
 
     token_dim: int
@@ -52,6 +55,13 @@ class MaskedTransformerSize:
     norm_eps: float
     attention_dropout: float
     dropout: float
+    plan: Mapping[str, PlanJson] | None = None
+
+    @classmethod
+    def of_config(cls, config: Any, **places: Any) -> MaskedTransformerSize:
+        """Return the sizes; those that are no `places` are config entries of the same names."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in places]
+        return cls(**places, **{name: config[name] for name in names})
 
 
 def gather_tokens(x: Float[Tensor, "b n c"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k c"]:
@@ -82,12 +92,12 @@ class MaskedTransformer(CheckpointedModule):
         self.token_proj = nn.Linear(size.token_dim, size.encoder_dim)
         self.token_norm = nn.LayerNorm(size.encoder_dim, eps=1e-6)
         self.encoder_positions = nn.Parameter(torch.empty(1, places, size.encoder_dim))
-        self.encoder = _blocks(size, size.encoder_dim, size.encoder_depth, size.encoder_heads)
+        self.encoder = _blocks(size, "encoder", "decoder")
         self.encoder_norm = nn.LayerNorm(size.encoder_dim, eps=size.norm_eps)
         self.decoder_proj = nn.Linear(size.encoder_dim, size.decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, size.decoder_dim))
         self.decoder_positions = nn.Parameter(torch.empty(1, places, size.decoder_dim))
-        self.decoder = _blocks(size, size.decoder_dim, size.decoder_depth, size.decoder_heads)
+        self.decoder = _blocks(size, "decoder", "encoder")
         self.decoder_norm = nn.LayerNorm(size.decoder_dim, eps=size.norm_eps)
         self.query_positions = nn.Parameter(torch.empty(1, size.num_tokens, size.decoder_dim))
         for table in (self.encoder_positions, self.decoder_positions, self.query_positions, self.mask_token):
@@ -138,25 +148,14 @@ class MaskedTransformer(CheckpointedModule):
 
     def _transform(self, rows: Tensor, places: Tensor, length: int) -> Tensor:
         """Return what stands at the first `length` places, prefix included, after both parts; hidden ones start as mask tokens."""
-        x = self.decoder_proj(self.encoder_norm(self._run_all(self.encoder, rows)))
+        x = self.decoder_proj(self.encoder_norm(self.encoder(rows)))
         x = scatter_tokens(self.mask_token.to(x.dtype).expand(len(x), length, -1), places, x)
-        return self._run_all(self.decoder, x + self.decoder_positions[:, :length])
-
-    def _run_all(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        for block in blocks:
-            x = self.run(block, x)
-        return x
+        return self.decoder(x + self.decoder_positions[:, :length])
 
 
-def _blocks(size: MaskedTransformerSize, dim: int, depth: int, num_heads: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        EncoderBlock(
-            dim,
-            num_heads,
-            mlp_ratio=size.mlp_ratio,
-            norm_eps=size.norm_eps,
-            attention_dropout=size.attention_dropout,
-            dropout=size.dropout,
-        )
-        for _ in range(depth)
-    )
+def _blocks(size: MaskedTransformerSize, part: str, other: str) -> BlockStack:
+    dim, depth, num_heads = (getattr(size, f"{part}_{name}") for name in ("dim", "depth", "heads"))
+    names = ("mlp_ratio", "norm_eps", "attention_dropout", "dropout")
+    options = {name: getattr(size, name) for name in names}
+    blocks = (EncoderBlock(dim, num_heads, **options) for _ in range(depth))
+    return BlockStack(blocks, part_plan(size.plan, part, other), dim=dim, name=f"plan of the {part}")

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
-from hiergen.nn.blocks.layers import GeluMLP, Linear, make_norm
+from hiergen.nn.blocks.layers import Branch, GeluMLP, Linear, add_branches, make_norm
 from hiergen.nn.blocks.transformer import modulate
 from hiergen.nn.cache import LayerCache
 
@@ -119,6 +119,7 @@ class NextScaleBlock(nn.Module):
         mask: Bool[Tensor, "n n"] | None = None,
         cache: LayerCache | None = None,
         is_modulated: bool = False,
+        only: Branch | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Return the block's output.
 
@@ -128,12 +129,18 @@ class NextScaleBlock(nn.Module):
             mask: Which tokens of `x` see which; None for all.
             cache: Keys and values of the earlier levels. Those of `x` are appended, and `x` sees all that the cache holds then.
             is_modulated: Whether `condition` is what `modulate` gave, for callers that run a block many times on one condition.
+            only: The branch to return alone, without what it is added to.
         """
         parts = condition if is_modulated else self.modulate(condition)
         gate1, gate2, scale1, scale2, shift1, shift2 = parts.chunk(6, dim=-1)
-        attended = self.attention(modulate(self.norm(x), shift1, scale1), mask=mask, cache=cache)
-        x = x + self._keep(gate1[:, None] * attended)
-        return x + self._keep(gate2[:, None] * self.ffn(modulate(self.norm(x), shift2, scale2)))
+        return add_branches(
+            x,
+            lambda x: self._keep(
+                gate1[:, None] * self.attention(modulate(self.norm(x), shift1, scale1), mask=mask, cache=cache)
+            ),
+            lambda x: self._keep(gate2[:, None] * self.ffn(modulate(self.norm(x), shift2, scale2))),
+            only,
+        )
 
     def _keep(self, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0:

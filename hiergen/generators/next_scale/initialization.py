@@ -38,7 +38,7 @@ def init_weights(model: Any, *, gate_init: float) -> None:
         model.class_embedding.reset_parameters()
     model.head.weight.mul_(_HEAD)
     model.head_modulation.weight.mul_(_MODULATION)
-    for block in model.blocks:
+    for block in model.blocks.unwrapped:
         for layer in (block.attention.proj, block.ffn.fc2):
             layer.weight.div_((2 * depth) ** 0.5)
         if block.modulation is None:

@@ -17,7 +17,6 @@ Letters: `b` batch, `n` tokens, `c` channels of a code, `d` channels, `v` vocabu
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +45,7 @@ from hiergen.nn.blocks.layers import Linear, make_norm
 from hiergen.nn.blocks.transformer import modulate
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.running.modes import evaluating
@@ -103,6 +103,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         class_hierarchy: The classes as a `ClassHierarchy` in JSON, embedded as paths; any node is a label. None has a row per class.
         label_smoothing: Share of the target that is spread over all ids.
         gate_init: Factor of the initial weights that make the gates of the blocks.
+        plan: Steps as JSON (`hiergen.nn.depth.plan`); None runs each block once.
 
     Raises:
         ValueError: If levels and sizes do not fit together.
@@ -136,6 +137,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         class_hierarchy: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
         gate_init: float = 1e-3,
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -152,17 +154,14 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         self.level_embedding = nn.Embedding(len(sizes), dim)
         self.shared_modulation = Linear(dim, 6 * dim) if shares_modulation else None
         last = 0.1 * depth / 24 if drop_path is None else drop_path
-        self.blocks = nn.ModuleList(
-            NextScaleBlock(
-                dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                use_qk_norm=use_qk_norm,
-                shares_modulation=shares_modulation,
-                drop_path=last * index / max(depth - 1, 1),
-            )
-            for index in range(depth)
-        )
+        options: dict[str, Any] = {
+            "mlp_ratio": mlp_ratio,
+            "use_qk_norm": use_qk_norm,
+            "shares_modulation": shares_modulation,
+        }
+        rates = [last * index / max(depth - 1, 1) for index in range(depth)]
+        blocks = (NextScaleBlock(dim, num_heads, drop_path=rate, **options) for rate in rates)
+        self.blocks = BlockStack(blocks, plan, dim=dim)
         self.norm = make_norm("layer", dim)
         self.head_modulation = Linear(dim, 2 * dim)
         self.head = Linear(dim, vocab_size)
@@ -229,9 +228,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
             label = self.class_embedding(condition)
             x = torch.cat((self._embed(label, None, 0), self._embed(label, codes, self._specs[0].num_tokens)), dim=1)
         mask, shared = self._constants.on(x.device)["mask"], self._shared(label)
-        for block in self.blocks:
-            x = self.run(functools.partial(block, mask=mask), x, shared)
-        return self._predict(x, label)
+        return self._predict(self.blocks(x, shared, mask=mask), label)
 
     def loss(
         self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
@@ -296,7 +293,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         if settings.smooth:
             specs = tuple(dataclasses.replace(spec, vocab_size=None) for spec in specs)
         finite = FiniteSteps(type(self).__name__, "logits")
-        with evaluating(self):
+        with evaluating(self), self.blocks.merged():
             steps = _Steps(
                 self, condition, sum(spec.num_tokens for spec in specs[:count]), use_cache=settings.use_cache
             )
@@ -360,9 +357,9 @@ class _Steps:
 
     def __init__(self, model: NextScaleAR, labels: Tensor, num_tokens: int, *, use_cache: bool) -> None:
         self._model, self._label = model, model.class_embedding(labels)
-        shared = model._shared(self._label)
-        self._modulations = [block.modulate(shared) for block in model.blocks]  # type: ignore[operator]
-        self._cache = KVCache(len(model.blocks), num_tokens) if use_cache else None
+        shared, stack = model._shared(self._label), model.blocks
+        self._modulations = [stack.call_at(index, "modulate", shared) for index in range(stack.num_steps)]
+        self._cache = KVCache(stack.num_steps, num_tokens) if use_cache else None
         self._inputs: Tensor | None = None
         self._done = 0
 
@@ -377,9 +374,8 @@ class _Steps:
         if self._cache is None:
             self._inputs = x = x if self._inputs is None else torch.cat((self._inputs, x), dim=1)
             mask = model._constants.on(x.device)["mask"][: x.shape[1], : x.shape[1]]
-        for index, (block, modulation) in enumerate(zip(model.blocks, self._modulations, strict=True)):
-            cache = None if self._cache is None else self._cache.layers[index]
-            x = block(x, modulation, mask=mask, cache=cache, is_modulated=True)
+        caches = None if self._cache is None else self._cache.layers
+        x = model.blocks(x, caches=caches, each=self._modulations, mask=mask, is_modulated=True)
         self._done += size
         return model._predict(x[:, -size:], label).float()
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hiergen.nn.blocks.layers import GeluMLP, Linear
+from hiergen.nn.blocks.layers import Branch, GeluMLP, Linear, add_branches
 from hiergen.nn.cache import LayerCache
 
 _EPS = 1e-6
@@ -85,12 +85,21 @@ class PositionModulatedBlock(nn.Module):
         self.modulation = Linear(dim, 6 * dim)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b n d"], cache: LayerCache | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        condition: Float[Tensor, "b n d"],
+        cache: LayerCache | None = None,
+        *,
+        only: Branch | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Return the tokens after the block; `cache` as in `CausalAttention`."""
+        """Return the tokens after the block; `cache` as in `CausalAttention`, `only` as in `add_branches`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, cache)
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        return add_branches(
+            x,
+            lambda x: gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, cache),
+            lambda x: gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2),
+            only,
+        )
 
 
 class ModulatedNorm(nn.Module):

@@ -42,6 +42,7 @@ from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.levels import shared_vocabulary
 from hiergen.nn.blocks.layers import Linear
 from hiergen.nn.cache import KVCache
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import widen
@@ -128,6 +129,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         class_hierarchy: Mapping[str, Any] | None = None,
         num_position_rows: int | None = None,
         num_step_rows: int | None = None,
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -146,9 +148,9 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         self.position_embedding = nn.Parameter(torch.empty(num_position_rows or needed, dim))
         self.target_embedding = nn.Parameter(torch.empty(num_position_rows or needed, dim))
         self.step_embedding = nn.Parameter(torch.empty(num_step_rows or needed, dim))
-        self.blocks = nn.ModuleList(
-            PositionModulatedBlock(dim, num_heads, 4 * dim if ffn_dim is None else ffn_dim, dropout=dropout)
-            for _ in range(depth)
+        hidden = 4 * dim if ffn_dim is None else ffn_dim
+        self.blocks = BlockStack(
+            (PositionModulatedBlock(dim, num_heads, hidden, dropout=dropout) for _ in range(depth)), plan, dim=dim
         )
         self.norm_out = ModulatedNorm(dim)
         self.head = Linear(dim, vocab_size)
@@ -261,11 +263,11 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
             null_label, against = self.config["num_classes"], settings.guidance_against
             labels = with_unguided_labels(labels, null_label, against, self.class_embedding)
         ids = condition.new_empty(batch, self.num_tokens)
-        cache = KVCache(len(self.blocks), self.num_tokens + 1) if settings.use_cache else None
+        cache = KVCache(self.blocks.num_steps, self.num_tokens + 1) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
         if settings.official_draws:
             draw_uniform((batch,), rng=rng, device=self.device)
-        with evaluating(self):
+        with evaluating(self), self.blocks.merged():
             for step in range(self.num_tokens):
                 known = ids[:, :step].repeat(2 if guided else 1, 1)
                 # Behind the first step a cache needs the newest token alone.
@@ -312,11 +314,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         """Return the logits of the positions from `first` on, without the cls token's."""
         steps = self.step_embedding[first : first + x.shape[1]]
         condition = F.silu(self.class_embedding(labels)[:, None] + steps)
-        for index, block in enumerate(self.blocks):
-            if cache is None:
-                x = self.run(block, x, condition)
-            else:
-                x = block(x, condition, cache.layers[index])
+        x = self.blocks(x, condition, caches=None if cache is None else cache.layers)
         skipped = 1 if first == 0 else 0
         return self.head(self.norm_out(x[:, skipped:], condition[:, skipped:]))
 

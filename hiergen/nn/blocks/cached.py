@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
-from hiergen.nn.blocks.layers import Linear, RMSNorm, SwiGLU
+from hiergen.nn.blocks.layers import Branch, Linear, RMSNorm, SwiGLU, add_branches
 from hiergen.nn.cache import LayerCache
 from hiergen.nn.positions import apply_rotary
 
@@ -74,6 +74,7 @@ class CachedBlock(nn.Module):
         *,
         mask: Bool[Tensor, "*rows n t"] | None = None,
         cache: LayerCache | None = None,
+        only: Branch | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Return the block's output.
 
@@ -82,6 +83,11 @@ class CachedBlock(nn.Module):
             rotary: `rotary_table` at the positions of these tokens.
             mask: Which tokens of `x` see which of the `t` tokens so far, for all samples or with shape `(b, 1, n, t)`; None for all.
             cache: Keys and values of the earlier tokens, to which those of `x` are appended.
+            only: The branch to return alone, without what it is added to.
         """
-        x = x + self.attention(self.attention_norm(x), rotary, mask=mask, cache=cache)
-        return x + self.ffn(self.ffn_norm(x))
+        return add_branches(
+            x,
+            lambda x: self.attention(self.attention_norm(x), rotary, mask=mask, cache=cache),
+            lambda x: self.ffn(self.ffn_norm(x)),
+            only,
+        )

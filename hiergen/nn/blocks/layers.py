@@ -20,6 +20,8 @@ from hiergen.nn.positions import apply_rotary
 
 #: Attention of projected heads: (query, key, value), each `(b, h, n, k)`, to `(b, h, n, k)`.
 AttendFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: A branch of a block: what it adds to the stream.
+Branch = Literal["attention", "ffn"]
 NormKind = Literal["rms", "layer"]
 FeedForwardKind = Literal["swiglu", "gelu"]
 
@@ -33,6 +35,26 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows k"]:
         return linear(input, self.weight, self.bias, packed=self.packed)
+
+
+def add_branches(
+    x: Tensor, attend: Callable[[Tensor], Tensor], feed: Callable[[Tensor], Tensor], only: Branch | None
+) -> Tensor:
+    """Return x += attend(x); x += feed(x); or one of the branches alone, without the stream that it is added to.
+
+    Args:
+        x: The stream.
+        attend: The attention branch, its norm and scale included.
+        feed: The feed-forward branch.
+        only: The branch to return alone; None for the block's output.
+    """
+    if only != "ffn":
+        branch = attend(x)
+        if only is not None:
+            return branch
+        x = x + branch
+    branch = feed(x)
+    return x + branch if only is None else branch
 
 
 class RMSNorm(nn.Module):
@@ -95,9 +117,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.gate = Linear(dim, hidden_dim, bias=False)
-        self.up = Linear(dim, hidden_dim, bias=False)
-        self.down = Linear(hidden_dim, dim, bias=False)
+        self.gate: nn.Linear = Linear(dim, hidden_dim, bias=False)
+        self.up: nn.Linear = Linear(dim, hidden_dim, bias=False)
+        self.down: nn.Linear = Linear(hidden_dim, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
-from hiergen.nn.blocks.layers import Linear
+from hiergen.nn.blocks.layers import Branch, Linear, add_branches
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.running.checkpointing import CheckpointedModule
 
 #: Key and value of every head, each `(b, heads, n, k)`.
@@ -108,9 +109,11 @@ class SelfBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        x = x + self.attention(self.norm_attention(x))
-        return x + self.mlp(self.norm_mlp(x))
+    def forward(self, x: Float[Tensor, "b n d"], *, only: Branch | None = None) -> Float[Tensor, "b n d"]:
+        """Return the tokens after the block; `only` as in `add_branches`."""
+        return add_branches(
+            x, lambda x: self.attention(self.norm_attention(x)), lambda x: self.mlp(self.norm_mlp(x)), only
+        )
 
 
 class CrossBlock(nn.Module):
@@ -139,16 +142,18 @@ class CrossBlock(nn.Module):
 
 
 class SelfStack(CheckpointedModule):
-    """Self blocks one after another."""
+    """Self blocks one after another, or by a plan (`hiergen.nn.depth.plan`)."""
 
-    def __init__(self, depth: int, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+    def __init__(
+        self, depth: int, width: int, num_heads: int, *, qkv_bias: bool = True, plan: PlanJson | None = None
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(SelfBlock(width, num_heads, qkv_bias=qkv_bias) for _ in range(depth))
+        self.blocks = BlockStack(
+            (SelfBlock(width, num_heads, qkv_bias=qkv_bias) for _ in range(depth)), plan, dim=width
+        )
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        for block in self.blocks:
-            x = self.run(block, x)
-        return x
+        return self.blocks(x)
 
 
 def init_perceiver(module: nn.Module, *, std: float) -> None:

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.kernels.attention import attention as dense_attention
 from hiergen.nn.blocks.transformer import TransformerBlock
 from hiergen.nn.constants import Constants
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.level_masks import AttentionForm, MaskKind, ScaleAttention, ScaleMask
 from hiergen.nn.positions import common_frame_positions, rotary_table
 from hiergen.nn.running.checkpointing import CheckpointedModule
@@ -32,6 +34,7 @@ class ScaleTransformer(CheckpointedModule):
         mask: Rule of which levels a level sees (`ScaleMask`).
         attention: How the rule is carried out (`ScaleAttention`).
         positions: "rotary" turns queries and keys by (row, column) on the common frame; "learned" adds a table instead.
+        plan: Steps as JSON (`hiergen.nn.depth.plan`); slices only under a full mask. None runs each block once.
 
     Raises:
         ValueError: If the kind of positions is unknown or a size does not fit.
@@ -47,6 +50,7 @@ class ScaleTransformer(CheckpointedModule):
         mask: MaskKind = "scale_causal",
         attention: AttentionForm = "grouped",
         positions: PositionKind = "rotary",
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         if positions not in get_args(PositionKind):
@@ -66,7 +70,12 @@ class ScaleTransformer(CheckpointedModule):
             self.position_embed = nn.Parameter(torch.empty(len(levels), dim))
         self._constants = Constants(**tables)
         self.level_embed = nn.Parameter(torch.empty(len(sides), dim))
-        self.blocks = nn.ModuleList(TransformerBlock(dim, num_heads) for _ in range(depth))
+        self.blocks = BlockStack(
+            (TransformerBlock(dim, num_heads) for _ in range(depth)),
+            plan,
+            dim=dim,
+            num_tokens=len(levels) if self.mask.is_full else None,
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -83,6 +92,5 @@ class ScaleTransformer(CheckpointedModule):
         if self.position_embed is not None:
             x = x + self.position_embed[:length]
         rotary = tables["rotary"][:, :length] if "rotary" in tables else None
-        for block in self.blocks:
-            x = self.run(block, x, rotary, self._attend)
-        return x
+        # Slices end where no level ends; they are for full masks alone.
+        return self.blocks(x, rotary, attend=dense_attention if self.blocks.is_sliced else self._attend)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from hiergen.kernels.attention import attention
 from hiergen.nn.blocks.layers import (
     AttendFn,
+    Branch,
     FeedForwardKind,
     GeluMLP,
     Linear,
     NormKind,
     SelfAttention,
+    add_branches,
     make_feed_forward,
     make_norm,
 )
@@ -59,12 +61,17 @@ class EncoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = GeluMLP(dim, int(dim * mlp_ratio), dropout=dropout)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], *, only: Branch | None = None) -> Float[Tensor, "b n d"]:
+        """Return the tokens after the block; `only` as in `add_branches`."""
         # Not kernels.attention, which has no word for dropping attention weights.
         rate = self.attention_dropout if self.training else 0.0
         attend = functools.partial(F.scaled_dot_product_attention, dropout_p=rate)
-        x = x + self.dropout(self.attn(self.norm1(x), attend=attend))
-        return x + self.mlp(self.norm2(x))
+        return add_branches(
+            x,
+            lambda x: self.dropout(self.attn(self.norm1(x), attend=attend)),
+            lambda x: self.mlp(self.norm2(x)),
+            only,
+        )
 
 
 class PostNormBlock(nn.Module):
@@ -119,11 +126,20 @@ class TransformerBlock(nn.Module):
         self.ffn = make_feed_forward("swiglu", dim, mlp_ratio)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 n half"] | None = None, attend: AttendFn = attention
+        self,
+        x: Float[Tensor, "b n d"],
+        rotary: Float[Tensor, "2 n half"] | None = None,
+        attend: AttendFn = attention,
+        *,
+        only: Branch | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Return the tokens after attention and feed-forward."""
-        x = x + self.attention(self.norm1(x), rotary=rotary, attend=attend)
-        return x + self.ffn(self.norm2(x))
+        """Return the tokens after attention and feed-forward; `only` as in `add_branches`."""
+        return add_branches(
+            x,
+            lambda x: self.attention(self.norm1(x), rotary=rotary, attend=attend),
+            lambda x: self.ffn(self.norm2(x)),
+            only,
+        )
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
@@ -178,11 +194,19 @@ class ModulatedBlock(nn.Module):
         condition: Float[Tensor, "b d"],
         rotary: Float[Tensor, "2 n half"] | None,
         attend: AttendFn = attention,
+        *,
+        only: Branch | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Return the tokens after modulated attention and feed-forward; `attend` as in `SelfAttention`."""
+        """Return the tokens after modulated attention and feed-forward; `attend` as in `SelfAttention`, `only` as in `add_branches`."""
         parts = self.modulation(F.silu(condition)).chunk(6 if self.use_shift else 4, dim=-1)
         shift1, scale1, gate1 = parts[:3] if self.use_shift else (None, *parts[:2])
         shift2, scale2, gate2 = parts[3:] if self.use_shift else (None, *parts[2:])
-        attended = self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary, attend=attend)
-        x = x + gate1.unsqueeze(1) * attended
-        return x + gate2.unsqueeze(1) * self.ffn(modulate(self.norm2(x), shift2, scale2))
+        return add_branches(
+            x,
+            lambda x: (
+                gate1.unsqueeze(1)
+                * self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary, attend=attend)
+            ),
+            lambda x: gate2.unsqueeze(1) * self.ffn(modulate(self.norm2(x), shift2, scale2)),
+            only,
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
 from hiergen.kernels.products import linear
-from hiergen.nn.blocks.layers import GeluMLP, Linear
+from hiergen.nn.blocks.layers import Branch, GeluMLP, Linear, add_branches
 from hiergen.nn.positions import apply_rotary
 
 
@@ -77,6 +77,8 @@ class ViTBlock(nn.Module):
         rotary: Float[Tensor, "2 n half"],
         mask: Bool[Tensor, "n n"] | None = None,
         between: Callable[[Tensor], Tensor] | None = None,
+        *,
+        only: Branch | None = None,
     ) -> Float[Tensor, "b m d"]:
         """Return the tokens after the block.
 
@@ -85,8 +87,16 @@ class ViTBlock(nn.Module):
             rotary: `hiergen.nn.positions.rotary_table` of the sequence's positions.
             mask: True where row may see column; None for full attention.
             between: Applied between attention and MLP; may change the number of tokens (`m` is then not `n`).
+            only: The branch to return alone, without what it is added to and without `between`.
         """
-        tokens = tokens + self.scale1 * self.attention(self.norm1(tokens), rotary, mask)
-        if between is not None:
-            tokens = between(tokens)
-        return tokens + self.scale2 * self.mlp(self.norm2(tokens))
+
+        def feed(tokens: Tensor) -> Tensor:
+            return self.scale2 * self.mlp(self.norm2(tokens))
+
+        def attend(tokens: Tensor) -> Tensor:
+            return self.scale1 * self.attention(self.norm1(tokens), rotary, mask)
+
+        if between is None or only is not None:
+            return add_branches(tokens, attend, feed, only)
+        tokens = between(tokens + attend(tokens))
+        return tokens + feed(tokens)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
-from hiergen.nn.blocks.layers import Linear, SwiGLU
+from hiergen.nn.blocks.layers import Branch, Linear, SwiGLU, add_branches
 
 
 class NormalizedAttention(nn.Module):
@@ -53,10 +53,11 @@ class RegisterBlock(nn.Module):
         self.attention = NormalizedAttention(dim, num_heads)
         self.mlp = SwiGLU(dim, int(8 * dim / 3))
 
-    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "n n"]) -> Float[Tensor, "b n d"]:
-        """Return the tokens after attention and feed-forward; `mask` is True where row may see column."""
-        x = x + self.attention(self.norm(x), mask)
-        return x + self.mlp(self.norm(x))
+    def forward(
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "n n"], *, only: Branch | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Return the tokens after the block; `mask` is True where row may see column, `only` is that of `add_branches`."""
+        return add_branches(x, lambda x: self.attention(self.norm(x), mask), lambda x: self.mlp(self.norm(x)), only)
 
 
 class TwoStreamBlock(nn.Module):
@@ -78,12 +79,18 @@ class TwoStreamBlock(nn.Module):
         self.mlp = SwiGLU(dim, int(8 * dim / 3))
         self.modulation = Linear(dim, 12 * dim)
 
-    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
-        """Return the tokens after modulated attention and feed-forward."""
+    def forward(
+        self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"], *, only: Branch | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Return the tokens after modulated attention and feed-forward; `only` as in `add_branches`."""
         parts = self.modulation(F.silu(condition)).unflatten(-1, (2, 6, -1)).unbind(2)
         gate1, gate2, shift1, scale1, shift2, scale2 = (self._spread(part) for part in parts)
-        x = x + gate1 * self.attention(self.norm(x) * (1 + scale1) + shift1)
-        return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
+        return add_branches(
+            x,
+            lambda x: gate1 * self.attention(self.norm(x) * (1 + scale1) + shift1),
+            lambda x: gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2),
+            only,
+        )
 
     def _spread(self, rows: Float[Tensor, "b 2 d"]) -> Float[Tensor, "b n d"]:
         """Return the row of its stream for every token."""

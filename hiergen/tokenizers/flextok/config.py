@@ -81,6 +81,10 @@ class FlexTokConfig(FlowDecoding):
     weights_license: str | None = None
     """License of the weights, where a converter knows it; it goes with what is saved."""
 
+    # The stacks
+    plan: dict[str, Any] | None = None
+    """Steps of "encoder" and "decoder" (`hiergen.nn.depth.plan`); a part that is left out runs each block once."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_size % (self.stride * self.patch_size):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.constants import Constants, Table
+from hiergen.nn.depth.plan import part_plan
+from hiergen.nn.depth.stack import BlockStack
 from hiergen.nn.initialization import xavier_linears
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.nested_dropout import prefix_mask
@@ -44,7 +46,7 @@ def _init(module: nn.Module, zero: list[nn.Linear]) -> None:
     """Draw every linear layer Xavier uniform, queries, keys and values apart, but for those that start at 0; learned tables N(0, 0.02²)."""
     xavier_linears(module)
     for name, layer in module.named_modules():
-        if name.endswith("attention.qkv"):
+        if name.endswith("attention.qkv") and isinstance(layer, nn.Linear):
             for part in layer.get_parameter("weight").data.chunk(3):
                 nn.init.xavier_uniform_(part)
     for layer in zero:
@@ -64,7 +66,8 @@ class FlexTokEncoder(CheckpointedModule):
         dim = config.encoder_dim
         self.patch_embed = _PatchEmbed(dim, config)
         self.registers = nn.Parameter(torch.empty(config.num_registers, dim))
-        self.blocks = nn.ModuleList(RegisterBlock(dim, config.encoder_heads) for _ in range(config.encoder_depth))
+        blocks = (RegisterBlock(dim, config.encoder_heads) for _ in range(config.encoder_depth))
+        self.blocks = BlockStack(blocks, part_plan(config.plan, "encoder", "decoder"), dim=dim)
         self.norm_out = nn.LayerNorm(dim, elementwise_affine=False)
         self.to_codes = nn.Linear(dim, len(config.code_levels))
         mask = BlockCausalMask((config.side**2, *[1] * config.num_registers))
@@ -75,8 +78,7 @@ class FlexTokEncoder(CheckpointedModule):
         """Return the latents of a map before they are quantized."""
         tokens = torch.cat((self.patch_embed(x), self.registers.expand(len(x), -1, -1)), dim=1)
         mask = self.constants.on(tokens.device)["mask"]
-        for block in self.blocks:
-            tokens = self.run(block, tokens, mask)
+        tokens = self.blocks(tokens, mask)
         return self.to_codes(self.norm_out(tokens[:, -len(self.registers) :]))
 
 
@@ -97,14 +99,13 @@ class FlexTokDecoder(CheckpointedModule):
         self.patch_embed = _PatchEmbed(dim, config)
         self.time_embed = TimeEmbedding(dim, period=256.0)
         sizes = (config.side**2, config.num_registers)
-        self.blocks = nn.ModuleList(
-            TwoStreamBlock(dim, config.decoder_heads, sizes) for _ in range(config.decoder_depth)
-        )
+        blocks = (TwoStreamBlock(dim, config.decoder_heads, sizes) for _ in range(config.decoder_depth))
+        self.blocks = BlockStack(blocks, part_plan(config.plan, "decoder", "encoder"), dim=dim)
         self.norm_out = nn.LayerNorm(dim, elementwise_affine=False)
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.final_linear = nn.Linear(dim, config.patch_dim)
-        modulations = [block.get_submodule("modulation") for block in self.blocks]
-        _init(self, [*modulations, self.final_modulation, self.final_linear])  # type: ignore[list-item]
+        modulations = [block.modulation for block in self.blocks.unwrapped]
+        _init(self, [*modulations, self.final_modulation, self.final_linear])
 
     def forward(
         self,
@@ -130,8 +131,7 @@ class FlexTokDecoder(CheckpointedModule):
         patches = self.patch_embed(x)
         tokens = torch.cat((patches, registers.to(patches.dtype)), dim=1)
         condition = self.time_embed(time * self.time_factor)
-        for block in self.blocks:
-            tokens = self.run(block, tokens, condition)
+        tokens = self.blocks(tokens, condition)
         shift, scale = self.final_modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
         out = self.final_linear(self.norm_out(tokens[:, : patches.shape[1]]) * (1 + scale) + shift)
         size = self.patch_size

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hiergen.checked import Checked, CountOrZero
 from hiergen.nn.blocks.scale_transformer import PositionKind
+from hiergen.nn.depth.plan import part_plan
 from hiergen.nn.level_masks import AttentionForm, MaskKind
 from hiergen.tokenizers.hieratok.pyramid_pooling import PoolKind
 
@@ -84,6 +86,9 @@ class HieraTokConfig(Checked):
     alignment_dim: int | None = None
     """Channels of a teacher's features that `features["alignment"]` is projected to; None for no projection."""
 
+    plan: dict[str, Any] | None = None
+    """Steps of "encoder", "encoder_tail" and "decoder" (`hiergen.nn.depth.plan`); a part that is left out runs each block once."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         sides, image_size, patch_size = self.scales, self.image_size, self.patch_size
@@ -103,6 +108,10 @@ class HieraTokConfig(Checked):
             raise ValueError(
                 f"a channel shortcut needs latent_dim to divide decoder_dim, got {self.latent_dim}, {self.decoder_dim}"
             )
+
+    def plan_of(self, part: str) -> Sequence[Mapping[str, Any]] | None:
+        """Return the plan of one of the transformers as JSON."""
+        return part_plan(self.plan, part, "encoder", "encoder_tail", "decoder")
 
     @property
     def _conv_widths(self) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ from hiergen.bottlenecks.gaussian import GaussianBottleneck, GaussianPosterior
 from hiergen.nn.blocks.layers import make_norm
 from hiergen.nn.blocks.scale_transformer import ScaleTransformer
 from hiergen.nn.blocks.transformer import TransformerBlock
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.mixers.grids import GridMixer
 from hiergen.nn.running.checkpointing import CheckpointedModule
@@ -64,16 +65,18 @@ class PatchEncoder(CheckpointedModule):
         *,
         patches: ConvPatches | None = None,
         mixer: Mapping[str, Any] | None = None,
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         side = image_size // patch_size
         self.patch_embed: Any = nn.Conv2d(3, dim, patch_size, stride=patch_size) if patches is None else patches
         self.position_embed = nn.Parameter(torch.empty(side**2, dim))
         nn.init.normal_(self.position_embed, std=0.02)
-        self.blocks = nn.ModuleList(
+        blocks = (
             TransformerBlock(dim, num_heads, mixer=GridMixer(mixer, dim, num_heads, [(side, side)]) if mixer else None)
             for _ in range(depth)
         )
+        self.blocks = BlockStack(blocks, plan, dim=dim, num_tokens=side**2)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return one feature per patch, row-major."""
@@ -81,10 +84,7 @@ class PatchEncoder(CheckpointedModule):
             x = self.patch_embed(images)
         else:
             x = self.patch_embed(images.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
-        x = x + self.position_embed
-        for block in self.blocks:
-            x = self.run(block, x)
-        return x
+        return self.blocks(x + self.position_embed)
 
 
 class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Tokenizer
@@ -129,6 +129,7 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
             heads,
             patches=patches,
             mixer=layout.encoder_mixer,
+            plan=layout.plan_of("encoder"),
         )
         self.feature_pool: PyramidPool | None = None
         if layout.has_tail or layout.latent == "all":
@@ -143,6 +144,7 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
                 mask=layout.mask,
                 attention=layout.attention,
                 positions=layout.positions,
+                plan=layout.plan_of("encoder_tail"),
             )
         self.encoder_norm = make_norm("rms", dim)
         # The task averages pixel losses, the weight is for their sum.
@@ -168,6 +170,7 @@ class HieraTok(Tokenizer, CheckpointedModule):  # type: ignore[misc]  # see Toke
             mask=layout.mask if layout.has_pyramid_decoder else "full",
             attention=layout.attention,
             positions=layout.positions,
+            plan=layout.plan_of("decoder"),
         )
         self.decoder_norm = make_norm("rms", dim)
         self.to_pixels: nn.Linear | ConvPixels = nn.Linear(dim, pixels)

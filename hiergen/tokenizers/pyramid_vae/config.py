@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from hiergen.checked import Checked
 from hiergen.nn.blocks.perceiver import fourier_dim
@@ -61,6 +61,10 @@ class PyramidVAEConfig(Checked):
     """Start the blocks' weights with a deviation of `init_scale / sqrt(width)`."""
     init_log_variance: float | None = None
     """Log-variance of a token at the start; None leaves it near 0, where noise hides the means at first."""
+
+    # The stacks
+    plan: dict[str, Any] | None = None
+    """Steps of "encoder" and "decoder" (`hiergen.nn.depth.plan`); a part that is left out runs each block once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

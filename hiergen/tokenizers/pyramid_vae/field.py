@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.perceiver import CrossBlock, KeyValue, SelfStack
+from hiergen.nn.depth.plan import part_plan
 from hiergen.tokenizers.pyramid_vae.config import PyramidVAEConfig
 
 
@@ -22,7 +23,13 @@ class FieldDecoder(nn.Module):
         super().__init__()
         width, num_heads, qkv_bias = layout.width, layout.num_heads, layout.qkv_bias
         self.from_tokens = nn.Linear(layout.token_dim, width)
-        self.stack = SelfStack(layout.decoder_depth, width, num_heads, qkv_bias=qkv_bias)
+        self.stack = SelfStack(
+            layout.decoder_depth,
+            width,
+            num_heads,
+            qkv_bias=qkv_bias,
+            plan=part_plan(layout.plan, "decoder", "encoder"),
+        )
         self.query_projection = nn.Linear(layout.embed_dim, width)
         self.cross_block = CrossBlock(width, num_heads, qkv_bias=qkv_bias)
         self.norm = nn.LayerNorm(width)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hiergen.bottlenecks.gaussian import GaussianPosterior
 from hiergen.nn.blocks.perceiver import CrossBlock, KeyValue, SelfStack, fourier_embedding, init_perceiver
+from hiergen.nn.depth.plan import part_plan
 from hiergen.nn.farthest_points import farthest_points
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, configured
@@ -67,7 +68,9 @@ class PyramidVAE(Tokenizer[ShapeField]):
         projections = 1 if layout.share_input_projection else resolutions
         self.input_projections = nn.ModuleList(nn.Linear(layout.input_dim, width) for _ in range(projections))
         self.cross_blocks = nn.ModuleList(CrossBlock(width, heads, qkv_bias=bias) for _ in range(resolutions))
-        self.encoder_stack = SelfStack(layout.encoder_depth, width, heads, qkv_bias=bias)
+        self.encoder_stack = SelfStack(
+            layout.encoder_depth, width, heads, qkv_bias=bias, plan=part_plan(layout.plan, "encoder", "decoder")
+        )
         self.encoder_norm = nn.LayerNorm(width) if layout.final_encoder_norm else nn.Identity()
         self.to_moments = nn.Linear(width, 2 * layout.token_dim)
         self.decoder = FieldDecoder(layout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 from hiergen.checked import Checked
 from hiergen.nn.blocks.convnet import ConvNetConfig, Shortcut
@@ -104,6 +104,10 @@ class ResTokConfig(Checked):
     entropy_weight: float = 0.0
     """Weight of the entropy loss; see `hiergen.bottlenecks.vector.VectorQuantizer`."""
 
+    # The stacks
+    plan: dict[str, Any] | None = None
+    """Steps of "encoder" and "decoder" (`hiergen.nn.depth.plan`); a part that is left out runs each block once."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_sizes()
@@ -181,9 +185,9 @@ class ResTokConfig(Checked):
 
     @property
     def merge_blocks(self) -> tuple[int, ...]:
-        """Encoder blocks inside which a coarser image level is made."""
+        """Steps of the encoder inside which a coarser image level is made: indices of its plan, or of its blocks."""
         # In floating point, as in the source: its rounding decides for a few depths.
-        levels, depth = self.num_image_levels, self.encoder_depth
+        levels, depth = self.num_image_levels, len((self.plan or {}).get("encoder", range(self.encoder_depth)))
         return tuple(int(k / levels * depth) - 1 for k in range(1, levels))
 
     @property

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from hiergen.nn.blocks.vit import ViTBlock
 from hiergen.nn.constants import Constants
+from hiergen.nn.depth.plan import part_plan
+from hiergen.nn.depth.stack import BlockStack
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.positions import grid_positions, rotary_table
 from hiergen.nn.running.checkpointing import CheckpointedModule
@@ -59,9 +61,8 @@ class ResTokDecoder(CheckpointedModule):
         self.image_mask_token = nn.Parameter(torch.empty(dim)) if config.learnable_image_tokens else None
         self.feature_mask_token = nn.Parameter(torch.empty(dim)) if config.decoder_features else None
         self.norm_in = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(
-            ViTBlock(dim, config.decoder_heads, int(dim * config.mlp_ratio)) for _ in range(config.decoder_depth)
-        )
+        blocks = (ViTBlock(dim, config.decoder_heads, int(dim * config.mlp_ratio)) for _ in range(config.decoder_depth))
+        self.blocks = BlockStack(blocks, part_plan(config.plan, "decoder", "encoder"), dim=dim)
         self.norm_out = nn.LayerNorm(dim)
         self.out = nn.Conv2d(dim, config.z_channels, 1)
         self.constants = _constants(config)
@@ -107,8 +108,7 @@ class ResTokDecoder(CheckpointedModule):
             latents, cells = torch.cat((latents, latents)), torch.cat((cells, features))
         tokens = self.norm_in(torch.cat((latents, cells), dim=1))
         rotary = self.constants.on(tokens.device)["rotary"]
-        for block in self.blocks:
-            tokens = self.run(block, tokens, rotary)
+        tokens = self.blocks(tokens, rotary)
         tokens = tokens[:, self.layout.num_latent_tokens :]
         image_tokens, feature_tokens = tokens.chunk(2) if with_features else (tokens, None)
         image = rearrange(self.norm_out(image_tokens), "b (h w) d -> b d h w", h=self.side)

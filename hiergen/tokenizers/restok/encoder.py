@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from hiergen.nn.blocks.vit import ViTBlock
 from hiergen.nn.constants import Constants
+from hiergen.nn.depth.plan import part_plan
+from hiergen.nn.depth.stack import BlockStack, Stream
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.positions import grid_positions, rotary_table
@@ -46,9 +48,13 @@ class ResTokEncoder(CheckpointedModule):
         self.level_embedding = nn.Parameter(torch.empty(config.num_image_levels, dim))
         self.latent_level_embedding = nn.Parameter(torch.empty(len(config.level_sizes), dim))
         self.norm_in = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(
-            ViTBlock(dim, config.encoder_heads, int(dim * config.mlp_ratio)) for _ in range(config.encoder_depth)
-        )
+        blocks = (ViTBlock(dim, config.encoder_heads, int(dim * config.mlp_ratio)) for _ in range(config.encoder_depth))
+        self.blocks = BlockStack(blocks, part_plan(config.plan, "encoder", "decoder"), dim=dim)
+        if self.merge_blocks and any(step.lag or step.inject for step in self.blocks.plan.steps):
+            raise ValueError(
+                "plan of the encoder has a step with lag 1 or inject, expected neither where levels merge: "
+                "the number of tokens changes"
+            )
         self.norm_out = nn.LayerNorm(dim)
         self.constants = _stage_constants(config)
         init_truncated_normal(self)
@@ -62,21 +68,22 @@ class ResTokEncoder(CheckpointedModule):
         latents = self.initial_latents(features)
         latents = latents + expand_levels(self.latent_level_embedding, self.level_sizes)
         image = rearrange(features, "b d h w -> b (h w) d") + self.level_embedding[0]
-        tokens = self.norm_in(torch.cat((image, latents), dim=1))
-        constants = self.constants.on(tokens.device)
+        stream = Stream(self.norm_in(torch.cat((image, latents), dim=1)))
+        constants = self.constants.on(features.device)
         stage = 0
-        for index, block in enumerate(self.blocks):
+        for index in range(self.blocks.num_steps):
             stage_inputs = constants[f"rotary_{stage}"], constants[f"mask_{stage}"]
             if index not in self.merge_blocks:
-                tokens = self.run(block, tokens, *stage_inputs)
+                self.blocks.advance(stream, index, *stage_inputs)
                 continue
             merge = functools.partial(
                 merge_coarsest, grid=self.image_grids[stage], rule=layout.merge, residual=layout.residual_image_tokens
             )
-            tokens = self.run(block, tokens, *stage_inputs, merge)
+            self.blocks.advance(stream, index, *stage_inputs, merge)
             stage += 1
-            coarse, rest = _split_at(tokens, _cells(self.image_grids[stage]))
-            tokens = torch.cat((coarse + self.level_embedding[stage], rest), dim=1)
+            coarse, rest = _split_at(stream.x, _cells(self.image_grids[stage]))
+            stream.x = torch.cat((coarse + self.level_embedding[stage], rest), dim=1)
+        tokens = stream.settle()
         latents = self.norm_out(tokens[:, -layout.num_latent_tokens :])
         return latents, tokens[:, : _cells(self.image_grids[-1])]
 

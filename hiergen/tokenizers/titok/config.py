@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from hiergen.checked import Count, NotNegative, Positive
 from hiergen.tokenizers.maskgit_vqgan.config import PixelOptions
@@ -67,6 +67,10 @@ class TiTokConfig(PixelOptions):
     """Number of proxy codes."""
     freeze_encoder: bool = False
     """Whether training leaves everything in front of the decoder as it is (stage 2)."""
+
+    # The stacks
+    plan: dict[str, Any] | None = None
+    """Steps of "encoder" and "decoder" (`hiergen.nn.depth.plan`); a part that is left out runs each block once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

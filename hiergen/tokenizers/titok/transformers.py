@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.transformer import EncoderBlock
+from hiergen.nn.depth.plan import part_plan
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.initialization import init_truncated_normal
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.tokenizers.titok.config import TiTokConfig
@@ -18,21 +20,23 @@ from hiergen.tokenizers.titok.config import TiTokConfig
 class _Side(CheckpointedModule):
     """What both transformers have: learned positions of a class token, of patches and of latent tokens, norms and blocks."""
 
-    def __init__(self, dim: int, depth: int, num_heads: int, config: TiTokConfig) -> None:
+    def __init__(self, dim: int, depth: int, num_heads: int, config: TiTokConfig, plan: PlanJson | None) -> None:
         super().__init__()
         self.cls_embedding = nn.Parameter(torch.empty(1, dim))
         self.position_embedding = nn.Parameter(torch.empty(config.side**2 + 1, dim))
         self.latent_position_embedding = nn.Parameter(torch.empty(config.num_latent_tokens, dim))
         self.norm_in = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(
-            EncoderBlock(dim, num_heads, mlp_ratio=config.mlp_ratio, norm_eps=1e-5) for _ in range(depth)
+        self.blocks = BlockStack(
+            (EncoderBlock(dim, num_heads, mlp_ratio=config.mlp_ratio, norm_eps=1e-5) for _ in range(depth)),
+            plan,
+            dim=dim,
         )
         self.norm_out = nn.LayerNorm(dim)
 
     def reset_parameters(self) -> None:
         """Draw the weights as published: truncated normal layers, attention's input matrices Xavier uniform, N(0, 1/d) tables."""
         init_truncated_normal(self)
-        for block in self.blocks:
+        for block in self.blocks.unwrapped:
             # The published program's walk over layers does not see these matrices.
             nn.init.xavier_uniform_(block.get_parameter("attn.qkv.weight"))
         tables = [self.cls_embedding, self.position_embedding, self.latent_position_embedding]
@@ -44,16 +48,15 @@ class _Side(CheckpointedModule):
         first = self.cls_embedding.expand(len(patches), 1, -1)
         front = torch.cat((first, patches), dim=1) + self.position_embedding
         x = self.norm_in(torch.cat((front, latents + self.latent_position_embedding), dim=1))
-        for block in self.blocks:
-            x = self.run(block, x)
-        return x
+        return self.blocks(x)
 
 
 class TiTokEncoder(_Side):
     """An image to latent tokens."""
 
     def __init__(self, config: TiTokConfig) -> None:
-        super().__init__(config.encoder_dim, config.encoder_depth, config.encoder_heads, config)
+        plan = part_plan(config.plan, "encoder", "decoder")
+        super().__init__(config.encoder_dim, config.encoder_depth, config.encoder_heads, config, plan)
         self.patch_embed = nn.Conv2d(
             config.in_channels, config.encoder_dim, config.patch_size, stride=config.patch_size
         )
@@ -72,7 +75,8 @@ class TiTokDecoder(_Side):
     """Codes to one token per patch: mask tokens first, codes last."""
 
     def __init__(self, config: TiTokConfig) -> None:
-        super().__init__(config.decoder_dim, config.decoder_depth, config.decoder_heads, config)
+        plan = part_plan(config.plan, "decoder", "encoder")
+        super().__init__(config.decoder_dim, config.decoder_depth, config.decoder_heads, config, plan)
         self.embed = nn.Linear(config.code_dim, config.decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, config.decoder_dim))
         self.num_patches = config.side**2

@@ -13,6 +13,7 @@ from torch import nn
 from hiergen.config import nearest
 from hiergen.environment import require
 from hiergen.generators.base import Generator
+from hiergen.nn.depth.deltas import SharedBlock
 from hiergen.seeding import derive_seed
 from hiergen.training.config import LoraConfig
 
@@ -27,11 +28,15 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, seed: int, trained: Co
         trained: Names of parameters that are trained beside the adapters.
 
     Raises:
-        ValueError: If the model is no generator, or a target names none of its linear layers.
+        ValueError: If the model is no generator, its plan has differences of steps, or a target names none of its linear layers.
         ImportError: If peft is not installed.
     """
     if not isinstance(model, Generator):
         raise ValueError(f"lora.rank is {config.rank}, but a {type(model).__name__} is no generator: leave it at 0")
+    if any(isinstance(module, SharedBlock) and len(module.deltas) for module in model.modules()):
+        raise ValueError(
+            f"lora.rank is {config.rank}, but the model's plan has differences of single steps: train those, or leave it at 0"
+        )
     peft = require("peft", "lora", "lora.rank")
     linears = [
         name

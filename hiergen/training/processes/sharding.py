@@ -19,6 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from hiergen.nn.depth.deltas import SharedBlock
+
 
 def shard(player: nn.Module, device: torch.device) -> None:
     """Share out the parameters of a player over all processes, in place; they must start equal on all of them.
@@ -30,11 +32,14 @@ def shard(player: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     models: list[Any] = [module for module in player.modules() if isinstance(module, ModelMixin)]
     names = {name for model in models for name in model._no_split_modules or ()}
+    # A shared block is gathered with what its steps add to it: the sums are made inside it.
+    shared = [module for module in player.modules() if isinstance(module, SharedBlock)]
+    inner = {id(module.block) for module in shared}
     blocks: list[FSDPModule] = [
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         # From the inside out.
         for module in reversed(list(player.modules()))
-        if type(module).__name__ in names
+        if isinstance(module, SharedBlock) or (type(module).__name__ in names and id(module) not in inner)
     ]
     root = fully_shard(player, mesh=mesh, reshard_after_forward=False)
     # By default a backward pass fetches ahead by the order in which passes forward were made, and pictures are drawn on one process

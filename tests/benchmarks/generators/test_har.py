@@ -8,8 +8,9 @@ import torch
 from hiergen.benchmarks.generators.har import run
 from hiergen.benchmarks.measuring.plain.har import PlainSampler
 from hiergen.benchmarks.settings import HARSettings
-from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
+from hiergen.generators.level_ar.model import LevelAR
 from hiergen.generators.level_ar.presets import doubling_specs
+from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 

@@ -19,7 +19,7 @@ from hiergen.evaluation.images.sampling import TokenSource, class_labels
 from hiergen.evaluation.protocol import small_sample_warning
 from hiergen.evaluation.settings import DistanceConfig, ExtractorConfig, GfidSettings, PassConfig, SamplingConfig
 from hiergen.generators.flow.sampling import FlowSettings
-from hiergen.generators.level_ar.model import LevelARSettings
+from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.generators.masked.cascade import MaskedCascadeSettings
 from hiergen.generators.masked.ids.settings import MaskedIdsSettings
 from hiergen.generators.masked.settings import MaskedARSettings

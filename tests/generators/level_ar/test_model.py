@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 
 SIZES = (1, 1, 2, 4, 8)

@@ -28,6 +28,7 @@ PAIRS = [
     ("toy none", "toy none, then full", 12),
     ("toy none", "toy full, then none", 12),
     ("flow none", "flow full", 6),
+    ("loops none", "loops full", 6),
     ("gan none", "gan full", 2),
 ]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hiergen.convert.level_ar import to_official
 from hiergen.generators.guidance import guide
-from hiergen.generators.level_ar.model import LevelAR, LevelARSettings
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.generators.sampling import keep_top_k, keep_top_p
 
 

@@ -36,6 +36,7 @@ from hiergen.generators.masked.ids.settings import MaskedIdsSettings, count_hidd
 from hiergen.generators.masked.ids.transformers import PostNormTransformer, SkipTransformer
 from hiergen.levels import shared_vocabulary
 from hiergen.nn.blocks.layers import Linear
+from hiergen.nn.depth.stack import PlanJson
 from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
@@ -59,6 +60,7 @@ class MaskedIds(Generator):
             gives each class a row of its own.
         label_smoothing: Share of the target that is spread over the vocabulary.
         visible_weight: Weight of the tokens that were not hidden in the loss; that of hidden ones is 1.
+        plan: Steps as JSON (`hiergen.nn.depth.plan`), for "post_norm" blocks and without lags; None runs each block once.
 
     Raises:
         ValueError: If an argument is out of range or two do not fit together.
@@ -87,6 +89,7 @@ class MaskedIds(Generator):
         class_hierarchy: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.1,
         visible_weight: float = 0.1,
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
@@ -101,13 +104,16 @@ class MaskedIds(Generator):
         # The last row of either stands for what is hidden: the mask, and no class.
         self.token_embedding = nn.Embedding(self.vocab_size + 1, dim)
         self.class_embedding = class_table(num_classes, dim, class_hierarchy)
+        if plan is not None and blocks == "skip":
+            raise ValueError("plan is given for blocks 'skip', expected None: every block has a place among the skips")
+        options = {} if plan is None else {"plan": plan}
         self.transformer = kinds[blocks](
-            self.num_tokens + 1, dim, depth, num_heads, mlp_ratio=mlp_ratio, dropout=dropout
+            self.num_tokens + 1, dim, depth, num_heads, mlp_ratio=mlp_ratio, dropout=dropout, **options
         )
         self._no_split_modules = ["PostNormBlock" if blocks == "post_norm" else "EncoderBlock"]  # type: ignore[assignment]
         self.head = Linear(dim, self.vocab_size)
         for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and ".deltas." not in name:
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.transformer import EncoderBlock, PostNormBlock
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.running.checkpointing import CheckpointedModule
 
 
@@ -23,13 +24,22 @@ class PostNormTransformer(CheckpointedModule):
         num_heads: Attention heads.
         mlp_ratio: Hidden channels of the MLPs over `dim`.
         dropout: Probability of dropping an attention weight, an embedding's channel, and a channel of what a block adds.
+        plan: Steps as JSON (`hiergen.nn.depth.plan`), none with a lag: a block normalizes the stream itself. None runs each block once.
 
     Source:
         BERT, arXiv:1810.04805, without its pooler.
     """
 
     def __init__(
-        self, num_places: int, dim: int, depth: int, num_heads: int, *, mlp_ratio: float = 4.0, dropout: float = 0.0
+        self,
+        num_places: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         self.position_embedding = nn.Parameter(torch.empty(num_places, dim))
@@ -37,16 +47,15 @@ class PostNormTransformer(CheckpointedModule):
         self.type_embedding = nn.Parameter(torch.empty(2, dim))
         self.norm_in = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            PostNormBlock(dim, num_heads, int(dim * mlp_ratio), dropout=dropout) for _ in range(depth)
+        hidden = int(dim * mlp_ratio)
+        self.blocks = BlockStack(
+            (PostNormBlock(dim, num_heads, hidden, dropout=dropout) for _ in range(depth)), plan, dim=dim
         )
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Return the embeddings of ids after the blocks."""
         x = self.dropout(self.norm_in(x + self.type_embedding[0] + self.position_embedding))
-        for block in self.blocks:
-            x = self.run(block, x)
-        return x
+        return self.blocks(x)
 
 
 class SkipTransformer(CheckpointedModule):
