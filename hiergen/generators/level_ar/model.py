@@ -147,14 +147,15 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         self.special_embedding = nn.Embedding(num_special, dim) if num_special else None
         self.input_dropout = nn.Dropout(embedding_dropout)
         dropout = {"attention_dropout": attention_dropout, "ffn_dropout": ffn_dropout}
-        blocks, self.norm, self.widths = build_blocks(
+        blocks, norm, self.widths = build_blocks(
             dim, depth, num_heads, hidden, chains=chains, share_kv=share_kv, **dropout
         )
         if chains is not None:
             self._no_split_modules = ["ChainBlock"]  # type: ignore[assignment]
         if chain_losses and exit_losses != "none":
             raise ValueError(f"chain_losses is True and exit_losses {exit_losses!r}, expected one of the two")
-        self.blocks = BlockStack(blocks, plan, dim=dim)
+        # In this order: the state of an optimizer counts parameters, also that of earlier checkpoints.
+        self.blocks, self.norm = BlockStack(blocks, plan, dim=dim), norm
         self.head = Linear(dim, vocab_size, bias=False)
         table = rotary_of_inputs(rotary, self._specs, layout, dim // num_heads, rope_theta, self._shift)
         mask = BlockCausalMask((1,) * self._shift + self._layout.mask.sizes)

@@ -39,9 +39,7 @@ class Occupancy:
         return self.tokens * num_loops / (self.ticks * batch_size)
 
 
-def simulate(
-    exits: Sequence[Sequence[int]], *, batch_size: int, num_loops: int, batching: Batching = "depth"
-) -> Occupancy:
+def simulate(exits: Sequence[Sequence[int]], *, batch_size: int, num_loops: int, batching: str = "depth") -> Occupancy:
     """Return how a queue of sequences goes through a batch.
 
     Skipped loops are taken to be filled for nothing (`hiergen.generators.level_ar.exits`, fill "copy").
@@ -50,7 +48,7 @@ def simulate(
         exits: Loop after which each token of each sequence exits, 1 to `num_loops`.
         batch_size: Number of slots.
         num_loops: Loops of the model.
-        batching: How slots are filled; only "depth" gains from exits.
+        batching: How slots are filled, a `Batching`; only "depth" gains from exits.
 
     Raises:
         ValueError: If there is no sequence, one is empty, or an exit, the batch or the batching is out of range.

@@ -84,7 +84,7 @@ def test_copied_keys_come_from_the_stream_at_the_exit() -> None:
     how = LevelARSettings(greedy=True, exit_levels=(1, 2, 2, 2), exit_fill="copy", num_levels=2)
     ids = made.generate(LABELS, how).concat()
     x = made._embed(ids, LABELS, made._layout.prefix(2).segments)
-    inputs, options = made.block_inputs(x)
+    inputs, options = made.block_inputs(x, LABELS)
     block = made.blocks[0]
     once = block(x, *inputs, **options)
     # The second step of token 1 sees token 0 as it left.
