@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from hiergen.generators.masked.model import MaskedAR as MaskedAR
     from hiergen.generators.next_scale.model import NextScaleAR as NextScaleAR
     from hiergen.generators.random_order.model import RandomOrderAR as RandomOrderAR
+    from hiergen.generators.sequences.block.model import BlockTransformer as BlockTransformer
+    from hiergen.generators.sequences.byte_word.model import ByteWordTransformer as ByteWordTransformer
+    from hiergen.generators.sequences.hnet.model import HNet as HNet
     from hiergen.geometry.meshes import load_mesh as load_mesh
     from hiergen.kernels.pyramid_attention import PSAConfig as PSAConfig
     from hiergen.kernels.pyramid_attention import PyramidSparseAttention as PyramidSparseAttention

@@ -29,7 +29,7 @@ def files(kind: str) -> set[str]:
 def test_the_wheel_holds_the_library_and_its_models_and_nothing_else() -> None:
     packed = files("wheel")
     assert all(name.startswith(("hiergen/", "tokenizers/", "generators/")) for name in packed)
-    assert {Path(name).suffix for name in packed} == {".py", ".md", ".json", ".safetensors", ".typed"}
+    assert {Path(name).suffix for name in packed} == {".py", ".md", ".json", ".safetensors", ".typed", ".css"}
     recipes = {str(path.relative_to(ROOT)) for folder in RECIPES for path in (ROOT / folder).glob("*.py")}
     assert {name for name in packed if name.startswith(RECIPES) and name.endswith(".py")} == recipes
     for folder in packaged_models():

@@ -17,7 +17,7 @@ from hiergen.files import write_text
 ROOT = Path(__file__).resolve().parents[2]
 #: Folders of the repository whose Markdown and pictures are part of the site.
 FOLDERS = ("docs", "tokenizers", "generators", "eval", "demos", "hiergen/video", "hiergen/kernels")
-SUFFIXES = {".md", ".png", ".gif"}
+SUFFIXES = {".md", ".png", ".gif", ".webp"}
 
 
 def gather(pages: Path) -> None:

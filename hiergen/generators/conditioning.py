@@ -286,7 +286,8 @@ def resolve_labels(
         TypeError: If labels are not int64, or texts are no `TextCondition`.
     """
     if isinstance(condition, Unconditional) and dropout <= 0:
-        raise ValueError(f"the condition is {condition}, expected labels or texts: none was dropped in training")
+        expected = "texts" if isinstance(table, TextPrefix) else "labels"
+        raise ValueError(f"the condition is {condition}, expected {expected}: none was dropped in training")
     if isinstance(table, TextPrefix):
         return cast(C, table.resolve(condition, device))
     assert num_classes is not None

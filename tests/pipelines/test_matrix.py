@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hiergen.data.codes import write_codes
-from hiergen.demo.reconstruct import reconstruct
+from hiergen.demo.tabs.reconstruct import reconstruct
 from hiergen.generators.base import Generator
 from hiergen.generators.guidance import GuidanceSettings
 from hiergen.generators.sequences.base import SequenceModel

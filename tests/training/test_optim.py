@@ -65,7 +65,7 @@ def test_the_same_parameters_are_decayed_as_in_the_official_program() -> None:
     tokenizer = create("restok-tiny", projection="reinterpreted", merge="even", cnn_shortcut="branch")
     names = {entry.name: entry.official for entry in convert_restok._entries(tokenizer)}
     generator = create("har-tiny", depth=1)
-    names |= {ours: (official,) for ours, official in convert_har._official_names(1, has_special=True).items()}
+    names |= {ours: (official,) for ours, official in convert_har._official_names(generator).items()}
     decayed = []
     for name, parameter in [*tokenizer.named_parameters(), *generator.named_parameters()]:
         for official in names[name]:

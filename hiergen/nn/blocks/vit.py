@@ -89,14 +89,13 @@ class ViTBlock(nn.Module):
             between: Applied between attention and MLP; may change the number of tokens (`m` is then not `n`).
             only: The branch to return alone, without what it is added to and without `between`.
         """
-
-        def feed(tokens: Tensor) -> Tensor:
-            return self.scale2 * self.mlp(self.norm2(tokens))
-
-        def attend(tokens: Tensor) -> Tensor:
-            return self.scale1 * self.attention(self.norm1(tokens), rotary, mask)
-
         if between is None or only is not None:
-            return add_branches(tokens, attend, feed, only)
-        tokens = between(tokens + attend(tokens))
-        return tokens + feed(tokens)
+            return add_branches(tokens, lambda x: self._attend(x, rotary, mask), self._feed, only)
+        tokens = between(tokens + self._attend(tokens, rotary, mask))
+        return tokens + self._feed(tokens)
+
+    def _attend(self, tokens: Tensor, rotary: Tensor | None, mask: Tensor | None) -> Tensor:
+        return self.scale1 * self.attention(self.norm1(tokens), rotary, mask)
+
+    def _feed(self, tokens: Tensor) -> Tensor:
+        return self.scale2 * self.mlp(self.norm2(tokens))

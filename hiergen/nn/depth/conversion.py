@@ -63,7 +63,7 @@ def fold_vectors(block: nn.Module) -> None:
             bias.zero_()
 
 
-def shared_start(layers: Sequence[Tensor], num_blocks: int, start: Start) -> list[Tensor]:
+def shared_start(layers: Sequence[Tensor], num_blocks: int, start: str) -> list[Tensor]:
     """Return the parameter of each of `num_blocks` blocks in float64, from that of every layer.
 
     Args:
@@ -89,7 +89,7 @@ def factorize(residual: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def share_blocks(source: BlockStack, target: BlockStack, *, start: Start) -> None:
+def share_blocks(source: BlockStack, target: BlockStack, *, start: str) -> None:
     """Fill a recursive stack from a plain one with as many blocks as it has steps.
 
     Args:
@@ -131,8 +131,8 @@ def to_recursive(
     *,
     loops: int,
     rank: int | Sequence[int] = 0,
-    start: Start = "average",
-    vectors: Vectors | None = None,
+    start: str = "average",
+    vectors: str | None = None,
     parts: Sequence[str] = (),
 ) -> Any:
     """Return a model whose stacks run their blocks `loops` times, made from a trained one.

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from hiergen.nn.running.checkpointing import CheckpointedModule
 PlanJson = Sequence[Mapping[str, Any]]
 
 
+# Not checked at run time, as tests check the package: compilers make these inside of their graphs.
+@no_type_check
 @dataclasses.dataclass
 class Stream:
     """What runs through a stack.
@@ -142,17 +144,16 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
             each: What the block of every step takes as its first input, before `inputs`.
             options: Keyword arguments of every block.
         """
-        stream = Stream(x)
-        plain_blocks = iter(self) if self._is_plain else None
+        stream, plain_blocks = Stream(x), iter(self)
         for index in range(self.num_steps):
             own = inputs if each is None else (each[index], *inputs)
             if caches is not None:
                 options["cache"] = caches[index]
-            if plain_blocks is None:
-                self.advance(stream, index, *own, **options)
-            else:
+            if self._is_plain:
                 # What `advance` comes to, without its questions: a step of generation is short.
                 stream.x = self.run(functools.partial(next(plain_blocks), **options), stream.x, *own)
+            else:
+                self.advance(stream, index, *own, **options)
         return stream.settle()
 
     def call_at(self, index: int, method: str, *inputs: Any) -> Any:

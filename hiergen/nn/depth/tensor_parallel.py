@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -25,7 +24,7 @@ from hiergen.nn.depth.stack import BlockStack
 from hiergen.nn.positions import apply_rotary
 
 
-def split_blocks(blocks: BlockStack, mesh: DeviceMesh) -> None:
+def split_blocks(blocks: BlockStack, mesh: Any) -> None:
     """Let every process keep its heads and hidden channels of all blocks, in place.
 
     Weights must be equal on all processes before, and inputs at every pass. The gradients of what is not split are equal on all processes;
@@ -33,7 +32,7 @@ def split_blocks(blocks: BlockStack, mesh: DeviceMesh) -> None:
 
     Args:
         blocks: The stack, without differences or chains.
-        mesh: The processes, a mesh of one dimension.
+        mesh: The processes, a `DeviceMesh` of one dimension.
 
     Raises:
         ValueError: If a block is no `CachedBlock`, drops channels, or has heads or hidden channels that the processes cannot share out.
@@ -77,7 +76,7 @@ def reduce_later(partial: DTensor) -> Tensor:
 class _SplitAttention(nn.Module):
     """The heads of one process of a `CachedAttention`. A fused projection is cut by heads: rows alone would mix queries with keys."""
 
-    def __init__(self, whole: CachedAttention, mesh: DeviceMesh) -> None:
+    def __init__(self, whole: CachedAttention, mesh: Any) -> None:
         super().__init__()
         rank, count = mesh.get_local_rank(), mesh.size()
         self.mesh, self.num_heads = mesh, whole.num_heads // count
