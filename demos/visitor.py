@@ -190,8 +190,10 @@ class Visitor:
 
         def press() -> bool:
             options = self.driver.find_elements(By.CSS_SELECTOR, "ul[role=listbox] li")
-            next(option for option in options if word in option.text).click()
-            return True
+            found = [option for option in options if word in option.text]
+            if found:
+                found[0].click()
+            return bool(found)
 
         self.wait(press, f"{word} in the menu {name}")
 

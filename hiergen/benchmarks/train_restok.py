@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hiergen.benchmarks.measuring.timing import clock, describe_machine, plainly, take_turns
 from hiergen.benchmarks.settings import TrainResTokSettings
@@ -29,7 +28,7 @@ from hiergen.registry import create, get_preset
 from hiergen.training.config import OptimConfig
 from hiergen.training.ema import Average
 from hiergen.training.optim import make_optimizer
-from hiergen.training.reporting.throughput import measure_peak
+from hiergen.training.reporting.throughput import flop_counter, measure_peak
 from hiergen.training.tasks.settings import TokenizerTaskConfig
 from hiergen.training.tasks.term_settings import AdversarialConfig, AlignmentConfig, CodebookConfig, PerceptualConfig
 from hiergen.training.tasks.tokenizer import TokenizerTask
@@ -49,7 +48,7 @@ def run(settings: TrainResTokSettings) -> dict[str, Any]:
         torch.manual_seed(settings.seed)
         step = _Step(settings, device)
     step()
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
         # Plain attention, because not every fused kernel has a formula in the counter.
         step()
     flops = counter.get_total_flops()

@@ -19,10 +19,10 @@ from hiergen.cli.bench import main as bench
 
 
 def square(size: int, seed: int, device: torch.device):
-    """Work that takes size² hundredths of a second and size² MiB."""
+    """Work that takes size² hundredths of a second and 4 size² MiB."""
 
     def call() -> float:
-        held, end = np.ones((size**2, 1 << 17)), time.process_time() + 0.01 * size**2
+        held, end = np.ones((4 * size**2, 1 << 17)), time.process_time() + 0.01 * size**2
         while time.process_time() < end:
             pass
         return held.sum()
@@ -57,7 +57,7 @@ def test_exponents_of_known_work(stubs, tmp_path, capsys) -> None:
     assert squares["time"]["last"] == pytest.approx(2, abs=0.5)
     assert squares["memory"]["last"] == pytest.approx(2, abs=0.4)
     # The smallest is lost in what was held before.
-    assert squares["bytes"][2] == pytest.approx(36 << 20, rel=0.2)
+    assert squares["bytes"][2] == pytest.approx(144 << 20, rel=0.2)
     assert squares["is_too_steep"]
     failed = found["growths"]["failing"]
     assert failed["time"] is failed["memory"] is None

@@ -19,6 +19,7 @@ from torch import Tensor
 from hiergen.data.codes import write_codes
 from hiergen.demo.tabs.reconstruct import reconstruct
 from hiergen.generators.base import Generator
+from hiergen.generators.conditioning import TextCondition
 from hiergen.generators.guidance import GuidanceSettings
 from hiergen.generators.sequences.base import SequenceModel
 from hiergen.generators.sequences.settings import TextSettings
@@ -319,6 +320,9 @@ def tokens(generator: Generator) -> TokenPyramid | Texts:
 
 
 def conditions(generator: Generator) -> Any:
+    if text_shape := generator.config.get("text_shape"):
+        features = torch.randn(BATCH, *text_shape, generator=torch.Generator().manual_seed(4))
+        return TextCondition(features, torch.ones(BATCH, text_shape[0], dtype=torch.bool))
     shapes = generator.config.get("feature_shapes")
     if not shapes:
         return torch.arange(BATCH) if generator.specs else None
