@@ -189,5 +189,5 @@ def test_refusals() -> None:
         model.generate(texts(), LevelARSettings(guidance_scale=2.0, guidance_against="parent"))
     assert model.generate(Unconditional(2)).batch_size == 2
     model.register_to_config(class_dropout=0.0)
-    with pytest.raises(ValueError, match="expected labels or texts: none was dropped in training"):
+    with pytest.raises(ValueError, match="expected texts: none was dropped in training"):
         model.generate(Unconditional(2))
