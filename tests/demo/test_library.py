@@ -36,10 +36,10 @@ def test_models_come_with_the_package_each_with_a_card_and_a_few_megabytes() -> 
     assert len(packaged_models()) >= 2
     for folder in packaged_models():
         card = (folder / "README.md").read_text()
-        for needed in ("- data: ", "- command: `hiergen quickstart", "seed 0", "## Measured", "license: "):
+        for needed in ("- data: ", "- command: `", "seed 0", "## Measured", "license: "):
             assert needed in card, folder
         size = sum(file.stat().st_size for file in folder.rglob("*"))
-        assert size < 8 * 2**20, f"{folder} has {size:,} bytes"
+        assert size < 16 * 2**20, f"{folder} has {size:,} bytes"
         assert {file.suffix for file in folder.rglob("*") if file.is_file()} <= {
             ".json",
             ".md",
