@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-#: What numpy and zipfile raise for a file that was cut or changed; NotImplementedError is zipfile's for a compression that it does not know.
+#: What numpy and zipfile raise for a file that was cut or changed, or compressed in a way that they do not know (a RuntimeError).
 _DAMAGE = (
     ValueError,
     TypeError,
@@ -19,9 +19,10 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
     SyntaxError,
-    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
-_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
 def open_npz(path: str | Path) -> Any:
@@ -40,7 +41,7 @@ def open_npz(path: str | Path) -> Any:
         with zipfile.ZipFile(path):
             pass
         return np.load(path, allow_pickle=False)
-    except (*_DAMAGE, *_ARCHIVE) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{str(path)!r} is no .npz file, or is damaged: {error}") from error
 
 
@@ -52,7 +53,7 @@ def read_array(file: Any, name: str, path: str | Path) -> np.ndarray:
     """
     try:
         return np.asarray(file[name])
-    except (*_DAMAGE, *_ARCHIVE) as error:
+    except _DAMAGE as error:
         what = (
             "holds pickled Python objects, expected numbers" if "allow_pickle" in str(error) else f"is damaged: {error}"
         )

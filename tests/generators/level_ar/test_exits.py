@@ -44,13 +44,20 @@ def test_levels_read_at_their_exits_are_what_the_whole_pass_says_there() -> None
                 start += spec.num_tokens
 
 
-def test_running_what_was_skipped_lets_fine_levels_go_further() -> None:
-    made, numbers = model(), (1, 2, 3, 3)
-    cached, _ = generate(made, exit_levels=numbers, exit_fill="run")
-    whole, _ = generate(made, exit_levels=numbers, exit_fill="run", use_cache=False)
-    assert torch.equal(cached, whole)
-    copied, _ = generate(made, exit_levels=numbers, exit_fill="copy")
-    assert copied.shape == whole.shape
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_running_what_was_skipped_lets_fine_levels_go_further(use_cache: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of every step, not only its likeliest ids, are those of the whole pass: no key is missing."""
+    made, numbers, read = model(), (1, 2, 3, 3), LevelAR.read
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(LevelAR, "read", lambda self, x: seen.append(read(self, x)) or seen[-1])
+    how = LevelARSettings(greedy=True, exit_levels=numbers, exit_fill="run", use_cache=use_cache)
+    ids = made.generate(LABELS, how).concat()
+    monkeypatch.undo()
+    whole, start = made.exit_logits(ids, LABELS), 0
+    assert len(seen) == len(numbers)
+    for spec, number, logits in zip(SPECS, numbers, seen, strict=True):
+        torch.testing.assert_close(logits, whole[number - 1][:, start : start + spec.num_tokens])
+        start += spec.num_tokens
 
 
 @pytest.mark.parametrize("fill", ["run", "copy"])
