@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from hiergen.tokenizers.pyramid.model import PyramidTokenizer as PyramidTokenizer
     from hiergen.tokenizers.pyramid_vae.model import PyramidVAE as PyramidVAE
     from hiergen.tokenizers.restok.model import ResTok as ResTok
+    from hiergen.tokenizers.super_resolution.model import SuperResolution as SuperResolution
     from hiergen.tokenizers.titok.model import TiTok as TiTok
     from hiergen.tokenizers.videos.frames import FrameTokenizer as FrameTokenizer
     from hiergen.tokenizers.videos.patch_components import PatchComponents as PatchComponents
