@@ -25,6 +25,7 @@ _CAME_LATER: dict[str, Any] = {
     "conv_blocks": [2, 1, 1, 3],
     "cnn_stem": 1,
     "class_hierarchy": None,
+    "level_conditions": False,
     "encoder_mixer": None,
     "mixer": None,
     "mixer_blocks": "alternate",

@@ -24,6 +24,11 @@ class Segment:
     start: int
     end: int
 
+    @property
+    def first(self) -> int:
+        """The first token that a step beginning with this segment predicts."""
+        return 0 if self.kind == "condition" else self.end
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -48,6 +53,18 @@ class GroupLayout:
     def num_special_tokens(self) -> int:
         """Number of rows of the special embeddings that are read."""
         return max((part.end for step in self.steps for part in step.segments if part.kind == "special"), default=0)
+
+    def special_rows(self, layout: str, wanted: int | None) -> int:
+        """Return the rows of the table of special embeddings; None is one less than the number of tokens, with "level".
+
+        Raises:
+            ValueError: If fewer are wanted than are read.
+        """
+        if wanted is None:
+            return self.num_tokens - 1 if layout == "level" else 0
+        if wanted < self.num_special_tokens:
+            raise ValueError(f"num_special_tokens is {wanted}, the layout reads {self.num_special_tokens}")
+        return wanted
 
     @functools.cached_property
     def mask(self) -> BlockCausalMask:

@@ -42,6 +42,7 @@ from hiergen.generators.guidance import guide
 from hiergen.generators.level_ar.exits import ExitLosses, sum_errors
 from hiergen.generators.level_ar.exits import exit_losses as losses_of_exits
 from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, build_layout
+from hiergen.generators.level_ar.matched import LevelConditions
 from hiergen.generators.level_ar.rotary import rotary_of_inputs
 from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.generators.level_ar.stack import build_blocks, init_weights
@@ -81,6 +82,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         class_dropout: Probability that `loss` replaces a label by "no class"; with a hierarchy also that it leaves a level open.
         class_hierarchy: The classes as a `ClassHierarchy` in JSON: a class is embedded as a path, and any node of it is a label. None
             gives each class a row of its own.
+        level_conditions: Whether coarse tokens read the coarse part of the path alone (`hiergen.generators.level_ar.matched`).
         rope_theta: Base of the rotary frequencies.
         rotary: "sequence" turns by the place in the input sequence. "grid", for one level with a grid and `layout="token"`, turns by the
             row and the column of the token that is read; the class has no place, its queries and keys are zero.
@@ -122,6 +124,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         ffn_dropout: float = 0.1,
         class_dropout: float = 0.1,
         class_hierarchy: Mapping[str, Any] | None = None,
+        level_conditions: bool = False,
         rope_theta: float = 10000.0,
         rotary: str = "sequence",
         plan: PlanJson | None = None,
@@ -137,10 +140,11 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         self._segments = self._layout.segments
         if dim % (2 * num_heads):
             raise ValueError(f"dim is {dim}, expected a multiple of 2 * num_heads = {2 * num_heads}")
-        num_special = self._count_special_rows(layout, num_special_tokens)
+        num_special = self._layout.special_rows(layout, num_special_tokens)
         vocab_size = self._specs[0].vocab_size or 0
         hidden = swiglu_dim(dim) if ffn_dim is None else ffn_dim
         self.class_embedding = condition_table(num_classes, text_shape, dim, class_hierarchy)
+        self._matched = LevelConditions(self.class_embedding, self._specs) if level_conditions else None
         # A class is one input position, a text many: all inputs behind it move by this number.
         self._shift = self.class_embedding.num_tokens - 1 if isinstance(self.class_embedding, TextPrefix) else 0
         self.token_embedding = nn.Embedding(vocab_size, dim)
@@ -349,13 +353,14 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         pieces = []
         for part in segments:
             if part.kind == "condition":
-                embedded = self.class_embedding(condition)
+                embedded = self._matched.first(condition) if self._matched else self.class_embedding(condition)
                 pieces.append(embedded if isinstance(condition, TextCondition) else embedded[:, None])
             elif part.kind == "token":
                 pieces.append(tokens[:, part.start - offset : part.end - offset])
             elif self.special_embedding is not None:
                 pieces.append(self.special_embedding.weight[part.start : part.end].expand(rows, -1, -1))
-        return torch.cat(pieces, dim=1)
+        x = torch.cat(pieces, dim=1)
+        return x if self._matched is None else x + self._matched.finer(condition, segments[0].first, x.shape[1])
 
     def _transform(
         self, x: Tensor, condition: Tensor | TextCondition, start: int = 0, cache: KVCache | None = None
@@ -390,11 +395,3 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             raise ValueError(f"num_levels is {num_levels}, expected 1 to {len(self._specs)}")
         wanted = sum(spec.num_tokens for spec in self._specs[:num_levels])
         return self._layout.prefix(sum(step.start < wanted for step in self._layout.steps))
-
-    def _count_special_rows(self, layout: str, wanted: int | None) -> int:
-        needed = self._layout.num_special_tokens
-        if wanted is None:
-            return self.num_tokens - 1 if layout == "level" else 0
-        if wanted < needed:
-            raise ValueError(f"num_special_tokens is {wanted}, the layout reads {needed}")
-        return wanted
