@@ -109,7 +109,10 @@ def main(settings: Settings) -> None:
         lines.append(f"| {count} | {tokens[index]} | " + " | ".join(cells) + " |")
     write_text(out / "probes.md", "\n".join(lines) + "\n")
     panels = {
-        name: {kind: (counts, [score.score for score in rows]) for kind, rows in by_kind.items()}
+        name: {
+            kind: ([float(count) for count in counts], [score.score for score in rows])
+            for kind, rows in by_kind.items()
+        }
         for name, by_kind in found.items()
     }
     save_curves(out / "probes.png", panels, x_label="levels")

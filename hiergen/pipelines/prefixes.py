@@ -158,7 +158,7 @@ class AdaptiveCodes:
         chosen: Index in `prefixes` of each image, `(b,)` int64.
         pyramid: All tokens of every image; of image i the first `prefixes[chosen[i]].count` levels are kept.
         images: What is decoded, `(b, c, h, w)` in [-1, 1].
-        psnr: Of each image, `(b,)` in dB.
+        psnr: PSNR of each image, `(b,)` in dB.
     """
 
     prefixes: tuple[Prefix, ...]

@@ -36,6 +36,7 @@ class ProbeSettings(Checked):
 
     Attributes:
         kind: "linear" is one layer of every cell, or of all cells; "convolutions" has two of 3 x 3 before it.
+        reads: "sum" reads the codes of a prefix added up, as the decoder does; "levels" reads each level's codes beside the others.
         hidden_dim: Channels between the convolutions.
         steps: Optimizer steps.
         batch_size: Images per step.
@@ -45,6 +46,7 @@ class ProbeSettings(Checked):
     """
 
     kind: Literal["linear", "convolutions"] = "linear"
+    reads: Literal["sum", "levels"] = "sum"
     hidden_dim: Count = 64
     steps: Count = 500
     batch_size: Count = 32
@@ -59,20 +61,29 @@ class ProbeScore:
 
     Attributes:
         num_levels: Levels of the prefix; 0 is the best constant answer.
-        score: Of classes of pixels, the mean intersection over union of those that occur; of classes of pictures, the share that is right;
-            of numbers, the share of their variance that is explained, a mean over the numbers of a picture.
+        score: Mean intersection over union of the classes of pixels that occur; share of pictures whose class is right; or share of the
+            variance of numbers that is explained, a mean over the numbers of a picture, 0 for one that does not vary.
     """
 
     num_levels: int
     score: float
 
 
-def prefix_maps(tokenizer: Tokenizer, pyramid: TokenPyramid) -> Float[Tensor, "b d y x"]:
-    """Return the codes of all levels present, or of a prefix, added up on the finest grid, without gradients.
+def prefix_maps(
+    tokenizer: Tokenizer, pyramid: TokenPyramid, *, reads: Literal["sum", "levels"] = "sum"
+) -> Float[Tensor, "b d y x"]:
+    """Return the codes of all levels present, or of a prefix, on the finest grid, without gradients.
+
+    Args:
+        tokenizer: A `PyramidTokenizer` or a `MultiScaleVQ`.
+        pyramid: Its tokens.
+        reads: "sum" adds the levels up; "levels" puts them side by side as channels.
 
     Raises:
         ValueError: If the tokenizer has no such maps.
     """
+    if reads == "levels" and isinstance(tokenizer, PyramidTokenizer | MultiScaleVQ):
+        return _beside_each_other(tokenizer, pyramid)
     with torch.no_grad():
         if isinstance(tokenizer, PyramidTokenizer):
             return tokenizer.levels.combine(pyramid.levels)
@@ -80,6 +91,17 @@ def prefix_maps(tokenizer: Tokenizer, pyramid: TokenPyramid) -> Float[Tensor, "b
             codes = tokenizer.quantizer.lookup(pyramid.concat())
             return rearrange(codes, "b (y x) d -> b d y x", y=tokenizer.quantizer.grids[-1][0])
     raise ValueError(f"{type(tokenizer).__name__} has no probes, expected a PyramidTokenizer or a MultiScaleVQ")
+
+
+@torch.no_grad()
+def _beside_each_other(tokenizer: PyramidTokenizer | MultiScaleVQ, pyramid: TokenPyramid) -> Tensor:
+    maps = []
+    grids = tokenizer.levels.grids if isinstance(tokenizer, PyramidTokenizer) else tokenizer.quantizer.grids
+    for level, tokens in enumerate(pyramid.levels):
+        is_pyramid = isinstance(tokenizer, PyramidTokenizer)
+        codes = tokenizer.levels.lookup(tokens, level) if is_pyramid else tokenizer.quantizer.embed(tokens)
+        maps.append(F.interpolate(rearrange(codes, "b (y x) d -> b d y x", y=grids[level][0]), size=grids[-1]))
+    return torch.cat(maps, dim=1)
 
 
 def probe_prefixes(
@@ -116,7 +138,7 @@ def probe_prefixes(
     size = () if is_whole else test.shape[1:]
     scores = [ProbeScore(0, _score(_constant(train, is_whole).expand(num_test, -1, *size), test))]
     for count in tokenizer.decodable_levels:
-        maps = torch.cat([prefix_maps(tokenizer, part.prefix(count)).float() for part in parts])
+        maps = torch.cat([prefix_maps(tokenizer, part.prefix(count), reads=settings.reads).float() for part in parts])
         probe = _train(maps[:-num_test], train, settings, is_whole)
         with torch.no_grad():
             answers = torch.cat([_enlarge(probe(part), test) for part in maps[-num_test:].split(_BATCH)])
@@ -236,8 +258,8 @@ def _score(answers: Tensor, targets: Tensor) -> float:
         said, known = answers.reshape(targets.shape).double(), targets.double()
         # Every number of a picture by itself, and all pixels together.
         axes = (0,) if targets.ndim == 2 else (0, 1, 2)
-        rest = (said - known).square().mean(dim=axes)
-        return float((1 - rest / (known - known.mean(dim=axes, keepdim=True)).square().mean(dim=axes)).mean())
+        rest, variance = (said - known).square().mean(dim=axes), known.var(dim=axes, correction=0)
+        return float(torch.where(variance > 0, 1 - rest / variance, 0.0).mean())
     said, is_known = answers.argmax(dim=1), targets >= 0
     if targets.ndim == 1:
         return float((said == targets)[is_known].double().mean())

@@ -92,6 +92,10 @@ def test_the_maps_are_what_is_decoded() -> None:
     var = MultiScaleVQ(widths=[32, 32], num_blocks=1, code_dim=4, vocab_size=8, image_size=16, sides=[1, 4, 8]).eval()
     maps = prefix_maps(var, var.encode(images).prefix(2))
     torch.testing.assert_close(var.decoder(var.from_code(maps)), var.decode(var.encode(images).prefix(2)))
+    apart = prefix_maps(model, pyramid, reads="levels")
+    assert torch.equal(apart[:, 4:], pyramid.levels[1].mT.unflatten(2, (4, 4)))
+    assert torch.equal(apart[:, :4, ::2, ::2], pyramid.levels[0].mT.unflatten(2, (2, 2)))
+    assert prefix_maps(var, var.encode(images), reads="levels").shape == (2, 12, 8, 8)
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -126,9 +130,10 @@ def test_what_is_asked_of_the_whole_picture_is_found() -> None:
 
 def test_every_number_of_a_picture_is_explained_by_itself() -> None:
     targets = torch.tensor([[0.0, 100.0], [1.0, 300.0]])
-    # The first is right, the second half explained.
+    # The first is right, of the second a part is explained.
     answers = torch.tensor([[0.0, 200 - 70.7107], [1.0, 200 + 70.7107]])
     assert _score(answers, targets) == pytest.approx((1 + 1 - (1 - 0.707107) ** 2) / 2, abs=1e-5)
+    assert _score(answers[:, :1], torch.ones(2, 1)) == 0.0
     assert _score(torch.tensor([[3.0, 1.0], [0.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 0, -1])) == 0.5
 
 
