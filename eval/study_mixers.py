@@ -89,7 +89,7 @@ class Settings(StudySettings):
         rates: Learning rates that are tried for each arm.
         search_steps: Optimizer steps of the runs that choose the rate; None for the length of the others.
         parameters: Parameters of every encoder, within 3 %.
-        decoder_channels: Channels of the decoder, which is the same for all, at its finest resolution.
+        decoder: Options of the tokenizers that replace those of pyramid-tiny-84, the same for all, e.g. a decoder that costs little.
         num_train: Number of training images.
         num_validation: Number of further training images, on which rates are chosen.
         num_test: Number of test images.
@@ -110,7 +110,7 @@ class Settings(StudySettings):
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     search_steps: int | None = None
     parameters: int = 360_000
-    decoder_channels: int = 32
+    decoder: dict[str, Any] = dataclasses.field(default_factory=dict)
     num_train: int = 20_000
     num_validation: int = 2_000
     num_test: int = 2_000
@@ -221,7 +221,7 @@ class MixerStudy(Study[Settings]):
         settings = self.settings
         torch.manual_seed(seed)
         side = self.train.shape[-1]
-        sizes = {"image_size": side, "decoder_channels": settings.decoder_channels}
+        sizes = {"image_size": side, **settings.decoder}
         model = create("pyramid-tiny-84", **sizes, **overrides(arm, settings.parameters)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
         order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)

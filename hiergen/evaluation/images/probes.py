@@ -76,7 +76,7 @@ def prefix_maps(
 
     Args:
         tokenizer: A `PyramidTokenizer` or a `MultiScaleVQ`.
-        pyramid: Its tokens.
+        pyramid: Tokens of that tokenizer.
         reads: "sum" adds the levels up; "levels" puts them side by side as channels.
 
     Raises:
