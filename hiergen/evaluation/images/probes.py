@@ -95,12 +95,16 @@ def prefix_maps(
 
 @torch.no_grad()
 def _beside_each_other(tokenizer: PyramidTokenizer | MultiScaleVQ, pyramid: TokenPyramid) -> Tensor:
-    maps = []
-    grids = tokenizer.levels.grids if isinstance(tokenizer, PyramidTokenizer) else tokenizer.quantizer.grids
-    for level, tokens in enumerate(pyramid.levels):
-        is_pyramid = isinstance(tokenizer, PyramidTokenizer)
-        codes = tokenizer.levels.lookup(tokens, level) if is_pyramid else tokenizer.quantizer.embed(tokens)
-        maps.append(F.interpolate(rearrange(codes, "b (y x) d -> b d y x", y=grids[level][0]), size=grids[-1]))
+    if isinstance(tokenizer, PyramidTokenizer):
+        grids = tokenizer.levels.grids
+        codes = [tokenizer.levels.lookup(tokens, level) for level, tokens in enumerate(pyramid.levels)]
+    else:
+        grids = tokenizer.quantizer.grids
+        codes = [tokenizer.quantizer.embed(tokens) for tokens in pyramid.levels]
+    maps = [
+        F.interpolate(rearrange(part, "b (y x) d -> b d y x", y=grid[0]), size=grids[-1])
+        for part, grid in zip(codes, grids, strict=False)
+    ]
     return torch.cat(maps, dim=1)
 
 

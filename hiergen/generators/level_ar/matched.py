@@ -12,6 +12,7 @@ Letters: `b` batch, `n` tokens, `l` levels of classes, `d` channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -48,17 +49,17 @@ class LevelConditions:
         self._constants, self._levels, self._depth = Constants(depths=each), table.levels, depth
         self._paths = table.paths
 
-    def first(self, condition: Tensor) -> Float[Tensor, "b d"]:
+    def first(self, condition: Any) -> Float[Tensor, "b d"]:
         """Return the input of the condition, nodes or paths: what all levels read."""
         return self._read(condition, [*range(self.depths[0]), *range(self._depth, len(self._levels))]).sum(dim=1)
 
-    def finer(self, condition: Tensor, start: int, count: int) -> Float[Tensor, "b n d"]:
+    def finer(self, condition: Any, start: int, count: int) -> Float[Tensor, "b n d"]:
         """Return what is added to the inputs that predict `count` tokens from `start` on."""
         wanted = torch.arange(self.depths[0], self._depth, device=condition.device)
         depths = self._constants.on(condition.device)["depths"][start : start + count]
         rows = self._read(condition, wanted.tolist())
         return (depths[:, None] > wanted).to(rows.dtype) @ rows
 
-    def _read(self, condition: Tensor, levels: Sequence[int]) -> Float[Tensor, "b l d"]:
+    def _read(self, condition: Any, levels: Sequence[int]) -> Float[Tensor, "b l d"]:
         paths = self._paths(condition)
         return torch.stack([self._levels[level](paths[:, level]) for level in levels], dim=1)

@@ -116,7 +116,7 @@ class SuperResolution(Tokenizer):
             tokenizer: The base.
             options: Fields of `SuperResolutionConfig`.
         """
-        made: SuperResolution = cast(Any, cls)(base=_describe(tokenizer), **options)
+        made: Any = cast(Any, cls)(base=_describe(tokenizer), **options)
         made.base_tokenizer.load_state_dict(tokenizer.state_dict())
         return made.to(device=tokenizer.device, dtype=tokenizer.dtype)
 
