@@ -138,6 +138,8 @@ def probe_prefixes(
         raise ValueError(f"num_test is {num_test}, expected 1 to {len(images) - 1}, some of the {len(images)} images")
     with torch.no_grad():
         parts = [tokenizer.encode(part) for part in images.split(_BATCH)]
+    if targets.is_floating_point():
+        targets = _standardized(targets, len(targets) - num_test)
     train, test = targets[:-num_test], targets[-num_test:]
     size = () if is_whole else test.shape[1:]
     scores = [ProbeScore(0, _score(_constant(train, is_whole).expand(num_test, -1, *size), test))]
@@ -191,6 +193,14 @@ def mean_colors(images: Float[Tensor, "b c h w"], mask: Int[Tensor, "b h w"]) ->
     """Return the mean color of the pixels that are not 0 in the mask, of each image; 0 where there are none."""
     weights = (mask != 0).to(images.dtype)[:, None]
     return (images * weights).sum(dim=(2, 3)) / weights.sum(dim=(2, 3)).clamp(min=1)
+
+
+def _standardized(targets: Tensor, num_train: int) -> Tensor:
+    """Return numbers with mean 0 and deviation 1 on the training images: probes learn small and large ones alike, and no score changes."""
+    axes = (0,) if targets.ndim == 2 else (0, 1, 2)
+    known = targets[:num_train]
+    deviation = known.std(dim=axes, correction=0, keepdim=True)
+    return (targets - known.mean(dim=axes, keepdim=True)) / torch.where(deviation > 0, deviation, 1.0)
 
 
 def _train(maps: Tensor, targets: Tensor, settings: ProbeSettings, is_whole: bool) -> nn.Module:
