@@ -83,6 +83,12 @@ def test_a_library_lists_models_by_what_they_can_do(library) -> None:
     assert [library.get(title).is_by_picture for title in library.shape_generators()] == [False, True]
     assert library.get("seen").choices() == []
     assert library.video_generators() == ["clips"]
+    anything = dataclasses.replace(library.get("two-dimensional"), notes=ModelNotes(whole=True))
+    assert Library({**library.models, "whole": anything}).image_tokenizers() == [
+        "whole",
+        "one-dimensional",
+        "two-dimensional",
+    ]
     with pytest.raises(ValueError, match="there is no model 'one-dimensionl'; did you mean one-dimensional"):
         library.get("one-dimensionl")
     entry = library.get("shapes")
