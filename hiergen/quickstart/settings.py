@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from hiergen.checked import Checked, Range
+from hiergen.checked import Checked, CountOrZero, Range
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.registry import Kind, get_preset, presets
 
@@ -84,34 +84,98 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class EmbeddedPictures:
+    """Pictures that come with the package, and what the quickstart makes of them unless it is told otherwise.
+
+    Attributes:
+        what: What they are, with their source.
+        name: Name of several of them.
+        thing: What a class is.
+        num_classes: Number of classes.
+        tokenizer: Preset of the tokenizer.
+        generator: Preset of the generator.
+        samples_seen: Number of training samples of each of the two models.
+        judge: What the judge looks at: "gray" or "color" pixels.
+    """
+
+    what: str
+    name: str
+    thing: str
+    num_classes: int
+    tokenizer: str
+    generator: str
+    samples_seen: int
+    judge: Literal["gray", "color"]
+
+
+#: By the name of the source (`DataConfig.source`).
+PICTURES: dict[str, EmbeddedPictures] = {
+    "digits": EmbeddedPictures(
+        what="scikit-learn's handwritten digits",
+        name="handwritten digits",
+        thing="digit",
+        num_classes=NUM_DIGITS,
+        tokenizer="restok-tiny",
+        generator="har-tiny",
+        samples_seen=24_000,
+        judge="gray",
+    ),
+    "emoji": EmbeddedPictures(
+        what="emoji drawn by Google (noto) and Microsoft (fluent-flat)",
+        name="emoji",
+        thing="group",
+        num_classes=8,
+        tokenizer="hieratok-tiny-color",
+        generator="flow-tiny",
+        samples_seen=48_000,
+        judge="color",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class QuickstartSettings(Checked):
-    """Train a tokenizer and a generator on embedded handwritten digits, then sample, score and draw.
+    """Train a tokenizer and a generator on embedded handwritten digits or emoji, then sample, score and draw.
 
     `hiergen quickstart shapes` and `hiergen quickstart video` do the same on procedural shapes and on clips of moving digits.
 
     Attributes:
+        data: "digits", or "emoji", which are in color and whose classes are their groups.
         out: Folder for models, pictures and the report.
-        samples_seen: Number of training samples of each of the two models; generators of continuous tokens see more.
+        samples_seen: Number of training samples of each of the two models; generators of continuous tokens see more. 0 takes the data's
+            usual number.
         seed: Seed of all random draws.
-        num_generated: Number of images to generate for the scores, the same for each class.
-        tokenizer: Preset of the tokenizer, of ResTok or HieraTok.
+        num_generated: Number of images to generate for the scores, the same for each class; 0 takes 50 of each.
+        tokenizer: Preset of the tokenizer, of ResTok or HieraTok; "" takes the data's usual one.
         generator: Preset of the generator: of LevelAR for ResTok's discrete tokens, of FlowTransformer or MaskedAR for HieraTok's
-            continuous ones.
+            continuous ones; "" takes the data's usual one.
     """
 
+    data: Literal["digits", "emoji"] = "digits"
     out: str = "quickstart"
-    samples_seen: int = 24_000
+    samples_seen: CountOrZero = 0
     seed: int = 0
-    num_generated: int = 500
-    tokenizer: str = "restok-tiny"
-    generator: str = "har-tiny"
+    num_generated: CountOrZero = 0
+    tokenizer: str = ""
+    generator: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        usual = PICTURES[self.data]
+        values = {
+            "samples_seen": self.samples_seen or usual.samples_seen,
+            "num_generated": self.num_generated or 50 * usual.num_classes,
+            "tokenizer": self.tokenizer or usual.tokenizer,
+            "generator": self.generator or usual.generator,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
         if self.samples_seen < 64:
             raise ValueError(f"samples_seen is {self.samples_seen}, expected at least 64, one batch")
-        if self.num_generated < 80 or self.num_generated % 10:
-            raise ValueError(f"num_generated is {self.num_generated}, expected a multiple of 10, at least 80")
+        if self.num_generated < 80 or self.num_generated % usual.num_classes:
+            raise ValueError(
+                f"num_generated is {self.num_generated}, expected a multiple of {usual.num_classes}, at least 80"
+            )
         given, made = family("tokenizer", self.tokenizer).tokens, family("generator", self.generator).tokens
         if given != made:
             raise ValueError(
