@@ -67,9 +67,7 @@ def list_prefixes(tokenizer: Tokenizer) -> list[Prefix]:
     A tokenizer of frames has the prefixes of each frame. One of principal components has the first 1, 2, 4, ... of them.
     """
     if isinstance(tokenizer, FrameTokenizer):
-        return [
-            prefix.times(tokenizer.config["num_frames"]) for prefix in list_prefixes(tokenizer.frame_tokenizer)
-        ]
+        return [prefix.times(tokenizer.config["num_frames"]) for prefix in list_prefixes(tokenizer.frame_tokenizer)]
     if isinstance(tokenizer, PatchComponents):
         tokens, dim = tokenizer.specs[0].num_tokens, tokenizer.specs[0].dim
         counts = [2**k for k in range(dim.bit_length()) if 2**k < dim] + [dim]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from hiergen.checked import Checked, CountOrZero, Range
+from hiergen.checked import Checked, Range
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.registry import Kind, get_preset, presets
 
@@ -92,20 +92,16 @@ class EmbeddedPictures:
         name: Name of several of them.
         thing: What a class is.
         num_classes: Number of classes.
-        tokenizer: Preset of the tokenizer.
-        generator: Preset of the generator.
-        samples_seen: Number of training samples of each of the two models.
         judge: What the judge looks at: "gray" or "color" pixels.
+        settings: Fields of `QuickstartSettings` that differ from their defaults.
     """
 
     what: str
     name: str
     thing: str
     num_classes: int
-    tokenizer: str
-    generator: str
-    samples_seen: int
     judge: Literal["gray", "color"]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 #: By the name of the source (`DataConfig.source`).
@@ -115,9 +111,6 @@ PICTURES: dict[str, EmbeddedPictures] = {
         name="handwritten digits",
         thing="digit",
         num_classes=NUM_DIGITS,
-        tokenizer="restok-tiny",
-        generator="har-tiny",
-        samples_seen=24_000,
         judge="gray",
     ),
     "emoji": EmbeddedPictures(
@@ -125,10 +118,14 @@ PICTURES: dict[str, EmbeddedPictures] = {
         name="emoji",
         thing="group",
         num_classes=8,
-        tokenizer="hieratok-tiny-color",
-        generator="flow-tiny",
-        samples_seen=48_000,
         judge="color",
+        settings={
+            "data": "emoji",
+            "num_generated": 400,
+            "samples_seen": 36_000,
+            "tokenizer": "hieratok-tiny-color",
+            "generator": "flow-tiny",
+        },
     ),
 }
 
@@ -142,40 +139,34 @@ class QuickstartSettings(Checked):
     Attributes:
         data: "digits", or "emoji", which are in color and whose classes are their groups.
         out: Folder for models, pictures and the report.
-        samples_seen: Number of training samples of each of the two models; generators of continuous tokens see more. 0 takes the data's
-            usual number.
+        samples_seen: Number of training samples of each of the two models; generators of continuous tokens see more.
         seed: Seed of all random draws.
-        num_generated: Number of images to generate for the scores, the same for each class; 0 takes 50 of each.
-        tokenizer: Preset of the tokenizer, of ResTok or HieraTok; "" takes the data's usual one.
+        num_generated: Number of images to generate for the scores, the same for each class.
+        tokenizer: Preset of the tokenizer, of ResTok or HieraTok.
         generator: Preset of the generator: of LevelAR for ResTok's discrete tokens, of FlowTransformer or MaskedAR for HieraTok's
-            continuous ones; "" takes the data's usual one.
+            continuous ones.
     """
 
     data: Literal["digits", "emoji"] = "digits"
     out: str = "quickstart"
-    samples_seen: CountOrZero = 0
+    samples_seen: int = 24_000
     seed: int = 0
-    num_generated: CountOrZero = 0
-    tokenizer: str = ""
-    generator: str = ""
+    num_generated: int = 500
+    tokenizer: str = "restok-tiny"
+    generator: str = "har-tiny"
+
+    @classmethod
+    def usual(cls, data: str) -> QuickstartSettings:
+        """Return the settings that some data are run with unless others are given; those of unknown data are refused when they are read."""
+        return cls(**PICTURES[data].settings) if data in PICTURES else cls()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        usual = PICTURES[self.data]
-        values = {
-            "samples_seen": self.samples_seen or usual.samples_seen,
-            "num_generated": self.num_generated or 50 * usual.num_classes,
-            "tokenizer": self.tokenizer or usual.tokenizer,
-            "generator": self.generator or usual.generator,
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
         if self.samples_seen < 64:
             raise ValueError(f"samples_seen is {self.samples_seen}, expected at least 64, one batch")
-        if self.num_generated < 80 or self.num_generated % usual.num_classes:
-            raise ValueError(
-                f"num_generated is {self.num_generated}, expected a multiple of {usual.num_classes}, at least 80"
-            )
+        classes = PICTURES[self.data].num_classes
+        if self.num_generated < 80 or self.num_generated % classes:
+            raise ValueError(f"num_generated is {self.num_generated}, expected a multiple of {classes}, at least 80")
         given, made = family("tokenizer", self.tokenizer).tokens, family("generator", self.generator).tokens
         if given != made:
             raise ValueError(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.demo.inputs import examples_of
 from hiergen.demo.library import (
     NOTES_FILE,
+    Library,
     ModelNotes,
     load_library,
     load_model,

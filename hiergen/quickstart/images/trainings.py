@@ -19,9 +19,7 @@ def tokenizer_config(settings: QuickstartSettings) -> TrainConfig:
     """Return the training run of the tokenizer."""
     chosen = family("tokenizer", settings.tokenizer)
     data = DataConfig(source=settings.data)
-    return _train_config(
-        settings, chosen, TokenizerTaskConfig(preset=settings.tokenizer, data=data, pixel_weight=10.0)
-    )
+    return _train_config(settings, chosen, TokenizerTaskConfig(preset=settings.tokenizer, data=data, pixel_weight=10.0))
 
 
 def generator_config(settings: QuickstartSettings) -> TrainConfig:
