@@ -1,6 +1,6 @@
 """The embedded set in color: emoji of two styles, 32 pixels high, by Unicode's groups.
 
-The drawings are Google's (noto, Apache-2.0) and Microsoft's (fluent-flat, MIT); `LICENSES.md` beside this file has the notices.
+The drawings are Google's (noto, Apache-2.0) and Microsoft's (fluent-flat, MIT); `LICENSES.txt` beside this file has the notices.
 """
 
 from __future__ import annotations
