@@ -38,6 +38,7 @@ def test_the_wheel_holds_the_library_and_its_models_and_nothing_else() -> None:
         ".css",
         ".png",
         ".npz",
+        ".txt",
     }
     recipes = {str(path.relative_to(ROOT)) for folder in RECIPES for path in (ROOT / folder).glob("*.py")}
     assert {name for name in packed if name.startswith(RECIPES) and name.endswith(".py")} == recipes
