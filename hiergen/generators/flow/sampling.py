@@ -36,8 +36,8 @@ class FlowSettings(GuidanceSettings):
         guidance_start: Time from which guidance acts. Outside of guidance_start <= t <= guidance_end the velocity is the
             conditional one, at half of the work.
         guidance_end: Time up to which guidance acts.
-        resamplings: How often each step is made, with fresh noise between, so that what is made can agree with what is given (`integrate`);
-            1 makes it once. Every time costs as much as the first.
+        resamplings: How often each step is made, with fresh noise between, so that what is made can agree with what is given (`integrate`).
+            Every time costs as much as the first.
 
     Raises:
         ValueError: If a value is out of its range.
