@@ -35,6 +35,7 @@ from hiergen.generators.conditioning import (
     condition_table,
     drop_labels,
     resolve_labels,
+    resolve_texts,
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
@@ -66,6 +67,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine; all discrete, of one vocabulary.
         num_classes: Number of classes; the class embedding has one row more, for no class. None for a generator of texts.
         text_shape: Rows and channels of the features of texts that take the place of the class; None for classes.
+        text_encoder: What makes the features, such as `{"name": "bytes"}` (`TextTable`).
         dim: Channels of a token inside the transformer.
         depth: Number of transformer blocks.
         num_heads: Attention heads.
@@ -110,6 +112,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         level_specs: Sequence[dict[str, Any]],
         num_classes: int | None = 1000,
         text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         dim: int = 1024,
         depth: int = 24,
         num_heads: int = 16,
@@ -140,7 +143,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         num_special = self._count_special_rows(layout, num_special_tokens)
         vocab_size = self._specs[0].vocab_size or 0
         hidden = swiglu_dim(dim) if ffn_dim is None else ffn_dim
-        self.class_embedding = condition_table(num_classes, text_shape, dim, class_hierarchy)
+        told = (num_classes, text_shape, class_hierarchy, text_encoder)
+        self.class_embedding = condition_table(TextPrefix, dim, *told)
         # A class is one input position, a text many: all inputs behind it move by this number.
         self._shift = self.class_embedding.num_tokens - 1 if isinstance(self.class_embedding, TextPrefix) else 0
         self.token_embedding = nn.Embedding(vocab_size, dim)
@@ -235,8 +239,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """
         self.check_pyramid(pyramid)
         ids = pyramid.concat()
-        if isinstance(self.class_embedding, TextPrefix):
-            condition = self.class_embedding.resolve(condition, ids.device)
+        condition = resolve_texts(condition, self.class_embedding)
         if self.training:
             condition = drop_labels(
                 condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
@@ -280,16 +283,14 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             FloatingPointError: If the logits of a step hold NaN or infinity.
         """
         settings = LevelARSettings() if settings is None else settings
-        condition = resolve_labels(
-            condition, self.config["num_classes"], self.config["class_dropout"], self.device, self.class_embedding
-        )
+        null, table = self.config["num_classes"], self.class_embedding
+        condition = resolve_labels(condition, null, self.config["class_dropout"], self.device, table)
         batch, layout = len(condition), self._layout_of_levels(settings.num_levels)
         # The schedule is that of all levels, so that stopping early changes nothing in the levels that are generated.
         scales, num_guided = settings.scales(self.num_steps), settings.num_guided_steps(layout)
         labels = condition
         if num_guided:
-            null = self.config["num_classes"]
-            labels = with_unguided_labels(condition, null, settings.guidance_against, self.class_embedding)
+            labels = with_unguided_labels(condition, null, settings.guidance_against, table)
         ids = torch.zeros(batch, layout.num_tokens, dtype=torch.int64, device=self.device)
         cache = KVCache(self.blocks.num_steps, self._shift + layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
