@@ -39,7 +39,7 @@ from hiergen.seeding import SampleRng, make_rng
 from hiergen.telling import say
 
 #: Times of the path at which a flow's velocity is compared.
-_TIMES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
+_TIMES = (0.3, 0.55, 0.8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,7 @@ class Settings:
         num_candidates: Number of pictures, and of names, that the right one is found among.
         attribute: Pictures of this attribute are candidates, so that it tells nothing.
         seeds: Seeds of the samples.
-        guidance_scale: Strength of guidance.
-        num_steps: Number of steps; None takes the generator's own.
+        sampling: Settings of the generators, for all samples.
         prompts: Texts of the sheet.
         per_prompt: Samples of each.
         negative_prompt: What guidance moves away from in the sheet; "" is no text.
@@ -78,8 +77,7 @@ class Settings:
     num_candidates: int = 100
     attribute: str = "noto"
     seeds: tuple[int, ...] = (0, 1, 2)
-    guidance_scale: float = 3.0
-    num_steps: int | None = None
+    sampling: dict[str, Any] = dataclasses.field(default_factory=lambda: {"guidance_scale": 3.0})
     prompts: tuple[str, ...] = ("red heart", "blue heart", "cat face", "blue cat face")
     per_prompt: int = 8
     negative_prompt: str = ""
@@ -92,8 +90,10 @@ def main(settings: Settings) -> None:
     pipe.set_progress_bar_config(disable=True)
     sheet(pipe, settings, out / "sheet.png")
     train, test = (Pictures.of(settings, split) for split in ("train", "test"))
-    ranks = {f"{kind.name}": retrieve(pipe, kind, settings) for kind in (test, train)}
-    write_json(out / "retrieval.json", ranks)
+    ranks = {}
+    for kind in (test, train):
+        ranks[kind.name] = retrieve(pipe, kind, settings)
+        write_json(out / "retrieval.json", ranks)
     say(f"measure_words: retrieval {ranks}")
     judge = Judge(train, settings)
     found: dict[str, Any] = {"real test": judge.agreement(test.images(), test.classes)}
@@ -157,13 +157,11 @@ def draw(count: int, wanted: int) -> list[int]:
 @torch.no_grad()
 def make(pipe: Any, told: list[str], seed: int, settings: Settings, **options: Any) -> Tensor:
     """Return a sample of each text, or class; sample k has the draws of seed and k alone."""
-    steps = {} if settings.num_steps is None else {"num_steps": settings.num_steps}
     parts = []
     for start in range(0, len(told), 32):
         part = told[start : start + 32]
         rngs = SampleRng([make_rng("words", seed, start + place) for place in range(len(part))])
-        options = {"guidance_scale": settings.guidance_scale, **steps, **options}
-        parts.append(pipe(part, generator=rngs, output_type="pt", **options).images.cpu())
+        parts.append(pipe(part, generator=rngs, output_type="pt", **settings.sampling, **options).images.cpu())
     return torch.cat(parts)
 
 

@@ -135,7 +135,9 @@ def test_refusals_of_the_entry() -> None:
 
 def test_rows_of_padding_are_one_learned_row_and_no_text_is_padding_alone() -> None:
     table = TextRows(3, 2, 4)
+    assert table.pool is not None
     text = TextCondition(torch.randn(1, 2, 2), torch.tensor([[True, False]]))
+    torch.nn.init.normal_(table.pool.weight)
     told, none = table.resolve(text, torch.device("cpu")), table.resolve(Unconditional(1), torch.device("cpu"))
     rows = table.rows(told)
     torch.testing.assert_close(rows[0, :2], table.null.expand(2, -1))
@@ -206,7 +208,8 @@ def test_a_new_generator_does_not_look_at_the_words_before_it_is_trained(family)
     preset, specs, sizes = FAMILIES[family]
     model = create(preset, level_specs=specs_to_json(specs), **sizes, **TEXT)
     closed = [p for name, p in model.named_parameters() if ".cross.proj." in name]
-    assert len(closed) == 2
+    closed += [p for name, p in model.named_parameters() if ".pool." in name]
+    assert len(closed) == 4
     assert not any(bool(p.any()) for p in closed)
 
 

@@ -30,9 +30,10 @@ class CaptionedCodes(CodeSet):
         rows: Number in `texts` of every caption of a sample.
     """
 
-    captions: tuple[Captions, ...] = ()
-    texts: TextCondition | None = None
-    rows: tuple[tuple[int, ...], ...] = ()
+    _: dataclasses.KW_ONLY
+    captions: tuple[Captions, ...]
+    texts: TextCondition
+    rows: tuple[tuple[int, ...], ...]
 
     def content(self, *, is_whole: bool = False) -> str:
         digest = hashlib.sha256(super().content(is_whole=is_whole).encode())
@@ -41,7 +42,6 @@ class CaptionedCodes(CodeSet):
 
     def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
         """Return what a cache without captions does, and of each sample's caption `text` `(b, n, c)` and `text_mask` `(b, n)`."""
-        assert self.texts is not None
         drawn = [derive_seed(seed, "caption", epoch, index) % len(self.rows[index]) for index, epoch in samples]
         texts = self.texts[
             torch.tensor([self.rows[index][place] for (index, _), place in zip(samples, drawn, strict=True)])

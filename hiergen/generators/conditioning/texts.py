@@ -152,8 +152,11 @@ class TextRows(TextTable):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the row of no text from N(0, 0.02)."""
+        """Draw the row of no text from N(0, 0.02), and let the mean say nothing yet: a model that was trained without it goes on as it was."""
         nn.init.normal_(self.null, std=0.02)
+        if self.pool is not None:
+            nn.init.zeros_(self.pool.weight)
+            nn.init.zeros_(self.pool.bias)
 
     def rows(self, condition: TextCondition) -> Float[Tensor, "b n d"]:
         """Return the rows of texts that are `aligned`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from hiergen.generators.conditioning import TextRows
 from hiergen.nn.blocks.cross import RowReader
 from hiergen.nn.blocks.transformer import ModulatedBlock
 from hiergen.nn.initialization import xavier_linears
@@ -16,6 +17,8 @@ def init_flow_transformer(model: Any) -> None:
     xavier_linears(model)
     if isinstance(model.label_embed, nn.Embedding):
         nn.init.normal_(model.label_embed.weight, std=0.02)
+    elif isinstance(model.label_embed, TextRows):
+        model.label_embed.reset_parameters()
     for weight in (model.time_embed.linear1.weight, model.time_embed.linear2.weight):
         nn.init.normal_(weight, std=0.02)
     modulations = [module.modulation for module in model.modules() if isinstance(module, ModulatedBlock)]

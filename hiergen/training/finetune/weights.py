@@ -123,6 +123,7 @@ def copy_weights(model: Any, source: Any, *, init: str, may_differ: Iterable[str
         for name, value in source.config.items()
         if name in inspect.signature(type(model).__init__).parameters
         and name not in _OF_THE_DATA
+        and not (name == "class_hierarchy" and model.config.get("text_shape"))
         and to_json(value) != to_json(model.config.get(name))
     ]
     whole = len(own) - len(fresh) - len(kept)

@@ -105,7 +105,9 @@ class GeneratorTask(Task):
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         codes = cast(CodeSet, self.dataset)
-        condition = TextCondition(batch["text"], batch["text_mask"]) if "text" in batch else batch["label"]
+        condition: Any = batch["label"]
+        if "text" in batch:
+            condition = TextCondition(batch["text"], batch["text_mask"])
         return self.generator.loss(codes.pyramid(batch), condition, rng=rng)
 
     def images(self) -> dict[str, Tensor]:

@@ -93,7 +93,6 @@ def test_each_visit_draws_one_of_a_samples_captions(codes) -> None:
     made, folder = codes
     captioned = caption_codes(made, folder, BYTES)
     assert isinstance(captioned, CaptionedCodes)
-    assert captioned.texts is not None
     assert len(captioned.texts) == 3
     batches = [captioned.batch([(0, epoch), (1, epoch)], seed=0) for epoch in range(20)]
     assert {int(batch["text_mask"][0].sum()) for batch in batches} == {1, 2}
