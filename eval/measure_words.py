@@ -248,7 +248,7 @@ def _velocity_errors(model: FlowTransformer, pyramid: Any, condition: TextCondit
     data = model.standardize(pyramid.concat())
     total = torch.zeros(len(data))
     for time in _TIMES:
-        noise = torch.randn(data.shape[1:], generator=make_rng("noise", seed, time)).expand_as(data)
+        noise = torch.randn(data.shape[1:], generator=make_rng("noise", seed, round(100 * time))).expand_as(data)
         moments = torch.full((len(data),), time)
         state, target = interpolate(data, noise, moments)
         total += (model.velocity(state, moments, condition) - target).square().mean(dim=(1, 2))

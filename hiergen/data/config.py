@@ -32,8 +32,8 @@ class DataConfig(Checked):
         label_column: Column of a Hugging Face dataset that holds the labels; "" takes "label", or finds one and says which. For an
             archive of encoded images, its arrays of numbers that make the class together, such as "labels+styles"; "" takes "labels".
         captions: Texts that describe a picture, with fields in braces: '{name}' (words of its name), '{class}', and of a class "group/subgroup |
-            attribute" also '{group}', '{subgroup}' and '{attribute}'. By default the texts in a folder's own `captions.jsonl`,
-            `metadata.jsonl` or `metadata.csv`, or none.
+            attribute" also '{group}', '{subgroup}' and '{attribute}'. By default the texts that a folder has in `captions.jsonl`, in
+            its `metadata.jsonl` or in `metadata.csv`.
     """
 
     source: str = "digits"

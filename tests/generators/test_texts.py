@@ -145,7 +145,7 @@ def test_rows_of_padding_are_one_learned_row_and_no_text_is_padding_alone() -> N
     torch.testing.assert_close(table(rows, told.mask), table.pool(rows[:, 2]))
     torch.testing.assert_close(table.rows(none)[0], table.null.expand(3, -1))
     torch.testing.assert_close(table(table.rows(none), none.mask)[0], table.pool(table.null))
-    with pytest.raises(ValueError, match="the texts have features of 3 channels, expected 2 channels"):
+    with pytest.raises(ValueError, match="the texts have features of 3 channels, expected 2"):
         table.resolve(TextCondition(torch.zeros(1, 2, 3), torch.ones(1, 2) > 0), torch.device("cpu"))
     with pytest.raises(
         TypeError, match="the condition is a Tensor, this generator was trained on texts: expected a Tex"
@@ -218,5 +218,7 @@ def test_features_of_a_frozen_network_are_read_like_words() -> None:
     rng = torch.Generator().manual_seed(4)
     text = TextCondition(torch.randn(2, 3, 8, generator=rng), torch.ones(2, 3) > 0)
     assert not torch.equal(generated(model, text), generated(model, TextCondition(-text.features, text.mask)))
-    with pytest.raises(ValueError, match="the texts have features of 16 channels, expected 8 channels"):
+    with pytest.raises(
+        ValueError, match="the texts are words as `read_words` reads them, expected features of 8 channels"
+    ):
         generated(model, read_words(["a", "b"], 3))

@@ -71,11 +71,15 @@ class TextTable(nn.Module):
             )
         negative = None if condition.negative is None else self.resolve(condition.negative, device)
         features, mask = condition.features.to(device), condition.mask.to(device)
-        if self.encoder is not None and not condition.is_encoded:
+        if not condition.is_encoded:
+            if self.encoder is None:
+                raise ValueError(
+                    f"the texts are words as `read_words` reads them, expected features of {self.channels} channels: this generator has no "
+                    "encoder of its own, use a TextEncoder"
+                )
             features = self.encoder(features, mask)
-        expected = "words that `read_words` read" if self.encoder is not None else f"{self.channels} channels"
-        if not features.is_floating_point() or features.shape[2] != self.channels:
-            raise ValueError(f"the texts have features of {features.shape[2]} channels, expected {expected}")
+        if features.shape[2] != self.channels:
+            raise ValueError(f"the texts have features of {features.shape[2]} channels, expected {self.channels}")
         aligned = TextCondition(features, mask).aligned(self.num_tokens)
         return TextCondition(aligned.features, aligned.mask, negative)
 

@@ -143,8 +143,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         num_special = self._count_special_rows(layout, num_special_tokens)
         vocab_size = self._specs[0].vocab_size or 0
         hidden = swiglu_dim(dim) if ffn_dim is None else ffn_dim
-        told = (num_classes, text_shape, class_hierarchy, text_encoder)
-        self.class_embedding = condition_table(TextPrefix, dim, *told)
+        self.class_embedding = condition_table(TextPrefix, dim, num_classes, text_shape, class_hierarchy, text_encoder)
         # A class is one input position, a text many: all inputs behind it move by this number.
         self._shift = self.class_embedding.num_tokens - 1 if isinstance(self.class_embedding, TextPrefix) else 0
         self.token_embedding = nn.Embedding(vocab_size, dim)

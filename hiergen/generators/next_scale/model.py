@@ -156,8 +156,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         self.quantizer = MultiScaleQuantizer(
             vocab_size, code_dim, grids, num_filters=num_filters, filter_ratio=filter_ratio
         ).requires_grad_(False)
-        told = (num_classes, text_shape, class_hierarchy, text_encoder)
-        self.class_embedding = condition_table(TextRows, dim, *told)
+        self.class_embedding = condition_table(TextRows, dim, num_classes, text_shape, class_hierarchy, text_encoder)
         self.code_proj = Linear(code_dim, dim)
         self.start_embedding = nn.Parameter(torch.empty(sizes[0], dim))
         self.position_embedding = nn.Parameter(torch.empty(sum(sizes), dim))
