@@ -13,6 +13,7 @@
 
 import dataclasses
 import functools
+import textwrap
 from typing import Any, cast
 
 import numpy as np
@@ -38,9 +39,6 @@ from hiergen.pretrained.perceptual import LPIPS
 from hiergen.seeding import SampleRng, make_rng
 from hiergen.telling import say
 
-#: Times of the path at which a flow's velocity is compared.
-_TIMES = (0.3, 0.55, 0.8)
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -55,6 +53,7 @@ class Settings:
         captions: What samples are asked for, by a template of their names and classes.
         num_samples: Number of samples that are judged, for names that were trained and for names that were held out.
         num_candidates: Number of pictures, and of names, that the right one is found among.
+        times: Times of the path, 0 (noise) to 1, at which a flow's velocity is compared.
         attribute: Pictures of this attribute are candidates, so that it tells nothing.
         seeds: Seeds of the samples.
         sampling: Settings of the generators, for all samples.
@@ -75,6 +74,7 @@ class Settings:
     captions: str = "{name}, {attribute}"
     num_samples: int = 256
     num_candidates: int = 100
+    times: tuple[float, ...] = (0.3, 0.55, 0.8)
     attribute: str = "noto"
     seeds: tuple[int, ...] = (0, 1, 2)
     sampling: dict[str, Any] = dataclasses.field(default_factory=lambda: {"guidance_scale": 3.0})
@@ -98,11 +98,11 @@ def main(settings: Settings) -> None:
     judge = Judge(train, settings)
     found: dict[str, Any] = {"real test": judge.agreement(test.images(), test.classes)}
     beside = from_pretrained(settings.beside) if settings.beside else None
-    for kind in (train, test):
-        chosen = draw(len(kind), settings.num_samples)
-        classes = [kind.classes[index] for index in chosen]
-        texts = [kind.captions[index] for index in chosen]
-        for seed in settings.seeds:
+    for seed in settings.seeds:
+        for kind in (train, test):
+            chosen = draw(len(kind), settings.num_samples)
+            classes = [kind.classes[index] for index in chosen]
+            texts = [kind.captions[index] for index in chosen]
             found[f"{kind.name} {seed}"] = judge.agreement(make(pipe, texts, seed, settings), classes)
             if beside is not None:
                 beside.set_progress_bar_config(disable=True)
@@ -210,7 +210,7 @@ def retrieve(pipe: TextToImagePipeline, kind: Pictures, settings: Settings) -> d
     pyramid = encode_batches(pipe.tokenizer, kind.images(chosen))
     texts = pipe.encode_prompt([kind.names[index] for index in chosen])
     model, count = cast(Any, pipe.generator.eval()), len(chosen)
-    score = _nats if isinstance(model, LevelAR) else functools.partial(_velocity_errors, seed=settings.seeds[0])
+    score = _nats if isinstance(model, LevelAR) else functools.partial(_velocity_errors, settings=settings)
     table = model.label_embed if isinstance(model, FlowTransformer) else model.class_embedding
     told = table.resolve(texts, model.device)
     none = table.resolve(Unconditional(count), model.device)
@@ -244,15 +244,17 @@ def _nats(model: LevelAR, pyramid: Any, condition: TextCondition) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids).sum(dim=1)
 
 
-def _velocity_errors(model: FlowTransformer, pyramid: Any, condition: TextCondition, *, seed: int) -> Tensor:
+def _velocity_errors(model: FlowTransformer, pyramid: Any, condition: TextCondition, *, settings: Settings) -> Tensor:
     data = model.standardize(pyramid.concat())
     total = torch.zeros(len(data))
-    for time in _TIMES:
-        noise = torch.randn(data.shape[1:], generator=make_rng("noise", seed, round(100 * time))).expand_as(data)
+    for time in settings.times:
+        noise = torch.randn(
+            data.shape[1:], generator=make_rng("noise", settings.seeds[0], round(100 * time))
+        ).expand_as(data)
         moments = torch.full((len(data),), time)
         state, target = interpolate(data, noise, moments)
         total += (model.velocity(state, moments, condition) - target).square().mean(dim=(1, 2))
-    return total / len(_TIMES)
+    return total / len(settings.times)
 
 
 def sheet(pipe: TextToImagePipeline, settings: Settings, path: Any) -> None:
@@ -260,7 +262,9 @@ def sheet(pipe: TextToImagePipeline, settings: Settings, path: Any) -> None:
     told = [prompt for prompt in settings.prompts for _ in range(settings.per_prompt)]
     against = {"negative_prompt": settings.negative_prompt} if settings.negative_prompt else {}
     rows = make(pipe, told, settings.seeds[0], settings, **against).split(settings.per_prompt)
-    save_image_grid(path, list(rows), row_labels=list(settings.prompts), title="Not selected")
+    save_image_grid(
+        path, list(rows), row_labels=[textwrap.fill(text, 18) for text in settings.prompts], title="Not selected"
+    )
 
 
 if __name__ == "__main__":

@@ -213,6 +213,17 @@ def test_a_new_generator_does_not_look_at_the_words_before_it_is_trained(family)
     assert not any(bool(p.any()) for p in closed)
 
 
+@pytest.mark.parametrize("family", ["flow", "var"])
+@pytest.mark.parametrize("silent", [".pool.", ".cross.proj."])
+def test_a_text_is_told_by_its_mean_and_by_its_rows(family, silent) -> None:
+    model = make(family)
+    for name, parameter in model.named_parameters():
+        if silent in name:
+            torch.nn.init.zeros_(parameter)
+    cats, dogs = (generated(model, read_words([text, text], 4)) for text in ("a cat", "a dog"))
+    assert not torch.equal(cats, dogs)
+
+
 def test_features_of_a_frozen_network_are_read_like_words() -> None:
     model = make("flow", text_encoder={"name": "somewhere"})
     rng = torch.Generator().manual_seed(4)
