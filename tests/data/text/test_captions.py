@@ -56,6 +56,7 @@ def test_captions_of_a_folder_follow_its_pictures(folder, name, text) -> None:
     two = ("two", "2") if "jsonl" in name else ("two",)
     assert open_captions(DataConfig(source=str(folder))) == (("one",), two)
     assert open_captions(DataConfig(source=str(folder), split="test", hold_out=2)) == (("one",),)
+    assert open_captions(DataConfig(source=str(folder), split="train", hold_out=2)) == (two,)
     assert open_captions(DataConfig(source=str(folder), captions=("a {class}",))) == (("a a",), ("a b",))
 
 
