@@ -25,6 +25,7 @@ from hiergen.pipelines.arguments import (
     read_texts,
 )
 from hiergen.pipelines.base import HiergenPipeline, StepCallback, moved, to_arrays
+from hiergen.pipelines.mixins.scoring import ScoringPipeline
 from hiergen.pretrained.text_encoder import TextEncoder
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
@@ -44,7 +45,7 @@ class ImagePipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToImagePipeline(HiergenPipeline):
+class ClassToImagePipeline(ScoringPipeline):
     """Class labels -> images.
 
     Example:
