@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hiergen.metrics.geometry import compare_meshes as compare_meshes
     from hiergen.metrics.video import compare_videos as compare_videos
     from hiergen.pipelines.image import ClassToImagePipeline as ClassToImagePipeline
+    from hiergen.pipelines.image import TextToImagePipeline as TextToImagePipeline
     from hiergen.pipelines.loading import from_pretrained as from_pretrained
     from hiergen.pipelines.shape import ClassToShapePipeline as ClassToShapePipeline
     from hiergen.pipelines.shape import ImageToShapePipeline as ImageToShapePipeline

@@ -66,6 +66,7 @@ MODEL_CLASSES: dict[str, str] = {
 #: Every pipeline class that may be loaded by name, and the module that holds it.
 PIPELINE_CLASSES: dict[str, str] = {
     "ClassToImagePipeline": "hiergen.pipelines.image",
+    "TextToImagePipeline": "hiergen.pipelines.image",
     "ClassToShapePipeline": "hiergen.pipelines.shape",
     "ImageToShapePipeline": "hiergen.pipelines.shape",
     "ClassToVideoPipeline": "hiergen.pipelines.video",

@@ -10,6 +10,7 @@ from hiergen.data.images.idx import IdxPictures
 from hiergen.data.images.in_memory import ImageSet, load_folder
 from hiergen.data.images.on_disk import FolderPictures, PictureSet, PictureSource, SplitPictures
 from hiergen.data.images.shards import ShardPictures
+from hiergen.data.text.captions import Captions, describe_pictures
 from hiergen.data.videos.dataset import load_clips
 from hiergen.data.videos.moving_digits import moving_digits
 
@@ -110,3 +111,21 @@ def open_pictures(config: DataConfig) -> PictureSource:
     if not config.hold_out:
         return source
     return SplitPictures(source, split=config.split, hold_out=config.hold_out, by=config.hold_out_by)
+
+
+def open_captions(config: DataConfig) -> tuple[Captions, ...]:
+    """Return the captions of a config's images, in their order; none where the source has none and no templates are given.
+
+    Raises:
+        ValueError: If a picture of a folder with captions has none, or a template has an unknown field.
+    """
+    kind = config.source.partition(":")[0]
+    if kind in ("digits", "moving-digits", "clips"):
+        if config.captions:
+            raise ValueError(f"captions are {config.captions}, but {config.source!r} has none: leave them out")
+        return ()
+    source = open_pictures(config)
+    if config.captions:
+        classes = [source.classes[label] for label in source.labels]
+        return describe_pictures(source.names, classes, config.captions)
+    return source.captions()

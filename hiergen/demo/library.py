@@ -15,7 +15,7 @@ import torch
 from hiergen.config import from_json, nearest
 from hiergen.data.images.files import list_images
 from hiergen.data.images.windows import Windows
-from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.pipelines.card import CARD, about
 from hiergen.pipelines.image import ClassToImagePipeline

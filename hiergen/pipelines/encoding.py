@@ -30,6 +30,7 @@ _CAME_LATER: dict[str, Any] = {
     "mixer": None,
     "mixer_blocks": "alternate",
     "text_shape": None,
+    "text_encoder": None,
     "plan": None,
     "exit_losses": "none",
     "exit_distillation": False,

@@ -35,6 +35,7 @@ from hiergen.generators.conditioning import (
     condition_table,
     drop_labels,
     resolve_labels,
+    resolve_texts,
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
@@ -68,6 +69,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine; all discrete, of one vocabulary.
         num_classes: Number of classes; the class embedding has one row more, for no class. None for a generator of texts.
         text_shape: Rows and channels of the features of texts that take the place of the class; None for classes.
+        text_encoder: What makes the features, such as `{"name": "bytes"}` (`TextTable`).
         dim: Channels of a token inside the transformer.
         depth: Number of transformer blocks.
         num_heads: Attention heads.
@@ -114,6 +116,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         level_specs: Sequence[dict[str, Any]],
         num_classes: int | None = 1000,
         text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         dim: int = 1024,
         depth: int = 24,
         num_heads: int = 16,
@@ -145,7 +148,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         num_special = self._layout.count_special_rows(num_special_tokens, of_levels=layout == "level")
         vocab_size = self._specs[0].vocab_size or 0
         hidden = swiglu_dim(dim) if ffn_dim is None else ffn_dim
-        self.class_embedding = condition_table(num_classes, text_shape, dim, class_hierarchy)
+        self.class_embedding = condition_table(TextPrefix, dim, num_classes, text_shape, class_hierarchy, text_encoder)
         self._matched = LevelConditions(self.class_embedding, self._specs) if level_conditions else None
         # A class is one input position, a text many: all inputs behind it move by this number.
         self._shift = self.class_embedding.num_tokens - 1 if isinstance(self.class_embedding, TextPrefix) else 0
@@ -241,8 +244,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """
         self.check_pyramid(pyramid)
         ids = pyramid.concat()
-        if isinstance(self.class_embedding, TextPrefix):
-            condition = self.class_embedding.resolve(condition, ids.device)
+        condition = resolve_texts(condition, self.class_embedding)
         if self.training:
             condition = drop_labels(
                 condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng

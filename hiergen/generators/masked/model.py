@@ -30,8 +30,8 @@ from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
     Condition,
+    TextCondition,
     draw_dropped,
-    read_hierarchy,
     unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
@@ -63,8 +63,8 @@ from hiergen.seeding import Rng, draw_normal, draw_uniform
 class MaskedAR(Generator):
     """Masked autoregressive generation of continuous tokens with a diffusion head.
 
-    Exactly one of `num_classes` and `feature_shapes` says what the condition is: class labels `(b,)`, or features of image encoders
-    `(b, length, channels)`. With `low_res_shape` the model is the fine stage of a cascade and takes the coarse stage's tokens too.
+    Exactly one of `num_classes`, `text_shape` and `feature_shapes` says what the condition is: class labels `(b,)`, texts, or features of
+    image encoders `(b, length, channels)`. With `low_res_shape` the model is the fine stage of a cascade and takes the coarse stage's tokens too.
 
     `order="random"` generates the tokens of all levels in one random order. `order="levelwise"` generates level by level, coarse
     first: a level's tokens are hidden only while all finer ones are; the order is random inside a level, and levels finer than the
@@ -73,6 +73,8 @@ class MaskedAR(Generator):
     Args:
         level_specs: The tokenizer's levels (`specs_to_json`), continuous and all of the same channels.
         num_classes: Number of classes, or None.
+        text_shape: Rows and channels of the features of texts (`TextRows`), or None.
+        text_encoder: What makes the features of texts, such as `{"name": "bytes"}` (`TextTable`).
         num_buffer: Number of rows that a class fills in front of the tokens.
         feature_shapes: `[length, channels]` of every image encoder's features, or None.
         low_res_shape: `[tokens, channels]` of the coarse stage, or None.
@@ -117,6 +119,8 @@ class MaskedAR(Generator):
         *,
         level_specs: Sequence[dict[str, Any]],
         num_classes: int | None = 1000,
+        text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         num_buffer: int = 64,
         feature_shapes: Sequence[Sequence[int]] | None = None,
         low_res_shape: Sequence[int] | None = None,
@@ -157,16 +161,7 @@ class MaskedAR(Generator):
         self.standardize = LatentStandardizer(
             token_dim, latent_mean, latent_std, multiplier=latent_multiplier, level_sizes=sizes
         )
-        self.prefix = ConditionPrefix(
-            encoder_dim,
-            num_classes=num_classes,
-            num_buffer=num_buffer,
-            feature_shapes=[(length, channels) for length, channels in feature_shapes or ()],
-            low_res_shape=None if low_res_shape is None else (low_res_shape[0], low_res_shape[1]),
-            embed_low_res_time=embed_low_res_time,
-            drop_low_res=drop_low_res,
-            hierarchy=read_hierarchy(class_hierarchy, num_classes),
-        )
+        self.prefix = ConditionPrefix.of_config(self.config)
         places = {"token_dim": token_dim, "num_tokens": self.stages[-1].length, "num_prefix": self.prefix.num_rows}
         self.transformer = MaskedTransformer(MaskedTransformerSize.of_config(self.config, **places))
         self.head = DiffusionHead(token_dim, decoder_dim, width=head_dim, depth=head_depth, num_timesteps=num_timesteps)
@@ -362,8 +357,10 @@ class MaskedAR(Generator):
             low_res = augment_low_res(low_res.to(self.device, wide), time, noise)
         prefix = self.prefix(condition, low_res, time)
         if settings.is_guided:
-            drop = torch.ones(len(prefix), dtype=torch.bool, device=self.device)
-            if settings.guidance_against == "parent":
+            drop: Tensor | None = torch.ones(len(prefix), dtype=torch.bool, device=self.device)
+            if isinstance(condition, TextCondition) and condition.negative is not None:
+                condition, drop = condition.negative, None
+            elif settings.guidance_against == "parent":
                 null, table = self.config["num_classes"], getattr(self.prefix, "class_embedding", None)
                 condition = unguided_labels(cast(Tensor, condition), null, "parent", table)
                 drop = condition == null

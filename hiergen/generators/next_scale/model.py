@@ -29,17 +29,22 @@ from torch import Tensor, nn
 from hiergen.bottlenecks.multiscale import MultiScaleQuantizer
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
+    TextCondition,
+    TextRows,
     Unconditional,
     check_condition,
-    class_table,
+    condition_table,
     drop_labels,
+    embed_condition,
     resolve_labels,
+    resolve_texts,
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import guide
 from hiergen.generators.next_scale.blocks import NextScaleBlock
 from hiergen.generators.next_scale.initialization import init_weights
+from hiergen.generators.next_scale.ladder import read_ladder
 from hiergen.generators.next_scale.settings import NextScaleSettings
 from hiergen.generators.sampling import draw_ids, truncate
 from hiergen.known import Known
@@ -61,7 +66,9 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
 
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine: maps of one vocabulary and code width.
-        num_classes: Number of classes; the class embedding has one row more, for no class.
+        num_classes: Number of classes; the class embedding has one row more, for no class. None for texts.
+        text_shape: Rows and channels of the features of texts, in place of the classes (`TextRows`); None for classes.
+        text_encoder: What makes the features, such as `{"name": "bytes"}` (`TextTable`).
         dim: Channels of a token inside the transformer.
         depth: Number of transformer blocks.
         num_heads: Attention heads.
@@ -96,7 +103,9 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         self,
         *,
         level_specs: Sequence[dict[str, Any]],
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
+        text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         dim: int = 1024,
         depth: int = 16,
         num_heads: int = 16,
@@ -114,13 +123,13 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
-        vocab_size, code_dim, grids = _read_ladder(self._specs)
+        vocab_size, code_dim, grids = read_ladder(self._specs)
         sizes = tuple(spec.num_tokens for spec in self._specs)
         self._mask = BlockCausalMask(sizes)
         self.quantizer = MultiScaleQuantizer(
             vocab_size, code_dim, grids, num_filters=num_filters, filter_ratio=filter_ratio
         ).requires_grad_(False)
-        self.class_embedding = class_table(num_classes, dim, class_hierarchy)
+        self.class_embedding = condition_table(TextRows, dim, num_classes, text_shape, class_hierarchy, text_encoder)
         self.code_proj = Linear(code_dim, dim)
         self.start_embedding = nn.Parameter(torch.empty(sizes[0], dim))
         self.position_embedding = nn.Parameter(torch.empty(sum(sizes), dim))
@@ -131,6 +140,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
             "mlp_ratio": mlp_ratio,
             "use_qk_norm": use_qk_norm,
             "shares_modulation": shares_modulation,
+            "reads_rows": text_shape is not None,
         }
         rates = [last * index / max(depth - 1, 1) for index in range(depth)]
         blocks = (NextScaleBlock(dim, num_heads, drop_path=rate, **options) for rate in rates)
@@ -180,12 +190,13 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
             tensor.copy_(theirs[name])
         return self
 
-    def forward(self, ids: Int[Tensor, "b n"], condition: Tensor) -> Float[Tensor, "b n v"]:
+    def forward(self, ids: Int[Tensor, "b n"], condition: Tensor | TextCondition) -> Float[Tensor, "b n v"]:
         """Return the logits of every token, each from the levels before its own.
 
         Args:
             ids: All tokens, int64, coarse to fine. The tokens of the last level are not read.
-            condition: Class labels `(b,)`, int64; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
+            condition: Class labels `(b,)`, int64; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`. Or texts
+                that are `aligned`.
 
         Raises:
             ValueError: If the sequence has another length than the levels, or labels and ids differ in number.
@@ -198,26 +209,26 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         with torch.no_grad():
             codes = self.quantizer.inputs(ids)
         with without_autocast(ids.device):
-            label = self.class_embedding(condition)
+            label, rows = embed_condition(self.class_embedding, condition)
             x = torch.cat((self._embed(label, None, 0), self._embed(label, codes, self._specs[0].num_tokens)), dim=1)
         mask, shared = self._constants.on(x.device)["mask"], self._shared(label)
-        return self._predict(self.blocks(x, shared, mask=mask), label)
+        return self._predict(self.blocks(x, shared, mask=mask, **rows), label)
 
     def loss(
-        self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
+        self, pyramid: TokenPyramid, condition: Tensor | TextCondition, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Return the mean cross-entropy of all tokens in nats, the share that is predicted exactly, and both of the last level ("tail").
 
         Args:
             pyramid: All levels.
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or texts.
             rng: Source of the draw of which labels are dropped, in train mode. Dropped branches follow PyTorch's global generator.
 
         Raises:
             ValueError: If the pyramid is of another tokenizer or lacks levels.
         """
         self.check_pyramid(pyramid)
-        ids = pyramid.concat()
+        ids, condition = pyramid.concat(), resolve_texts(condition, self.class_embedding)
         if self.training:
             null_label, dropout = self.config["num_classes"], self.config["class_dropout"]
             condition = drop_labels(condition, null_label, dropout, self.class_embedding, rng=rng)
@@ -235,7 +246,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
     @torch.no_grad()
     def generate(
         self,
-        condition: Tensor | Unconditional,
+        condition: Tensor | TextCondition | Unconditional,
         settings: NextScaleSettings | None = None,
         *,
         known: Known | None = None,
@@ -245,7 +256,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         """Return one pyramid per label, generated coarse to fine: of ids, or of mixtures of codes where `settings.smooth`.
 
         Args:
-            condition: Class labels `(b,)`, int64, with a hierarchy any nodes; or `Unconditional`, where labels were dropped in training.
+            condition: Class labels `(b,)`, int64, with a hierarchy any nodes; or texts; or `Unconditional`, where they were dropped.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
             known: Ids that are given, of levels or of places in them. All places of a level are drawn, and then the codes of those that are
                 given are put in theirs; the next level reads both. A level that is given whole is not drawn.
@@ -358,8 +369,9 @@ class _Steps:
         use_cache: Keep keys and values of earlier levels; False keeps their inputs.
     """
 
-    def __init__(self, model: NextScaleAR, labels: Tensor, num_tokens: int, *, use_cache: bool) -> None:
-        self._model, self._label = model, model.class_embedding(labels)
+    def __init__(self, model: NextScaleAR, labels: Tensor | TextCondition, num_tokens: int, *, use_cache: bool) -> None:
+        self._model = model
+        self._label, self._rows = embed_condition(model.class_embedding, labels)
         shared, stack = model._shared(self._label), model.blocks
         self._modulations = [stack.call_at(index, "modulate", shared) for index in range(stack.num_steps)]
         self._cache = KVCache(stack.num_steps, num_tokens) if use_cache else None
@@ -378,22 +390,6 @@ class _Steps:
             self._inputs = x = x if self._inputs is None else torch.cat((self._inputs, x), dim=1)
             mask = model._constants.on(x.device)["mask"][: x.shape[1], : x.shape[1]]
         caches = None if self._cache is None else self._cache.layers
-        x = model.blocks(x, caches=caches, each=self._modulations, mask=mask, is_modulated=True)
+        x = model.blocks(x, caches=caches, each=self._modulations, mask=mask, is_modulated=True, **self._rows)
         self._done += size
         return model._predict(x[:, -size:], label).float()
-
-
-def _read_ladder(specs: tuple[LevelSpec, ...]) -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """Return the vocabulary, the channels of a code and the grids of levels that are maps of one codebook."""
-    kinds = {(spec.vocab_size, spec.dim) for spec in specs}
-    if len(kinds) != 1 or specs[0].vocab_size is None:
-        found = [(spec.vocab_size, spec.dim) for spec in specs]
-        raise ValueError(
-            f"level_specs have vocabularies and channels {found}, expected discrete levels that are alike in both"
-        )
-    grids = []
-    for index, spec in enumerate(specs):
-        if spec.grid is None or len(spec.grid) != 2:
-            raise ValueError(f"level {index} has the grid {spec.grid}, expected (height, width)")
-        grids.append((spec.grid[0], spec.grid[1]))
-    return specs[0].vocab_size, specs[0].dim, tuple(grids)
