@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.layers import Branch
+from hiergen.nn.blocks.placed import SlotCache
 from hiergen.nn.cache import LayerCache
 from hiergen.nn.depth.deltas import SharedBlock
 from hiergen.nn.depth.plan import DepthPlan, Step, plan_from_json
@@ -131,7 +132,7 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
         self,
         x: Tensor,
         *inputs: Any,
-        caches: Sequence[LayerCache] | None = None,
+        caches: Sequence[LayerCache | SlotCache] | None = None,
         each: Sequence[Any] | None = None,
         **options: Any,
     ) -> Tensor:

@@ -20,6 +20,8 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "rar-tiny": SMALL,
     "var-tiny": {**SMALL, "dim": 30, "num_heads": 1},
     "maskgit-tiny": {**SMALL, "blocks": "post_norm"},
+    "block-tiny-16": {**SMALL, "token_dim": 32, "token_depth": 1, "token_heads": 2},
+    "byte-word-tiny-levels": {**SMALL, "num_kv_heads": 1, "ffn_dim": 32, "byte_dim": 32, "byte_heads": 2, "byte_ffn_dim": 32},
     "mar-tiny": {f"{part}_dim": 32 for part in ("encoder", "decoder")}
     | {f"{part}_heads": 2 for part in ("encoder", "decoder")},
 }
@@ -32,6 +34,7 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 }
 UP = re.compile(r"\.deltas\.\d+\.up\.")
 RELAXED = cycle(2, loops=2, rank=2)
+CACHED = (sandwich(1, 1, 1, loops=2, rank=2), ladder(2), cycle(2, loops=2, rank=2, lag=1))
 
 
 def build(name: str, plan: DepthPlan | None, **overrides: Any) -> Any:
@@ -107,11 +110,12 @@ def test_every_model_trains_by_a_plan_and_is_saved_with_it(name: str, tmp_path) 
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["har-tiny", "rar-tiny", "var-tiny"])
 @pytest.mark.parametrize(
-    "plan",
-    [sandwich(1, 1, 1, loops=2, rank=2), ladder(2), cycle(2, loops=2, rank=2, lag=1)],
-    ids=["sandwich", "ladder", "both"],
+    ("name", "plan"),
+    [
+        *((name, plan) for name in ("har-tiny", "rar-tiny", "var-tiny") for plan in CACHED),
+        *((name, CACHED[0]) for name in ("block-tiny-16", "byte-word-tiny-levels")),
+    ],
 )
 def test_cached_generation_equals_the_whole_pass(name: str, plan: DepthPlan) -> None:
     model = build(name, plan)
@@ -142,6 +146,8 @@ def test_plans_are_refused_where_blocks_have_other_roles() -> None:
         build("maskgit-tiny", RELAXED, blocks="skip")
     with pytest.raises(ValueError, match="plan of the encoder has a step with lag 1 or inject, expected neither"):
         build("restok-tiny", ladder(4))
+    with pytest.raises(ValueError, match="step 0 of plan has lag 1, which NeoXBlock cannot run with"):
+        build("block-tiny-16", ladder(4))
     with pytest.raises(ValueError, match="plan names the stack 'coder'"):
         create("titok-tiny", plan={"coder": []})
 
