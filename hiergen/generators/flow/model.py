@@ -41,7 +41,7 @@ from hiergen.nn.blocks.layers import FeedForwardKind, NormKind, make_norm
 from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
 from hiergen.nn.constants import Table
-from hiergen.nn.depth.stack import BlockStack, PlanJson
+from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
 from hiergen.nn.latent_statistics import LatentStandardizer
 from hiergen.nn.mixers.grids import MixerBlocks, grid_mixers
 from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
@@ -336,21 +336,21 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
                 finite.check()
             if callback is None:
                 return state
-            pyramid = self.tokens_of(state) if is_last else None
-            changed = callback(step, pyramid, time=times[step + 1], latents=state)
+            changed = callback(step, self.tokens_of(state) if is_last else None, time=times[step + 1], latents=state)
             if isinstance(changed, TokenPyramid):
                 changed = self.standardize(changed.concat())
             return state if changed is None else changed.to(state.dtype)
 
         state = noise.double() if self.dtype == torch.float64 else noise
-        state = integrate(
-            self._guided_velocity(labels, settings, finite),
-            state,
-            times,
-            solver=settings.solver,
-            draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
-            after_step=report,
-        )
+        with generating(self):
+            state = integrate(
+                self._guided_velocity(labels, settings, finite),
+                state,
+                times,
+                solver=settings.solver,
+                draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
+                after_step=report,
+            )
         return self.tokens_of(state)
 
     def count_steps(self, settings: FlowSettings) -> int:

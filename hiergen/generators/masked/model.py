@@ -53,8 +53,8 @@ from hiergen.generators.masked.transformer import (
     gather_tokens,
     scatter_tokens,
 )
+from hiergen.nn.depth.stack import generating
 from hiergen.nn.latent_statistics import ChannelValues, LatentStandardizer
-from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_normal, draw_uniform
 
@@ -300,7 +300,7 @@ class MaskedAR(Generator):
         wide, sampler = torch.promote_types(self.dtype, torch.float32), settings.sampler()
         halves = 2 if settings.is_guided else 1
         index, complete = 0, None
-        with evaluating(self):
+        with generating(self):
             prefix = self._sampling_prefix(condition, settings, low_res, rng, wide)  # (halves b, p, d)
             # A token's input row never changes once the token is known, nor does the prefix: both are computed once.
             tokens = torch.zeros(batch, self.stages[-1].length, channels, device=device, dtype=wide)

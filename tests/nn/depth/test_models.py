@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from hiergen.nn.depth.deltas import ParameterDelta
 from hiergen.nn.depth.plan import DepthPlan, cycle, ladder, plain, sandwich, sequence
 from hiergen.nn.depth.stack import BlockStack
 from hiergen.pyramid import TokenPyramid
@@ -21,7 +22,14 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "var-tiny": {**SMALL, "dim": 30, "num_heads": 1},
     "maskgit-tiny": {**SMALL, "blocks": "post_norm"},
     "block-tiny-16": {**SMALL, "token_dim": 32, "token_depth": 1, "token_heads": 2},
-    "byte-word-tiny-levels": {**SMALL, "num_kv_heads": 1, "ffn_dim": 32, "byte_dim": 32, "byte_heads": 2, "byte_ffn_dim": 32},
+    "byte-word-tiny-levels": {
+        **SMALL,
+        "num_kv_heads": 1,
+        "ffn_dim": 32,
+        "byte_dim": 32,
+        "byte_heads": 2,
+        "byte_ffn_dim": 32,
+    },
     "mar-tiny": {f"{part}_dim": 32 for part in ("encoder", "decoder")}
     | {f"{part}_heads": 2 for part in ("encoder", "decoder")},
 }
@@ -127,6 +135,20 @@ def test_cached_generation_equals_the_whole_pass(name: str, plan: DepthPlan) -> 
         chosen = type(settings)(guidance_scale=1.5, use_cache=use_cache)
         found.append(model.generate(labels, chosen, rng=torch.Generator().manual_seed(0)).concat())
     assert torch.equal(*found)
+
+
+SHORT = {"flow-tiny": {"num_steps": 3}, "mar-tiny": {"num_steps": 2, "head_steps": 2}, "maskgit-tiny": {"num_steps": 2}}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generation_adds_differences_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = build(name, RELAXED), []
+    added_to = ParameterDelta.added_to
+    monkeypatch.setattr(ParameterDelta, "added_to", lambda self, block: calls.append(self) or added_to(self, block))
+    model.generate(
+        torch.tensor([0, 1]), model.make_settings(**SHORT.get(name, {})), rng=torch.Generator().manual_seed(0)
+    )
+    assert len(calls) == sum(isinstance(module, ParameterDelta) for module in model.modules()) > 0
 
 
 def test_slices_are_for_tokens_that_all_see_each_other() -> None:
