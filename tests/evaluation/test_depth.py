@@ -60,7 +60,11 @@ def test_all_parts_write_their_tables(study, tmp_path, capsys) -> None:
     assert plain["first_nats"] == plain["fine_first_nats"] == plain["nats"]
     assert f"| {plain['nats']:.3f} |  |  |  |" in (tmp_path / "out" / "plans.md").read_text()
     chains = found["plans"]["chains-2+2"]
-    assert min(chains["nats"], chains["first_nats"]) < chains["fine_first_nats"] < max(chains["nats"], chains["first_nats"])
+    assert (
+        min(chains["nats"], chains["first_nats"])
+        < chains["fine_first_nats"]
+        < max(chains["nats"], chains["first_nats"])
+    )
     for values in found["exits"].values():
         assert 1 <= values["rate_oracle"] <= 2
 

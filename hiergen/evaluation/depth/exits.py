@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from hiergen.evaluation.study import StudyResult
@@ -74,14 +74,19 @@ def _saved(exits: Int[Tensor, "b g"], num_loops: int, name: str) -> dict[str, fl
 
 def exits_table(result: StudyResult) -> str:
     """Return Markdown: for each variant one row per rule."""
-    titles = "| leaves where | loops | held-out nats per token | throughput | loops, generated | throughput, generated |"
+    titles = (
+        "| leaves where | loops | held-out nats per token | throughput | loops, generated | throughput, generated |"
+    )
     parts = []
     for variant in result.values:
         lines = [f"{variant}:\n", titles, "|---" * 6 + "|"]
         for rule in (*map(str, CONFIDENCES), "oracle"):
             names = [f"{what}_{rule}" for what in ("loops", "nats", "rate", "drawn_loops", "drawn_rate")]
             # What an oracle would do with tokens that it makes itself cannot be asked.
-            cells = [result.estimate(variant, name).text() if rule != "oracle" or "drawn" not in name else "" for name in names]
+            cells = [
+                result.estimate(variant, name).text() if rule != "oracle" or "drawn" not in name else ""
+                for name in names
+            ]
             shown = rule if rule == "oracle" else f"all are sure by {rule}"
             lines.append(f"| {shown} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n")

@@ -9,7 +9,6 @@ from hiergen.generators.level_ar.model import LevelAR
 from hiergen.nn.depth.conversion import to_ladder, to_recursive
 from hiergen.nn.depth.plan import DepthPlan, cycle, ladder, plain, sandwich, sequence
 
-
 #: Width of all variants: small, so that there is little to spare.
 WIDTH: dict[str, Any] = {"dim": 64, "num_heads": 4, "ffn_dim": 128}
 

@@ -104,8 +104,10 @@ class ByteWordTransformer(SequenceModel):
             LlamaBlock(byte_dim, byte_heads, byte_ffn_dim, **byte_block) for _ in range(encoder_depth)
         )
         self.pooling = WordPooling(byte_dim, dim, num_heads, use_qk_norm=use_qk_norm, theta=rope_theta)
-        word_block = {"num_kv_heads": num_kv_heads, **byte_block}
-        layers = (LlamaBlock(dim, num_heads, ffn_dim, **word_block) for _ in range(depth))
+        layers = (
+            LlamaBlock(dim, num_heads, ffn_dim, num_kv_heads=num_kv_heads, use_qk_norm=use_qk_norm)
+            for _ in range(depth)
+        )
         self.backbone = BlockStack(layers, plan, dim=dim)
         self.first_word = nn.Parameter(torch.zeros(dim))
         self.decoder = nn.ModuleList(
