@@ -38,7 +38,7 @@ def study(tmp_path, monkeypatch) -> DepthStudySettings:
         more_samples=16,
         batch_size=8,
         num_generated=4,
-        variants=("plain-4", "cycle-2x2", "cycle-2x2-exits", "chains-2+2", "average-rank-4"),
+        variants=("plain-4", "cycle-2x2", "chains-2+2", "average-rank-4"),
     )
 
 
