@@ -45,7 +45,7 @@ from hiergen.nn.blocks.layers import FeedForwardKind, NormKind, make_norm
 from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
 from hiergen.nn.constants import Table
-from hiergen.nn.depth.stack import BlockStack, PlanJson
+from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
 from hiergen.nn.latent_statistics import LatentStandardizer
 from hiergen.nn.mixers.grids import MixerBlocks, grid_mixers
 from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
@@ -349,16 +349,17 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
 
         warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
         state = noise.double() if self.dtype == torch.float64 else noise
-        state = integrate(
-            guided_velocity(self, labels, settings, finite, dense_until=times[min(warmup, settings.num_steps)]),
-            state,
-            times,
-            solver=settings.solver,
-            draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
-            after_step=report,
-            hold=None if known is None else hold_tokens(*known.sequence(self._specs), self.standardize, state),
-            repeats=settings.resamplings,
-        )
+        with generating(self):
+            state = integrate(
+                guided_velocity(self, labels, settings, finite, dense_until=times[min(warmup, settings.num_steps)]),
+                state,
+                times,
+                solver=settings.solver,
+                draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
+                after_step=report,
+                hold=None if known is None else hold_tokens(*known.sequence(self._specs), self.standardize, state),
+                repeats=settings.resamplings,
+            )
         return composed(state)
 
     def count_steps(self, settings: FlowSettings) -> int:

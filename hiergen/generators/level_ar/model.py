@@ -52,10 +52,9 @@ from hiergen.known import Known
 from hiergen.nn.blocks.layers import Linear, swiglu_dim
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
-from hiergen.nn.depth.stack import BlockStack, PlanJson
+from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.running.checkpointing import CheckpointedModule
-from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng
 
@@ -309,7 +308,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         finite = FiniteSteps(type(self).__name__, "logits")
         exits = settings.exits(self.blocks, len(self._specs))
         widths = settings.widths(self.widths, len(self._specs), shares_kv=self.config["share_kv"])
-        with evaluating(self), self.blocks.merged():
+        with generating(self):
             for index, step in enumerate(layout.steps):
                 if index == num_guided and index > 0:
                     # From here on the half without a class is of no use to anyone.

@@ -54,8 +54,8 @@ from hiergen.generators.masked.transformer import (
 )
 from hiergen.generators.masked.unmasking import Unmasking, draw_orders, group_samples
 from hiergen.known import Known
+from hiergen.nn.depth.stack import generating
 from hiergen.nn.latent_statistics import ChannelValues, LatentStandardizer
-from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_normal, draw_uniform
 
@@ -300,7 +300,7 @@ class MaskedAR(Generator):
         if known is not None and known.is_complete(len(self._specs)):
             return known.pyramid
         finite = FiniteSteps(type(self).__name__, "tokens")
-        with evaluating(self):
+        with generating(self):
             state = Unmasking(
                 self, self._sampling_prefix(condition, settings, low_res, rng, wide), settings, rng=rng, dtype=wide
             )

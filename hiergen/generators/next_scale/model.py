@@ -52,10 +52,9 @@ from hiergen.nn.blocks.layers import Linear, make_norm
 from hiergen.nn.blocks.transformer import modulate
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
-from hiergen.nn.depth.stack import BlockStack, PlanJson
+from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.running.checkpointing import CheckpointedModule
-from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import without_autocast
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_exponential, draws_of
@@ -283,7 +282,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         if settings.smooth:
             specs = tuple(dataclasses.replace(spec, vocab_size=None) for spec in specs)
         finite = FiniteSteps(type(self).__name__, "logits")
-        with evaluating(self), self.blocks.merged():
+        with generating(self):
             steps = _Steps(
                 self, condition, sum(spec.num_tokens for spec in specs[:count]), use_cache=settings.use_cache
             )

@@ -43,9 +43,8 @@ from hiergen.known import Known
 from hiergen.levels import shared_vocabulary
 from hiergen.nn.blocks.layers import Linear
 from hiergen.nn.cache import KVCache
-from hiergen.nn.depth.stack import BlockStack, PlanJson
+from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
 from hiergen.nn.running.checkpointing import CheckpointedModule
-from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_uniform
@@ -277,7 +276,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         finite = FiniteSteps(type(self).__name__, "logits")
         if settings.official_draws:
             draw_uniform((batch,), rng=rng, device=self.device)
-        with evaluating(self), self.blocks.merged():
+        with generating(self):
             for step in range(self.num_tokens):
                 before = ids[:, :step].repeat(2 if guided else 1, 1)
                 # Behind the first step a cache needs the newest token alone.

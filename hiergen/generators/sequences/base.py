@@ -38,8 +38,8 @@ from hiergen.generators.sequences.settings import SequenceSettings, TextSettings
 from hiergen.generators.sequences.texts import NUM_BYTES, StopWatch, Text, Texts, check_rows
 from hiergen.known import Known
 from hiergen.levels import shared_vocabulary
+from hiergen.nn.depth.stack import generating
 from hiergen.nn.running.checkpointing import CheckpointedModule
-from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng
@@ -293,7 +293,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
                 return known.pyramid
             ids, given = known.sequence(self._specs)
         finite = FiniteSteps(type(self).__name__, "logits")
-        with evaluating(self):
+        with generating(self):
             source = NextLogits(self, labels.new_zeros(len(labels), 0), None, labels, count, settings.use_cache)
             for index in range(count):
                 logits = source.logits
@@ -343,7 +343,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         if not self.is_text:
             raise ValueError(f"this is a generator of the levels {self._specs}, no model of text: use generate")
         settings = TextSettings() if settings is None else settings
-        with evaluating(self):
+        with generating(self):
             source = NextLogits(self, ids, lengths, None, settings.max_new_bytes, settings.use_cache)
             for index in range(settings.max_new_bytes):
                 finite = FiniteSteps(type(self).__name__, "logits")

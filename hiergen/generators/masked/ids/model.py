@@ -37,8 +37,7 @@ from hiergen.generators.masked.ids.transformers import PostNormTransformer, Skip
 from hiergen.known import Known
 from hiergen.levels import shared_vocabulary
 from hiergen.nn.blocks.layers import Linear
-from hiergen.nn.depth.stack import PlanJson
-from hiergen.nn.running.modes import evaluating
+from hiergen.nn.depth.stack import PlanJson, generating
 from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_uniform
@@ -218,7 +217,7 @@ class MaskedIds(Generator):
             held, given = known.sequence(self._specs)
             ids = torch.where(given, held, ids)
         finite = FiniteSteps(type(self).__name__, "logits")
-        with evaluating(self):
+        with generating(self):
             for step in range(settings.num_steps):
                 logits = self._guided_logits(ids, condition, settings, step, rng)
                 finite.note(logits, f"step {step} of {settings.num_steps}")
