@@ -1,4 +1,4 @@
-"""`hiergen bench all`: every benchmark on the machine at hand, one table of ratios, and one JSON file."""
+"""`hiergen bench all`: every benchmark on the machine at hand, a line of ratios per case, and one JSON file."""
 
 from __future__ import annotations
 
