@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 #: Rounds for which a waiting thread spins: enough for the gaps between operations, see "A busy machine" in docs/results/speed.md.
 SPIN_COUNT = "10000"
-#: Fewest weights of a model that bfloat16 makes faster on a CPU, see "Number formats" in docs/results/speed.md.
-LEAST_WEIGHTS = 5_000_000
 _is_forked = False
 
 
@@ -129,20 +127,14 @@ def processor_name() -> str:
     return named[1] if named else platform.processor() or platform.machine()
 
 
-def choose_dtype(device: torch.device, num_weights: int | None = None) -> torch.dtype:
+def choose_dtype(device: torch.device) -> torch.dtype:
     """Return the number format of weights that "auto" stands for on a device, and say which and why.
 
-    It is bfloat16 where the device has instructions for its products, on a CPU for models of some size, else float32.
-
-    Args:
-        device: Where the model will run.
-        num_weights: Weights of the model, all parts together; None is many.
+    It is bfloat16 where the device has instructions for its products, else float32. What that gains: "Number formats" in
+    docs/results/speed.md.
     """
     import torch
 
-    if device.type == "cpu" and num_weights is not None and num_weights < LEAST_WEIGHTS:
-        say(f"dtype auto: float32, since {num_weights:,} weights are too few to gain from bfloat16 on a CPU")
-        return torch.float32
     fast = ""
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         fast = "the GPU"

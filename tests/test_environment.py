@@ -11,7 +11,7 @@ import torch
 
 from hiergen import environment
 from hiergen.__main__ import main
-from hiergen.environment import LEAST_WEIGHTS, SPIN_COUNT, choose_device, choose_dtype, free_cores, require, share_cores
+from hiergen.environment import SPIN_COUNT, choose_device, choose_dtype, free_cores, require, share_cores
 
 
 def test_a_package_that_is_there_is_returned() -> None:
@@ -57,18 +57,10 @@ def test_a_number_format_is_chosen_by_the_device_and_told(device, has, expected,
         (torch.cuda, "is_bf16_supported"),
     ):
         monkeypatch.setattr(module, name, lambda name=name, **_: name in has)
-    assert choose_dtype(torch.device(device), LEAST_WEIGHTS if device == "cpu" else 1) == expected
+    assert choose_dtype(torch.device(device)) == expected
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"dtype auto: {str(expected).removeprefix('torch.')}, ")
     assert said in line
-
-
-def test_small_models_stay_in_float32_on_a_cpu(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert choose_dtype(torch.device("cpu"), LEAST_WEIGHTS - 1) == torch.float32
-    assert capsys.readouterr().err == (
-        "dtype auto: float32, since 4,999,999 weights are too few to gain from bfloat16 on a CPU\n"
-    )
 
 
 def write_stat(path: Path, idle: list[int], busy: list[int]) -> None:

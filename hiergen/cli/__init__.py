@@ -73,12 +73,11 @@ def open_model(
     import torch
 
     from hiergen.environment import choose_device, choose_dtype
-    from hiergen.pipelines.loading import count_weights, from_pretrained, resolve
+    from hiergen.pipelines.loading import from_pretrained
 
     chosen = choose_device(device)
     quiet_diffusers()
-    number = count_weights(resolve(path)) if dtype == "auto" else None
-    weights = choose_dtype(chosen, number) if dtype == "auto" else getattr(torch, dtype or "float32")
+    weights = choose_dtype(chosen) if dtype == "auto" else getattr(torch, dtype or "float32")
     model = from_pretrained(path, dtype=weights, compile=compile)
     model = parts_of(model).get(part or "", model)
     if not parts_of(model):

@@ -38,8 +38,8 @@ class EncodeSettings(Checked):
         sample_seed: Seed with which the continuous tokens of images are drawn from their posterior; by default its mode is taken.
         batch_size: Images per pass.
         device: Device to run on; "auto" is a GPU where there is one.
-        dtype: Number format of the tokenizer's weights, on which the codes depend; "auto" is bfloat16 for models of some size where the device
-            computes its products fast, else float32.
+        dtype: Number format of the tokenizer's weights, on which the codes depend; "auto" is bfloat16 where the device computes
+            its products fast, else float32.
     """
 
     tokenizer: str = "runs/restok_tiny/model"

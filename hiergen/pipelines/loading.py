@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from hiergen.config import nearest
 from hiergen.environment import choose_device, choose_dtype
@@ -34,8 +33,8 @@ def from_pretrained(
         path: A folder, the name of a model that comes with the package ("digits-1d") or of official weights ("vq-16.in1k",
             `hiergen info` lists them), or the id `owner/name` of a Hub repository.
         dtype: A `torch.dtype` of the weights; None is float32. "auto" is bfloat16 where the GPU that is there, or else the processor,
-            has its products, and float32 elsewhere and for small models on a CPU; a line says which. For a pipeline also a dict of
-            the parts' names, with "default" for the others.
+            has its products, and float32 elsewhere; a line says which. For a pipeline also a dict of the parts' names, with "default"
+            for the others.
         compile: Whether to compile what generating and decoding repeat (`compile_sampling`, `compile_decoding`), or arguments of
             `torch.compile`.
         options: Passed on to the class's own `from_pretrained` (`revision`, `variant`, ...).
@@ -49,7 +48,7 @@ def from_pretrained(
     """
     path = resolve(str(path))
     if dtype is not None:
-        options["dtype"] = _dtype(dtype, path)
+        options["dtype"] = _dtype(dtype)
     with _without_bars():
         loaded = _load(path, options)
     if compile:
@@ -58,22 +57,7 @@ def from_pretrained(
     return loaded
 
 
-def count_weights(path: str) -> int | None:
-    """Return how many weights lie in a folder; None for what is no folder, or holds what is no safetensors."""
-    if not Path(path).is_dir():
-        return None
-    total = 0
-    for file in Path(path).rglob("*.safetensors"):
-        try:
-            with safe_open(file, "pt") as stored:
-                total += sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118
-        except (SafetensorError, OSError):
-            # Whoever loads it says so.
-            return None
-    return total
-
-
-def _dtype(dtype: Any, path: str) -> Any:
+def _dtype(dtype: Any) -> Any:
     """Return what diffusers takes for a `dtype` of `from_pretrained`.
 
     Raises:
@@ -82,9 +66,9 @@ def _dtype(dtype: Any, path: str) -> Any:
     import torch
 
     if isinstance(dtype, Mapping):
-        return {name: _dtype(value, path) for name, value in dtype.items()}
+        return {name: _dtype(value) for name, value in dtype.items()}
     if isinstance(dtype, str) and dtype == "auto":
-        return choose_dtype(choose_device("auto"), count_weights(path))
+        return choose_dtype(choose_device("auto"))
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype is {dtype!r} of type {type(dtype).__name__}, expected a torch.dtype or 'auto'")
     return dtype

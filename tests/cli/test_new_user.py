@@ -260,9 +260,7 @@ def test_the_number_format_and_compiling_are_chosen(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(HiergenPipeline, "compile", lambda pipe, **options: compiled.append(options))
     plain = generated(tmp_path / "a", "--dtype", "float32")
     assert compiled == []
-    monkeypatch.setattr(
-        "hiergen.environment.choose_dtype", lambda device, count: torch.bfloat16 if count >= 3_001_843 else None
-    )
+    monkeypatch.setattr("hiergen.environment.choose_dtype", lambda device: torch.bfloat16)
     half = generated(tmp_path / "b", "--dtype", "bfloat16", "--compile", "True")
     assert half != plain
     assert generated(tmp_path / "auto", "--dtype", "auto") == half

@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils, logging
-from safetensors.torch import save_file
 
 import hiergen
 from hiergen.environment import choose_device
@@ -53,22 +52,13 @@ def test_weights_have_the_dtype_that_is_asked_for(folder, dtype) -> None:
 
 @pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
 def test_auto_takes_what_the_device_is_fast_with(folder, fast, monkeypatch) -> None:
-    asked: list[tuple[torch.device, int]] = []
-    monkeypatch.setattr(loading, "choose_dtype", lambda *known: (asked.append(known), fast)[1])
+    asked: list[torch.device] = []
+    monkeypatch.setattr(loading, "choose_dtype", lambda device: (asked.append(device), fast)[1])
     pipe = hiergen.from_pretrained(folder, dtype="auto")
     assert (pipe.generator.dtype, pipe.tokenizer.dtype) == (fast, fast)
-    models = (pipe.generator, pipe.tokenizer)
-    assert asked == [(choose_device("auto"), sum(value.numel() for x in models for value in x.state_dict().values()))]
+    assert asked == [choose_device("auto")]
     parts = hiergen.from_pretrained(folder, dtype={"generator": "auto", "default": torch.float64})
     assert (parts.generator.dtype, parts.tokenizer.dtype) == (fast, torch.float64)
-
-
-def test_weights_are_counted_in_folders_alone(tmp_path) -> None:
-    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(2)}, tmp_path / "x.safetensors")
-    assert loading.count_weights(str(tmp_path)) == 17
-    assert loading.count_weights("owner/name") is None
-    (tmp_path / "y.safetensors").write_bytes(b"damaged")
-    assert loading.count_weights(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("dtype", ["bf16", 16, {"generator": "bf16"}])
