@@ -68,9 +68,11 @@ def main(args: list[str]) -> None:
         check_exists("--videos", settings.videos, "a folder of video files")
     elif settings.shapes not in ("", "procedural"):
         check_exists("--shapes", settings.shapes, "'procedural' or a folder that `hiergen prepare-shapes` wrote")
-    elif ":" not in settings.data.source and settings.data.source not in ("digits", "moving-digits"):
+    elif ":" not in settings.data.source and settings.data.source not in ("digits", "emoji", "moving-digits"):
         check_exists(
-            "--data.source", settings.data.source, "'digits', 'moving-digits', a folder of pictures, or KIND:PATH"
+            "--data.source",
+            settings.data.source,
+            "'digits', 'emoji', 'moving-digits', a folder of pictures, or KIND:PATH",
         )
     if settings.videos:
         from hiergen.data.videos.files import require_pyav

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
 from hiergen.pipelines.arguments import Generators, Labels
-from hiergen.pipelines.base import HiergenPipeline, StepCallback, to_arrays
+from hiergen.pipelines.base import StepCallback, to_arrays
+from hiergen.pipelines.mixins.scoring import ScoringPipeline
 from hiergen.pyramid import TokenPyramid
 
 
@@ -31,7 +32,7 @@ class ImagePipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToImagePipeline(HiergenPipeline):
+class ClassToImagePipeline(ScoringPipeline):
     """Class labels -> images.
 
     Example:

@@ -41,6 +41,16 @@ class Prefix:
     bits: float | None
     numbers: int | None
 
+    def times(self, count: int) -> Prefix:
+        """Return the same prefix of `count` pictures, frames or windows."""
+        bits, numbers = self.bits, self.numbers
+        return dataclasses.replace(
+            self,
+            tokens=count * self.tokens,
+            bits=None if bits is None else count * bits,
+            numbers=None if numbers is None else count * numbers,
+        )
+
     def __str__(self) -> str:
         size = counted(self.numbers or 0, "number") if self.bits is None else counted(round(self.bits), "bit")
         return f"{self.caption}, {size}"
@@ -57,12 +67,7 @@ def list_prefixes(tokenizer: Tokenizer) -> list[Prefix]:
     A tokenizer of frames has the prefixes of each frame. One of principal components has the first 1, 2, 4, ... of them.
     """
     if isinstance(tokenizer, FrameTokenizer):
-        frames = tokenizer.config["num_frames"]
-        found = list_prefixes(tokenizer.frame_tokenizer)
-        return [
-            dataclasses.replace(p, tokens=frames * p.tokens, numbers=None if p.numbers is None else frames * p.numbers)
-            for p in found
-        ]
+        return [prefix.times(tokenizer.config["num_frames"]) for prefix in list_prefixes(tokenizer.frame_tokenizer)]
     if isinstance(tokenizer, PatchComponents):
         tokens, dim = tokenizer.specs[0].num_tokens, tokenizer.specs[0].dim
         counts = [2**k for k in range(dim.bit_length()) if 2**k < dim] + [dim]
