@@ -31,6 +31,8 @@ def generate(visitor: Visitor) -> None:
     visitor.wait(lambda: visitor.picture("generate-stage") not in ("", first), "another picture from a new seed")
     visitor.wait(lambda: visitor.count("#generate-strip button") == ready + 1, "the new result in the strip")
     visitor.keep("generate")
+    if visitor.is_brief:
+        return
     made = visitor.picture("generate-stage")
     # The slider, and the way back.
     slide(visitor, "generate-stage")
@@ -122,10 +124,13 @@ def upload(visitor: Visitor) -> None:
 
 def shapes(visitor: Visitor) -> None:
     visitor.open_tab("Shapes")
-    # A turn is twenty pictures more.
-    visitor.click("#shapes-settings button")
-    visitor.click("#shapes-turns input")
+    if not visitor.is_brief:
+        # A turn is twenty pictures more.
+        visitor.click("#shapes-settings button")
+        visitor.click("#shapes-turns input")
     make_shape(visitor, "shapes" if visitor.is_shown("#shapes-class") else "shapes-picture")
+    if visitor.is_brief:
+        return
     # A press on Stop ends the next one.
     visitor.click("#shapes-start")
     visitor.click("#shapes-stop")
@@ -174,7 +179,8 @@ def compare(visitor: Visitor) -> None:
 
 def looks(visitor: Visitor) -> None:
     reconstruct(visitor)
-    upload(visitor)
+    if not visitor.is_brief:
+        upload(visitor)
 
 
 TABS: dict[str, Callable[[Visitor], None]] = {
@@ -223,6 +229,7 @@ def main() -> None:
     parser.add_argument("--out", default="tour", help="folder for the pictures")
     parser.add_argument("--login", help="name:password, where the demo asks for them")
     parser.add_argument("--windows", nargs="+", default=["desktop", "mobile"], choices=list(WINDOWS))
+    parser.add_argument("--brief", action="store_true", help="each tab once: no bad files, no stops, no second models")
     parser.add_argument("--dark", action="store_true", help="ask for the dark page")
     parser.add_argument(
         "--server", type=int, help="number of the demo's process, to say how much of processors it took"
@@ -234,6 +241,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for window in options.windows:
             given = {"patience": options.patience, "server": options.server, "is_dark": options.dark}
+            given["is_brief"] = options.brief
             visitor = Visitor(options.url, out, window, Path(folder), **given)
             tour(visitor, options.login)
 

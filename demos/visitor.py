@@ -51,6 +51,7 @@ class Visitor:
         patience: float,
         server: int | None = None,
         is_dark: bool = False,
+        is_brief: bool = False,
     ) -> None:
         width, height = WINDOWS[window]
         options = Options()
@@ -66,7 +67,7 @@ class Visitor:
             self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
         self.url, self.out, self.window, self.folder = url, out, window, folder
         self.suffix = "-dark" if is_dark else ""
-        self.patience, self.server = patience, server
+        self.patience, self.server, self.is_brief = patience, server, is_brief
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:

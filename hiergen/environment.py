@@ -7,10 +7,15 @@ import contextlib
 import functools
 import importlib
 import os
+import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hiergen.telling import say
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +118,34 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"device is {name!r}, expected 'auto', 'cpu', or a GPU that is there: {why}") from error
+
+
+def processor_name() -> str:
+    """Return what the system calls the processor."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M) if info.is_file() else None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """Return the number format of weights that "auto" stands for on a device, and say which and why.
+
+    It is bfloat16 where the device has instructions for its products, else float32. What that gains: "Number formats" in
+    docs/results/speed.md.
+    """
+    import torch
+
+    fast = ""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        fast = "the GPU"
+    elif device.type == "cpu":
+        sets = {"AMX": torch.cpu._is_amx_tile_supported, "AVX512-BF16": torch.cpu._is_avx512_bf16_supported}
+        fast = next((f"the processor, by {name}," for name, has in sets.items() if has()), "")
+    if fast:
+        say(f"dtype auto: bfloat16, whose products {fast} computes fast")
+        return torch.bfloat16
+    say(f"dtype auto: float32, since this {device.type.upper()} is not known to compute products in bfloat16 fast")
+    return torch.float32
 
 
 def settle_threads() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from hiergen import environment
 from hiergen.__main__ import main
-from hiergen.environment import SPIN_COUNT, choose_device, free_cores, require, share_cores
+from hiergen.environment import SPIN_COUNT, choose_device, choose_dtype, free_cores, require, share_cores
 
 
 def test_a_package_that_is_there_is_returned() -> None:
@@ -37,6 +37,30 @@ def test_devices_by_name(monkeypatch) -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="device is 'gpu', expected 'auto', 'cpu', or a GPU that is there"):
         choose_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "has", "expected", "said"),
+    [
+        ("cpu", {"_is_amx_tile_supported", "_is_avx512_bf16_supported"}, torch.bfloat16, "the processor, by AMX,"),
+        ("cpu", {"_is_avx512_bf16_supported"}, torch.bfloat16, "the processor, by AVX512-BF16,"),
+        ("cpu", set(), torch.float32, "this CPU is not known to compute products in bfloat16 fast"),
+        ("cuda", {"is_bf16_supported"}, torch.bfloat16, "whose products the GPU computes fast"),
+        ("cuda", set(), torch.float32, "this CUDA is not known"),
+        ("meta", set(), torch.float32, "this META is not known"),
+    ],
+)
+def test_a_number_format_is_chosen_by_the_device_and_told(device, has, expected, said, monkeypatch, capsys) -> None:
+    for module, name in (
+        (torch.cpu, "_is_amx_tile_supported"),
+        (torch.cpu, "_is_avx512_bf16_supported"),
+        (torch.cuda, "is_bf16_supported"),
+    ):
+        monkeypatch.setattr(module, name, lambda name=name, **_: name in has)
+    assert choose_dtype(torch.device(device)) == expected
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dtype auto: {str(expected).removeprefix('torch.')}, ")
+    assert said in line
 
 
 def write_stat(path: Path, idle: list[int], busy: list[int]) -> None:

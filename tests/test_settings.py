@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
-from jaxtyping import TypeCheckError
 
 import hiergen
 from hiergen.checked import Checked, Count, Range, Share
@@ -64,8 +63,6 @@ def _classes() -> dict[str, type[Any]]:
 
 
 CLASSES = _classes()
-#: Under jaxtyping's hook, what is of a wrong type is refused by the hook.
-REFUSALS = (ValueError, TypeCheckError)
 
 
 def test_every_settings_class_is_checked() -> None:
@@ -128,7 +125,8 @@ def _wrong(kind: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", [name for name, kind in CLASSES.items() if issubclass(kind, Checked)])
-def test_what_no_field_may_be_is_refused_by_its_name(name: str) -> None:
+def test_what_no_field_may_be_is_refused_by_its_name(name: str, unchecked: None) -> None:
+    """By our own check: with jaxtyping's hook on, that of the hook would speak first, and take hundreds of times as long."""
     kind = CLASSES[name]
     made = _default(kind)
     if made is None:
@@ -140,7 +138,7 @@ def test_what_no_field_may_be_is_refused_by_its_name(name: str) -> None:
         if field not in values:
             continue
         for wrong in _wrong(hint):
-            with pytest.raises(REFUSALS, match=rf"\b{field}\b"):
+            with pytest.raises(ValueError, match=rf"\b{field}\b"):
                 kind(**{**values, field: wrong})
 
 

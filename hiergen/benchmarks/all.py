@@ -1,4 +1,4 @@
-"""`hiergen bench all`: every benchmark on the machine at hand, one table of ratios, and one JSON file."""
+"""`hiergen bench all`: every benchmark on the machine at hand, a line of ratios per case, and one JSON file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import dataclasses
 import importlib
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from hiergen.benchmarks.measuring.ratios import Ratio, ratios_of
+from hiergen.benchmarks.measuring.ratios import by_case, ratios_of
 from hiergen.benchmarks.measuring.timing import describe_machine
 from hiergen.benchmarks.measuring.work import measure_machine
 from hiergen.benchmarks.settings import SETTINGS, AllSettings, module_of
@@ -81,7 +78,7 @@ def run(settings: AllSettings) -> dict[str, Any]:
         found["ratios"] += [dataclasses.asdict(ratio) for ratio in ratios_of(name, result, machine)]
         # A long run that is stopped has written what it measured.
         write_json(settings.output, found)
-    _print([Ratio(**ratio) for ratio in found["ratios"]], machine, found["left_out"])
+    _print(found)
     write_json(settings.output, found)
     say(f"wrote {settings.output}")
     return found
@@ -97,16 +94,17 @@ def _run_one(name: str, settings: AllSettings, *, is_cpu: bool) -> dict[str, Any
     return result
 
 
-def _print(ratios: list[Ratio], machine: dict[str, Any], left_out: dict[str, str]) -> None:
+def _print(found: dict[str, Any]) -> None:
+    """Print a line per case: whole at any width, since what is no terminal counts as narrow."""
+    machine = found["machine"]
     rates = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in machine["flops_per_s"].items())
-    table = Table(
-        title=f"{machine['device']}, {machine['threads']} threads: {rates}, copying {machine['bytes_per_s'] / 1e9:,.1f} GB/s",
-        caption="times faster than what it is against; against bound: share of what the machine's rates allow",
+    print(
+        f"{machine['device']}, {machine['threads']} threads: {rates}, copying {machine['bytes_per_s'] / 1e9:,.1f} GB/s\n"
+        "Times faster than what it is against; against bound: share of what the machine's rates allow."
     )
-    for column in ("benchmark", "case", "against", "ratio"):
-        table.add_column(column, justify="right" if column == "ratio" else "left")
-    for ratio in ratios:
-        table.add_row(ratio.benchmark, ratio.case, ratio.against, f"{ratio.value:.2f}")
-    Console().print(table)
-    for name, reason in left_out.items():
+    for name, cases in by_case(found["ratios"]).items():
+        print(f"\n{name}")
+        for case, values in cases.items():
+            print(f"  {case}: {'; '.join(f'{against} {value:.2f}' for against, value in values.items())}")
+    for name, reason in found["left_out"].items():
         say(f"left out {name}: {reason}")

@@ -9,11 +9,10 @@ import dataclasses
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hiergen.benchmarks.measuring.timing import describe_machine, random_model, timed
+from hiergen.benchmarks.measuring.timing import describe_machine, random_model, show, timed
 from hiergen.benchmarks.settings import MeshSettings
 from hiergen.environment import choose_device
 from hiergen.geometry.field_grid import ExtractionSettings, Field, evaluate_grid
@@ -140,4 +139,4 @@ def _print_table(settings: MeshSettings, machine: dict[str, Any], tokens_s: floa
             f"{row['times_faster']:.1f}",
             {True: "yes", False: "NO", None: "-"}[row["is_equal"]],
         )
-    Console().print(table)
+    show(table)

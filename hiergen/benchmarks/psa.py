@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiergen.benchmarks.measuring.attention_inputs import structured_heads
-from hiergen.benchmarks.measuring.timing import describe_machine, take_turns
+from hiergen.benchmarks.measuring.timing import describe_machine, show, take_turns
 from hiergen.benchmarks.settings import PSASettings
 from hiergen.environment import choose_device
 from hiergen.kernels.names import ImportanceName
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan, make_plan, pyramid_sparse_attention
+from hiergen.kernels.pyramid_attention.backends import dense
 from hiergen.kernels.pyramid_attention.config import OfficialRules, density_of_bounds
 from hiergen.kernels.pyramid_attention.planning.assignment import assign_pools
 from hiergen.kernels.pyramid_attention.planning.importance import ImportanceRequest, estimate_importance
@@ -32,6 +33,7 @@ from hiergen.kernels.pyramid_attention.planning.lists import with_lists
 from hiergen.kernels.pyramid_attention.pooling import build_pyramid
 from hiergen.kernels.pyramid_attention.triton.availability import runs_triton
 from hiergen.kernels.pyramid_attention.triton.operators import key_pyramid
+from hiergen.training.reporting.throughput import measure_peak
 
 
 def run(settings: PSASettings) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def run(settings: PSASettings) -> dict[str, Any]:
         calls["pyramid, attention alone"] = _kernel_alone(q, k, v, plans["pyramid"])
     calls["pyramid, all in"] = lambda: pyramid_sparse_attention(q, k, v, config=config, backend=sparse_backend(q))
     seconds = take_turns(calls, repeats=settings.repeats, device=device)
-    peak = matmul_peak(device, dtype, settings.repeats)
+    peak = measure_peak(device, dtype)
     flops = 4.0 * q.shape[2] ** 2 * settings.dim * settings.heads
     entries: dict[str, dict[str, Any]] = {name: {"reason": reason} for name, reason in reasons.items()}
     for name, call in calls.items():
@@ -107,6 +109,13 @@ def describe_pay(dense_s: float, sparse_s: Sequence[float]) -> str:
     )
 
 
+def describe_default(num_tokens: int, config: PSAConfig) -> str:
+    """Return a sentence on which attention "auto" takes for a sequence on a CPU, and why."""
+    if why := dense.pays(num_tokens, config):
+        return f"A clip is {num_tokens:,} tokens, so few that dense attention is the default: {why}."
+    return f"A clip is {num_tokens:,} tokens, at which sparse attention of this density was not measured to be slower on CPUs."
+
+
 def video_grid(tokens: int) -> tuple[int, int, int]:
     """Return frames, rows and columns of a video of about 16 : 9 with at most `tokens` tokens, 21 : 45 : 80 at 75,600."""
     side = (tokens / 75_600) ** (1 / 3)
@@ -141,14 +150,6 @@ def binary_config(config: PSAConfig, plan: PyramidPlan) -> PSAConfig:
     columns = plan.pools.shape[3]
     blocks = math.ceil(float(plan.density) * columns - 1e-4)
     return dataclasses.replace(config, mode="quota", bounds=((1, min((blocks + 0.5) / columns, 1.0)),))
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
-    """Return the rate of a large matrix product, in TFLOP/s: what attention could reach at best."""
-    size = 8192 if device.type == "cuda" else 512
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = take_turns({"matmul": lambda: a @ b}, repeats=repeats, device=device)["matmul"]
-    return 2.0 * size**3 / statistics.median(seconds) / 1e12
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
@@ -236,7 +237,6 @@ def _preparation(q: Tensor, k: Tensor, v: Tensor, config: PSAConfig, repeats: in
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     settings = result["settings"]
@@ -259,4 +259,4 @@ def _print(result: dict[str, Any]) -> None:
             table.add_row(name, x["reason"])
     for name, ms in result["preparation_ms"].items():
         table.add_row(f"preparation: {name}", f"{ms:.2f}")
-    Console().print(table)
+    show(table)

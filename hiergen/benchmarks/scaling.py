@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from hiergen.benchmarks.measuring.fits import fit_power
 from hiergen.benchmarks.measuring.growth import GROWTHS, Call
 from hiergen.benchmarks.measuring.parts import Part, Pieces, run_part
-from hiergen.benchmarks.measuring.timing import describe_machine, timed
+from hiergen.benchmarks.measuring.timing import describe_machine, show, timed
 from hiergen.benchmarks.settings import ScalingSettings
 from hiergen.config import nearest
 from hiergen.environment import choose_device
@@ -175,7 +174,7 @@ def _print(found: dict[str, Any]) -> None:
         ends = (f"{growth['sizes'][0]:,}", f"{growth['sizes'][-1]:,}") if growth["sizes"] else ("-", "-")
         mark = " *" if growth["is_too_steep"] else ""
         table.add_row(name, growth["grows"], *ends, _told(growth["time"]) + mark, _told(growth["memory"]))
-    Console().print(table)
+    show(table)
     for name, growth in found["growths"].items():
         for size, reason in growth["failed"].items():
             say(f"{name} at {size}: {reason.strip().splitlines()[-1]}")

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hiergen.benchmarks.measuring.timing import clock, describe_machine, plainly, take_turns
+from hiergen.benchmarks.measuring.timing import clock, describe_machine, plainly, show, take_turns
 from hiergen.benchmarks.settings import TrainResTokSettings
 from hiergen.environment import choose_device
 from hiergen.pyramid import TokenPyramid
@@ -174,9 +173,8 @@ def _print(result: dict[str, Any]) -> None:
     total = sum(result["split_s"].values())
     for part, seconds in result["split_s"].items():
         table.add_row(part, f"{1e3 * seconds:.1f}", f"{seconds / total:.1%}")
-    console = Console()
-    console.print(table)
-    console.print(
+    show(table)
+    print(
         f"step {1e3 * step['median']:.1f} ms ({1e3 * step['min']:.1f} to {1e3 * step['max']:.1f}), "
         f"{result['times_faster_than_plain']:.2f} times faster than in PyTorch's own operations, {result['images_per_s']:.2f} images/s, {result['flops'] / 1e9:.1f} GFLOP; "
         f"MFU {result['mfu']:.1%} of {result['peak_flops_per_s'] / 1e9:.1f} GFLOP/s in a matrix product"

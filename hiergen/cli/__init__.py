@@ -58,24 +58,27 @@ def check_model(option: str, path: str) -> None:
         raise ValueError(f"{option}: {error}") from error
 
 
-def open_model(path: str, device: str, *, part: str | None = None, dtype: str = "auto", compile: bool = False) -> Any:
+def open_model(
+    path: str, device: str, *, part: str | None = None, dtype: str | None = None, compile: bool = False
+) -> Any:
     """Return a saved model in eval mode, or a pipeline, on a device.
 
     Args:
         path: What `from_pretrained` takes.
         device: Name of the device, see `choose_device`.
         part: Part of a pipeline to return of it, e.g. "tokenizer"; a model that is no pipeline is returned whole.
-        dtype: Name of the dtype of the weights, e.g. "bfloat16"; "auto" is the saved one.
+        dtype: Name of the number format of the weights; "auto" is what `choose_dtype` takes for the device, None float32.
         compile: Whether to compile what generating and decoding repeat. The bars of a pipeline are off: verbs draw their own.
     """
     import torch
 
-    from hiergen.environment import choose_device
+    from hiergen.environment import choose_device, choose_dtype
     from hiergen.pipelines.loading import from_pretrained
 
     chosen = choose_device(device)
     quiet_diffusers()
-    model = from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), compile=compile)
+    weights = choose_dtype(chosen) if dtype == "auto" else getattr(torch, dtype or "float32")
+    model = from_pretrained(path, dtype=weights, compile=compile)
     model = parts_of(model).get(part or "", model)
     if not parts_of(model):
         return model.eval().to(chosen)

@@ -10,7 +10,7 @@ from hiergen.telling import say, say_next
 
 #: Benchmarks and what they compare.
 BENCHMARKS = {
-    "all": "all of the following at sizes for this machine, one table of ratios; --quick takes small sizes",
+    "all": "all of the following at sizes for this machine, with the ratios of each case; --quick takes small sizes",
     "attention": "the backends of dense and level-masked attention, against PyTorch's fused attention under a dense mask",
     "restok": "ResTok encode and decode, against a plain transcription that rebuilds masks and rotary tables",
     "train-restok": "a training step of ResTok or HAR: time, split, FLOPs against the peak of a product, and the same step in plain operations",

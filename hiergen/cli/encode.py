@@ -38,7 +38,8 @@ class EncodeSettings(Checked):
         sample_seed: Seed with which the continuous tokens of images are drawn from their posterior; by default its mode is taken.
         batch_size: Images per pass.
         device: Device to run on; "auto" is a GPU where there is one.
-        dtype: Number format of the tokenizer's weights; "auto" is that of the saved ones. The codes depend on it.
+        dtype: Number format of the tokenizer's weights, on which the codes depend; "auto" is bfloat16 where the device computes
+            its products fast, else float32.
     """
 
     tokenizer: str = "runs/restok_tiny/model"
@@ -55,7 +56,7 @@ class EncodeSettings(Checked):
     sample_seed: int | None = None
     batch_size: Count = 64
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
 
 
 def main(args: list[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from hiergen.checked import Checked
+from hiergen.environment import processor_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def environment() -> dict[str, dict[str, Any]]:
             "system": platform.platform(),
         },
         "machine": {
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads of torch": torch.get_num_threads(),
             "GPUs": gpus or "none that torch sees",
@@ -92,12 +93,6 @@ def _packages() -> dict[str, dict[str, str]]:
         except importlib.metadata.PackageNotFoundError:
             group[name] = "not installed"
     return groups
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M) if info.is_file() else None
-    return named[1] if named else platform.processor() or platform.machine()
 
 
 def _caches() -> dict[str, str]:

@@ -51,7 +51,7 @@ class GenerateSettings(Checked):
         num_steps: Number of steps of a masked or flow generator.
         num_levels: Number of levels after which a generator of levels stops; those are decoded.
         device: Device to run on; "auto" is a GPU where there is one.
-        dtype: Number format of the weights; "auto" is that of the saved ones.
+        dtype: Number format of the weights; "auto" is bfloat16 where the device computes its products fast, else float32.
         compile: Whether to compile the generator and the decoder first: minutes before the first sample, less time for each.
     """
 
@@ -76,7 +76,7 @@ class GenerateSettings(Checked):
     num_steps: int | None = None
     num_levels: int | None = None
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     compile: bool = False
 
 

@@ -32,8 +32,9 @@ def attention(
         scale: Factor of the scores; None is 1 / sqrt(k).
         backend: "sdpa" is PyTorch's fused attention, "reference" the plain formula, "grouped" one fused call per group of `spans` with its
             keys cut, "flex" FlexAttention with a block mask made once per `spans`, "xformers" its memory-efficient attention, "hub" a
-            FlashAttention kernel of the Hugging Face Hub. "auto" takes the first, but in bfloat16 on a CPU on up to 512 keys the
-            second, which takes half of the time there and its backward pass a fifth; with AMX only where there is a backward pass.
+            FlashAttention kernel of the Hugging Face Hub. "auto" takes "sdpa"; on a CPU in float32 "grouped" for spans of 512 keys and
+            more in groups of 32 and more, and in bfloat16 on up to 512 keys "reference", which takes half of the time there and its backward
+            pass a fifth; with AMX only where there is a backward pass.
 
     Raises:
         ValueError: If `backend` is unknown, mask and spans are both given, or the spans are of another number of tokens.
@@ -49,7 +50,7 @@ def attention(
     needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     request = DenseRequest(
         query.device, query.dtype, query.shape[-1], needs_grad, key.shape[2],
-        "mask" if mask is not None else "all" if spans is None else "spans",
+        "mask" if mask is not None else "all" if spans is None else "spans", 1 if spans is None else len(spans.queries),
     )  # fmt: skip
     chosen = choose("attention", BACKENDS, request, backend)
     out: Tensor = chosen.run(query, key, value, mask=mask, spans=spans, scale=scale)

@@ -22,6 +22,8 @@ from hiergen.kernels.spans import Spans
 
 #: The backend of diffusers' dispatcher that runs FlashAttention 2 from the Hugging Face Hub.
 HUB_KERNEL = "flash_hub"
+#: Fewest keys, in all and per group, for which calls per group pay on a CPU; see "Attention over levels" in docs/results/speed.md.
+_LEAST_KEYS, _LEAST_KEYS_PER_GROUP = 512, 32
 
 
 class DenseRequest(NamedTuple):
@@ -34,6 +36,7 @@ class DenseRequest(NamedTuple):
         needs_grad: Whether there will be a backward pass.
         num_keys: Number of keys.
         rule: How it is said which keys are seen: not at all, by a dense mask, or by `Spans`.
+        num_groups: Number of groups of the spans.
     """
 
     device: torch.device
@@ -42,6 +45,7 @@ class DenseRequest(NamedTuple):
     needs_grad: bool
     num_keys: int
     rule: Literal["all", "mask", "spans"]
+    num_groups: int = 1
 
 
 def dense_mask(query: Tensor, key: Tensor, mask: Tensor | None, spans: Spans | None) -> Tensor | None:
@@ -55,7 +59,15 @@ def sdpa(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=dense_mask(query, key, mask, spans), scale=scale)
 
 
+def _pays_by_group(request: DenseRequest) -> bool:
+    least = max(_LEAST_KEYS, _LEAST_KEYS_PER_GROUP * request.num_groups)
+    is_fast = request.device.type == "cpu" and request.dtype == torch.float32
+    return request.rule == "spans" and is_fast and request.num_keys >= least
+
+
 def _refuse_sdpa(request: DenseRequest, is_named: bool) -> str | None:
+    if not is_named and _pays_by_group(request):
+        return "on a CPU, in float32 and from 512 keys on, a call per group takes less time than one with a mask"
     is_short = request.device.type == "cpu" and request.dtype == torch.bfloat16 and request.num_keys <= 512
     if is_short and not is_named:
         if request.needs_grad:
@@ -86,7 +98,9 @@ def grouped(query: Tensor, key: Tensor, value: Tensor, *, mask: None, spans: Spa
 
 
 def _refuse_grouped(request: DenseRequest, is_named: bool) -> str | None:
-    return None if request.rule == "spans" else "there are no groups: it takes spans"
+    if request.rule != "spans":
+        return "there are no groups: it takes spans"
+    return None if is_named or _pays_by_group(request) else "it was not measured to be faster here"
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, *, mask: None, spans: Spans | None, scale: float | None) -> Tensor:
@@ -196,8 +210,8 @@ def _refuse_hub(request: DenseRequest, is_named: bool) -> str | None:
 #: In order of preference; "auto" never comes to those after the formula, which runs everywhere.
 BACKENDS = (
     Backend("sdpa", "any device", sdpa, _refuse_sdpa),
-    Backend("reference", "memory for all scores", reference),
     Backend("grouped", "spans", grouped, _refuse_grouped),
+    Backend("reference", "memory for all scores", reference),
     Backend("flex", "a GPU that PyTorch compiles for, or a CPU without gradients", flex, _refuse_flex),
     Backend("xformers", "xformers with an operator for these inputs", xformers, _refuse_xformers),
     Backend("hub", "CUDA, half precision, no mask, the package kernels", hub, _refuse_hub),

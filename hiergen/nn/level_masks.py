@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hiergen.kernels.attention import attention
+from hiergen.kernels.dispatch import is_fast_cpu
 from hiergen.kernels.spans import Spans
 from hiergen.nn.constants import Constants
 
@@ -73,6 +74,10 @@ class BlockCausalMask:
     def dense(self, device: torch.device | str | None = None) -> Bool[Tensor, "n n"]:
         """Return the mask as booleans, True where attention is allowed; cached per device, so do not write to it."""
         return _dense(self, torch.device(device) if device is not None else torch.device("cpu"))
+
+    def on_cpu(self, device: torch.device) -> Spans | None:
+        """Return the mask as spans where the forms for CPUs are taken: `attention` chooses between calls per group and one with a mask."""
+        return Spans(tuple(self.spans())) if is_fast_cpu(device) else None
 
 
 @functools.lru_cache(maxsize=64)

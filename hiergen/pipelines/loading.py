@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hiergen.config import nearest
+from hiergen.environment import choose_device, choose_dtype
 from hiergen.pretrained.hub import fetch
 from hiergen.pretrained.official import OFFICIAL, of_preset
 from hiergen.pretrained.packaged import packaged_models
@@ -31,8 +32,9 @@ def from_pretrained(
     Args:
         path: A folder, the name of a model that comes with the package ("digits-1d") or of official weights ("vq-16.in1k",
             `hiergen info` lists them), or the id `owner/name` of a Hub repository.
-        dtype: A `torch.dtype` of the weights; "auto" or None leaves them as they are saved. For a pipeline also a dict of the parts'
-            names, with "default" for the others.
+        dtype: A `torch.dtype` of the weights; None is float32. "auto" is bfloat16 where the GPU that is there, or else the processor,
+            has its products, and float32 elsewhere; a line says which. For a pipeline also a dict of the parts' names, with "default"
+            for the others.
         compile: Whether to compile what generating and decoding repeat (`compile_sampling`, `compile_decoding`), or arguments of
             `torch.compile`.
         options: Passed on to the class's own `from_pretrained` (`revision`, `variant`, ...).
@@ -44,20 +46,32 @@ def from_pretrained(
         ValueError: If there is no config, or it names a class that is not hiergen's, or the weights are missing, damaged or no
             safetensors. A config never chooses code: only the classes of `hiergen.registry` are loaded, and no pickle is.
     """
-    import torch
-
-    if dtype not in (None, "auto"):
-        for value in dtype.values() if isinstance(dtype, Mapping) else (dtype,):
-            if not isinstance(value, torch.dtype):
-                raise TypeError(f"dtype is {value!r} of type {type(value).__name__}, expected a torch.dtype or 'auto'")
-        options["dtype"] = dtype
     path = resolve(str(path))
+    if dtype is not None:
+        options["dtype"] = _dtype(dtype)
     with _without_bars():
         loaded = _load(path, options)
     if compile:
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         _compile(model, dict(compile) if isinstance(compile, Mapping) else {})
     return loaded
+
+
+def _dtype(dtype: Any) -> Any:
+    """Return what diffusers takes for a `dtype` of `from_pretrained`.
+
+    Raises:
+        TypeError: If it is no dtype.
+    """
+    import torch
+
+    if isinstance(dtype, Mapping):
+        return {name: _dtype(value) for name, value in dtype.items()}
+    if isinstance(dtype, str) and dtype == "auto":
+        return choose_dtype(choose_device("auto"))
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype is {dtype!r} of type {type(dtype).__name__}, expected a torch.dtype or 'auto'")
+    return dtype
 
 
 def _load(path: str, options: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import hiergen.benchmarks.all as whole
-from hiergen.benchmarks.measuring.ratios import Ratio, ratios_of
+from hiergen.benchmarks.measuring.ratios import Ratio, agreements_of, ratios_of
 from hiergen.benchmarks.measuring.tables import MARKS, speed_tables, write_speed
 from hiergen.benchmarks.settings import SETTINGS, AllSettings
 from hiergen.cli.bench import BENCHMARKS
@@ -25,7 +25,7 @@ HAR = {
     "settings": {"preset": "har-b", "dtype": "bfloat16"},
     "rows": [
         {**TIMED, "sampler": "cached", "times_faster_than_plain": 1.5, "times_faster_than_rebuilding": 2.5},
-        {"median_s": 9.0, "batch": 1, "sampler": "plain"},
+        {"median_s": 9.0, "batch": 1, "sampler": "plain", "equal_ids": 0.875},
     ],
 }
 
@@ -75,6 +75,27 @@ def test_ratios_by_hand() -> None:
         ratios_of("chess", {}, MACHINE)
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("restok", {"program": "hiergen", "direction": "encode", "batch": 1, "agreement": 0.995}, "99.5% of the ids"),
+        ("restok", {"program": "hiergen", "direction": "decode", "batch": 1, "agreement": 8.2e-5}, "up to 8e-05"),
+        ("hieratok", {"form": "grouped", "pass": "forward", "batch": 1, "difference": 0.0}, "equal"),
+        ("har", {"sampler": "plain", "batch": 1, "equal_ids": 1.0}, "all ids"),
+        ("rar", {"sampler": "plain", "batch": 1, "equal_ids": 0.5}, "50.0% of the ids"),
+        ("mar", {"sampler": "hiergen", "batch": 1, "relative_difference": 2e-6}, "up to 2e-06"),
+        ("mesh", {"shape": "table", "nodes": 129, "is_equal": None}, "not compared"),
+        ("attention", {"layout": "var", "pass": "forward", "backend": "flex", "difference": 1e-6}, "up to 1e-06"),
+        ("psa", None, None),
+    ],
+)
+def test_how_far_both_agree_stands_beside_a_ratio(name, row, said) -> None:
+    """The ids of a sampler are those of the first one by definition: the plain one's row says how many are equal."""
+    others = [] if row is None or "sampler" not in row else [{**row, "sampler": "another", "equal_ids": 1.0}]
+    found = agreements_of(name, {"settings": {}, "rows": [*others, row]})
+    assert list(found.values()) == ([] if said is None else [said])
+
+
 @pytest.fixture
 def stubs(monkeypatch) -> list[Any]:
     """Benchmarks that note their settings; "mar" lacks a package."""
@@ -103,7 +124,8 @@ def test_one_table_and_one_file(stubs, tmp_path, capsys) -> None:
     assert written["results"] == {"har": HAR}
     assert written["left_out"] == {"mar": "mar needs chess"}
     printed = capsys.readouterr()
-    assert "1.50" in printed.out
+    # Whole, though what is no terminal counts as 80 columns wide.
+    assert "\nhar\n  har-b, batch 1: plain 1.50; plain, tables rebuilt 2.50; bound 0.25\n" in printed.out
     assert "left out mar: mar needs chess" in printed.err
     assert printed.out.splitlines()[-1] == "next: hiergen bench"
     bench(["all", "--only", "har", "--quick", "False", "--output", str(output)])
@@ -134,8 +156,8 @@ def test_the_page_is_made_from_the_file(stubs, tmp_path) -> None:
     assert "Matrix products reach 1 GFLOP/s in float32, 2 GFLOP/s in bfloat16; copying moves 1.0 GB/s." in text
     assert "small sizes, single runs" in text
     assert (
-        "### `hiergen bench har`\n\n| case | against | ratio |\n|---|---|---|\n| har-b, batch 1 | plain | 1.50 |"
-        in text
+        "### `hiergen bench har`\n\n| case | plain | plain, tables rebuilt | bound | agree |\n| --- | --- | --- | --- | --- |\n"
+        "| har-b, batch 1 | 1.50 | 2.50 | 0.25 | 87.5% of the ids |\n" in text
     )
     assert "Not measured: `mar` (mar needs chess)." in text
     page = tmp_path / "speed.md"

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from hiergen.benchmarks import psa, psa_quality
 from hiergen.benchmarks.measuring.attention_inputs import structured_heads
 from hiergen.benchmarks.settings import PSAQualitySettings, PSASettings
+from hiergen.kernels.pyramid_attention.backends import dense
 
 
 def test_speed_runs_and_writes(tmp_path):
@@ -44,6 +45,18 @@ def test_reports_say_whether_sparse_attention_pays():
     assert psa.describe_pay(2.0, [1.0, 3.0]).startswith("Sparse attention pays here: it took 0.50 times the seconds")
     assert "does not pay here: it took 1.50 to 2.00 times the seconds of dense" in psa.describe_pay(2.0, [4.0, 3.0])
     assert "it took 1.50 times" in psa.describe_pay(2.0, [3.0])
+
+
+def test_what_is_the_default_is_said_with_the_reason(monkeypatch):
+    monkeypatch.setattr(dense, "DENSE_FROM", ((256, 0.2, 0.0), (1024, 0.5, 0.3)))
+    small, large = (psa.config_of_density(0.4, *blocks, "pyramid") for blocks in ((32, 16), (128, 64)))
+    said = psa.describe_default(1000, small)
+    assert said == (
+        "A clip is 1,000 tokens, so few that dense attention is the default: "
+        "on CPUs dense attention is faster up to 1,024 tokens at densities from 0.3."
+    )
+    for tokens, config in ((1000, large), (1025, small)):
+        assert "sparse attention of this density was not measured to be slower" in psa.describe_default(tokens, config)
 
 
 def test_sparse_attention_is_timed_by_name_on_a_cpu():

@@ -260,9 +260,12 @@ def test_the_number_format_and_compiling_are_chosen(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(HiergenPipeline, "compile", lambda pipe, **options: compiled.append(options))
     plain = generated(tmp_path / "a", "--dtype", "float32")
     assert compiled == []
-    assert generated(tmp_path / "b", "--dtype", "bfloat16", "--compile", "True") != plain
+    monkeypatch.setattr("hiergen.environment.choose_dtype", lambda device: torch.bfloat16)
+    half = generated(tmp_path / "b", "--dtype", "bfloat16", "--compile", "True")
+    assert half != plain
+    assert generated(tmp_path / "auto", "--dtype", "auto") == half
     assert compiled == [{}]
-    assert capsys.readouterr().err.count("\n") == 2, "a line of each call, and no bars"
+    assert capsys.readouterr().err.count("\n") == 3, "a line of each call, and no bars"
 
     def opened(path: str, device: str, **options: object) -> None:
         raise OSError(f"opened with {options}")

@@ -31,7 +31,7 @@ def test_every_part_runs_to_its_end(tmp_path) -> None:
     failed = [name for name, value in found.items() if isinstance(value, dict) and "error" in value]
     assert failed == ["psa backward: dense, cuDNN"], [found[name]["error"] for name in failed]
     checks = [value for name, value in found.items() if name.startswith("numerics: attention")]
-    assert len(checks) == 4
+    assert len(checks) == 2
     assert all(check[name]["holds"] for check in checks for name in ("out", "dq", "dk", "dv"))
     for name in ("har: batch 2", "var: batch 2", "mar: batch 2", "restok: decode 2"):
         assert found[f"{name}, work"]["flops"] > 0

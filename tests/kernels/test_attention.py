@@ -50,6 +50,6 @@ def test_short_sequences_in_bfloat16_on_a_cpu_take_the_plain_formula(
     assert float((made - exact).detach().abs().max()) < (0.1 if dtype == torch.bfloat16 else 1e-5)
     with pytest.raises(
         ValueError,
-        match="backend is 'fast', expected 'auto' or one of 'sdpa', 'reference', 'grouped', 'flex', 'xformers', 'hub' for attention",
+        match="backend is 'fast', expected 'auto' or one of 'sdpa', 'grouped', 'reference', 'flex', 'xformers', 'hub' for attention",
     ):
         attention(query, key, value, backend="fast")

@@ -236,3 +236,36 @@ def test_errors() -> None:
     for keys in (((0, 2),), ((0, 2), (2, 2)), ((-1, 2), (0, 4))):
         with pytest.raises(ValueError, match=r"keys is .*, expected a run of keys for each of the 2 groups"):
             Spans(((0, 2), (2, 4)), keys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_keys": 680, "num_groups": 10}, "grouped"),
+        ({"num_keys": 511, "num_groups": 10}, "sdpa"),
+        # Groups of one token each: a call for each would take seconds.
+        ({"num_keys": 680, "num_groups": 680}, "sdpa"),
+        ({"num_keys": 680, "num_groups": 10, "dtype": torch.bfloat16}, "sdpa"),
+        ({"num_keys": 680, "num_groups": 10, "device": torch.device("cuda")}, "sdpa"),
+        ({"num_keys": 680, "num_groups": 10, "rule": "mask"}, "sdpa"),
+    ],
+)
+def test_auto_takes_calls_per_group_where_they_were_measured_to_pay(changes, expected) -> None:
+    assert dispatch.choose("attention", BACKENDS, request(**changes)).name == expected
+
+
+def test_auto_counts_the_groups(monkeypatch) -> None:
+    """Not only the request does: the call that makes it."""
+    calls, fused = [], F.scaled_dot_product_attention
+
+    def counted(query: Tensor, *args: Any, **options: Any) -> Tensor:
+        calls.append(query.shape[2])
+        return fused(query, *args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    for sizes, expected in (((200, 312), [200, 312]), ((1,) * 512, [512])):
+        ends = [sum(sizes[: count + 1]) for count in range(len(sizes))]
+        spans = Spans(tuple(zip([0, *ends[:-1]], ends, strict=True)))
+        calls.clear()
+        attention(*draw(spans, 512, torch.float32), spans=spans)
+        assert calls == expected

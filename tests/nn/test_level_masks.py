@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hiergen.kernels.attention import attention
+from hiergen.kernels.dispatch import plain_on_cpu
 from hiergen.kernels.spans import Spans
 from hiergen.nn.level_masks import BlockCausalMask, ScaleAttention, ScaleMask
 
@@ -54,7 +55,7 @@ def test_unknown_backend_is_refused() -> None:
     x = torch.zeros(1, 1, 1, 4)
     with pytest.raises(
         ValueError,
-        match="backend is 'flash', expected 'auto' or one of 'sdpa', 'reference', 'grouped', 'flex', 'xformers', 'hub' for attention",
+        match="backend is 'flash', expected 'auto' or one of 'sdpa', 'grouped', 'reference', 'flex', 'xformers', 'hub' for attention",
     ):
         attention(x, x, x, backend="flash")
 
@@ -148,3 +149,11 @@ def test_regions_are_the_cells_of_the_first_map() -> None:
         ScaleAttention(mask, "grouped")
     with pytest.raises(ValueError, match=r"mask is 'region' with levels of \(1, 6\) tokens, expected square maps"):
         ScaleMask((1, 6), "region")
+
+
+def test_a_mask_is_spans_where_the_forms_for_cpus_are_taken() -> None:
+    mask = BlockCausalMask((2, 1, 3))
+    assert mask.on_cpu(torch.device("cpu")) == Spans(((0, 2), (2, 3), (3, 6)))
+    assert mask.on_cpu(torch.device("meta")) is None
+    with plain_on_cpu():
+        assert mask.on_cpu(torch.device("cpu")) is None

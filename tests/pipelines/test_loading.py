@@ -13,6 +13,8 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils, logging
 
 import hiergen
+from hiergen.environment import choose_device
+from hiergen.pipelines import loading
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pyramid import LevelSpec, specs_to_json
 from hiergen.registry import create
@@ -38,7 +40,7 @@ def frames(pipe: ClassToVideoPipeline) -> torch.Tensor:
     return pipe(1, generator=torch.Generator().manual_seed(0), output_type="pt", **STEPS).frames
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, "auto", None])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
 def test_weights_have_the_dtype_that_is_asked_for(folder, dtype) -> None:
     pipe = hiergen.from_pretrained(folder, dtype=dtype)
     expected = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
@@ -46,6 +48,17 @@ def test_weights_have_the_dtype_that_is_asked_for(folder, dtype) -> None:
     assert hiergen.from_pretrained(folder / "generator", dtype=dtype).dtype == expected
     parts = hiergen.from_pretrained(folder, dtype={"generator": torch.bfloat16, "default": torch.float32})
     assert (parts.generator.dtype, parts.tokenizer.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
+def test_auto_takes_what_the_device_is_fast_with(folder, fast, monkeypatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(loading, "choose_dtype", lambda device: (asked.append(device), fast)[1])
+    pipe = hiergen.from_pretrained(folder, dtype="auto")
+    assert (pipe.generator.dtype, pipe.tokenizer.dtype) == (fast, fast)
+    assert asked == [choose_device("auto")]
+    parts = hiergen.from_pretrained(folder, dtype={"generator": "auto", "default": torch.float64})
+    assert (parts.generator.dtype, parts.tokenizer.dtype) == (fast, torch.float64)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", 16, {"generator": "bf16"}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hiergen.benchmarks.measuring.work import bound_seconds
@@ -35,29 +35,66 @@ class _Rows:
         ours: Key and value by which our rows are known; None for all rows.
         against: Keys of ratios, by what they are against.
         dtype: Number format where the settings have none.
+        same: Returns how far ours and what it is held against agree, from a row.
+        other: Value of the key of `ours` in the row that `same` takes; None for our own row.
     """
 
     case: tuple[str, ...]
     ours: tuple[str, str] | None
     against: Mapping[str, str]
     dtype: str = "float32"
+    same: Callable[[Mapping[str, Any]], str] | None = None
+    other: str | None = None
 
 
 _ROWS = {
-    "restok": _Rows(("direction", "batch"), ("program", "hiergen"), {"plain": "times_faster_than_plain"}),
-    "hieratok": _Rows(("pass", "batch"), ("form", "grouped"), {"dense mask": "times_faster_than_masked"}),
+    "restok": _Rows(
+        ("direction", "batch"),
+        ("program", "hiergen"),
+        {"plain": "times_faster_than_plain"},
+        same=lambda row: _ids(row["agreement"]) if row["direction"] == "encode" else _off(row["agreement"]),
+    ),
+    "hieratok": _Rows(
+        ("pass", "batch"),
+        ("form", "grouped"),
+        {"dense mask": "times_faster_than_masked"},
+        same=lambda row: _off(row["difference"]),
+    ),
     "har": _Rows(
         ("batch",),
         ("sampler", "cached"),
         {"plain": "times_faster_than_plain", "plain, tables rebuilt": "times_faster_than_rebuilding"},
+        same=lambda row: _ids(row["equal_ids"]),
+        other="plain",
     ),
-    "var": _Rows(("batch",), ("sampler", "cached"), {"plain": "times_faster_than_plain"}),
-    "rar": _Rows(("batch",), ("sampler", "cached"), {"plain": "times_faster_than_plain"}),
-    "maskgit": _Rows(("batch",), ("sampler", "hiergen"), {"plain": "times_faster_than_plain"}),
-    "mar": _Rows(("batch",), ("sampler", "hiergen"), {"plain": "times_faster_than_plain"}),
-    "mesh": _Rows(("shape", "nodes"), None, {"dense grid": "times_faster"}),
-    "attention": _Rows(("layout", "pass", "backend"), None, {"sdpa": "times_faster_than_sdpa"}),
+    "mar": _Rows(
+        ("batch",),
+        ("sampler", "hiergen"),
+        {"plain": "times_faster_than_plain"},
+        same=lambda row: _off(row["relative_difference"]),
+    ),
+    "mesh": _Rows(
+        ("shape", "nodes"),
+        None,
+        {"dense grid": "times_faster"},
+        same=lambda row: {True: "same mesh", False: "another mesh", None: "not compared"}[row["is_equal"]],
+    ),
+    "attention": _Rows(
+        ("layout", "pass", "backend"),
+        None,
+        {"sdpa": "times_faster_than_sdpa"},
+        same=lambda row: _off(row["difference"]),
+    ),
     "evaluate": _Rows((), ("part", "models"), {"its models alone": "share_of_evaluation"}),
+} | {
+    name: _Rows(
+        ("batch",),
+        ("sampler", ours),
+        {"plain": "times_faster_than_plain"},
+        same=lambda row: _ids(row["equal_ids"]),
+        other="plain",
+    )
+    for name, ours in {"var": "cached", "rar": "cached", "maskgit": "hiergen"}.items()
 }
 
 
@@ -80,14 +117,53 @@ def ratios_of(name: str, result: Mapping[str, Any], machine: Mapping[str, Any]) 
     return [Ratio(name, case, against, value) for against, value in values.items()]
 
 
+def agreements_of(name: str, result: Mapping[str, Any]) -> dict[str, str]:
+    """Return by case how far ours and what it is held against agree: the share of equal ids, or the largest difference.
+
+    Args:
+        name: Name of the benchmark.
+        result: What its `run` returned.
+    """
+    rule = _ROWS.get(name)
+    if rule is None or rule.same is None:
+        return {}
+    wanted = None if rule.ours is None else (rule.ours[0], rule.other or rule.ours[1])
+    rows = [row for row in result["rows"] if wanted is None or row[wanted[0]] == wanted[1]]
+    return {_case(rule, result["settings"], row): rule.same(row) for row in rows}
+
+
+def _ids(share: float) -> str:
+    return "all ids" if share == 1 else f"{share:.1%} of the ids"
+
+
+def _off(difference: float) -> str:
+    return f"up to {difference:.0e}" if difference else "equal"
+
+
+def _case(rule: _Rows, settings: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    words = [str(settings["preset"])] if "preset" in settings else []
+    words += [f"{key} {row[key]}" if isinstance(row[key], int) else str(row[key]) for key in rule.case]
+    return ", ".join(words)
+
+
+def by_case(ratios: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return values by benchmark, case, and what they are against, all in their order.
+
+    Args:
+        ratios: Fields of `Ratio`, as `hiergen bench all` writes them.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for ratio in ratios:
+        found.setdefault(ratio["benchmark"], {}).setdefault(ratio["case"], {})[ratio["against"]] = ratio["value"]
+    return found
+
+
 def _of_rows(name: str, rule: _Rows, result: Mapping[str, Any], machine: Mapping[str, Any]) -> list[Ratio]:
     found, settings = [], result["settings"]
     for row in result["rows"]:
         if rule.ours is not None and row[rule.ours[0]] != rule.ours[1]:
             continue
-        words = [str(settings["preset"])] if "preset" in settings else []
-        words += [f"{key} {row[key]}" if isinstance(row[key], int) else str(row[key]) for key in rule.case]
-        case = ", ".join(words)
+        case = _case(rule, settings, row)
         if row.get("backend") != "sdpa":
             found += [Ratio(name, case, against, row[key]) for against, key in rule.against.items()]
         if "flops" in row:

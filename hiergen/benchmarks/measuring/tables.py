@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hiergen.benchmarks.measuring.ratios import agreements_of, by_case
 from hiergen.files import write_text
 
 #: What stands around the tables in a page, by the benchmark.
@@ -26,15 +27,16 @@ def speed_tables(result: Mapping[str, Any]) -> str:
         f'copying moves {machine["bytes_per_s"] / 1e9:,.1f} GB/s. Against "bound" a number is the share of what these allow, '
         "elsewhere how many times faster ours is."
     ]
-    for name in dict.fromkeys(ratio["benchmark"] for ratio in result["ratios"]):
-        rows = [
-            f"| {ratio['case']} | {ratio['against']} | {ratio['value']:.2f} |"
-            for ratio in result["ratios"]
-            if ratio["benchmark"] == name
-        ]
-        parts.append(
-            "\n".join([f"### `hiergen bench {name}`", "", "| case | against | ratio |", "|---|---|---|", *rows])
-        )
+    for name, cases in by_case(result["ratios"]).items():
+        same = agreements_of(name, result["results"][name])
+        against = list(dict.fromkeys(key for values in cases.values() for key in values))
+        head = ["case", *against, *(["agree"] if same else [])]
+        lines = [head, ["---"] * len(head)]
+        for case, values in cases.items():
+            cells = [f"{values[key]:.2f}" if key in values else "" for key in against]
+            lines.append([case, *cells, *([same.get(case, "")] if same else [])])
+        rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"### `hiergen bench {name}`\n\n{rows}")
     parts += [f"Not measured: `{name}` ({reason})." for name, reason in result["left_out"].items()]
     return "\n\n".join(parts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hiergen.benchmarks.measuring.settings import RepeatedSettings
+from hiergen.environment import processor_name
 from hiergen.kernels.dispatch import plain_on_cpu
 from hiergen.registry import create, get_preset
 
@@ -109,15 +109,22 @@ def publish(
             f"{row['images_per_s']:.3g}",
             *("-" if row[key] is None else format(row[key], form) for key, form in extra.values()),
         )
-    Console().print(table)
+    show(table)
     return {"settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+
+
+def show(table: Table) -> None:
+    """Print a table at its own width: what is no terminal, a log file for one, counts as 80 columns, and cells would be cut."""
+    console = Console()
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+    console.print(table)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return what a time must be read with: device, threads, version of PyTorch."""
     is_cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine() + " CPU",
+        "device": torch.cuda.get_device_name(device) if is_cuda else f"{processor_name()} CPU",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

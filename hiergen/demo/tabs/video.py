@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hiergen.benchmarks.psa import config_of_density, describe_pay
+from hiergen.benchmarks.psa import config_of_density, describe_default, describe_pay
 from hiergen.data.videos.files import tile_videos, write_gif
 from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
@@ -38,7 +38,7 @@ NUM_READY = 6
 EMPTY = "Choose a class and press Generate."
 EXPERIMENT = """
 Sparse attention reads what is near and important finely and the rest coarsely, from a pyramid of keys. Density is the share of all products that is left.
-It saves time on long clips. On clips as small as these it does not: here it shows what it changes. Both clips start from the same noise.
+Both clips start from the same noise; below them stands what each took on this machine.
 """
 
 #: The attention of a model is switched while it samples: one request at a time, however many the queue lets through.
@@ -160,6 +160,13 @@ def describe_clips(clips: tuple[Clip, ...]) -> str:
     return "\n".join(lines)
 
 
+def describe_experiment(entry: DemoModel, density: float) -> str:
+    """Return what sparse attention is, and whether it is expected to pay for clips of a model."""
+    assert isinstance(entry.generator, FlowTransformer)
+    num_tokens = len(entry.generator.position_table())
+    return f"{EXPERIMENT.strip()} {describe_default(num_tokens, config_of_density(density, *BLOCKS, 'pyramid'))}"
+
+
 def draw_clips(clips: tuple[Clip, ...], *, enlarge: int = 1) -> bytes:
     """Return the clips side by side as one GIF: they play in step."""
     rows = torch.stack([clip.video for clip in clips])
@@ -214,7 +221,7 @@ def add_tab(page: Page, library: Library) -> None:
                 guidance = add_guidance(first.usual_guidance(2.0))
                 seed = add_seed("video")
             with gr.Accordion("An experiment with attention", open=False, elem_id="video-attention"):
-                gr.Markdown(EXPERIMENT, elem_classes="about")
+                experiment = gr.Markdown(describe_experiment(first, 0.45), elem_classes="about")
                 compares = gr.Checkbox(False, label="Also with sparse attention", elem_id="video-compares")
                 density = gr.Slider(0.05, 0.9, value=0.45, step=0.05, label="Density")
             strip, made = page.strip(ready[titles[0]], name="video-strip")
@@ -234,18 +241,22 @@ def add_tab(page: Page, library: Library) -> None:
             else:
                 yield gr.skip(), "", f"Step {steps}.", None
 
-    def change(title: str) -> tuple[Any, ...]:
+    def change(title: str, density: float) -> tuple[Any, ...]:
         entry = library.get(title)
         return (
             gr.Dropdown(choices=entry.choices(), value=0),
             gr.Slider(value=entry.usual_guidance(2.0)),
             entry.about,
+            describe_experiment(entry, density),
             ready[title][0]["stage"] if ready[title] else draw_empty(EMPTY),
             {"items": ready[title], "at": 0},
         )
 
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    model.input(change, model, [label, guidance, about, stage, strip], **quick)
+    model.input(change, [model, density], [label, guidance, about, experiment, stage, strip], **quick)
+    density.release(
+        lambda title, density: describe_experiment(library.get(title), density), [model, density], experiment, **quick
+    )
     page.chooses(strip, made, [stage, status]).then(
         lambda chosen: (chosen["label"], chosen["guidance_scale"], chosen["seed"], ""),
         made,

@@ -6,6 +6,7 @@ Letters: `b` batch, `n` tokens, `d` channels, `s` six times as many, `h` heads, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
+from hiergen.kernels.spans import Spans
 from hiergen.nn.blocks.cross import RowReader, read_rows
 from hiergen.nn.blocks.layers import Branch, GeluMLP, Linear, add_branches, make_norm
 from hiergen.nn.blocks.transformer import modulate
@@ -52,7 +54,7 @@ class ScaledAttention(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         *,
-        mask: Bool[Tensor, "n n"] | None = None,
+        mask: Bool[Tensor, "n n"] | Spans | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "b n d"]:
         query, key, value = self.qkv(x).chunk(3, dim=-1)
@@ -65,7 +67,8 @@ class ScaledAttention(nn.Module):
             key, scale = F.normalize(key, dim=-1), 1.0
         if cache is not None:
             key, value = cache.append(key, value)
-        attended = attention(query, key, value.to(query.dtype), mask=mask, scale=scale)
+        rule: dict[str, Any] = {"spans" if isinstance(mask, Spans) else "mask": mask}
+        attended = attention(query, key, value.to(query.dtype), scale=scale, **rule)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -120,7 +123,7 @@ class NextScaleBlock(nn.Module):
         x: Float[Tensor, "b n d"],
         condition: Tensor,
         *,
-        mask: Bool[Tensor, "n n"] | None = None,
+        mask: Bool[Tensor, "n n"] | Spans | None = None,
         cache: LayerCache | None = None,
         is_modulated: bool = False,
         rows: Float[Tensor, "b r d"] | None = None,
@@ -131,7 +134,7 @@ class NextScaleBlock(nn.Module):
         Args:
             x: Tokens; with a cache, those of the current level only.
             condition: What `modulate` takes; or what it gave.
-            mask: Which tokens of `x` see which; None for all.
+            mask: Which tokens of `x` see which, also as spans; None for all.
             cache: Keys and values of the earlier levels. Those of `x` are appended, and `x` sees all that the cache holds then.
             is_modulated: Whether `condition` is what `modulate` gave, for callers that run a block many times on one condition.
             rows: What `reads_rows` reads.

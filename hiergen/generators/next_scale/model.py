@@ -210,8 +210,8 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         with without_autocast(ids.device):
             label, rows = embed_condition(self.class_embedding, condition)
             x = torch.cat((self._embed(label, None, 0), self._embed(label, codes, self._specs[0].num_tokens)), dim=1)
-        mask, shared = self._constants.on(x.device)["mask"], self._shared(label)
-        return self._predict(self.blocks(x, shared, mask=mask, **rows), label)
+        mask = self._mask.on_cpu(x.device) or self._constants.on(x.device)["mask"]
+        return self._predict(self.blocks(x, self._shared(label), mask=mask, **rows), label)
 
     def loss(
         self, pyramid: TokenPyramid, condition: Tensor | TextCondition, *, rng: torch.Generator | None = None

@@ -32,7 +32,7 @@ def video_markdown(report: Mapping[str, Any]) -> str:
         "The same weights, the same noise; the generator was trained with dense attention. Density is the share of the dense "
         "products that is computed. PSNR, SSIM and flicker error compare each frame, or change between frames, with the dense clip's.",
         _sparse_table(report["sparse_against_dense"]),
-        _verdict(report["sparse_against_dense"]),
+        f"{_verdict(report['sparse_against_dense'])} {report['default_attention']}",
         "## Tokenizer",
         f"{before:,} numbers of a clip become {after:,}; on held-out clips {tokenizer['psnr_db']:.2f} dB PSNR, SSIM "
         f"{tokenizer['ssim']:.4f}. It is linear (principal components of patches) and fitted in closed form.",

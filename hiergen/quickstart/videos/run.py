@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from hiergen.benchmarks.psa import config_of_density
+from hiergen.benchmarks.psa import config_of_density, describe_default
 from hiergen.data.videos.dataset import from_uint8
 from hiergen.data.videos.decoding import require_pyav
 from hiergen.data.videos.files import tile_videos, write_gif, write_mp4
@@ -78,6 +78,8 @@ def run_video_quickstart(settings: VideoQuickstartSettings) -> dict[str, Any]:
         _draw(out, test, drawn)
         save_curves(out / "curves.png", {"generator: velocity error": log_curves(run.log, ["mse"])})
     report["sampling"] = SAMPLING
+    sparse = config_of_density(settings.densities[0], *BLOCKS, "pyramid")
+    report["default_attention"] = describe_default(len(generator.position_table()), sparse)
     report["samples_seen"] = run.samples_seen
     dense = report["sets"]["dense"]
     agreed = f"{dense['clips_agree']:.1%} of {dense['count']} clips, attending densely, as the digit asked for"

@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from hiergen.demo.tabs.video import VideoRequest, describe_clips, draw_clips, generate_clips, make_ready
+from hiergen.demo.tabs.video import (
+    VideoRequest,
+    describe_clips,
+    describe_experiment,
+    draw_clips,
+    generate_clips,
+    make_ready,
+)
 
 
 def test_the_dense_clip_comes_first_and_both_start_from_the_same_noise(library) -> None:
@@ -71,3 +78,10 @@ def test_settings_have_bounds_whoever_sends_them(values, message) -> None:
 def test_a_class_that_is_not_there(library) -> None:
     with pytest.raises(ValueError, match="label is 10, expected 0 to 9"):
         list(generate_clips(library.get("clips"), VideoRequest(label=10), seconds=60.0))
+
+
+def test_the_experiment_says_whether_it_will_pay(library) -> None:
+    """The clips of the tests are 128 tokens."""
+    text = describe_experiment(library.get("clips"), 0.3)
+    assert text.startswith("Sparse attention reads")
+    assert "A clip is 128 tokens, so few that dense attention is the default: on CPUs" in text

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hiergen.bottlenecks.multiscale import MultiScaleQuantizer
 from hiergen.generators.conditioning import Unconditional
@@ -14,6 +15,7 @@ from hiergen.generators.guidance import guide
 from hiergen.generators.next_scale.model import NextScaleAR
 from hiergen.generators.next_scale.settings import NextScaleSettings
 from hiergen.generators.sampling import draw_ids
+from hiergen.kernels.dispatch import plain_on_cpu
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 from hiergen.seeding import SampleRng
 
@@ -260,3 +262,20 @@ def test_errors() -> None:
     model.head.weight.data[0, 0] = math.nan
     with pytest.raises(FloatingPointError, match="NextScaleAR gives NaN or infinity: logits at level 0 of 3"):
         model.generate(torch.tensor([1]))
+
+
+def test_long_sequences_attend_level_by_level_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = ((8, 8), (16, 16), (16, 16))
+    model, calls, fused = make(grids), [], F.scaled_dot_product_attention
+
+    def counted(query: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        calls.append((query.shape[2], options.get("attn_mask") is not None))
+        return fused(query, *args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    ids, labels = torch.randint(VOCAB, (1, 576)), torch.arange(1)
+    by_level = model(ids, labels)
+    assert calls == 2 * [(64, False), (256, False), (256, False)]
+    with plain_on_cpu():
+        torch.testing.assert_close(model(ids, labels), by_level, rtol=1e-4, atol=1e-4)
+    assert calls[6:] == 2 * [(576, True)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -41,7 +42,12 @@ def finished(tmp_path_factory):
         depth=3,
         num_workers=0,
     )
-    return out, settings, run_shapes_quickstart(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        # Fewer steps and smaller pictures, in the runs that follow too: what is drawn and scored is the same.
+        patch.setattr(module, "SAMPLING", {**module.SAMPLING, "num_steps": 2, "head_steps": 4})
+        patch.setattr(module, "rendered_scores", functools.partial(module.rendered_scores, num_views=2, size=32))
+        patch.setattr(module, "draw_contact_sheet", functools.partial(draw_contact_sheet, size=48))
+        yield out, settings, run_shapes_quickstart(settings)
 
 
 def boxes(count: int, size: float) -> list[trimesh.Trimesh]:

@@ -45,6 +45,7 @@ def test_everything_that_is_promised_is_written(finished) -> None:
         assert read_frames(out / name, size=32).shape[1] == 32
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
     assert (out / "report.md").read_text() == video_markdown(report)
+    assert "A clip is 128 tokens, so few that dense attention is the default: on CPUs" in video_markdown(report)
     pipe = hiergen.from_pretrained(out / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert len(pipe(3, num_steps=1).frames[0]) == 32

@@ -5,6 +5,7 @@ import torch
 import toy
 
 from hiergen.training.loop import fit
+from hiergen.training.reporting import throughput
 from hiergen.training.reporting.throughput import StepFlops, measure_peak
 
 #: Of the toy on one sample: 4 x 8 and 8 x 1 forward and their weights' gradients, and the gradient of the 8 activations.
@@ -44,3 +45,14 @@ def test_mfu_is_logged_where_the_peak_is_known_and_changes_nothing(tmp_path) -> 
 def test_a_peak_is_that_of_matrix_products() -> None:
     peak = measure_peak(torch.device("cpu"), torch.float32, seconds=0.02)
     assert 1e-4 < peak < 100
+
+
+def test_a_peak_is_measured_on_numbers_that_differ(monkeypatch) -> None:
+    """A product of ones keeps most bits still, and a GPU that draws less power for it is faster than any model sees it."""
+    operands: list[torch.Tensor] = []
+    monkeypatch.setattr(throughput, "linear", lambda *both: (operands.extend(both), both[0] @ both[1].T)[1])
+    for _ in range(2):
+        measure_peak(torch.device("cpu"), torch.float32, seconds=0.0)
+    assert all(len(x[:8].unique()) > 1000 for x in operands)
+    assert torch.equal(operands[0], operands[-2])
+    assert not torch.equal(operands[0], operands[1])

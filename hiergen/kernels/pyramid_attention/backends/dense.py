@@ -26,6 +26,19 @@ DENSE_FROM: tuple[tuple[int, float, float], ...] = (
 _SMALL_CELLS = 64 * 32
 
 
+def pays(num_tokens: int, config: PSAConfig) -> str | None:
+    """Return why dense attention is the faster one for a sequence on a CPU; None where sparse attention is, by the table or beyond it."""
+    row = next((row for row in DENSE_FROM if num_tokens <= row[0]), None)
+    if row is None:
+        return None
+    # Shares of scores become blocks only when the plan is made: those modes give way only where every density would.
+    density = density_of_bounds(config.bounds) if config.mode == "quota" else 0.0
+    least = row[2 if config.query_block * config.key_block < _SMALL_CELLS else 1]
+    if density < least:
+        return None
+    return f"on CPUs dense attention is faster up to {row[0]:,} tokens at densities from {least:g}"
+
+
 def describe(
     q: Float[Tensor, "b h q k"], k: Float[Tensor, "b g n k"], config: PSAConfig | None, only_sparse: Sequence[str]
 ) -> tuple[str | None, str | None]:
@@ -41,16 +54,7 @@ def describe(
         return "a plan was given, which dense attention does not follow", None
     if only_sparse:
         return f"{', '.join(only_sparse)} was asked for, which it does not do here", None
-    tokens = max(q.shape[2], k.shape[2])
-    row = next((row for row in DENSE_FROM if tokens <= row[0]), None)
-    # Shares of scores become blocks only when the plan is made: those modes give way only where every density would.
-    density = density_of_bounds(config.bounds) if config.mode == "quota" else 0.0
-    if q.device.type != "cpu" or row is None:
-        return None, None
-    least = row[2 if config.query_block * config.key_block < _SMALL_CELLS else 1]
-    if density < least:
-        return None, None
-    return None, f"on CPUs dense attention is faster up to {row[0]:,} tokens at densities from {least:g}"
+    return None, pays(max(q.shape[2], k.shape[2]), config) if q.device.type == "cpu" else None
 
 
 def dense_attention(
