@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
+from hiergen.known import Known
 from hiergen.pipelines.arguments import Generators, Labels
-from hiergen.pipelines.base import HiergenPipeline, StepCallback, to_arrays
+from hiergen.pipelines.base import StepCallback, to_arrays
+from hiergen.pipelines.editing.images import ImageEditing
 from hiergen.pyramid import TokenPyramid
 
 
@@ -31,8 +33,8 @@ class ImagePipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToImagePipeline(HiergenPipeline):
-    """Class labels -> images.
+class ClassToImagePipeline(ImageEditing):
+    """Class labels -> images, and images -> others (`edit`, `outpaint`, `vary`, `blend`).
 
     Example:
         >>> pipe = ClassToImagePipeline.from_pretrained("quickstart/pipeline")
@@ -48,6 +50,7 @@ class ClassToImagePipeline(HiergenPipeline):
         *,
         num_images_per_label: int = 1,
         num_images: int | None = None,
+        known: Known | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("pyramid",),
@@ -63,6 +66,7 @@ class ClassToImagePipeline(HiergenPipeline):
                 generator was trained with dropout of labels.
             num_images_per_label: Images for each label, next to each other in the result.
             num_images: Number of images without a class.
+            known: Tokens that are given and stay, one row per image; `edit` and `vary` make them of pictures.
             generator: Source of all random draws: one for the batch, or a list of one per image (or `SampleRng`), so that each image
                 equals a call of its own; None seeds from the operating system.
             callback_on_step_end: Called after each step as `callback(pipe, step, timestep, tensors) -> tensors`.
@@ -78,9 +82,13 @@ class ClassToImagePipeline(HiergenPipeline):
             TypeError: If a setting is unknown to the generator.
         """
         condition, rng = self._condition(class_labels, num_images_per_label, num_images, generator, output_type)
-        pyramid = self._generate(condition, settings, rng, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        asked = callback_on_step_end_tensor_inputs
+        pyramid = self._generate(condition, settings, rng, callback_on_step_end, asked, known)
         decoded = self._decode(pyramid)
         self.maybe_free_model_hooks()
+        return self._output(decoded, pyramid, output_type, return_dict)
+
+    def _output(self, decoded: Tensor, pyramid: TokenPyramid, output_type: str, return_dict: bool) -> Any:
         images = (
             to_pictures(decoded) if output_type == "pil" else to_arrays(decoded) if output_type == "np" else decoded
         )
