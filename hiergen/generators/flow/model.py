@@ -32,11 +32,12 @@ from hiergen.generators.conditioning import (
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.flow.initialization import init_flow_transformer
 from hiergen.generators.flow.latent_patches import LatentPatches
-from hiergen.generators.flow.sampling import FlowSettings
-from hiergen.generators.flow.sparse_attention import PlanListener, SparseAttention
+from hiergen.generators.flow.sampling import FlowSettings, hold_tokens
+from hiergen.generators.flow.sparse_attention import PlanListener, sparse_attention
 from hiergen.generators.guidance import guide
 from hiergen.kernels.attention import attention as dense_attention
 from hiergen.kernels.pyramid_attention import PSAConfig
+from hiergen.known import Known
 from hiergen.nn.blocks.layers import FeedForwardKind, NormKind, make_norm
 from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
@@ -101,6 +102,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     """
 
     settings_class = FlowSettings
+    takes_known = frozenset({"levels", "places"})
     _supports_gradient_checkpointing = True
     # Lists, not tuples: diffusers tests for that type.
     _no_split_modules = ["ModulatedBlock"]  # type: ignore[assignment]  # noqa: RUF012
@@ -156,7 +158,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         self.rotary: Table | None = None
         if use_rotary:
             self.rotary = Table(pairwise_table(axial_rotary_table(positions, dim // num_heads)))
-        self._sparse = self._make_sparse(attention, None)
+        self._sparse = sparse_attention(attention, self._patches.grids, self.config)
         self._build()
         init_flow_transformer(self)
 
@@ -187,23 +189,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         Raises:
             ValueError: If the model has several levels, or the settings are unknown.
         """
-        self._sparse = self._make_sparse(attention, on_plan)
+        self._sparse = sparse_attention(attention, self._patches.grids, self.config, on_plan=on_plan)
         self.register_to_config(attention=None if self._sparse is None else to_json(self._sparse.config))
-
-    def _make_sparse(
-        self, attention: PSAConfig | Mapping[str, Any] | None, on_plan: PlanListener | None
-    ) -> SparseAttention | None:
-        if attention is None:
-            return None
-        if self.config["mixer"] is not None:
-            raise ValueError(
-                "attention is given beside mixer, expected one of them: sparse attention reorders the tokens"
-            )
-        if len(self._specs) > 1:
-            raise ValueError(f"attention is given for a model of {len(self._specs)} levels, expected one level")
-        if any(step.get("groups", 1) > 1 for step in self.config["plan"] or ()):
-            raise ValueError("attention is given for a model whose plan has groups, expected one of the two")
-        return SparseAttention(attention, self._patches.grids[0], on_plan=on_plan)
 
     @property
     def specs(self) -> tuple[LevelSpec, ...]:
@@ -302,18 +289,20 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         condition: Int[Tensor, " b"] | Unconditional,
         settings: FlowSettings | None = None,
         *,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
         """Return one pyramid per label, in the tokenizer's own (not standardized) units.
 
-        The only random draw is the noise, (b, c, n) normal numbers, and with solver "sde" as many for each step but the last. The
-        state is kept in at least float32, whatever the weights. With sparse attention the first `warmup_steps` of its settings are
+        The only random draw is the noise, (b, c, n) normal numbers, and with solver "sde" as many for each step but the last, and for each
+        resampling. The state is kept in at least float32, whatever the weights. With sparse attention the first `warmup_steps` of its settings are
         dense.
 
         Args:
             condition: Labels, 0 to num_classes - 1, with a hierarchy any node; or `Unconditional`, where labels were dropped in training.
             settings: Solver, steps and guidance; None for the defaults.
+            known: Tokens that are given at any places: along the path they are t tokens + (1 - t) noise, with the noise of the start.
             rng: Source of the noise; None for the global one.
             callback: Called after each step with the `time` that is reached, 0 (noise) to 1, and the standardized state `latents`
                 `(b, n, c)`. Levels are complete only after the last one, when it gets the pyramid.
@@ -327,8 +316,14 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         labels = resolve_labels(
             condition, self.config["num_classes"], self.config["label_dropout"], self.device, self.label_embed
         )
+        known = self.check_known(known, len(labels))
+        if known is not None and known.is_complete(len(self._specs)):
+            return known.pyramid
         noise = self._noise(len(labels), self.device, rng)
         finite, times = FiniteSteps(type(self).__name__, "the velocity"), settings.times()
+
+        def composed(state: Tensor) -> TokenPyramid:
+            return self.tokens_of(state) if known is None else known.compose(self.tokens_of(state))
 
         def report(step: int, state: Tensor) -> Tensor:
             is_last = step == settings.num_steps - 1
@@ -336,7 +331,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
                 finite.check()
             if callback is None:
                 return state
-            pyramid = self.tokens_of(state) if is_last else None
+            pyramid = composed(state) if is_last else None
             changed = callback(step, pyramid, time=times[step + 1], latents=state)
             if isinstance(changed, TokenPyramid):
                 changed = self.standardize(changed.concat())
@@ -350,8 +345,10 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             solver=settings.solver,
             draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
             after_step=report,
+            hold=None if known is None else hold_tokens(*known.sequence(self._specs), self.standardize, state),
+            repeats=settings.resamplings,
         )
-        return self.tokens_of(state)
+        return composed(state)
 
     def count_steps(self, settings: FlowSettings) -> int:
         return settings.num_steps

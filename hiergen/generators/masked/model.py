@@ -51,8 +51,9 @@ from hiergen.generators.masked.transformer import (
     MaskedTransformer,
     MaskedTransformerSize,
     gather_tokens,
-    scatter_tokens,
 )
+from hiergen.generators.masked.unmasking import Unmasking, draw_orders, group_samples
+from hiergen.known import Known
 from hiergen.nn.latent_statistics import ChannelValues, LatentStandardizer
 from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
@@ -105,6 +106,7 @@ class MaskedAR(Generator):
     """
 
     settings_class = MaskedARSettings
+    takes_known = frozenset({"levels", "places"})
     _supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderBlock"]  # type: ignore[assignment]  # noqa: RUF012
     _keep_in_fp32_modules = ["head"]  # type: ignore[assignment]  # noqa: RUF012
@@ -276,6 +278,7 @@ class MaskedAR(Generator):
         settings: MaskedARSettings | None = None,
         *,
         low_res: Float[Tensor, "b m c"] | None = None,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
@@ -288,6 +291,8 @@ class MaskedAR(Generator):
             condition: Class labels `(b,)`, with a hierarchy any node; or features.
             settings: How to generate; None takes `MaskedARSettings()`.
             low_res: Standardized tokens of the coarse stage, where the model takes them.
+            known: Tokens that are given. They are visible from the start, those of finer levels with `order="levelwise"` from the stage of
+                their level on. The schedule counts the others of each sample (`hiergen.generators.masked.unmasking`).
             callback: Called after every step with the complete levels, and as `latents` the standardized tokens `(b, n, c)`, hidden ones 0.
 
         Raises:
@@ -295,47 +300,39 @@ class MaskedAR(Generator):
             FloatingPointError: If the tokens of a step hold NaN or infinity.
         """
         settings = settings or MaskedARSettings()
+        batch, wide = self.prefix.check(condition, low_res), torch.promote_types(self.dtype, torch.float32)
+        known, given, index = self.check_known(known, batch), None, 0
+        if known is not None and known.is_complete(len(self._specs)):
+            return known.pyramid
         finite = FiniteSteps(type(self).__name__, "tokens")
-        batch, device, channels = self.prefix.check(condition, low_res), self.device, self.specs[0].dim
-        wide, sampler = torch.promote_types(self.dtype, torch.float32), settings.sampler()
-        halves = 2 if settings.is_guided else 1
-        index, complete = 0, None
         with evaluating(self):
-            prefix = self._sampling_prefix(condition, settings, low_res, rng, wide)  # (halves b, p, d)
-            # A token's input row never changes once the token is known, nor does the prefix: both are computed once.
-            tokens = torch.zeros(batch, self.stages[-1].length, channels, device=device, dtype=wide)
-            rows = torch.zeros(batch, tokens.shape[1], prefix.shape[-1], device=device, dtype=prefix.dtype)
-            times = self.head.time_table(sampler, device)
+            state = Unmasking(
+                self, self._sampling_prefix(condition, settings, low_res, rng, wide), settings, rng=rng, dtype=wide
+            )
+            if known is not None:
+                held, given = known.sequence(self._specs)
+                state.put(self.standardize(held).masked_fill(~given[..., None], 0))
             for number, stage in enumerate(self.stages):
-                order = random_orders(batch, stage, rng=rng, device=device)
-                counts = unmask_counts(stage.num_tokens, settings.steps_of(number, len(self.stages)))
-                for (before, after, _), scale in zip(counts, settings.step_scales(counts), strict=True):
-                    queries, visible = order[:, after:before], order[:, before:]
-                    # Both halves of the guidance share tokens and places.
-                    seen = (torch.cat((x,) * halves) for x in (gather_tokens(rows, visible), visible, queries))
-                    z = self.transformer(prefix, *seen, stage.length)  # (halves b, before - after, w)
-                    shape = (settings.head_steps, batch, before - after, channels)
-                    values = self.head.sample(
-                        z[:batch],
-                        draw_normal(shape, rng=rng, device=device, dtype=wide, batch_dim=1),
-                        sampler,
-                        null_z=z[batch:] if settings.is_guided else None,
-                        guidance=scale,
-                        times=times,
-                    )
-                    finite.note(values, f"step {index}, level {stage.level}")
-                    tokens = scatter_tokens(tokens, queries, values)
-                    rows = scatter_tokens(rows, queries, self.transformer.embed_tokens(values, queries))
-                    if after == 0:
-                        complete = self.tokens_of(tokens[:, : stage.length])
-                    changed = None if callback is None else callback(index, complete, latents=tokens)
-                    if changed is not None:
-                        tokens, rows = self._changed(tokens, rows, changed)
-                        complete = complete and self.tokens_of(tokens[:, : complete.num_tokens])
+                groups = group_samples(stage, settings.steps_of(number, len(self.stages)), settings, given)
+                if groups:
+                    order = draw_orders(batch, stage, given, rng=rng, device=self.device)
+                last = max((len(group.counts) for group in groups), default=0) - 1
+                for step in range(last + 1):
+                    for group in groups:
+                        if step < len(group.counts):
+                            values = state.reveal(group, step, order, stage.length)
+                            finite.note(values, f"step {index}, level {stage.level}")
+                    if callback is not None:
+                        done = stage.length - (0 if step == last else stage.num_tokens)
+                        complete = self._composed(state.tokens[:, :done], known) if done else None
+                        changed = callback(index, complete, latents=state.tokens)
+                        if changed is not None:
+                            state.put(
+                                self.standardize(changed.concat()) if isinstance(changed, TokenPyramid) else changed
+                            )
                     index += 1
-        assert complete is not None
         finite.check()
-        return complete
+        return self._composed(state.tokens, known)
 
     def count_steps(self, settings: MaskedARSettings) -> int:
         steps = (settings.steps_of(number, len(self.stages)) for number in range(len(self.stages)))
@@ -344,12 +341,10 @@ class MaskedAR(Generator):
     def tokens_of(self, latents: Tensor) -> TokenPyramid:
         return TokenPyramid.split(self.standardize.inverse(latents), self.specs)
 
-    def _changed(self, tokens: Tensor, rows: Tensor, changed: TokenPyramid | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens and their input rows with the first of them replaced by what a callback returned."""
-        values = self.standardize(changed.concat()) if isinstance(changed, TokenPyramid) else changed
-        places = torch.arange(values.shape[1], device=tokens.device).expand(len(tokens), -1)
-        embedded = self.transformer.embed_tokens(values.to(tokens.dtype), places)
-        return scatter_tokens(tokens, places, values.to(tokens.dtype)), scatter_tokens(rows, places, embedded)
+    def _composed(self, tokens: Tensor, known: Known | None) -> TokenPyramid:
+        """Return standardized tokens as levels, with the tokens that are given as they were given."""
+        made = self.tokens_of(tokens)
+        return made if known is None else known.compose(made)
 
     def _sampling_prefix(
         self,

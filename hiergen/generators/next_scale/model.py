@@ -37,10 +37,12 @@ from hiergen.generators.conditioning import (
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
-from hiergen.generators.guidance import GuidanceSchedule, GuidanceSettings, guide
+from hiergen.generators.guidance import guide
 from hiergen.generators.next_scale.blocks import NextScaleBlock
 from hiergen.generators.next_scale.initialization import init_weights
-from hiergen.generators.sampling import DrawSettings, draw_ids, truncate
+from hiergen.generators.next_scale.settings import NextScaleSettings
+from hiergen.generators.sampling import draw_ids, truncate
+from hiergen.known import Known
 from hiergen.nn.blocks.layers import Linear, make_norm
 from hiergen.nn.blocks.transformer import modulate
 from hiergen.nn.cache import KVCache
@@ -51,37 +53,7 @@ from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import without_autocast
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
-from hiergen.seeding import Rng, draw_exponential
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NextScaleSettings(GuidanceSettings, DrawSettings):
-    """How `NextScaleAR.generate` samples: guidance (r is the share of the levels before this one), drawing, and what is below.
-
-    The official program's cfg is 1 less than `guidance_scale`; its top_p 0 is 1 here.
-
-    Attributes:
-        guidance_schedule: How the weight changes over the levels; by default it rises evenly from 1 at the first to `guidance_scale` at the last.
-        smooth: Go on from mixtures of codes in place of single codes, which makes smoother images of less variety. The pyramid then holds
-            the mixtures, `(b, n, c)` per level, from which the tokenizer decodes the image; not the ids.
-        num_levels: Number of levels to generate; None is all. They equal the first levels of a full run with the same seed.
-        use_cache: Keep keys and values of earlier levels. False computes the whole sequence again at every step: the same tokens, slower.
-    """
-
-    guidance_schedule: GuidanceSchedule = "official"
-    smooth: bool = False
-    num_levels: int | None = None
-    use_cache: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.smooth and self.greedy:
-            raise ValueError("smooth is True beside greedy, expected one of them: mixtures of codes are drawn")
-
-    @classmethod
-    def published(cls) -> NextScaleSettings:
-        """Return the settings of the published ImageNet results (FID 3.55 with d16 to 1.97 with d30)."""
-        return cls(guidance_scale=2.5, top_k=900, top_p=0.96)
+from hiergen.seeding import Rng, draw_exponential, draws_of
 
 
 class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
@@ -113,6 +85,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
     """
 
     settings_class = NextScaleSettings
+    takes_known = frozenset({"levels", "places"})
     tokenizer_parts = ("quantizer",)
     _supports_gradient_checkpointing = True
     _no_split_modules = _repeated_blocks = ["NextScaleBlock"]  # type: ignore[assignment]  # noqa: RUF012
@@ -265,6 +238,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         condition: Tensor | Unconditional,
         settings: NextScaleSettings | None = None,
         *,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
@@ -273,6 +247,8 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         Args:
             condition: Class labels `(b,)`, int64, with a hierarchy any nodes; or `Unconditional`, where labels were dropped in training.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
+            known: Ids that are given, of levels or of places in them. All places of a level are drawn, and then the codes of those that are
+                given are put in theirs; the next level reads both. A level that is given whole is not drawn.
             rng: Source of the tokens, all of a level in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each level with its index and the levels that are complete.
 
@@ -287,6 +263,9 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         table, null_label = self.class_embedding, self.config["num_classes"]
         condition = resolve_labels(condition, null_label, self.config["class_dropout"], self.device, table)
         count = self._count_levels(settings.num_levels)
+        known = self.check_known(known, len(condition), settings.num_levels)
+        if known is not None and known.is_complete(count) and not settings.smooth:
+            return known.pyramid
         total, levels, specs = self.quantizer.zeros(len(condition)), [], self._specs
         if settings.is_guided:
             condition = with_unguided_labels(condition, null_label, settings.guidance_against, table)
@@ -303,16 +282,40 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
                 if settings.is_guided:
                     conditional, null = logits.chunk(2)
                     logits = guide(conditional, null, settings.scale_at(level, max(len(specs) - 1, 1)))
-                ids = draw_ids(logits, settings, rng=rng)
-                codes = self.quantizer.embed(ids)
-                if settings.smooth:
-                    codes = self._mix(truncate(logits, settings), level / max(len(specs) - 1, 1), rng)
+                held = None if known is None or level >= len(known.pyramid) else known.level(level)
+                ids, codes = self._draw(logits, settings, level, held, rng)
                 levels.append(codes if settings.smooth else ids)
                 total = total + self.quantizer.grow(codes, level)
                 if callback is not None:
                     callback(level, TokenPyramid(tuple(levels), specs[: level + 1]))
         finite.check()
         return TokenPyramid(tuple(levels), specs[:count])
+
+    def id_logits(self, ids: Int[Tensor, "b n"], condition: Any) -> Float[Tensor, "b n v"]:
+        num_classes, dropout = self.config["num_classes"], self.config["class_dropout"]
+        return self(ids, resolve_labels(condition, num_classes, dropout, self.device, self.class_embedding))
+
+    def _draw(
+        self,
+        logits: Tensor,
+        settings: NextScaleSettings,
+        level: int,
+        held: tuple[Tensor, Tensor] | None,
+        rng: Rng | None,
+    ) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n c"]]:
+        """Return the ids of a level and their codes, or mixtures of codes; `held` are ids that are given, and where they are."""
+        if held is not None:
+            is_drawn, own = ~held[1].all(dim=1), self.quantizer.embed(held[0])
+            if not bool(is_drawn.any()):
+                return held[0], own
+            rng = draws_of(rng, is_drawn)
+        ids = draw_ids(logits, settings, rng=rng)
+        codes = self.quantizer.embed(ids)
+        if settings.smooth:
+            codes = self._mix(truncate(logits, settings), level / max(len(self._specs) - 1, 1), rng)
+        if held is None:
+            return ids, codes
+        return torch.where(held[1], held[0], ids), torch.where(held[1][..., None], own, codes)
 
     def _mix(self, logits: Tensor, done: float, rng: Rng | None) -> Tensor:
         """Return mixtures of codes with Gumbel noise, sharper and sharper towards the last level."""
