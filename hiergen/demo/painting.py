@@ -30,32 +30,8 @@ def add_painter(picture: Image.Image, *, name: str, max_bytes: int) -> Any:
     from gradio.components.base import server
     from gradio.components.image_editor import AcceptBlobs, EditorData, EditorDataBlobs
 
-    class Painter(gr.ImageEditor):
-        """Gradio's own keeps whatever it is sent, and opens pictures of any size."""
-
-        is_template = True
-
-        def preprocess(self, payload: EditorData | None) -> Any:
-            if payload is None:
-                return None
-            kept = None if payload.id is None else self.blob_storage.pop(payload.id, None)
-            layers = payload.layers if kept is None else kept.layers
-            return painted([layer if isinstance(layer, bytes) else _read(layer) for layer in layers if layer])
-
-        @server
-        def accept_blobs(self, data: AcceptBlobs) -> None:
-            index, painting = data.data["index"], str(data.data["id"])[:100]
-            if data.data["type"] != "layer" or not str(index).isdecimal() or int(str(index)) >= MAX_LAYERS:
-                return
-            if len(data.files[0][1]) > max_bytes:
-                return
-            if painting not in self.blob_storage and len(self.blob_storage) >= MAX_PAINTINGS:
-                self.blob_storage.pop(next(iter(self.blob_storage)))
-            blobs = EditorDataBlobs(background=None, layers=[None] * MAX_LAYERS, composite=None)
-            self.blob_storage.setdefault(painting, blobs).layers[int(str(index))] = data.files[0][1]
-
     brush = gr.Brush(default_size=BRUSH, colors=[COLOR], default_color=COLOR, color_mode="fixed")
-    return Painter(
+    painter = gr.ImageEditor(
         background(picture),
         label="Paint over what is to be made anew",
         brush=brush,
@@ -69,9 +45,34 @@ def add_painter(picture: Image.Image, *, name: str, max_bytes: int) -> Any:
         elem_id=name,
         elem_classes="painter",
     )
+    stored = painter.blob_storage
+
+    def read(payload: EditorData | None) -> Any:
+        if payload is None:
+            return None
+        kept = None if payload.id is None else stored.pop(payload.id, None)
+        layers = payload.layers if kept is None else kept.layers
+        return painted([layer if isinstance(layer, bytes) else _read(layer) for layer in layers if layer])
+
+    @server
+    def accept_blobs(data: AcceptBlobs) -> None:
+        index, painting = str(data.data["index"]), str(data.data["id"])[:100]
+        if data.data["type"] != "layer" or not index.isdecimal() or int(index) >= MAX_LAYERS:
+            return
+        if len(data.files[0][1]) > max_bytes:
+            return
+        if painting not in stored and len(stored) >= MAX_PAINTINGS:
+            stored.pop(next(iter(stored)))
+        empty = EditorDataBlobs(background=None, layers=[None] * MAX_LAYERS, composite=None)
+        stored.setdefault(painting, empty).layers[int(index)] = data.files[0][1]
+
+    # Gradio's own keep whatever they are sent, and open pictures of any size. A class of ours it would write a stub file for.
+    painter.preprocess = read  # type: ignore[method-assign]
+    painter.accept_blobs = accept_blobs
+    return painter
 
 
-def background(picture: Image.Image) -> dict[str, Any]:
+def background(picture: Image.Image) -> Any:
     """Return a picture as the editor shows it, nothing painted on it."""
     large = picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
     return {"background": large, "layers": [], "composite": large}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
@@ -189,7 +190,9 @@ def add_tab(page: Page, library: Library) -> None:
             strip, made = page.strip((), name="edit-strip")
         with gr.Column(scale=4, min_width=300):
             model = gr.Dropdown(titles, value=titles[0], label="Model", elem_id="edit-model")
-            way = gr.Radio(ways(first), value=PAINT, label="What to do", visible=len(ways(first)) > 1, elem_id="edit-way")
+            way = gr.Radio(
+                ways(first), value=PAINT, label="What to do", visible=len(ways(first)) > 1, elem_id="edit-way"
+            )
             painter = add_painter(to_pictures(images)[0], name="edit-painter", max_bytes=limits.max_upload_mb * 2**20)
             with gr.Accordion("Another picture", open=False, elem_id="edit-pictures"):
                 inputs = add_picture(to_pictures(images), name="edit", label=label, example=0)
@@ -313,7 +316,11 @@ def _answer_programs(page: Page, library: Library) -> None:
         with picture_files() as png:
             for now in steps:
                 if now.views:
-                    files = [(png(view.pictures[1]), f"{view.name}, {view.size}") for view in now.views]
+                    made = [view.pictures[1] for view in now.views]
+                    named = zip(made, now.views, strict=True)
+                    files = [
+                        (png(one), f"{view.name}, {view.size}") for one, view in named if isinstance(one, Image.Image)
+                    ]
                     yield files[-1][0], files
 
     titles = library.image_editors()

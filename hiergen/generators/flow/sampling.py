@@ -106,7 +106,9 @@ def start_state(
     tokens = None if known is None else known.pyramid.concat().to(noise.device)
     if tokens is None or tokens.shape != noise.shape:
         held = "None" if tokens is None else f"of tokens {tuple(tokens.shape)}"
-        raise ValueError(f"strength is {strength} and known is {held}, expected tokens {tuple(noise.shape)} to start from")
+        raise ValueError(
+            f"strength is {strength} and known is {held}, expected tokens {tuple(noise.shape)} to start from"
+        )
     return (1 - strength) * standardize(tokens).to(noise.dtype) + strength * noise
 
 

@@ -29,6 +29,8 @@ class ClipEditing(HiergenPipeline):
 
     if TYPE_CHECKING:
 
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
         def _output(self, decoded: Tensor, pyramid: TokenPyramid, output_type: str, return_dict: bool) -> Any: ...
 
     @torch.no_grad()

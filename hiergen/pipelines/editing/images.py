@@ -30,6 +30,8 @@ class ImageEditing(HiergenPipeline):
 
     if TYPE_CHECKING:
 
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
         def _output(self, decoded: Tensor, pyramid: TokenPyramid, output_type: str, return_dict: bool) -> Any: ...
 
     @torch.no_grad()
@@ -210,7 +212,9 @@ class ImageEditing(HiergenPipeline):
         if masks is not None and self.has_places:
             if levels == 1 and not self.starts_from_images and strength < 1:
                 name = type(self.generator).__name__
-                raise ValueError(f"strength is {strength}, but this {name} makes 1 level, of which it can keep none: expected 1")
+                raise ValueError(
+                    f"strength is {strength}, but this {name} makes 1 level, of which it can keep none: expected 1"
+                )
             known = Known.outside(pyramid, masks.to(pyramid.device))
             return Known(pyramid, (*[None] * kept, *known.masks[kept:]))
         if self.starts_from_images:
