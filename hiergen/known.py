@@ -48,7 +48,7 @@ class Known:
                 )
 
     @classmethod
-    def outside(cls, pyramid: TokenPyramid, mask: Bool[Tensor, "*size"]) -> Known:
+    def outside(cls, pyramid: TokenPyramid, mask: Bool[Tensor, "*size"], *, share: float = 0.0) -> Known:
         """Return what is given where a part of the data is to be made anew.
 
         A token of a level with a grid is given where nothing in its cell is to be made; coarse tokens are therefore less often given.
@@ -57,9 +57,11 @@ class Known:
         Args:
             pyramid: The tokens of the data.
             mask: True where the data are to be made: `(b, h, w)`, of clips also `(b, t, h, w)`; of any size, since it is laid over the grid.
+            share: Largest share of a cell that may be to be made while its token is given still, at least 0 and below 1. Levels that add up
+                are better kept by the majority, 0.5, as VAR's official editing does: fine ones fit no other coarse ones.
 
         Raises:
-            ValueError: If the mask is not of bool, of another batch or of other axes than a grid; or if something is to be made and a level
+            ValueError: If the share is out of range; if the mask is not of bool, of another batch or of other axes than a grid; or if something is to be made and a level
                 has no grid, so that its tokens have no place in the data.
         """
         if mask.dtype != torch.bool or len(mask) != pyramid.batch_size or mask.ndim not in (3, 4):
@@ -67,7 +69,9 @@ class Known:
                 f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool "
                 f"({pyramid.batch_size}, h, w), one per sample, or of clips ({pyramid.batch_size}, t, h, w)"
             )
-        return cls(pyramid, tuple(_untouched(index, spec, mask) for index, spec in enumerate(pyramid.specs)))
+        if not 0 <= share < 1:
+            raise ValueError(f"share is {share}, expected at least 0 and below 1")
+        return cls(pyramid, tuple(_outside(index, spec, mask, share) for index, spec in enumerate(pyramid.specs)))
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -152,8 +156,8 @@ class Known:
         return TokenPyramid(tuple(levels), made.specs)
 
 
-def _untouched(index: int, spec: LevelSpec, mask: Tensor) -> Tensor | None:
-    """Return where the cells of a level hold no pixel of a mask; None where there is no such pixel at all."""
+def _outside(index: int, spec: LevelSpec, mask: Tensor, share: float) -> Tensor | None:
+    """Return which cells of a level a mask covers by a share or less; None for all of a level without cells, if it covers nothing."""
     grid = spec.grid or ()
     if len(grid) not in (2, 3):
         if bool(mask.any()):
@@ -169,4 +173,4 @@ def _untouched(index: int, spec: LevelSpec, mask: Tensor) -> Tensor | None:
     # A picture's mask is that of every frame.
     pixels = (mask[:, None] if len(grid) == mask.ndim == 3 else mask).float()[:, None]
     pool: Any = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
-    return (pool(pixels, grid) == 0).flatten(1)
+    return (pool(pixels, grid) <= share).flatten(1)

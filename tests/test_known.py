@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hiergen.known import Known
+from hiergen.levels import square_specs
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
 SPECS = (LevelSpec(1, (1, 1), dim=4, vocab_size=13), LevelSpec(4, (2, 2), dim=4, vocab_size=13))
@@ -68,6 +69,17 @@ def test_outside_of_a_mask_is_given_what_no_pixel_of_it_touches() -> None:
     assert known.mask_of(0).tolist() == [[False], [True]]
     assert known.mask_of(1)[0].view(3, 3).tolist() == [[False, True, True], [False, True, True], [True] * 3]
     assert known.mask_of(1)[1].all()
+
+
+def test_outside_by_the_majority_of_a_cell() -> None:
+    levels = TokenPyramid((torch.zeros(1, 1, 2), torch.zeros(1, 4, 2)), square_specs((1, 2), dim=2, vocab_size=None))
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, :4, :3] = True
+    known = Known.outside(levels, mask, share=0.5)
+    assert known.mask_of(0).tolist() == [[True]]
+    assert known.mask_of(1).tolist() == [[False, True, True, True]]
+    with pytest.raises(ValueError, match=r"share is 1.0, expected at least 0 and below 1"):
+        Known.outside(levels, mask, share=1.0)
 
 
 def test_outside_of_clips_takes_a_mask_for_all_frames_or_one_per_frame() -> None:

@@ -17,6 +17,7 @@ from hiergen.known import Known
 from hiergen.pipelines.arguments import Generators, Labels
 from hiergen.pipelines.base import StepCallback, to_arrays
 from hiergen.pipelines.editing.images import ImageEditing
+from hiergen.pipelines.mixins.scoring import ScoringPipeline
 from hiergen.pyramid import TokenPyramid
 
 
@@ -33,7 +34,7 @@ class ImagePipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToImagePipeline(ImageEditing):
+class ClassToImagePipeline(ImageEditing, ScoringPipeline):
     """Class labels -> images, and images -> others (`edit`, `outpaint`, `vary`, `blend`).
 
     Example:

@@ -219,3 +219,25 @@ def test_pictures_of_any_kind_are_taken(flow) -> None:
 def test_what_cannot_be_done_is_explained(name, call, said, images, hole, request) -> None:
     with pytest.raises(ValueError, match=said):
         call(request.getfixturevalue(name), images, hole)
+
+
+def test_coarse_tokens_stay_where_most_of_their_cell_is_known(images, hole) -> None:
+    pipe = pipeline("multiscale-vq-tiny", "var-tiny", dim=64, num_heads=2)
+    sides = [spec.grid[0] for spec in pipe.tokenizer.specs]
+    assert len(sides) > 2
+    hole = hole.clone()
+    hole[:, 16:] = False
+    made = pipe.edit(images, hole, 3, generator=seeded(), output_type="pt").pyramid
+    given = pipe.tokenizer.encode(fill_holes(images, hole.expand(2, -1, -1)))
+    assert torch.equal(made.levels[0], given.levels[0])
+    kept = [(a == b).all(dim=0) for a, b in zip(made.levels, given.levels, strict=True)]
+    last = kept[-1].unflatten(0, (sides[-1], sides[-1]))
+    # The lower half has no pixel to make.
+    assert bool(last[sides[-1] // 2 + 1 :].all())
+    assert not bool(last.all())
+    # With a strength below 1 the first levels stay whole.
+    made = pipe.edit(images, torch.ones_like(hole), 3, strength=0.5, generator=seeded(), output_type="pt").pyramid
+    whole = pipe.tokenizer.encode(images)
+    count = len(sides) - round(0.5 * len(sides))
+    assert all(torch.equal(a, b) for a, b in zip(made.levels[:count], whole.levels[:count], strict=True))
+    assert not torch.equal(made.levels[-1], whole.levels[-1])
