@@ -90,7 +90,7 @@ class ImageEditing(HiergenPipeline):
         if not 0 <= strength <= 1:
             raise ValueError(f"strength is {strength}, expected 0 to 1")
         shown = fill_holes(images, masks) if masks is not None and is_local and strength == 1 else images
-        known = self._known(self._encode(shown), masks, strength)
+        known = self._known(self._to_tokens(shown), masks, strength)
         started = {"strength": strength} if self.starts_from_images and strength < 1 else {}
         made = self(**call, known=known, output_type="pt", **started, **options)
         decoded = made.images
@@ -147,7 +147,7 @@ class ImageEditing(HiergenPipeline):
         self._check_kept(keep_levels)
         images = self.tokenizer.image_processor(image)
         call = self._per_input(class_labels, len(images), num_images_per_input)
-        pyramid = self._encode(images.repeat_interleave(num_images_per_input, dim=0))
+        pyramid = self._to_tokens(images.repeat_interleave(num_images_per_input, dim=0))
         known = Known(pyramid.prefix(keep_levels)) if keep_levels else None
         return self(**call, known=known, **options)
 
@@ -174,7 +174,7 @@ class ImageEditing(HiergenPipeline):
         """
         check_output_type(output_type, self.output_types)
         self._check_kept(keep_levels)
-        coarse, fine = (self._encode(self.tokenizer.image_processor(given)) for given in (coarse_image, fine_image))
+        coarse, fine = (self._to_tokens(self.tokenizer.image_processor(given)) for given in (coarse_image, fine_image))
         if coarse.batch_size != fine.batch_size:
             raise ValueError(
                 f"coarse_image holds {counted(coarse.batch_size, 'picture')} and fine_image {fine.batch_size}, expected as many"
@@ -200,7 +200,7 @@ class ImageEditing(HiergenPipeline):
         """Whether the generator can start from a picture with noise in it."""
         return "strength" in {field.name for field in dataclasses.fields(self.generator.settings_class)}
 
-    def _encode(self, images: Float[Tensor, "b c h w"]) -> TokenPyramid:
+    def _to_tokens(self, images: Float[Tensor, "b c h w"]) -> TokenPyramid:
         tokenizer = moved(self.tokenizer)
         with torch.no_grad():
             pyramid: TokenPyramid = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
