@@ -146,20 +146,26 @@ class ClassToShapePipeline(ShapePipeline):
         """Keep the first levels of shapes and draw the others.
 
         Args:
-            points: Points on the surface of each shape with their normals, in [-1, 1]^3, as many as the tokenizer reads.
+            points: Points on the surface of each shape with their normals, in [-1, 1]^3. Fewer than the tokenizer reads are taken several
+                times: a part of a surface is completed as far as its coarse tokens tell what it belongs to.
             class_labels: One class for all shapes or one for each, by number or name; None for no class.
             keep_levels: Number of levels that are kept, 0 to all.
             num_shapes_per_input: Number of variations of each shape, next to each other.
             options: Further arguments of a call, and settings of the generator.
 
         Raises:
-            ValueError: If an argument is out of range.
+            ValueError: If an argument is out of range, or there is no point.
         """
         levels = len(self.tokenizer.specs)
         if not 0 <= keep_levels <= levels:
             raise ValueError(f"keep_levels is {keep_levels}, expected 0 to {levels}")
+        if not points.shape[1]:
+            raise ValueError(f"points have shape {tuple(points.shape)}, expected at least one point per shape")
         call = self._per_input(class_labels, len(points), num_shapes_per_input)
         tokenizer = moved(self.tokenizer)
+        wanted = (tokenizer.config["point_counts"] or [0])[0]
+        if points.shape[1] < wanted:
+            points = points[:, torch.arange(wanted, device=points.device) % points.shape[1]]
         with torch.no_grad():
             pyramid = tokenizer.encode(points.to(tokenizer.device).repeat_interleave(num_shapes_per_input, dim=0))
         known = Known(pyramid.prefix(keep_levels)) if keep_levels else None

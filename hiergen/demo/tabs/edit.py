@@ -200,7 +200,7 @@ def add_tab(page: Page, library: Library) -> None:
                 other = gr.Dropdown(
                     _numbers(len(images)), value=1, label="Fine levels of example", elem_id="edit-other"
                 )
-            menus = add_menus(library, titles, name="edit", path=menu_path(first, 0))
+            menus = add_menus(library, titles, name="edit", path=_first_class(first))
             strength = gr.Slider(
                 *(0, 1),
                 value=1,
@@ -252,7 +252,7 @@ def add_tab(page: Page, library: Library) -> None:
             gr.Slider(visible=entry.model.starts_from_images),
             gr.Slider(maximum=max(count, 1), value=count // 2, visible=count > 0),
             gr.Slider(value=entry.usual_guidance(1.5)),
-            *show_menus(entry, (), len(menus)),
+            *show_menus(entry, _first_class(entry), len(menus)),
         )
 
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
@@ -270,6 +270,11 @@ def add_tab(page: Page, library: Library) -> None:
     values = [model, *menus, way, painter, inputs.upload, inputs.example, other, strength, levels, guidance, seed]
     page.starts(start, stop, explained(run), values, [stage, status, made], seed=(seed, is_new), strip=strip)
     _answer_programs(page, library)
+
+
+def _first_class(entry: DemoModel) -> tuple[int, ...]:
+    """Return what the menus hold at first: any class of a hierarchy, which fits every picture, or else the first one."""
+    return (0,) if entry.hierarchy is None else ()
 
 
 def _numbers(count: int) -> list[tuple[str, int]]:

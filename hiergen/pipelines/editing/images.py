@@ -216,7 +216,9 @@ class ImageEditing(HiergenPipeline):
                 raise ValueError(
                     f"strength is {strength}, but this {name} makes 1 level, of which it can keep none: expected 1"
                 )
-            strict, major = (Known.outside(pyramid, masks.to(pyramid.device), share=share).masks for share in (0.0, 0.5))
+            strict, major = (
+                Known.outside(pyramid, masks.to(pyramid.device), share=share).masks for share in (0.0, 0.5)
+            )
             # A coarse token whose cell is mostly known stays, as in VAR's official editing: the fine ones that stay fit no other.
             given = (*major[:-1], strict[-1])
             return Known(pyramid, (*[None] * kept, *given[kept:]))
