@@ -83,7 +83,7 @@ def edit(visitor: Visitor) -> None:
     made = visitor.picture("edit-stage")
     for title in visitor.choices("edit-model"):
         visitor.choose("edit-model", title)
-        if visitor.is_shown("#edit-way") and visitor.count("#edit-way label") > 1:
+        if visitor.comes(lambda: visitor.is_shown("#edit-way label:nth-child(3)")):
             break
     else:
         return

@@ -100,6 +100,15 @@ class Visitor:
         self.keep("failed")
         raise SystemExit(f"{self.window}: {what} did not come within {self.patience:g} s")
 
+    def comes(self, condition: Callable[[], Any], seconds: float = 6.0) -> bool:
+        """Return whether something comes soon that need not come."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if condition():
+                return True
+            time.sleep(0.1)
+        return False
+
     def keep(self, name: str) -> None:
         """Save a picture of the whole page, as soon as its pictures are there and what moves has moved."""
         until = time.monotonic() + 3

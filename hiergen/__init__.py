@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hiergen.kernels.pyramid_attention import PSAConfig as PSAConfig
     from hiergen.kernels.pyramid_attention import PyramidSparseAttention as PyramidSparseAttention
     from hiergen.kernels.pyramid_attention import pyramid_sparse_attention as pyramid_sparse_attention
+    from hiergen.known import Known as Known
     from hiergen.levels import LevelSpec as LevelSpec
     from hiergen.metrics.geometry import compare_meshes as compare_meshes
     from hiergen.metrics.video import compare_videos as compare_videos
@@ -64,6 +65,7 @@ __version__ = "0.1.0.dev0"
 _PUBLIC = {
     "LevelSpec": "hiergen.levels",
     "TokenPyramid": "hiergen.pyramid",
+    "Known": "hiergen.known",
     "create": "hiergen.registry",
     "list_presets": "hiergen.registry",
     "register": "hiergen.registry",

@@ -67,13 +67,15 @@ def test_errors_say_what_came_and_what_was_expected(pipe: ClassToImagePipeline) 
         pipe.classify(IMAGES, batch_size=0)
     with pytest.raises(ValueError, match="images is empty, expected at least one picture"):
         pipe.score([])
-    dropout = pipe.generator.config["class_dropout"]
-    pipe.generator.register_to_config(class_dropout=0.0)
+    given = {name: pipe.generator.config[name] for name in ("class_dropout", "num_classes")}
+    pipe.generator.register_to_config(class_dropout=0.0, num_classes=None)
     try:
         with pytest.raises(ValueError, match="class_labels is None, but the labels of this LevelAR were never dropped"):
             pipe.score(IMAGES[:1])
+        with pytest.raises(ValueError, match="class_labels is None, but this LevelAR has no classes"):
+            pipe.classify(IMAGES[:1])
     finally:
-        pipe.generator.register_to_config(class_dropout=dropout)
+        pipe.generator.register_to_config(**given)
     flow = hiergen.from_pretrained("digits-2d")
     with pytest.raises(ValueError, match="has no exact likelihood"):
         flow.classify(torch.zeros(1, 3, 32, 32))

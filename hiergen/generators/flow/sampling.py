@@ -37,8 +37,8 @@ class FlowSettings(GuidanceSettings):
         guidance_start: Time from which guidance acts. Outside of guidance_start <= t <= guidance_end the velocity is the
             conditional one, at half of the work.
         guidance_end: Time up to which guidance acts.
-        resamplings: How often each step is made, with fresh noise between, so that what is made can agree with what is given (`integrate`);
-            1 makes it once. Every time costs as much as the first.
+        resamplings: How often each step is made, with fresh noise between, so that what is made can agree with what is given (`integrate`).
+            Every time costs as much as the first.
         strength: Share of the path that is made, its end: below 1 it starts at time 1 - strength, from all tokens of `known` with as much
             noise in them, also from those that are not given. The grid before that time is left out.
 
