@@ -51,8 +51,7 @@ class ImageEditing(HiergenPipeline):
     ) -> Any:
         """Make part of each picture anew, or the whole of it somewhat different.
 
-        With a mask only what it shows changes. A token whose cell touches the mask is made, the others are given; of several levels the
-        coarse ones are given where most of the cell is. Where `strength` is 1 and
+        With a mask only what it shows changes. A token whose cell touches the mask is made, at every level; the others are given. Where `strength` is 1 and
         the generator takes places, what lies under the mask is not looked at: it is filled smoothly before the picture is encoded. Tokens
         without places (1-D levels) cannot be given in part: then whole levels are kept, and the mask acts on pixels alone.
 
@@ -216,11 +215,8 @@ class ImageEditing(HiergenPipeline):
                 raise ValueError(
                     f"strength is {strength}, but this {name} makes 1 level, of which it can keep none: expected 1"
                 )
-            strict, major = (
-                Known.outside(pyramid, masks.to(pyramid.device), share=share).masks for share in (0.0, 0.5)
-            )
-            # A coarse token whose cell is mostly known stays, as in VAR's official editing: the fine ones that stay fit no other.
-            given = (*major[:-1], strict[-1])
+            # Not by the majority of a cell, as VAR's official editing: coarse tokens would say that the hole is as smooth as it was filled.
+            given = Known.outside(pyramid, masks.to(pyramid.device)).masks
             return Known(pyramid, (*[None] * kept, *given[kept:]))
         if self.starts_from_images:
             shape = (pyramid.batch_size, -1)
