@@ -155,20 +155,18 @@ def _blends(entry: DemoModel, image: Tensor, other: Tensor) -> tuple[View, ...]:
     views = []
     for count in range(levels + 1):
         made = entry.model.blend(image, other, keep_levels=count, output_type="pt").images
-        alts = (
-            "The first picture",
-            f"{count} coarse levels of the first picture, the rest of the second",
-            "The second",
-        )
-        shown = (first, to_pictures(made)[0], second)
-        views.append(View(shown, f"{count} of {levels}", "levels of the first", alts, ("coarse", "both", "fine")))
+        last = f"{count} coarse levels of the first picture, the rest of the second"
+        alts = ("The first picture", "The second picture", last)
+        # What was made comes last: the slider shows it.
+        shown = (first, second, to_pictures(made)[0])
+        views.append(View(shown, f"{count} of {levels}", "levels of the first", alts, ("coarse", "fine", "both")))
     return tuple(views)
 
 
 def _entry(entry: DemoModel, request: EditRequest, views: Sequence[View]) -> dict[str, Any]:
     """Return the entry of the strip of results; its small picture is what was made."""
     name = "blend" if request.way == BLEND else entry.class_name(request.label)
-    made = [View((view.pictures[1],), view.name, view.size, view.alt[1]) for view in views]
+    made = [View((view.pictures[-1],), view.name, view.size, view.alt[-1]) for view in views]
     found = result(
         made, title=name, line="", chosen={**dataclasses.asdict(request), "path": menu_path(entry, request.label)}
     )
@@ -321,7 +319,7 @@ def _answer_programs(page: Page, library: Library) -> None:
         with picture_files() as png:
             for now in steps:
                 if now.views:
-                    made = [view.pictures[1] for view in now.views]
+                    made = [view.pictures[-1] for view in now.views]
                     named = zip(made, now.views, strict=True)
                     files = [
                         (png(one), f"{view.name}, {view.size}") for one, view in named if isinstance(one, Image.Image)

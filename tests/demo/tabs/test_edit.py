@@ -61,8 +61,8 @@ def test_levels_are_kept_and_blended(library) -> None:
     assert "5 levels of 5 kept" in last.views[0].alt[1]
     (blends,) = edit(entry, EditRequest("blend"), image, other=other, seconds=60.0)
     assert [view.name for view in blends.views] == [f"{count} of 5" for count in range(6)]
-    assert blends.views[-1].pictures[1] == rebuilt[0]
-    assert blends.views[2].pictures[1] == entry.model.blend(image, other, keep_levels=2).images[0]
+    assert blends.views[-1].pictures[-1] == rebuilt[0]
+    assert blends.views[2].pictures[-1] == entry.model.blend(image, other, keep_levels=2).images[0]
     # Painting: of levels without places the slider's number is kept, and the pixels outside of the mask.
     *_, last = edit(entry, EditRequest("paint", 3, keep_levels=2), image, mask=mask(), seconds=60.0)
     after = np.asarray(last.views[0].pictures[1])
