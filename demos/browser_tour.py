@@ -72,6 +72,34 @@ def menus(visitor: Visitor, title: str) -> None:
     visitor.keep("menus")
 
 
+def edit(visitor: Visitor) -> None:
+    visitor.open_tab("Edit")
+    visitor.wait(lambda: visitor.colors("#edit-painter canvas") > 3, "the picture to paint on")
+    before = visitor.count("#edit-strip button")
+    visitor.paint("#edit-painter canvas")
+    visitor.keep("edit-painted")
+    with visitor.timed("Edit, from the button to the picture"):
+        visitor.click("#edit-start")
+        visitor.wait(lambda: visitor.count("#edit-strip button") == before + 1, "what was painted over, made anew")
+    visitor.keep("edit")
+    made = visitor.picture("edit-stage")
+    for title in visitor.choices("edit-model"):
+        visitor.choose("edit-model", title)
+        if visitor.comes(lambda: visitor.is_shown("#edit-way label:nth-child(3)")):
+            break
+    else:
+        return
+    # Variations, and both pictures' levels put together.
+    for number, name in ((2, "vary"), (3, "blend")):
+        visitor.click(f"#edit-way label:nth-child({number})")
+        visitor.click("#edit-start")
+        visitor.wait(lambda old=made: visitor.picture("edit-stage") not in ("", old), f"the picture of {name}")
+        visitor.wait(lambda: visitor.text("edit-status") == "Done.", f"the end of {name}")
+        made = visitor.picture("edit-stage")
+        visitor.keep(f"edit-{name}")
+    slide(visitor, "edit-stage")
+
+
 def slide(visitor: Visitor, name: str) -> None:
     """Draw the slider of a stage to the coarsest level."""
     visitor.find(f"#{name} input[type=range]").send_keys(Keys.HOME)
@@ -185,6 +213,7 @@ def looks(visitor: Visitor) -> None:
 
 TABS: dict[str, Callable[[Visitor], None]] = {
     "Generate": generate,
+    "Edit": edit,
     "Reconstruct": looks,
     "Compare": compare,
     "Shapes": shapes,

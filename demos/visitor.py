@@ -14,6 +14,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -100,6 +101,15 @@ class Visitor:
         self.keep("failed")
         raise SystemExit(f"{self.window}: {what} did not come within {self.patience:g} s")
 
+    def comes(self, condition: Callable[[], Any], seconds: float = 6.0) -> bool:
+        """Return whether something comes soon that need not come."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if condition():
+                return True
+            time.sleep(0.1)
+        return False
+
     def keep(self, name: str) -> None:
         """Save a picture of the whole page, as soon as its pictures are there and what moves has moved."""
         until = time.monotonic() + 3
@@ -126,6 +136,18 @@ class Visitor:
             return True
 
         self.wait(press, selector)
+
+    def paint(self, selector: str) -> None:
+        """Draw a stroke across the middle of a canvas, as with a pressed mouse."""
+        canvas = self.find(selector)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        step = max(canvas.size["width"] // 16, 1)
+        actions = (
+            ActionChains(self.driver, duration=20).move_to_element_with_offset(canvas, -3 * step, 0).click_and_hold()
+        )
+        for _ in range(6):
+            actions.move_by_offset(step, 0)
+        actions.release().perform()
 
     def press_until(self, selector: str, condition: Callable[[], bool]) -> None:
         """Press a button, and again after some seconds: it does nothing while what was stopped is still ending."""

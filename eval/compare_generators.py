@@ -1,6 +1,7 @@
 """Which generator for how many steps: HAR, VAR, RAR, MaskGIT, MAR and a flow, each on its tokenizer, at the same budget with the same seeds.
 
     python eval/compare_generators.py --data idx:DATA/fashion-mnist --lpips DATA/lpips --out runs/compare_generators
+    python eval/compare_generators.py ... --part editing      # after it: what its generators do with a part of a picture
 
 A stopped study continues. The budget is processor seconds and not samples: a sample of one costs three times that of another, and time is
 what a reader has. How many samples that makes is measured once and kept in `rates.json`, so that all seeds see the same number. All train
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from hiergen.benchmarks.measuring.timing import take_turns
 from hiergen.config import parse
 from hiergen.data.images.pixels import to_uint8
+from hiergen.evaluation.images.edits import edits_tables, score_edits
 from hiergen.evaluation.images.study import ImageStudy, ImageStudySettings
 from hiergen.evaluation.study import StudyResult
 from hiergen.figures import save_image_grid
@@ -31,6 +33,7 @@ from hiergen.generators.base import Generator
 from hiergen.metrics.classifiers import LabelClassifier
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.encoding import decode_batches, encode_batches, encode_images
+from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.base import Tokenizer
@@ -77,6 +80,12 @@ METHODS: dict[str, Method] = {
     "flow": Method("HieraTok", "flow-tiny", {}, {n: {"num_steps": n} for n in (2, 4, 8)}),
 }
 GUIDANCE = (1.0, 1.5)
+#: Settings of the samplers that edit, where they are not those of the presets.
+EDITED: dict[str, dict[str, Any]] = {
+    "MaskGIT": {"num_steps": 8},
+    "MAR": {"num_steps": 4, "head_steps": 25},
+    "flow": {"num_steps": 8},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +93,8 @@ class Settings(ImageStudySettings):
     """Budget and data of the comparison.
 
     Attributes:
+        part: Part of the comparison: "generation" with the tokenizers before it, or "editing", after it.
+        num_edited: Number of held-out images that are edited.
         tokenizer_seconds: Processor seconds of a tokenizer's training.
         generator_seconds: Processor seconds of a generator's training.
         batch_size: Number of samples per step, of tokenizers and generators.
@@ -93,6 +104,8 @@ class Settings(ImageStudySettings):
     """
 
     out: str = "runs/compare_generators"
+    part: Literal["generation", "editing"] = "generation"
+    num_edited: int = 200
     tokenizer_seconds: float = 20.0
     generator_seconds: float = 30.0
     batch_size: int = 32
@@ -105,7 +118,7 @@ class Settings(ImageStudySettings):
 class Study(ImageStudy[Settings]):
     """The runs of all tokenizers and generators."""
 
-    FREE = (*ImageStudy.FREE, "timed_batch", "repeats")
+    FREE = (*ImageStudy.FREE, "timed_batch", "repeats", "num_edited")
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, settings.num_train)
@@ -178,6 +191,21 @@ class Study(ImageStudy[Settings]):
         save_image_grid(self.out / "samples.png", list(rows.values()), row_labels=list(rows))
         seconds = take_turns(calls, repeats=self.settings.repeats, device=torch.device("cpu"))
         return {name: statistics.median(taken) / len(few) for name, taken in seconds.items()}
+
+    def editing(self) -> StudyResult:
+        """Score what all generators do with held-out images; `generation` goes before it."""
+
+        def run(name: str, seed: int, folder: Path) -> Mapping[str, float]:
+            generator = from_pretrained(str(self._folder("generation", name, seed) / "generator" / "model")).eval()
+            pipe = ClassToImagePipeline(self._tokenizer(name, seed), generator)
+            pipe.set_progress_bar_config(disable=True)
+            chosen = torch.randperm(len(self.test), generator=make_rng(seed, "edited"))[: self.settings.num_edited]
+            images, labels = self.test.images[chosen], self.test.labels[chosen]
+            settings = {"guidance_schedule": "constant", "guidance_scale": GUIDANCE[-1], **EDITED.get(name, {})}
+            return score_edits(pipe, images, labels, self.judge.predict, seed=seed, **settings)
+
+        changes = {name: {"drawn": EDITED.get(name, {})} for name in METHODS}
+        return self.run("editing", run, tuple(METHODS), {**changes, "num_edited": self.settings.num_edited})
 
     def _folder(self, part: str, name: str, seed: int) -> Path:
         return self.out / part / name / f"seed-{seed}"
@@ -311,6 +339,12 @@ def main(settings: Settings) -> None:
     """Run what is missing and write the tables."""
     torch.set_num_threads(1)
     study = Study(settings)
+    if settings.part == "editing":
+        edited = study.editing()
+        table = edits_tables({name: list(seeds.values()) for name, seeds in edited.values.items()})
+        write_text(study.out / "editing.md", table)
+        print(table)
+        return
     tokenizers, generators = study.reconstruction(), study.generation()
     seconds = study.compare_samplers()
     write_json(study.out / "seconds.json", seconds)

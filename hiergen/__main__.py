@@ -1,19 +1,18 @@
-"""The command line: `hiergen VERB ...`. Each verb has a module of `hiergen.cli`, its dashes written as underscores."""
+"""The command line: `hiergen VERB ...`. Each verb has a module of `hiergen.cli`."""
 
 from __future__ import annotations
 
 import dis
-import importlib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 
-from hiergen.cli import VERBS
+from hiergen.cli import VERBS, verb_module
 
 #: Verbs that compute for long, and so look first at what the machine has free.
-LONG_VERBS = ("quickstart", "train", "encode", "reconstruct", "generate", "evaluate")
+LONG_VERBS = ("quickstart", "train", "encode", "reconstruct", "generate", "edit", "evaluate")
 FAULT = "This is a fault of hiergen and not of its use: please report it with this traceback and the output of `hiergen env`."
 
 
@@ -41,7 +40,7 @@ def main(args: list[str] | None = None) -> int:
 
         if said := share_cores():
             print(f"hiergen {verb}: {said}", file=sys.stderr)
-    module = importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}")
+    module = verb_module(verb)
     return explain(lambda: module.main(rest), f"hiergen {verb}", shows_traceback=argv != given)
 
 

@@ -25,7 +25,7 @@ class Known:
     Attributes:
         pyramid: The first levels, or all, in the tokenizer's own units; one row per sample.
         masks: One per level of the pyramid: bool `(b, n)`, True where the token is given; None where the whole level is. An empty tuple
-            gives all of every level. What the pyramid holds at places that are not given is never read.
+            gives all of every level. What the pyramid holds at places that are not given is not read, unless a flow starts from it (`FlowSettings.strength`).
 
     Raises:
         ValueError: If masks and levels disagree in number or shape, or a mask is not of bool.

@@ -1,8 +1,9 @@
-"""The verbs of the command line, each in a module of its name: parse a dataclass, call the library, print. Here is what verbs share."""
+"""The verbs of the command line, each in a module of its name (`verb_module`): parse a dataclass, call the library, print. Here is what verbs share."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ VERBS = {
     "encode": "write a dataset as a cache of token pyramids",
     "reconstruct": "encode and decode images, level by level",
     "generate": "generate images, clips or meshes from class labels, or meshes from pictures",
+    "edit": "change pictures: what a mask shows, their surroundings, their fine levels; blend two",
     "evaluate": "measure a tokenizer or a generator: FID and the like, with a report; compare two reports",
     "convert": "convert official weights to hiergen's layout",
     "bench": "measure speed side by side with a baseline",
@@ -26,8 +28,17 @@ VERBS = {
     "completion": "print a script that completes verbs and options in bash, zsh or fish",
 }
 
+#: Verbs whose modules have a folder of their own.
+_FOLDERS = {"env": "machine", "completion": "machine"}
+
 #: Folder of the pipeline that `hiergen quickstart` leaves, with which other verbs begin.
 QUICKSTART = "quickstart/pipeline"
+
+
+def verb_module(verb: str) -> Any:
+    """Return the module of a verb, whose `main` takes the other words of the command line."""
+    folder = f"{_FOLDERS[verb]}." if verb in _FOLDERS else ""
+    return importlib.import_module(f"hiergen.cli.{folder}{verb.replace('-', '_')}")
 
 
 def check_exists(option: str, path: str, expected: str) -> None:

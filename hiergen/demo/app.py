@@ -15,7 +15,7 @@ from hiergen.demo.library import Library, load_library
 from hiergen.demo.page import Page
 from hiergen.demo.settings import DemoSettings, read_accounts
 from hiergen.demo.stage import SCRIPT
-from hiergen.demo.tabs import compare, generate, reconstruct, shapes, video
+from hiergen.demo.tabs import compare, edit, generate, reconstruct, shapes, video
 from hiergen.environment import choose_device, require
 from hiergen.pipelines.card import papers
 
@@ -50,6 +50,7 @@ def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
 
     tabs: list[tuple[str, bool, Callable[[Page, Library], None]]] = [
         ("Generate", len(library.image_generators()) > 0, generate.add_tab),
+        ("Edit", len(library.image_editors()) > 0, edit.add_tab),
         ("Reconstruct", len(library.image_tokenizers()) > 0, reconstruct.add_tab),
         ("Compare", len(library.image_tokenizers()) > 1, compare.add_tab),
         ("Shapes", len(library.shape_generators()) > 0, shapes.add_tab),

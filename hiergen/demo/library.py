@@ -172,6 +172,11 @@ class Library:
         """Return the titles of the models that make pictures."""
         return [title for title, entry in self.models.items() if isinstance(entry.model, ClassToImagePipeline)]
 
+    def image_editors(self) -> list[str]:
+        """Return the titles of the models that can keep a part of a picture and make the rest."""
+        makers = {title: self.get(title).model for title in self.image_generators()}
+        return [title for title, model in makers.items() if model.can_edit]
+
     def shape_generators(self) -> list[str]:
         """Return the titles of the models that make meshes."""
         return [title for title, entry in self.models.items() if isinstance(entry.model, ShapePipeline)]

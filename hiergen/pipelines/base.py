@@ -15,6 +15,7 @@ from torch import Tensor
 from hiergen.files import atomic_path
 from hiergen.generators.base import Generator
 from hiergen.generators.conditioning import Unconditional
+from hiergen.known import Known
 from hiergen.pipelines.arguments import Generators, Labels, check_count, check_output_type, read_generators, read_labels
 from hiergen.pipelines.card import CardedPipeline
 from hiergen.pipelines.labels import NamedClasses, number_classes
@@ -148,6 +149,27 @@ class HiergenPipeline(NamedClasses, CardedPipeline, DiffusionPipeline, LoraPipel
         total = per_label if count is None else check_count(all_of_them, count) * per_label
         return Unconditional(total), read_generators(generator, total, self.unit)
 
+    def _per_input(self, class_labels: Labels, count: int, per_input: int) -> dict[str, Any]:
+        """Return the arguments of a call that makes samples of given data: how many, and of which classes.
+
+        Args:
+            class_labels: One label or name for all, or one for each; None for samples without a class.
+            count: Number of inputs.
+            per_input: Number of samples of each input, next to each other.
+
+        Raises:
+            ValueError: If there are neither one label nor `count`, or `per_input` is below 1.
+        """
+        check_count(f"num_{self.unit}s_per_input", per_input)
+        if class_labels is None:
+            return {f"num_{self.unit}s": count * per_input}
+        labels = read_labels(number_classes(class_labels, self.class_names))
+        if len(labels) not in (1, count):
+            raise ValueError(
+                f"class_labels holds {len(labels)} labels, expected one for all, or {count}, one per {self.unit} that is given"
+            )
+        return {"class_labels": labels.expand(count), f"num_{self.unit}s_per_label": per_input}
+
     def _decode(self, pyramid: TokenPyramid) -> Tensor:
         """Return the images or clips of a pyramid, clamped to [-1, 1].
 
@@ -170,6 +192,7 @@ class HiergenPipeline(NamedClasses, CardedPipeline, DiffusionPipeline, LoraPipel
         rng: Rng | None,
         callback: StepCallback | None,
         tensor_inputs: Sequence[str],
+        known: Known | None = None,
     ) -> TokenPyramid:
         """Return the tokens of a condition, with a progress bar, a callback and the chance to be interrupted.
 
@@ -179,9 +202,10 @@ class HiergenPipeline(NamedClasses, CardedPipeline, DiffusionPipeline, LoraPipel
             rng: Source of the draws.
             callback: The caller's callback.
             tensor_inputs: Names of the tensors that it asks for.
+            known: Tokens that are given.
 
         Raises:
-            ValueError: If a tensor of this name is not offered.
+            ValueError: If a tensor of this name is not offered, or the generator does not take such tokens.
         """
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             tensor_inputs = callback.tensor_inputs
@@ -189,11 +213,12 @@ class HiergenPipeline(NamedClasses, CardedPipeline, DiffusionPipeline, LoraPipel
         # A generator in general takes labels, a cascade features too.
         generator: Any = moved(self.generator)
         chosen = generator.make_settings(**settings)
+        given = {} if known is None else {"known": known.to(generator.device)}
         self._interrupt, self._num_timesteps = False, generator.count_steps(chosen)
         with self.progress_bar(total=self._num_timesteps) as bar:
             report = _Report(self, callback, tensor_inputs, bar)
             try:
-                made: TokenPyramid = generator.generate(condition, chosen, rng=rng, callback=report)
+                made: TokenPyramid = generator.generate(condition, chosen, rng=rng, callback=report, **given)
             except _InterruptedError:
                 made = report.unfinished()
         return made

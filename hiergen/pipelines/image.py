@@ -15,6 +15,7 @@ from torch import Tensor
 from hiergen.data.images.pixels import to_pictures
 from hiergen.generators.base import Generator
 from hiergen.generators.conditioning import TextCondition, Unconditional, read_words
+from hiergen.known import Known
 from hiergen.pipelines.arguments import (
     Generators,
     Labels,
@@ -25,6 +26,7 @@ from hiergen.pipelines.arguments import (
     read_texts,
 )
 from hiergen.pipelines.base import HiergenPipeline, StepCallback, moved, to_arrays
+from hiergen.pipelines.editing.images import ImageEditing
 from hiergen.pipelines.mixins.scoring import ScoringPipeline
 from hiergen.pretrained.text_encoder import TextEncoder
 from hiergen.pyramid import TokenPyramid
@@ -45,8 +47,8 @@ class ImagePipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToImagePipeline(ScoringPipeline):
-    """Class labels -> images.
+class ClassToImagePipeline(ImageEditing, ScoringPipeline):
+    """Class labels -> images, and images -> others (`edit`, `outpaint`, `vary`, `blend`).
 
     Example:
         >>> pipe = ClassToImagePipeline.from_pretrained("quickstart/pipeline")
@@ -62,6 +64,7 @@ class ClassToImagePipeline(ScoringPipeline):
         *,
         num_images_per_label: int = 1,
         num_images: int | None = None,
+        known: Known | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("pyramid",),
@@ -77,6 +80,7 @@ class ClassToImagePipeline(ScoringPipeline):
                 generator was trained with dropout of labels.
             num_images_per_label: Images for each label, next to each other in the result.
             num_images: Number of images without a class.
+            known: Tokens that are given and stay, one row per image; `edit` and `vary` make them of pictures.
             generator: Source of all random draws: one for the batch, or a list of one per image (or `SampleRng`), so that each image
                 equals a call of its own; None seeds from the operating system.
             callback_on_step_end: Called after each step as `callback(pipe, step, timestep, tensors) -> tensors`.
@@ -92,8 +96,14 @@ class ClassToImagePipeline(ScoringPipeline):
             TypeError: If a setting is unknown to the generator.
         """
         condition, rng = self._condition(class_labels, num_images_per_label, num_images, generator, output_type)
-        pyramid = self._generate(condition, settings, rng, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        return _output(self, pyramid, output_type, return_dict=return_dict)
+        asked = callback_on_step_end_tensor_inputs
+        pyramid = self._generate(condition, settings, rng, callback_on_step_end, asked, known)
+        decoded = self._decode(pyramid)
+        self.maybe_free_model_hooks()
+        return self._output(decoded, pyramid, output_type, return_dict)
+
+    def _output(self, decoded: Tensor, pyramid: TokenPyramid, output_type: str, return_dict: bool) -> Any:
+        return _output(decoded, pyramid, output_type, return_dict=return_dict)
 
     def _previews(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
         return {"images": lambda: None if pyramid is None else self._decode(pyramid)}
@@ -174,7 +184,9 @@ class TextToImagePipeline(HiergenPipeline):
             total = len(condition)
         rng: Rng | None = read_generators(generator, total, self.unit)
         pyramid = self._generate(condition, settings, rng, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        return _output(self, pyramid, output_type, return_dict=return_dict)
+        decoded = self._decode(pyramid)
+        self.maybe_free_model_hooks()
+        return _output(decoded, pyramid, output_type, return_dict=return_dict)
 
     def encode_prompt(self, prompt: Texts | TextCondition, negative_prompt: Texts = None) -> TextCondition:
         """Return texts as the generator reads them.
@@ -213,9 +225,7 @@ class TextToImagePipeline(HiergenPipeline):
         return {"images": lambda: None if pyramid is None else self._decode(pyramid)}
 
 
-def _output(pipe: HiergenPipeline, pyramid: TokenPyramid, output_type: str, *, return_dict: bool) -> Any:
-    """Return what a pipeline of images returns: the images of a pyramid in the kind that was asked for."""
-    decoded = pipe._decode(pyramid)
-    pipe.maybe_free_model_hooks()
+def _output(decoded: Tensor, pyramid: TokenPyramid, output_type: str, *, return_dict: bool) -> Any:
+    """Return what a pipeline of images returns: decoded images in the kind that was asked for."""
     images = to_pictures(decoded) if output_type == "pil" else to_arrays(decoded) if output_type == "np" else decoded
     return ImagePipelineOutput(images, pyramid) if return_dict else (images, pyramid)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from hiergen.generators.masked.cascade import MaskedCascade
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.surface_extraction import EmptySurfaceError, extract_mesh
+from hiergen.known import Known
 from hiergen.pipelines.arguments import Generators, Labels, check_count, check_output_type, read_generators
 from hiergen.pipelines.base import HiergenPipeline, StepCallback, moved
 from hiergen.pretrained.image_encoder import ImageEncoder
@@ -65,8 +67,9 @@ class ShapePipeline(HiergenPipeline):
         extraction: ExtractionSettings | None,
         output_type: str,
         settings: dict[str, Any],
+        known: Known | None = None,
     ) -> ShapePipelineOutput:
-        pyramid = self._generate(condition, settings, rng, callback, tensor_inputs)
+        pyramid = self._generate(condition, settings, rng, callback, tensor_inputs, known)
         meshes: list[Any] = list(decode_meshes(moved(self.tokenizer), pyramid, extraction))
         self.maybe_free_model_hooks()
         if output_type != "mesh":
@@ -91,6 +94,7 @@ class ClassToShapePipeline(ShapePipeline):
         *,
         num_shapes_per_label: int = 1,
         num_shapes: int | None = None,
+        known: Known | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("pyramid",),
@@ -106,6 +110,7 @@ class ClassToShapePipeline(ShapePipeline):
                 shapes without a class, where the generator was trained with dropout of labels and can do without.
             num_shapes_per_label: Shapes for each label, next to each other in the result.
             num_shapes: Number of shapes without a class.
+            known: Tokens that are given and stay, one row per shape; `vary` makes them of points.
             generator: Source of all random draws: one for the batch, or a list of one per shape (or `SampleRng`), so that each shape
                 equals a call of its own; None seeds from the operating system.
             callback_on_step_end: Called after each step as `callback(pipe, step, timestep, tensors) -> tensors`.
@@ -126,8 +131,45 @@ class ClassToShapePipeline(ShapePipeline):
         # Before the work of generating, not after it.
         require_shape_libraries()
         asked = callback_on_step_end_tensor_inputs
-        made = self._meshes(condition, rng, callback_on_step_end, asked, extraction, output_type, settings)
+        made = self._meshes(condition, rng, callback_on_step_end, asked, extraction, output_type, settings, known)
         return made if return_dict else (made.meshes, made.pyramid)
+
+    def vary(
+        self,
+        points: Float[Tensor, "b p 6"],
+        class_labels: Labels = None,
+        *,
+        keep_levels: int = 1,
+        num_shapes_per_input: int = 1,
+        **options: Any,
+    ) -> Any:
+        """Keep the first levels of shapes and draw the others.
+
+        Args:
+            points: Points on the surface of each shape with their normals, in [-1, 1]^3. Fewer than the tokenizer reads are taken several
+                times: a part of a surface is completed as far as its coarse tokens tell what it belongs to.
+            class_labels: One class for all shapes or one for each, by number or name; None for no class.
+            keep_levels: Number of levels that are kept, 0 to all.
+            num_shapes_per_input: Number of variations of each shape, next to each other.
+            options: Further arguments of a call, and settings of the generator.
+
+        Raises:
+            ValueError: If an argument is out of range, or there is no point.
+        """
+        levels = len(self.tokenizer.specs)
+        if not 0 <= keep_levels <= levels:
+            raise ValueError(f"keep_levels is {keep_levels}, expected 0 to {levels}")
+        if not points.shape[1]:
+            raise ValueError(f"points have shape {tuple(points.shape)}, expected at least one point per shape")
+        call = self._per_input(class_labels, len(points), num_shapes_per_input)
+        tokenizer = moved(self.tokenizer)
+        wanted = (tokenizer.config["point_counts"] or [0])[0]
+        if points.shape[1] < wanted:
+            points = points[:, torch.arange(wanted, device=points.device) % points.shape[1]]
+        with torch.no_grad():
+            pyramid = tokenizer.encode(points.to(tokenizer.device).repeat_interleave(num_shapes_per_input, dim=0))
+        known = Known(pyramid.prefix(keep_levels)) if keep_levels else None
+        return self(**call, known=known, **options)
 
 
 class ImageToShapePipeline(ShapePipeline):

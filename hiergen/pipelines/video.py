@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
+from hiergen.known import Known
 from hiergen.pipelines.arguments import Generators, Labels
-from hiergen.pipelines.base import HiergenPipeline, StepCallback, to_arrays
+from hiergen.pipelines.base import StepCallback, to_arrays
+from hiergen.pipelines.editing.clips import ClipEditing
 from hiergen.pyramid import TokenPyramid
 
 
@@ -32,8 +34,8 @@ class VideoPipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToVideoPipeline(HiergenPipeline):
-    """Class labels -> clips.
+class ClassToVideoPipeline(ClipEditing):
+    """Class labels -> clips, and first frames -> clips (`extend`).
 
     Example:
         >>> pipe = ClassToVideoPipeline.from_pretrained("quickstart-video/pipeline")
@@ -51,6 +53,7 @@ class ClassToVideoPipeline(HiergenPipeline):
         *,
         num_videos_per_label: int = 1,
         num_videos: int | None = None,
+        known: Known | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("pyramid",),
@@ -65,6 +68,7 @@ class ClassToVideoPipeline(HiergenPipeline):
                 clips without a class, where the generator was trained with dropout of labels.
             num_videos_per_label: Clips for each label, next to each other in the result.
             num_videos: Number of clips without a class.
+            known: Tokens that are given and stay, one row per clip; `extend` makes them of first frames.
             generator: Source of all random draws: one for the batch, or a list of one per clip (or `SampleRng`), so that each clip equals
                 a call of its own; None seeds from the operating system.
             callback_on_step_end: Called after each step as `callback(pipe, step, timestep, tensors) -> tensors`.
@@ -80,9 +84,13 @@ class ClassToVideoPipeline(HiergenPipeline):
             TypeError: If a setting is unknown to the generator.
         """
         condition, rng = self._condition(class_labels, num_videos_per_label, num_videos, generator, output_type)
-        pyramid = self._generate(condition, settings, rng, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        asked = callback_on_step_end_tensor_inputs
+        pyramid = self._generate(condition, settings, rng, callback_on_step_end, asked, known)
         decoded = self._decode(pyramid)
         self.maybe_free_model_hooks()
+        return self._output(decoded, pyramid, output_type, return_dict)
+
+    def _output(self, decoded: Tensor, pyramid: TokenPyramid, output_type: str, return_dict: bool) -> Any:
         frames: Any = decoded if output_type == "pt" else to_arrays(decoded)
         if output_type == "pil":
             frames = [to_pictures(video.transpose(0, 1)) for video in decoded]

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from hiergen.__main__ import VERBS, main
 from hiergen.benchmarks.settings import SETTINGS, module_of
-from hiergen.cli import evaluate, quickstart
+from hiergen.cli import evaluate, quickstart, verb_module
 from hiergen.cli.bench import BENCHMARKS
 from hiergen.cli.convert import FAMILIES, read_config
 from hiergen.cli.train import load_recipe
@@ -45,6 +45,7 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
         "encode",
         "reconstruct",
         "generate",
+        "edit",
         "evaluate",
         "convert",
         "bench",
@@ -54,7 +55,7 @@ def test_the_verbs_are_frozen_and_each_has_a_module() -> None:
         "completion",
     ]
     for verb in VERBS:
-        assert callable(importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}").main)
+        assert callable(verb_module(verb).main)
     for name in BENCHMARKS:
         assert callable(importlib.import_module(module_of(name)).run)
         assert SETTINGS[name]()

@@ -17,9 +17,9 @@ from PIL import Image
 import hiergen
 from hiergen import telling
 from hiergen.__main__ import VERBS, main
-from hiergen.cli import completion
-from hiergen.cli.completion import SHELLS, script, words
-from hiergen.cli.env import environment
+from hiergen.cli.machine import completion
+from hiergen.cli.machine.completion import SHELLS, script, words
+from hiergen.cli.machine.env import environment
 from hiergen.cli.recipes import find_recipe, recipes
 from hiergen.data.images.pixels import to_uint8
 from hiergen.figures import save_image_grid

@@ -64,13 +64,13 @@ def test_it_listens_to_this_machine_alone(server) -> None:
 def test_a_tab_is_there_for_what_the_models_can_do(client) -> None:
     components = client.get("/config").json()["components"]
     tabs = [component["props"]["label"] for component in components if component["type"] == "tabitem"]
-    assert tabs == ["Generate", "Reconstruct", "Compare", "Shapes", "Video"]
+    assert tabs == ["Generate", "Edit", "Reconstruct", "Compare", "Shapes", "Video"]
 
 
 def test_the_interface_for_programs_is_what_the_docs_say(client) -> None:
     named = client.get("/gradio_api/info").json()["named_endpoints"]
     documented = (ROOT / "demos" / "README.md").read_text()
-    assert set(named) == {"/reconstruct", "/generate", "/shapes", "/video", "/compare"}
+    assert set(named) == {"/reconstruct", "/generate", "/edit", "/shapes", "/video", "/compare"}
     for name, endpoint in named.items():
         parameters = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
         assert f"`{name}` | {', '.join(f'`{parameter}`' for parameter in parameters)} |" in documented
@@ -93,6 +93,39 @@ def test_what_comes_out_of_generate_is_lossless_and_complete(client) -> None:
     assert answer[2].startswith("Done: 16 tokens")
     assert len(answer[1]) == 5
     assert all(item["image"]["path"].endswith(".png") for item in answer[1])
+
+
+def test_a_picture_is_edited_under_a_mask(client) -> None:
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (8, 8, 24, 24))
+    mask.save(buffer := io.BytesIO(), "PNG")
+    (path,) = upload(client, "mask.png", buffer.getvalue()).json()
+    values = ["one-dimensional", None, 0, as_input(path), None, "paint", 3, 1, 2, 1.5, 7]
+    kind, answer = call(client, "edit", values)
+    assert kind == "complete"
+    assert [item["image"]["path"].endswith(".png") for item in answer[1]] == [True]
+    kind, answer = call(client, "edit", [*values[:3], None, None, "blend", *values[6:]])
+    assert kind == "complete"
+    assert len(answer[1]) == 6
+
+
+def test_what_is_painted_is_kept_within_limits(client) -> None:
+    """Gradio's editor would keep any number of layers of any size in memory."""
+    config = client.get("/config").json()
+    (editor,) = [part for part in config["components"] if part["props"].get("elem_id") == "edit-painter"]
+
+    def send(index: str, content: bytes, kind: str = "layer") -> int:
+        form = {
+            **{"component_id": str(editor["id"]), "fn_name": "accept_blobs", "session_hash": "a"},
+            **{"type": kind, "index": index, "id": "painting"},
+        }
+        return client.post(
+            "/gradio_api/component_server", data=form, files={"file": ("layer.png", content)}
+        ).status_code
+
+    for index, content in (("0", b"x"), ("9" * 9, b"x"), ("-1", b"x"), ("x", b"x"), ("1", bytes(2**20 + 1))):
+        assert send(index, content) == 200
+    assert send("null", b"x", "composite") == 200
 
 
 def test_shapes_come_as_glb_files(client) -> None:

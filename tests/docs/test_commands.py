@@ -17,9 +17,9 @@ import tyro
 
 from hiergen.__main__ import VERBS, main
 from hiergen.cli.bench import BENCHMARKS
-from hiergen.cli.completion import SHELLS
 from hiergen.cli.convert import FAMILIES
 from hiergen.cli.evaluate import KINDS
+from hiergen.cli.machine.completion import SHELLS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -29,6 +29,7 @@ PAGES = sorted(
         "docs",
         "docs/guides",
         "docs/guides/extending",
+        "docs/guides/generating",
         "docs/results",
         "docs/decisions",
         "tokenizers",

@@ -179,3 +179,28 @@ def test_bad_image_requests_are_explained(image_pipe) -> None:
     other = ImageEncoder(encoders=[{"kind": "conv", "config": {"image_size": 16, "dim": 16}}])
     with pytest.raises(ValueError, match=r"gives features \[\[16, 16\]\], the generator was trained for \[\[16, 8\]\]"):
         ImageToShapePipeline(tokenizer=image_pipe.tokenizer, generator=image_pipe.generator, image_encoder=other)
+
+
+def test_coarse_tokens_of_points_are_kept_and_fine_ones_drawn(pipe) -> None:
+    points = torch.rand(2, 32, 6, generator=seeded(4)) * 2 - 1
+    with torch.no_grad():
+        given = pipe.tokenizer.encode(points)
+    made = pipe.vary(points, [1, 3], generator=seeded(), **QUICK).pyramid
+    assert torch.equal(made.levels[0], given.levels[0])
+    assert not torch.equal(made.levels[1], given.levels[1])
+    several = pipe.vary(points, 1, num_shapes_per_input=2, generator=seeded(), **QUICK).pyramid
+    assert torch.equal(several.levels[0], given.levels[0].repeat_interleave(2, dim=0))
+    assert not torch.equal(several.levels[1][0], several.levels[1][1])
+    whole = pipe.vary(points, 1, keep_levels=2, generator=seeded(), **QUICK).pyramid
+    assert all(torch.equal(a, b) for a, b in zip(whole.levels, given.levels, strict=True))
+    none = pipe.vary(points, 1, keep_levels=0, generator=seeded(), **QUICK).pyramid
+    assert torch.equal(none.levels[1], pipe([1, 1], generator=seeded(), **QUICK).pyramid.levels[1])
+    # A part of a surface has fewer points: each of them counts several times.
+    part = pipe.vary(points[:, :10], 1, generator=seeded(), **QUICK).pyramid
+    with torch.no_grad():
+        repeated = pipe.tokenizer.encode(torch.cat([points[:, :10]] * 4, dim=1)[:, :32])
+    assert torch.equal(part.levels[0], repeated.levels[0])
+    with pytest.raises(ValueError, match="keep_levels is 3, expected 0 to 2"):
+        pipe.vary(points, 1, keep_levels=3)
+    with pytest.raises(ValueError, match=r"points have shape \(2, 0, 6\), expected at least one point per shape"):
+        pipe.vary(points[:, :0], 1)

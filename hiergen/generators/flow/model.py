@@ -36,7 +36,7 @@ from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.flow.guided import guided_velocity
 from hiergen.generators.flow.initialization import init_flow_transformer
 from hiergen.generators.flow.latent_patches import LatentPatches
-from hiergen.generators.flow.sampling import FlowSettings, hold_tokens
+from hiergen.generators.flow.sampling import FlowSettings, hold_tokens, start_state
 from hiergen.generators.flow.sparse_attention import PlanListener, sparse_attention
 from hiergen.kernels.attention import attention as dense_attention
 from hiergen.kernels.pyramid_attention import PSAConfig
@@ -312,13 +312,14 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         Args:
             condition: Labels, 0 to num_classes - 1, with a hierarchy any node; or texts; or `Unconditional`, where they were dropped.
             settings: Solver, steps and guidance; None for the defaults.
-            known: Tokens that are given at any places: along the path they are t tokens + (1 - t) noise, with the noise of the start.
+            known: Tokens that are given at any places: along the path they are t tokens + (1 - t) noise, with the noise of the start. Where
+                `strength` is below 1 all of its tokens are where the path starts.
             rng: Source of the noise; None for the global one.
             callback: Called after each step with the `time` that is reached, 0 (noise) to 1, and the standardized state `latents`
                 `(b, n, c)`. Levels are complete only after the last one, when it gets the pyramid.
 
         Raises:
-            ValueError: If a label is out of range.
+            ValueError: If a label is out of range, or `strength` is below 1 without tokens to start from.
             TypeError: If labels are not int64.
             FloatingPointError: If the velocity holds NaN or infinity.
         """
@@ -326,7 +327,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         labels = resolve_labels(
             condition, self.config["num_classes"], self.config["label_dropout"], self.device, self.label_embed
         )
-        known = self.check_known(known, len(labels))
+        start, known = known, self.check_known(known, len(labels))
         if known is not None and known.is_complete(len(self._specs)):
             return known.pyramid
         noise = self._noise(len(labels), self.device, rng)
@@ -336,7 +337,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             return self.tokens_of(state) if known is None else known.compose(self.tokens_of(state))
 
         def report(step: int, state: Tensor) -> Tensor:
-            is_last = step == settings.num_steps - 1
+            is_last = step == len(times) - 2
             if is_last:
                 finite.check()
             if callback is None:
@@ -348,22 +349,23 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             return state if changed is None else changed.to(state.dtype)
 
         warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
-        state = noise.double() if self.dtype == torch.float64 else noise
+        noise = noise.double() if self.dtype == torch.float64 else noise
+        state = start_state(start, settings.strength, self.standardize, noise)
         with generating(self):
             state = integrate(
-                guided_velocity(self, labels, settings, finite, dense_until=times[min(warmup, settings.num_steps)]),
+                guided_velocity(self, labels, settings, finite, dense_until=times[min(warmup, len(times) - 1)]),
                 state,
                 times,
                 solver=settings.solver,
                 draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
                 after_step=report,
-                hold=None if known is None else hold_tokens(*known.sequence(self._specs), self.standardize, state),
+                hold=None if known is None else hold_tokens(*known.sequence(self._specs), self.standardize, noise),
                 repeats=settings.resamplings,
             )
         return composed(state)
 
     def count_steps(self, settings: FlowSettings) -> int:
-        return settings.num_steps
+        return len(settings.times()) - 1
 
     def tokens_of(self, latents: Tensor) -> TokenPyramid:
         return TokenPyramid.split(self.standardize.inverse(latents), self._specs)

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hiergen.checked import Count, Positive, Range
+from hiergen.checked import Count, Positive, Range, Share
 from hiergen.generators.guidance import GuidanceSettings
+from hiergen.known import Known
 from hiergen.nn.straight_path import Solver, time_grid
 
 
@@ -38,13 +39,15 @@ class FlowSettings(GuidanceSettings):
         guidance_end: Time up to which guidance acts.
         resamplings: How often each step is made, with fresh noise between, so that what is made can agree with what is given (`integrate`).
             Every time costs as much as the first.
+        strength: Share of the path that is made, its end: below 1 it starts at time 1 - strength, from all tokens of `known` with as much
+            noise in them, also from those that are not given. The grid before that time is left out.
 
     Raises:
         ValueError: If a value is out of its range.
 
     Source:
         LightningDiT, arXiv:2501.01423: num_steps 249, shift 0.3, cfg_channels 3; scale 10 from t = 0.1 (64 epochs), scale 6.7
-        from t = 0.125 (800 epochs). For `resamplings` RePaint, arXiv:2201.09865.
+        from t = 0.125 (800 epochs). For `resamplings` RePaint, arXiv:2201.09865; for `strength` SDEdit, arXiv:2108.01073.
     """
 
     num_steps: Count = 249
@@ -55,6 +58,7 @@ class FlowSettings(GuidanceSettings):
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     resamplings: Count = 1
+    strength: Share = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,15 +72,44 @@ class FlowSettings(GuidanceSettings):
             )
 
     def times(self) -> list[float]:
-        """Return the time grid, `num_steps + 1` times from 0 to 1."""
+        """Return the time grid, `num_steps + 1` times from 0 to 1, or of a `strength` below 1 its start and the later ones of these."""
         if self.solver == "sde":
             even = time_grid(self.num_steps - 1, self.timestep_shift)
-            return [time * (1 - self.last_step) for time in even] + [1.0]
-        return time_grid(self.num_steps, self.timestep_shift)
+            grid = [time * (1 - self.last_step) for time in even] + [1.0]
+        else:
+            grid = time_grid(self.num_steps, self.timestep_shift)
+        start = 1 - self.strength
+        # A step that rounding alone makes is none.
+        return [start, *(time for time in grid if time > start + 1e-6)]
 
     def is_guided_at(self, time: float) -> bool:
         """Return whether guidance acts at a time in [0, 1]."""
         return self.is_guided and self.guidance_start <= time <= self.guidance_end
+
+
+def start_state(
+    known: Known | None, strength: float, standardize: Callable[[Tensor], Tensor], noise: Float[Tensor, "b n c"]
+) -> Float[Tensor, "b n c"]:
+    """Return where the path starts: the noise, or for a `strength` below 1 known tokens with as much of it.
+
+    Args:
+        known: What the caller gave; all of its tokens are read, given or not.
+        strength: Share of the path that is made.
+        standardize: Turns tokens into the units of the flow.
+        noise: Noise of all levels.
+
+    Raises:
+        ValueError: If `strength` is below 1 and there are no tokens of all levels to start from.
+    """
+    if strength == 1:
+        return noise
+    tokens = None if known is None else known.pyramid.concat().to(noise.device)
+    if tokens is None or tokens.shape != noise.shape:
+        held = "None" if tokens is None else f"of tokens {tuple(tokens.shape)}"
+        raise ValueError(
+            f"strength is {strength} and known is {held}, expected tokens {tuple(noise.shape)} to start from"
+        )
+    return (1 - strength) * standardize(tokens).to(noise.dtype) + strength * noise
 
 
 def hold_tokens(
@@ -91,7 +124,7 @@ def hold_tokens(
         tokens: Tokens in the tokenizer's own units; only those that are given are read.
         given: Where they are given.
         standardize: Turns tokens into the units of the flow.
-        noise: State of the flow at the start.
+        noise: Noise of the start.
     """
     data, places = standardize(tokens).to(noise.dtype), given[..., None]
     return lambda state, time: torch.where(places, time * data + (1 - time) * noise, state)

@@ -210,8 +210,8 @@ def test_every_setting_of_every_generator_can_be_given() -> None:
         RandomOrderARSettings, SequenceSettings, TextSettings,
     )  # fmt: skip
     found = {field.name for kind in classes for field in dataclasses.fields(kind)}
-    # These two do not change what is drawn, or change how many levels there are.
-    assert found - {"use_cache", "num_levels"} == known
+    # These do not change what is drawn, change how many levels there are, or need a picture to start from.
+    assert found - {"use_cache", "num_levels", "strength"} == known
 
 
 def test_bad_samples_are_refused_before_any_work(folder: Path, tmp_path: Path) -> None:

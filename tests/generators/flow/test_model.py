@@ -10,6 +10,7 @@ import torch
 
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.generators.flow.sampling import FlowSettings
+from hiergen.known import Known
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 
 ONE_LEVEL = (LevelSpec(16, (4, 4), 6),)
@@ -286,3 +287,41 @@ def test_compiled_sampling_is_the_same_with_one_graph_a_batch_size(monkeypatch: 
     assert counters["unique_graphs"] == 2
     model.generate(labels, settings, rng=seeded(1))
     assert counters["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("specs", [ONE_LEVEL, PYRAMID], ids=["one level", "pyramid"])
+def test_a_path_may_start_from_tokens_with_noise(specs) -> None:
+    model = make(specs, latent_mean=[0.5] * 6, latent_std=[2.0] * 6)
+    tokens = tuple(torch.randn(2, spec.num_tokens, 6, generator=seeded(3)) for spec in specs)
+    nothing = tuple(torch.zeros(2, spec.num_tokens, dtype=torch.bool) for spec in specs)
+    known, labels = Known(TokenPyramid(tokens, specs), nothing), torch.tensor([1, 4])
+    settings = FlowSettings(num_steps=4, timestep_shift=1.0, strength=0.5)
+    seen = []
+    made = model.generate(
+        labels,
+        settings,
+        known=known,
+        rng=seeded(),
+        callback=lambda step, pyramid, *, latents, time: seen.append((step, pyramid is None, time)),
+    )
+    assert seen == [(0, True, 0.75), (1, False, 1.0)]
+    assert model.count_steps(settings) == 2
+    # Two Euler steps by hand, from the tokens and the noise that a whole path would start with.
+    noise = torch.randn(2, 6, sum(spec.num_tokens for spec in specs), generator=seeded()).transpose(1, 2)
+    state = 0.5 * (known.pyramid.concat() - 0.5) / 2 + 0.5 * noise
+    for time in (0.5, 0.75):
+        with torch.no_grad():
+            state = state + 0.25 * model.velocity(state, torch.full((2,), time), labels)
+    torch.testing.assert_close(made.concat(), state * 2 + 0.5, atol=1e-5, rtol=1e-5)
+    # What is given stays beside it, as noisy as on a whole path.
+    given = Known(known.pyramid, (*nothing[:-1], torch.arange(specs[-1].num_tokens).expand(2, -1) < 3))
+    kept = model.generate(labels, settings, known=given, rng=seeded())
+    assert torch.equal(kept.levels[-1][:, :3], tokens[-1][:, :3])
+    assert not torch.equal(kept.levels[-1][:, 3:], made.levels[-1][:, 3:])
+    still = model.generate(labels, FlowSettings(num_steps=4, strength=0.0), known=known, rng=seeded())
+    torch.testing.assert_close(still.concat(), known.pyramid.concat())
+    with pytest.raises(ValueError, match=r"strength is 0\.5 and known is None, expected tokens \(2, "):
+        model.generate(labels, settings)
+    if len(specs) > 1:
+        with pytest.raises(ValueError, match=r"known is of tokens \(2, 1, 6\), expected tokens \(2, 21, 6\)"):
+            model.generate(labels, settings, known=Known(known.pyramid.prefix(1)))

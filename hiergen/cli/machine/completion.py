@@ -6,12 +6,11 @@ Options are those that `--help` of each verb shows, so the script is written ane
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import re
 
-from hiergen.cli import VERBS
+from hiergen.cli import VERBS, verb_module
 from hiergen.config import nearest
 
 #: Shells, and the line that switches completion on for good.
@@ -80,7 +79,7 @@ def _options(line: list[str]) -> list[str]:
     verb, *kind = line
     if verb == "completion":
         return ["--help"]
-    module = importlib.import_module(f"hiergen.cli.{verb.replace('-', '_')}")
+    module = verb_module(verb)
     shown = io.StringIO()
     before = os.environ.get("COLUMNS")
     # An option must not be broken in two.

@@ -1,0 +1,94 @@
+"""How well a pipeline fills a hole, and whether edits show another class: PSNR inside and outside, agreement of a judge, three seeds.
+
+    python eval/score_edits.py --pipeline digits-1d
+    python eval/score_edits.py --pipeline emoji --data.source npz:FILE --data.size 64 --data.hold-out 10 --data.hold-out-by name \
+        --data.label-column labels+styles --num-images 100
+
+The judge is a support vector machine on 8x8 pixels, trained on the real train split; where classes are paths it tells the coarsest groups.
+Generators that `compare_generators.py` trained are scored by its `--part editing`.
+"""
+
+import dataclasses
+import sys
+from typing import cast
+
+import torch
+
+from hiergen.config import parse
+from hiergen.data.config import DataConfig
+from hiergen.data.images.in_memory import ImageSet
+from hiergen.data.images.pixels import to_uint8
+from hiergen.data.sources import open_images
+from hiergen.evaluation.images.edits import edits_tables, score_edits
+from hiergen.files import check_writable, write_json, write_text
+from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.metrics.classifiers import LabelClassifier
+from hiergen.pipelines.editing.images import ImageEditing
+from hiergen.pipelines.loading import from_pretrained
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is scored.
+
+    Attributes:
+        pipeline: Folder or Hub id of a pipeline of images, or the name of a packaged one.
+        out: Folder of the report.
+        data: Real images of the pipeline's size and classes; the held-out ones are edited.
+        seeds: Seeds of draws and of the images that are edited.
+        num_images: Number of images per seed.
+        num_steps: Number of steps of a masked or flow generator; by default its own.
+        guidance_scale: Guidance scale; 1 is no guidance.
+    """
+
+    pipeline: str = "digits-1d"
+    out: str = "runs/edits"
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    num_images: int = 200
+    num_steps: int | None = None
+    guidance_scale: float = 1.5
+
+
+def main(settings: Settings) -> None:
+    """Score, print the tables and write them."""
+    torch.set_num_threads(1)
+    out = check_writable(settings.out)
+    pipe = from_pretrained(settings.pipeline)
+    if not isinstance(pipe, ImageEditing):
+        raise ValueError(f"{settings.pipeline!r} holds a {type(pipe).__name__}, expected a pipeline of images")
+    pipe.set_progress_bar_config(disable=True)
+    train, test = (
+        cast(ImageSet, open_images(dataclasses.replace(settings.data, split=split, in_memory=True)))
+        for split in ("train", "test")
+    )
+    groups = class_groups(pipe)
+    judge = LabelClassifier(to_uint8(train.images), groups[train.labels])
+    results = []
+    sampling = {"guidance_scale": settings.guidance_scale}
+    sampling |= {} if settings.num_steps is None else {"num_steps": settings.num_steps}
+    for seed in settings.seeds:
+        chosen = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(seed))[: settings.num_images]
+        images, labels = test.images[chosen], test.labels[chosen]
+        results.append(score_edits(pipe, images, labels, judge.predict, groups=groups, seed=seed, **sampling))
+        write_json(out / "edits.json", {"results": results, "seeds": settings.seeds})
+    real = judge.accuracy(to_uint8(test.images), groups[test.labels])
+    tables = (
+        edits_tables({settings.pipeline: results})
+        + f"\nThe judge agrees with {real:.1%} of the real held-out images.\n"
+    )
+    write_text(out / "edits.md", tables)
+    print(tables)
+
+
+def class_groups(pipe: ImageEditing) -> torch.Tensor:
+    """Return the group that each class of a pipeline belongs to: its coarsest level where classes are paths, else itself."""
+    stored = pipe.generator.config.get("class_hierarchy")
+    if not stored:
+        return torch.arange(pipe.generator.config["num_classes"])
+    hierarchy = ClassHierarchy.from_json(stored)
+    return torch.tensor([node[0] for node in hierarchy.nodes[: len(hierarchy.classes)]])
+
+
+if __name__ == "__main__":
+    main(parse(Settings(), sys.argv[1:], prog=sys.argv[0]))
