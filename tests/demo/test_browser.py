@@ -26,7 +26,7 @@ def test_every_tab_answers_a_person(server, window, tmp_path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     pictures = sorted(tmp_path.glob("*.png"))
     assert {path.stem for path in pictures} >= {
-        f"{window}-{tab}" for tab in ("start", "generate", "reconstruct", "compare", "shapes", "video")
+        f"{window}-{tab}" for tab in ("start", "generate", "reconstruct", "compare", "shapes", "video", "text")
     }
     for path in pictures:
         with Image.open(path) as shot:

@@ -25,6 +25,7 @@ def text_markdown(report: Mapping[str, Any]) -> str:
         "## Where chunks begin",
         "![chunks](chunks.png)",
         *_words(report["words"]),
+        *(f"![chunks of {name} as it learned](chunks_{name}.png)" for name in report["words"]),
         "## Samples",
         f"Temperature {report['sampling']['temperature']}, {report['sampling']['max_new_bytes']} bytes, not selected.",
     ]
