@@ -105,7 +105,7 @@ class SequenceStudySettings(StudySettings):
     variants: tuple[str, ...] = ()
     source: str = "topics"
     length: Annotated[int, Range(16)] = 256
-    samples: Count = 1_920
+    samples: Count = 6_400
     compression_samples: Count = 1_200
     batch_size: Count = 8
     lr: Positive = 2e-3
