@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from hiergen.demo.library import DemoModel, ModelNotes, load_model
 from hiergen.demo.steps import StoppedError
@@ -46,7 +47,9 @@ def test_chunks_are_those_that_the_model_reads(library) -> None:
     assert chunk_starts(entry("byte-word-tiny"), text) == {"word": [0, 6]}
     assert chunk_starts(entry("flat-mamba-tiny", layout=["m1"]), text) == {}
     found = chunk_starts(library.get("bytes"), text)["chunk"]
-    # The model sees the text's begin before it: a longer text changes nothing of what came before.
+    # The model sees the text's begin before it.
+    seen = library.get("bytes").model.find_boundaries(torch.tensor([[254, *text]]))[0][0]
+    assert found == [place for place, is_first in enumerate(seen[1:].tolist()) if is_first]
     assert found == [
         place for place in chunk_starts(library.get("bytes"), text + b" And")["chunk"] if place < len(text)
     ]
