@@ -59,8 +59,7 @@ def test_an_unknown_model_is_named(settings) -> None:
         SequenceStudy(dataclasses.replace(settings, variants=("hnett",)))
 
 
-def test_models_of_one_table_are_of_one_size() -> None:
-    """The first five compute alike, and the small ones have the parameters of the flat ones."""
+def test_the_small_models_have_the_parameters_of_the_flat_ones() -> None:
     count = {
         name: sum(p.numel() for p in create(VARIANTS[name].preset, **VARIANTS[name].sizes).parameters())
         for name in VARIANTS
