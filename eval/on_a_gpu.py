@@ -39,7 +39,7 @@ from hiergen.data.config import DataConfig
 from hiergen.environment import choose_device
 from hiergen.generators.level_ar.model import LevelARSettings
 from hiergen.generators.masked.settings import MaskedARSettings
-from hiergen.generators.next_scale.model import NextScaleSettings
+from hiergen.generators.next_scale.settings import NextScaleSettings
 from hiergen.kernels.names import ImportanceName
 from hiergen.kernels.pyramid_attention import make_plan, pyramid_sparse_attention
 from hiergen.pyramid import LevelSpec, TokenPyramid

@@ -1,6 +1,7 @@
 """Quality against number of levels: reconstructions from every prefix, and generations that stop early.
 
     python eval/score_prefixes.py --pipeline quickstart/pipeline --out runs/prefixes
+    python eval/score_prefixes.py --pipeline digits-1d --out runs/prefixes --num-generated 0 --bounds 12 14 16 18
     python eval/score_prefixes.py --pipeline PIPELINE --images.source IMAGENET/val --images.size 256 --inception WEIGHTS
 
 Distances are of reconstructions to the images themselves (rFID with `--inception`), and of generated images to the images. Without
@@ -19,7 +20,13 @@ from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import open_images
 from hiergen.evaluation.features.extractors import inception_or_trained
-from hiergen.evaluation.images.prefix_scores import PrefixScore, score_generations, score_reconstructions
+from hiergen.evaluation.images.prefix_scores import (
+    AdaptiveScore,
+    PrefixScore,
+    score_adaptive,
+    score_generations,
+    score_reconstructions,
+)
 from hiergen.figures import save_curves
 from hiergen.files import check_writable, write_json, write_text
 from hiergen.pipelines.image import ClassToImagePipeline
@@ -38,6 +45,7 @@ class Settings:
         num_generated: Number of images behind each score of generations, labels in turn; 0 for reconstructions only.
         seed: Seed of the generations.
         guidance_scale: Guidance scale of the generations; 1 is no guidance.
+        bounds: Wanted PSNRs in dB: for each, what codes cost where every image keeps as many levels as it needs; none for no such table.
     """
 
     pipeline: str = "quickstart/pipeline"
@@ -47,6 +55,7 @@ class Settings:
     num_generated: int = 500
     seed: int = 0
     guidance_scale: float = 1.5
+    bounds: tuple[float, ...] = ()
 
 
 def main(settings: Settings) -> None:
@@ -58,11 +67,15 @@ def main(settings: Settings) -> None:
     path = out / "images-cnn-32.safetensors"
     extractor = inception_or_trained(settings.inception, path, real, labels, of="the images")
     scores = {"reconstruction": score_reconstructions(pipeline.tokenizer, images.images, extractor)}
+    adaptive = score_adaptive(pipeline.tokenizer, images.images, settings.bounds)
     if settings.num_generated:
         wanted = torch.arange(settings.num_generated) % pipeline.generator.config["num_classes"]
         chosen = {"seed": settings.seed, "guidance_scale": settings.guidance_scale}
         scores["generation"] = score_generations(pipeline, wanted, real, extractor, **chosen)
     text = table(scores, extractor.name)
+    if adaptive:
+        text += "\n" + adaptive_table(adaptive)
+        write_json(out / "adaptive.json", [dataclasses.asdict(row) for row in adaptive])
     write_text(out / "prefixes.md", text)
     write_json(
         out / "prefixes.json", {name: [dataclasses.asdict(row) for row in rows] for name, rows in scores.items()}
@@ -82,6 +95,21 @@ def table(scores: dict[str, list[PrefixScore]], extractor: str) -> str:
             cells: list[Any] = [name, row.levels, row.tokens, f"{row.frechet_distance:.3f}"]
             cells += ["" if value is None else f"{value:.2f}" for value in (row.psnr_db, row.seconds)]
             lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def adaptive_table(rows: list[AdaptiveScore]) -> str:
+    """Return Markdown: one row per wanted PSNR."""
+    lines = ["| wanted PSNR (dB) | size | tokens | PSNR (dB) | of 95 % at least | reached |", "|---" * 6 + "|"]
+    for row in rows:
+        cells = [
+            f"{row.min_psnr:g}",
+            f"{row.size:.1f}",
+            f"{row.tokens:.1f}",
+            f"{row.psnr_db:.2f}",
+            f"{row.lowest_psnr_db:.2f}",
+        ]
+        lines.append("| " + " | ".join([*cells, f"{row.reached:.1%}"]) + " |")
     return "\n".join(lines) + "\n"
 
 

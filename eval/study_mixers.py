@@ -14,6 +14,7 @@ else. A spread of the arms within that of the seeds is "no difference seen".
 
 import dataclasses
 import functools
+import json
 import math
 import statistics
 import sys
@@ -49,6 +50,25 @@ ARMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "linear": ("linear", [{"kernel_size": 3}]),
     "attention": ("attention", [{"local": True}]),
     "hyena": ("hyena", [{"directions": "four_projected", "filter_dim": 16}]),
+    "factorized": ("factorized", [{"reduction": 2}]),
+}
+#: Networks of timm beside the arms, at about as many parameters: the stem, the norms and the MLPs are their own.
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "timm-convnext": (
+        "timm:convnext_atto",
+        {"dims": [36, 72, 108, 108], "depths": [2, 2, 2, 1], "out_indices": [0, 1, 2]},
+    ),
+    "timm-pvt": (
+        "timm:pvt_v2_b0",
+        {
+            "embed_dims": [32, 64, 96, 96],
+            "depths": [2, 2, 2, 1],
+            "num_heads": [1, 2, 3, 3],
+            "mlp_ratios": [2, 2, 2, 2],
+            "sr_ratios": [2, 1, 1, 1],
+            "out_indices": [0, 1, 2],
+        },
+    ),
 }
 #: What all have in common.
 WIDTHS, DEPTHS, STEM = [32, 64, 96], [2, 2, 2], 4
@@ -61,12 +81,15 @@ class Settings(StudySettings):
     Attributes:
         data: Source of the images, as `DataConfig.source`.
         hold_out: Held-out share of a source without a test split, as `DataConfig.hold_out`.
+        hold_out_by: What is held out, as `DataConfig.hold_out_by`.
         size: Side of the images in pixels, before `pad`.
         pad: Black pixels added on every side.
         part: Part of the study: "reconstruction" or "cost", the operations and the time of the encoders.
-        arms: Names of the arms; all if none is named. "none" must be among them.
+        arms: Names of the arms; all if none is named. "none" must be the first.
         rates: Learning rates that are tried for each arm.
+        search_steps: Optimizer steps of the runs that choose the rate; None for the length of the others.
         parameters: Parameters of every encoder, within 3 %.
+        decoder: Options of the tokenizers that replace those of pyramid-tiny-84, the same for all, e.g. a decoder that costs little.
         num_train: Number of training images.
         num_validation: Number of further training images, on which rates are chosen.
         num_test: Number of test images.
@@ -77,6 +100,7 @@ class Settings(StudySettings):
 
     data: str = "idx:DATA/fashion-mnist"
     hold_out: int = 0
+    hold_out_by: Literal["number", "name"] = "number"
     size: int = 28
     pad: int = 2
     part: Literal["reconstruction", "cost"] = "reconstruction"
@@ -84,7 +108,9 @@ class Settings(StudySettings):
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    search_steps: int | None = None
     parameters: int = 360_000
+    decoder: dict[str, Any] = dataclasses.field(default_factory=dict)
     num_train: int = 20_000
     num_validation: int = 2_000
     num_test: int = 2_000
@@ -94,9 +120,10 @@ class Settings(StudySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = [name for name in self.arms if name not in ARMS]
+        known = (*ARMS, *NETWORKS)
+        unknown = [name for name in self.arms if name not in known]
         if unknown or (self.arms and self.arms[0] != "none"):
-            raise ValueError(f"arms is {list(self.arms)}, expected 'none' first, then any of {', '.join(ARMS)}")
+            raise ValueError(f"arms is {list(self.arms)}, expected 'none' first, then any of {', '.join(known)}")
 
 
 @functools.cache
@@ -106,6 +133,9 @@ def overrides(arm: str, parameters: int) -> dict[str, Any]:
     Raises:
         ValueError: If no width of them comes within 3 % of the number.
     """
+    if arm in NETWORKS:
+        backbone, sizes = NETWORKS[arm]
+        return {"backbone": backbone, "backbone_options": sizes}
     mixer, options = ARMS[arm]
 
     def made(ratio: float) -> dict[str, Any]:
@@ -137,13 +167,21 @@ class MixerStudy(Study[Settings]):
         train = self._images("train", settings.num_train + settings.num_validation)
         self.train, self.validation = train[: settings.num_train], train[settings.num_train :]
         self.test = self._images("test", settings.num_test)
-        self.arms = settings.arms or tuple(ARMS)
+        self.arms = settings.arms or (*ARMS, *NETWORKS)
 
     def _images(self, split: Literal["train", "test"], count: int) -> Tensor:
         settings = self.settings
-        config = DataConfig(source=settings.data, split=split, hold_out=settings.hold_out, size=settings.size)
+        config = DataConfig(
+            source=settings.data,
+            split=split,
+            hold_out=settings.hold_out,
+            hold_out_by=settings.hold_out_by,
+            size=settings.size,
+        )
         pictures = cast(Any, open_images(config))
-        found = pictures.batch([(index, 0) for index in range(min(count, len(pictures)))], seed=0)["image"]
+        # In a fixed random order: archives are often sorted by class.
+        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:count]
+        found = pictures.batch([(index, 0) for index in order.tolist()], seed=0)["image"]
         return F.pad(found, [settings.pad] * 4, value=-1.0)
 
     def reconstruction(self) -> StudyResult:
@@ -152,6 +190,7 @@ class MixerStudy(Study[Settings]):
         def run(arm: str, seed: int, folder: Path) -> Mapping[str, float]:
             rate = self._rate(arm)
             model = self._trained(arm, rate, seed)
+            model.save_pretrained(folder / "model")
             pyramid = _encode(model, self.test)
             prefixes = {f"psnr_{k}": _psnr(model, pyramid.prefix(k), self.test) for k in model.decodable_levels}
             with _shuffled(model):
@@ -164,20 +203,26 @@ class MixerStudy(Study[Settings]):
 
     @functools.cache  # noqa: B019  # one study per program
     def _rate(self, arm: str) -> float:
-        """Return the rate with the best PSNR of all levels on the validation images, with seed 0."""
+        """Return the rate with the best PSNR of all levels on the validation images, with seed 0, or the one that a finished run took."""
+        settings = self.settings
+        finished = self.out / "reconstruction" / arm / "seed-0" / "result.json"
+        # Whoever reads it has checked that it is a run of the same settings: seed 0 comes first.
+        if settings.seeds[0] == 0 and finished.is_file():
+            return float(json.loads(finished.read_text())["metrics"]["rate"])
 
         def score(rate: float) -> float:
-            model = self._trained(arm, rate, 0)
+            model = self._trained(arm, rate, 0, steps=settings.search_steps)
             return _psnr(model, _encode(model, self.validation), self.validation)
 
-        return self.settings.rates[0] if len(self.settings.rates) == 1 else max(self.settings.rates, key=score)
+        return settings.rates[0] if len(settings.rates) == 1 else max(settings.rates, key=score)
 
-    def _trained(self, arm: str, rate: float, seed: int) -> PyramidTokenizer:
+    def _trained(self, arm: str, rate: float, seed: int, *, steps: int | None = None) -> PyramidTokenizer:
         """Return a tokenizer trained on squared error and the losses of its levels; the same batches for the same seed."""
         settings = self.settings
         torch.manual_seed(seed)
         side = self.train.shape[-1]
-        model = create("pyramid-tiny-84", image_size=side, **overrides(arm, settings.parameters)).train()
+        sizes = {"image_size": side, **settings.decoder}
+        model = create("pyramid-tiny-84", **sizes, **overrides(arm, settings.parameters)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
         order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
         start, step, done = time.process_time(), 0, 0.0
@@ -192,8 +237,8 @@ class MixerStudy(Study[Settings]):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             step += 1
-            seconds = settings.cpu_seconds
-            done = step / settings.steps if seconds is None else (time.process_time() - start) / seconds
+            seconds = None if steps else settings.cpu_seconds
+            done = step / (steps or settings.steps) if seconds is None else (time.process_time() - start) / seconds
         return cast(PyramidTokenizer, model.eval())
 
     def cost(self) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 First: `python tokenizers/titok_tiny.py` and `hiergen encode --tokenizer runs/titok_tiny/model --out runs/titok_tiny/codes`.
 
-Data: codes of titok-tiny. Time: not measured to its end. Extra: none.
+Data: codes of titok-tiny. Time: a minute and a half of one CPU core (92 s of processor time). Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

@@ -3,7 +3,7 @@
 First: `python tokenizers/maskgit_vq_tiny.py` and
 `hiergen encode --tokenizer runs/maskgit_vq_tiny/model --out runs/maskgit_vq_tiny/codes`.
 
-Data: codes of maskgit-vq-tiny. Time: not measured to its end. Extra: none.
+Data: codes of maskgit-vq-tiny. Time: a minute and a half of one CPU core (83 s of processor time). Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

@@ -3,7 +3,7 @@
 First: `python tokenizers/multiscale_vq_tiny.py` and `hiergen encode --tokenizer runs/multiscale_vq_tiny/model --out
 runs/multiscale_vq_tiny/codes`.
 
-Data: codes of multiscale-vq-tiny. Time: not measured to its end. Extra: none.
+Data: codes of multiscale-vq-tiny. Time: three minutes of one CPU core (161 s of processor time). Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig
@@ -17,7 +17,7 @@ def recipe() -> TrainConfig:
             preset="var-tiny", codes="runs/multiscale_vq_tiny/codes", tokenizer="runs/multiscale_vq_tiny/model"
         ),
         out="runs/var_tiny",
-        samples=24_000,
+        samples=12_000,
         batch_size=32,
         optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_samples=1_000, final_lr_ratio=0.05),
         ema_decay=0.99,

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from hiergen.kernels.pyramid_attention import PSAConfig as PSAConfig
     from hiergen.kernels.pyramid_attention import PyramidSparseAttention as PyramidSparseAttention
     from hiergen.kernels.pyramid_attention import pyramid_sparse_attention as pyramid_sparse_attention
+    from hiergen.known import Known as Known
     from hiergen.levels import LevelSpec as LevelSpec
     from hiergen.metrics.geometry import compare_meshes as compare_meshes
     from hiergen.metrics.video import compare_videos as compare_videos
     from hiergen.pipelines.image import ClassToImagePipeline as ClassToImagePipeline
+    from hiergen.pipelines.image import TextToImagePipeline as TextToImagePipeline
     from hiergen.pipelines.loading import from_pretrained as from_pretrained
     from hiergen.pipelines.shape import ClassToShapePipeline as ClassToShapePipeline
     from hiergen.pipelines.shape import ImageToShapePipeline as ImageToShapePipeline
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from hiergen.tokenizers.pyramid.model import PyramidTokenizer as PyramidTokenizer
     from hiergen.tokenizers.pyramid_vae.model import PyramidVAE as PyramidVAE
     from hiergen.tokenizers.restok.model import ResTok as ResTok
+    from hiergen.tokenizers.super_resolution.model import SuperResolution as SuperResolution
     from hiergen.tokenizers.titok.model import TiTok as TiTok
     from hiergen.tokenizers.videos.frames import FrameTokenizer as FrameTokenizer
     from hiergen.tokenizers.videos.patch_components import PatchComponents as PatchComponents
@@ -64,6 +67,7 @@ __version__ = "0.1.0.dev0"
 _PUBLIC = {
     "LevelSpec": "hiergen.levels",
     "TokenPyramid": "hiergen.pyramid",
+    "Known": "hiergen.known",
     "create": "hiergen.registry",
     "list_presets": "hiergen.registry",
     "register": "hiergen.registry",

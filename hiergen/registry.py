@@ -47,6 +47,7 @@ MODEL_CLASSES: dict[str, str] = {
     "MultiScaleVQ": "hiergen.tokenizers.multiscale_vq.model",
     "VQAutoencoder": "hiergen.tokenizers.vq_autoencoder.model",
     "PyramidTokenizer": "hiergen.tokenizers.pyramid.model",
+    "SuperResolution": "hiergen.tokenizers.super_resolution.model",
     "FrameTokenizer": "hiergen.tokenizers.videos.frames",
     "PatchComponents": "hiergen.tokenizers.videos.patch_components",
     "LevelAR": "hiergen.generators.level_ar.model",
@@ -65,6 +66,7 @@ MODEL_CLASSES: dict[str, str] = {
 #: Every pipeline class that may be loaded by name, and the module that holds it.
 PIPELINE_CLASSES: dict[str, str] = {
     "ClassToImagePipeline": "hiergen.pipelines.image",
+    "TextToImagePipeline": "hiergen.pipelines.image",
     "ClassToShapePipeline": "hiergen.pipelines.shape",
     "ImageToShapePipeline": "hiergen.pipelines.shape",
     "ClassToVideoPipeline": "hiergen.pipelines.video",

@@ -57,6 +57,15 @@ class SampleRng:
     def device(self) -> torch.device:
         return self._rngs[0].device
 
+    def only(self, active: Sequence[bool]) -> SampleRng:
+        """Return a source that draws for some samples and leaves the generators of the others where they are.
+
+        Those get numbers too, of which nothing may depend: throwaway generators stand in.
+        """
+        return SampleRng(
+            [rng if wanted else torch.Generator(rng.device) for rng, wanted in zip(self._rngs, active, strict=True)]
+        )
+
     def __len__(self) -> int:
         return len(self._rngs)
 
@@ -79,6 +88,11 @@ class SampleRng:
 
 #: A source of random numbers: one generator for the whole batch, or one for each sample.
 Rng = torch.Generator | SampleRng
+
+
+def draws_of(rng: Rng | None, active: Tensor) -> Rng | None:
+    """Return the source of a draw that only some samples need (bool `(b,)`), so that the others of a `SampleRng` draw nothing."""
+    return rng.only(active.tolist()) if isinstance(rng, SampleRng) and not bool(active.all()) else rng
 
 
 def draw_uniform(shape: Sequence[int], *, rng: Rng | None, device: torch.device, batch_dim: int = 0) -> Tensor:

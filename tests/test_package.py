@@ -29,14 +29,27 @@ def files(kind: str) -> set[str]:
 def test_the_wheel_holds_the_library_and_its_models_and_nothing_else() -> None:
     packed = files("wheel")
     assert all(name.startswith(("hiergen/", "tokenizers/", "generators/")) for name in packed)
-    assert {Path(name).suffix for name in packed} == {".py", ".md", ".json", ".safetensors", ".typed", ".css", ".png"}
+    assert {Path(name).suffix for name in packed} == {
+        ".py",
+        ".md",
+        ".json",
+        ".safetensors",
+        ".typed",
+        ".css",
+        ".png",
+        ".npz",
+        ".txt",
+    }
     recipes = {str(path.relative_to(ROOT)) for folder in RECIPES for path in (ROOT / folder).glob("*.py")}
     assert {name for name in packed if name.startswith(RECIPES) and name.endswith(".py")} == recipes
     for folder in packaged_models():
-        for part in ("README.md", "demo.json", "model_index.json", "tokenizer/config.json"):
+        is_pipeline = (folder / "model_index.json").is_file()
+        for part in ("README.md", "demo.json", *(["model_index.json"] if is_pipeline else [])):
             assert str((folder / part).relative_to(ROOT)) in packed
-        for part in ("tokenizer", "generator"):
-            assert str((folder / part / "diffusion_pytorch_model.safetensors").relative_to(ROOT)) in packed
+        for part in ("tokenizer", "generator") if is_pipeline else (".",):
+            for file in ("config.json", "diffusion_pytorch_model.safetensors"):
+                assert str((folder / part / file).relative_to(ROOT)) in packed
+    assert "hiergen/data/embedded/emoji_32.npz" in packed
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "hiergen").rglob("*.py")}
     assert modules <= packed
 
@@ -52,7 +65,7 @@ def test_the_models_of_the_package_stay_small() -> None:
     sizes = {
         folder.name: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) for folder in packaged_models()
     }
-    assert set(sizes) == {"clips", "digits-1d", "digits-2d", "emoji", "shapes-by-class"}
+    assert set(sizes) == {"clips", "digits-1d", "digits-2d", "emoji", "photographs", "shapes-by-class"}
     assert sum(sizes.values()) < 40 * 2**20, sizes
 
 

@@ -20,7 +20,19 @@ MOST_ENTRIES = 14
 #: Packages and modules of the library from the lowest to the highest; imports point down or stay inside one name.
 RANKS: tuple[tuple[str, ...], ...] = (
     # The registry names modules as text and imports them when they are asked for.
-    ("__init__", "checked", "config", "environment", "files", "levels", "pyramid", "registry", "seeding", "telling"),
+    (
+        "__init__",
+        "checked",
+        "config",
+        "environment",
+        "files",
+        "known",
+        "levels",
+        "pyramid",
+        "registry",
+        "seeding",
+        "telling",
+    ),
     ("kernels",),
     ("nn",),
     ("bottlenecks",),

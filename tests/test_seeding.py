@@ -8,7 +8,7 @@ import torch
 from hiergen.generators.base import Generator
 from hiergen.generators.sampling import DrawSettings, draw_ids
 from hiergen.registry import create
-from hiergen.seeding import SampleRng, derive_seed, draw_exponential, draw_normal, draw_uniform, make_rng
+from hiergen.seeding import SampleRng, derive_seed, draw_exponential, draw_normal, draw_uniform, draws_of, make_rng
 
 CPU = torch.device("cpu")
 
@@ -41,6 +41,20 @@ def test_draws_of_one_generator_are_plain_ones() -> None:
 def test_samples_may_lie_along_any_dimension() -> None:
     drawn = draw_normal((6, 2, 3), rng=SampleRng.of([4, 9], "x"), device=CPU, batch_dim=1)
     assert torch.equal(drawn[:, 1], torch.randn(6, 3, generator=make_rng("x", 9)))
+
+
+def test_samples_that_need_no_draw_leave_their_generators_where_they_are() -> None:
+    rng = SampleRng.of(range(3), 7)
+    drawn = draw_normal((3, 4), rng=draws_of(rng, torch.tensor([True, False, True])), device=CPU)
+    again = draw_normal((3, 4), rng=rng, device=CPU)
+    fresh = SampleRng.of(range(3), 7)
+    first, second = (draw_normal((3, 4), rng=fresh, device=CPU) for _ in range(2))
+    assert torch.equal(drawn[[0, 2]], first[[0, 2]])
+    assert torch.equal(again, torch.stack((second[0], first[1], second[2])))
+    assert draws_of(rng, torch.ones(3, dtype=torch.bool)) is rng
+    plain = make_rng(0)
+    assert draws_of(plain, torch.zeros(3, dtype=torch.bool)) is plain
+    assert draws_of(None, torch.zeros(3, dtype=torch.bool)) is None
 
 
 def test_refusals() -> None:

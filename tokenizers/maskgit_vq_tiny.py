@@ -1,6 +1,6 @@
 """Train maskgit-vq-tiny on the embedded digits: minutes on two CPU cores.
 
-Data: embedded digits. Time: minutes on a CPU. Extra: none.
+Data: embedded digits. Time: minutes on a CPU (79 s of processor time). Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

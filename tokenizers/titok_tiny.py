@@ -1,6 +1,6 @@
 """Train titok-tiny on the embedded digits, in one stage: minutes on two CPU cores.
 
-Data: embedded digits. Time: minutes on a CPU. Extra: none.
+Data: embedded digits. Time: minutes on a CPU (94 s of processor time). Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

@@ -67,9 +67,11 @@ def main(args: list[str]) -> None:
         check_exists("--videos", settings.videos, "a folder of video files")
     elif settings.shapes not in ("", "procedural"):
         check_exists("--shapes", settings.shapes, "'procedural' or a folder that `hiergen prepare-shapes` wrote")
-    elif ":" not in settings.data.source and settings.data.source not in ("digits", "moving-digits"):
+    elif ":" not in settings.data.source and settings.data.source not in ("digits", "emoji", "moving-digits"):
         check_exists(
-            "--data.source", settings.data.source, "'digits', 'moving-digits', a folder of pictures, or KIND:PATH"
+            "--data.source",
+            settings.data.source,
+            "'digits', 'emoji', 'moving-digits', a folder of pictures, or KIND:PATH",
         )
     if settings.videos:
         from hiergen.data.videos.files import require_pyav
@@ -113,10 +115,13 @@ def _sized(settings: EncodeSettings, tokenizer: Any, *, is_given: bool) -> Encod
 
 
 def _encode_images(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, str, str]:
-    from hiergen.data.sources import open_images
+    from hiergen.data.sources import open_captions, open_images
+    from hiergen.data.text.captions import write_captions
     from hiergen.pipelines.encoding import encode_images
 
-    images = cast("ImageSet | PictureSet", open_images(settings.data))
+    captions = open_captions(settings.data)
+    # With captions, no picture may stand in for another one.
+    images = cast("ImageSet | PictureSet", open_images(settings.data, is_strict=bool(captions)))
     _tell(settings, f"{counted(len(images), 'image')} in {settings.data.source}", images.classes, tokenizer)
     variants = {"center": 1, "flips": 2, "ten_crop": 10}[settings.views]
     with encoding_progress(tokenizer, len(images), "image", variants=variants) as progress:
@@ -129,6 +134,8 @@ def _encode_images(settings: EncodeSettings, tokenizer: Any) -> tuple[CodeSet, s
             batch_size=settings.batch_size,
             progress=progress,
         )
+    if captions:
+        write_captions(settings.out, captions)
     return codes, "pyramid", ""
 
 

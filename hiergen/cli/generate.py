@@ -30,8 +30,10 @@ class GenerateSettings(Checked):
         pipeline: Folder or Hub id of a pipeline, or the name of a packaged one, e.g. "digits-1d".
         labels: Classes, by name ("airplanes", in quotes where it has spaces) or by number; by default the first ten that there are. What is
             the name of one class and the number of another is read as the name.
+        prompt: Texts to make images of, in place of labels, each in quotes.
+        negative_prompt: What guidance moves away from, for all prompts; "" is no text.
         image: Picture files to make shapes of, in place of labels; each shows one object, on white or transparent.
-        count: Number of images, clips or meshes for each label or picture.
+        count: Number of images, clips or meshes for each label, text or picture.
         out: Folder for the files, named by their classes: PNG of images, MP4 and `grid.gif` of clips, or meshes; and for the contact
             sheet, `grid.png`.
         batch_size: Number of samples per pass. The draws of more samples than one pass depend on it.
@@ -55,6 +57,8 @@ class GenerateSettings(Checked):
 
     pipeline: str = QUICKSTART
     labels: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = ()
+    negative_prompt: str = ""
     image: tuple[str, ...] = ()
     count: int = 4
     out: str = "generated"
@@ -88,6 +92,7 @@ def main(args: list[str]) -> None:
     from hiergen.data.images.files import read_image
     from hiergen.environment import choose_device
     from hiergen.files import check_writable
+    from hiergen.pipelines.image import TextToImagePipeline
     from hiergen.pipelines.shape import ImageToShapePipeline, ShapePipeline
     from hiergen.pipelines.video import ClassToVideoPipeline
 
@@ -99,15 +104,20 @@ def main(args: list[str]) -> None:
     if isinstance(pipeline, ImageToShapePipeline) != bool(settings.image):
         takes = "images, give --image FILE" if isinstance(pipeline, ImageToShapePipeline) else "labels, not --image"
         raise ValueError(f"{settings.pipeline!r} is of class {type(pipeline).__name__}, which takes {takes}")
+    if isinstance(pipeline, TextToImagePipeline) != bool(settings.prompt):
+        takes = (
+            "texts, give --prompt TEXT" if isinstance(pipeline, TextToImagePipeline) else "no texts: leave --prompt out"
+        )
+        raise ValueError(f"{settings.pipeline!r} is of class {type(pipeline).__name__}, which takes {takes}")
     write = _write_meshes if isinstance(pipeline, ShapePipeline) else _write_images
     write = _write_clips if isinstance(pipeline, ClassToVideoPipeline) else write
     if settings.npz and write is not _write_images:
         raise ValueError(f"npz is {settings.npz!r}, but {settings.pipeline!r} makes no images")
-    wanted = (
-        Wanted.of_pictures(pictures, settings) if settings.image else Wanted.of_classes(pipeline.generator, settings)
-    )
+    wanted = Wanted.of(settings, pictures, pipeline.generator)
     rng = torch.Generator(choose_device(settings.device)).manual_seed(settings.seed)
     sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
+    if settings.negative_prompt:
+        sampling["negative_prompt"] = settings.negative_prompt
     say(f"generate: {counted(len(wanted), wanted.unit)} by {describe(pipeline)} -> {out}")
     made = functools.partial(pipeline, generator=rng, **sampling)
     print(write(made, wanted, out))
@@ -136,6 +146,29 @@ class Wanted:
     conditions: list[Any]
     settings: GenerateSettings
     unit: str = "sample"
+
+    @classmethod
+    def of(cls, settings: GenerateSettings, pictures: list[Any], generator: Any) -> Wanted:
+        """Return what the settings ask for: by pictures, by texts or by labels.
+
+        Raises:
+            ValueError: If a name of a class is unknown or ambiguous, or a class is named twice.
+        """
+        if settings.image:
+            return cls.of_pictures(pictures, settings)
+        if settings.prompt:
+            return cls.of_texts(settings)
+        return cls.of_classes(generator, settings)
+
+    @classmethod
+    def of_texts(cls, settings: GenerateSettings) -> Wanted:
+        from hiergen.pipelines.labels import file_names
+
+        texts = list(settings.prompt)
+        found = dict(enumerate(texts))
+        # Commas part the synonyms of a class, not a text.
+        names = file_names({index: text.replace(",", " ") for index, text in found.items()}, list(found))
+        return cls(names, texts, texts, settings)
 
     @classmethod
     def of_pictures(cls, pictures: list[Any], settings: GenerateSettings) -> Wanted:

@@ -99,7 +99,9 @@ def _list(console: Console, names: list[str], packaged: dict[str, Path], *, as_j
     }
     weights = []
     for name, folder in packaged.items():
-        model = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        index = folder / "model_index.json"
+        config = index if index.is_file() else folder / "config.json"
+        model = json.loads(config.read_text())["_class_name"]
         weights.append(
             {
                 "name": name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hiergen.config import nearest, parse
 from hiergen.quickstart.settings import (
     QuickstartSettings,
@@ -25,7 +27,8 @@ def main(args: list[str]) -> None:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of quickstart {kind!r}{nearest(kind, KINDS)}")
     shown = kind if is_named else f"[{'|'.join(KINDS)}]"
-    settings = parse(KINDS[kind](), rest, prog=f"hiergen quickstart {shown}")
+    usual = QuickstartSettings.usual(_named_data(rest)) if kind == "images" else KINDS[kind]()
+    settings = parse(usual, rest, prog=f"hiergen quickstart {shown}")
     from hiergen.environment import require
 
     # A missing package is told before PyTorch is loaded.
@@ -48,3 +51,9 @@ def main(args: list[str]) -> None:
         from hiergen.quickstart.images.run import run_quickstart
 
         run_quickstart(settings)
+
+
+def _named_data(args: list[str]) -> str:
+    """Return what `--data` names, on which the other defaults depend; "" where it is not there."""
+    words = [part for word in args for part in word.split("=", 1)]
+    return next((value for option, value in itertools.pairwise(words) if option == "--data"), "")

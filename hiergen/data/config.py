@@ -13,7 +13,7 @@ class DataConfig(Checked):
     """Where images come from.
 
     Attributes:
-        source: "digits" (embedded); "moving-digits" (frames of the embedded clips); "clips:FOLDER" (frames of a folder of video files);
+        source: "digits" or "emoji" (embedded); "moving-digits" (frames of the embedded clips); "clips:FOLDER" (frames of a folder of video files);
             the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
             shards); "hf:FOLDER" (a Hugging Face dataset on disk); "npz:FILE" (an archive of encoded images); or "idx:FOLDER" (the
             files of MNIST, or of another set in its form, such as Fashion-MNIST).
@@ -31,6 +31,9 @@ class DataConfig(Checked):
         image_column: Column of a Hugging Face dataset that holds the images; "" takes "image", or finds one and says which.
         label_column: Column of a Hugging Face dataset that holds the labels; "" takes "label", or finds one and says which. For an
             archive of encoded images, its arrays of numbers that make the class together, such as "labels+styles"; "" takes "labels".
+        captions: Texts that describe a picture, with fields in braces: '{name}' (words of its name), '{class}', and of a class "group/subgroup |
+            attribute" also '{group}', '{subgroup}' and '{attribute}'. By default the texts that a folder has in `captions.jsonl`, in
+            its `metadata.jsonl` or in `metadata.csv`.
     """
 
     source: str = "digits"
@@ -44,3 +47,4 @@ class DataConfig(Checked):
     min_crop: float = 0.8
     image_column: str = ""
     label_column: str = ""
+    captions: tuple[str, ...] = ()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from hiergen.data.config import DataConfig
+from hiergen.data.embedded.emoji import load_emoji
 from hiergen.data.images.archives import HubPictures, NpzPictures
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.idx import IdxPictures
 from hiergen.data.images.in_memory import ImageSet, load_folder
 from hiergen.data.images.on_disk import FolderPictures, PictureSet, PictureSource, SplitPictures
 from hiergen.data.images.shards import ShardPictures
+from hiergen.data.text.captions import Captions, describe_pictures
 from hiergen.data.videos.dataset import load_clips
 from hiergen.data.videos.moving_digits import moving_digits
 
 #: Number of clips of the source "moving-digits", of which every fourth frame is an image.
 NUM_DIGIT_CLIPS = 512
+#: Pictures that come with the package.
+EMBEDDED = ("digits", "emoji", "moving-digits")
 #: Sources with a split of their own, and clips, whose frames would fall on both sides.
-_HAVE_SPLITS = ("digits", "moving-digits", "clips", "hf", "idx")
+_HAVE_SPLITS = ("digits", "emoji", "moving-digits", "clips", "hf", "idx")
 
 
 def open_images(config: DataConfig, *, is_strict: bool = False) -> ImageSet | PictureSet:
@@ -41,12 +45,10 @@ def open_images(config: DataConfig, *, is_strict: bool = False) -> ImageSet | Pi
             f"image_column is {config.image_column!r} and label_column {config.label_column!r}, but {config.source!r} has no columns: "
             "leave them empty"
         )
-    if kind in ("digits", "moving-digits", "clips") and not config.in_memory:
-        raise ValueError("the embedded digits and frames of clips are only in memory: set in_memory=True")
-    if kind == "digits":
-        return load_digits(config.split, size=config.size)
-    if kind == "moving-digits":
-        return moving_digits(config.split, NUM_DIGIT_CLIPS, size=config.size).frames(every=4)
+    if kind in (*EMBEDDED, "clips") and not config.in_memory:
+        raise ValueError("embedded pictures and frames of clips are only in memory: set in_memory=True")
+    if kind in EMBEDDED:
+        return load_embedded(kind, config.split, size=config.size)
     if kind == "clips":
         clips = load_clips(place, num_frames=1, size=config.size)
         if is_strict and clips.skipped:
@@ -64,6 +66,21 @@ def open_images(config: DataConfig, *, is_strict: bool = False) -> ImageSet | Pi
         min_crop=config.min_crop,
         is_strict=is_strict,
     )
+
+
+def load_embedded(name: str, split: str, *, size: int = 32) -> ImageSet:
+    """Return pictures that come with the package.
+
+    Args:
+        name: "digits", "emoji", or "moving-digits" (frames of clips of digits).
+        split: "train" or "test".
+        size: Height and width in pixels.
+    """
+    if name == "emoji":
+        return load_emoji(split, size=size)
+    if name == "moving-digits":
+        return moving_digits(split, NUM_DIGIT_CLIPS, size=size).frames(every=4)
+    return load_digits(split, size=size)
 
 
 def load_images(config: DataConfig, *, is_strict: bool = False) -> ImageSet:
@@ -94,3 +111,21 @@ def open_pictures(config: DataConfig) -> PictureSource:
     if not config.hold_out:
         return source
     return SplitPictures(source, split=config.split, hold_out=config.hold_out, by=config.hold_out_by)
+
+
+def open_captions(config: DataConfig) -> tuple[Captions, ...]:
+    """Return the captions of a config's images, in their order; none where the source has none and no templates are given.
+
+    Raises:
+        ValueError: If a picture of a folder with captions has none, or a template has an unknown field.
+    """
+    kind = config.source.partition(":")[0]
+    if kind in ("digits", "moving-digits", "clips"):
+        if config.captions:
+            raise ValueError(f"captions are {config.captions}, but {config.source!r} has none: leave them out")
+        return ()
+    source = open_pictures(config)
+    if config.captions:
+        classes = [source.classes[label] for label in source.labels]
+        return describe_pictures(source.names, classes, config.captions)
+    return source.captions()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hiergen.demo.library import DemoModel, Library
-from hiergen.generators.class_hierarchy import ABSENT, OPEN, ClassHierarchy
+from hiergen.generators.conditioning.class_hierarchy import ABSENT, OPEN, ClassHierarchy
 
 #: Names of the menus of a path: of its tree, by depth, and of the attributes beside it.
 _TREE = {1: ("Class",), 2: ("Group", "Subgroup"), 3: ("Group", "Subgroup", "Class")}

@@ -14,7 +14,7 @@ from hiergen.data.images.files import SUFFIXES, read_image
 from hiergen.data.images.pixels import center_crop, to_pictures, to_tensor
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import ROLL, Page, explained
-from hiergen.demo.pictures import digit_examples, open_upload, open_view, shape_views
+from hiergen.demo.pictures import digit_examples, open_upload, open_view, open_whole, shape_views
 from hiergen.demo.requests import MAX_SEED
 
 
@@ -23,10 +23,14 @@ def choose_image(
 ) -> Tensor:
     """Return the upload, or where there is none the example: `(1, 3, size, size)` in [-1, 1], of the model's size by default.
 
+    An upload to a model that takes pictures apart in windows keeps its shape, where no size is asked for: `(1, 3, h, w)`.
+
     Raises:
         ValueError: If the upload is no picture, or the number names no example.
     """
-    size = size or int(entry.tokenizer.config["image_size"])
+    if upload is not None and size is None and entry.notes.whole:
+        return open_whole(upload, longest=2 * entry.side, max_pixels=max_pixels)
+    size = size or entry.side
     if upload is not None:
         return open_upload(upload, size=size, max_pixels=max_pixels)
     images, _ = examples_of(entry, size)
@@ -36,7 +40,7 @@ def choose_image(
 
 def examples_of(entry: DemoModel, size: int | None = None) -> tuple[Tensor, str]:
     """Return pictures to try a model on, `(n, 3, size, size)` in [-1, 1], with a caption: of its own data, or digits."""
-    size = size or int(entry.tokenizer.config["image_size"])
+    size = size or entry.side
     if not entry.examples:
         return digit_examples(size)[0], "A held-out digit"
     images = [to_tensor(center_crop(read_image(path), size)) for path in entry.examples]

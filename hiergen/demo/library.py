@@ -14,7 +14,8 @@ import torch
 
 from hiergen.config import from_json, nearest
 from hiergen.data.images.files import list_images
-from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.data.images.windows import Windows
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.generators.sequences.base import SequenceModel
 from hiergen.pipelines.card import CARD, about
@@ -30,6 +31,8 @@ from hiergen.tokenizers.base import Tokenizer
 NOTES_FILE = "demo.json"
 #: Number of pictures of its own data that a model is shown with; there are as many digits.
 NUM_EXAMPLES = 10
+#: Side of the example pictures of a model that takes pictures apart in windows, in pixels.
+WHOLE_SIDE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +44,14 @@ class ModelNotes:
         about: One sentence about the model: what it was trained on, and how good it is.
         classes: Names of the classes.
         sampling: Settings of the generator, by the names of their fields.
+        whole: Pictures are kept as they are and taken apart in overlapping windows of the tokenizer's size.
     """
 
     title: str = ""
     about: str = ""
     classes: tuple[str, ...] = ()
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +100,17 @@ class DemoModel:
         """Whether the tokenizer encodes pictures."""
         others = (ShapePipeline, ClassToVideoPipeline, SequenceModel)
         return not isinstance(self.model, others) and "image_size" in self.tokenizer.config
+
+    @property
+    def windows(self) -> Windows | None:
+        """The windows that pictures are taken apart in; None where they are scaled to the tokenizer's size."""
+        size = int(self.tokenizer.config["image_size"]) if self.notes.whole else 0
+        return Windows(size=size, overlap=size // 4) if size else None
+
+    @property
+    def side(self) -> int:
+        """Side of the squares that its examples are shown as, in pixels."""
+        return WHOLE_SIDE if self.notes.whole else int(self.tokenizer.config["image_size"])
 
     @property
     def is_by_picture(self) -> bool:
@@ -164,8 +180,9 @@ class Library:
         return self.models[title]
 
     def image_tokenizers(self) -> list[str]:
-        """Return the titles of the models that encode pictures: those whose config has an `image_size`."""
-        return [title for title, entry in self.models.items() if entry.is_of_images]
+        """Return the titles of the models that encode pictures (their config has an `image_size`): first those that take any size."""
+        titles = [title for title, entry in self.models.items() if entry.is_of_images]
+        return sorted(titles, key=lambda title: not self.models[title].notes.whole)
 
     def image_generators(self) -> list[str]:
         """Return the titles of the models that make pictures."""

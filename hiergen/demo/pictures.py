@@ -41,6 +41,18 @@ def open_upload(data: bytes, *, size: int, max_pixels: int) -> Tensor:
     return to_tensor(center_crop(_read_upload(data, max_pixels, "RGB"), size))[None]
 
 
+def open_whole(data: bytes, *, longest: int, max_pixels: int) -> Tensor:
+    """Return an uploaded picture of any shape, `(1, 3, h, w)` in [-1, 1], scaled down where a side is above `longest` pixels.
+
+    Raises:
+        ValueError: If it is no picture, is damaged, or has more than `max_pixels` pixels (before any is decoded).
+    """
+    picture = _read_upload(data, max_pixels, "RGB")
+    # Never enlarges.
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return to_tensor(picture)[None]
+
+
 def _read_upload(data: bytes, max_pixels: int, mode: Literal["RGB", "RGBA"]) -> Image.Image:
     try:
         return read_image("", data=data, max_pixels=max_pixels, mode=mode)

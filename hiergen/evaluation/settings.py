@@ -141,6 +141,7 @@ class SamplingConfig(Checked):
         solver: How a flow is followed: "euler", "heun" or "sde".
         timestep_shift: Shift of a flow's time grid; below 1 it is denser near the noise, 1 leaves it even.
         last_step: Length of the last step of solver "sde", as a share of the time.
+        resamplings: How often a flow makes each step, with fresh noise between.
         head_sampler: How a diffusion head makes a token: "ddpm" or "ddim".
         head_steps: Number of diffusion steps that make a token.
         head_spacing: Which steps of the head's chain these are: "linspace" or "leading".
@@ -178,6 +179,7 @@ class SamplingConfig(Checked):
     solver: str | None = None
     timestep_shift: float | None = None
     last_step: float | None = None
+    resamplings: Count | None = None
     head_sampler: str | None = None
     head_steps: int | None = None
     head_spacing: str | None = None

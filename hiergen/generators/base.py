@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
 from torch import Tensor
 
 from hiergen.config import nearest
 from hiergen.generators.lora import LoraModel
+from hiergen.known import Known
+from hiergen.nn.running.modes import evaluating
+from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.seeding import Rng
 
@@ -38,6 +44,9 @@ class Generator(ModelMixin, ConfigMixin, LoraModel):  # type: ignore[misc]  # bo
     #: Parts of the model that are copies of the tokenizer's, by the first part of their dotted names; no start from other weights changes them.
     tokenizer_parts: ClassVar[tuple[str, ...]] = ()
 
+    #: What `generate` may be given: "levels", whole first levels; "places", tokens inside a level. Empty where it refuses `known`.
+    takes_known: ClassVar[frozenset[str]] = frozenset()
+
     @property
     def makes_unconditional(self) -> bool:
         """Whether `generate` takes an `Unconditional`: the model knows a label for "no class", and was trained with it."""
@@ -60,18 +69,56 @@ class Generator(ModelMixin, ConfigMixin, LoraModel):  # type: ignore[misc]  # bo
         condition: Any,
         settings: Any = None,
         *,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
         """Return one pyramid per row of `condition`.
 
+        What is `known` is in the result bit for bit, and what is not depends on it. Where nothing is given, the result is that of a call
+        without it; a step, or a level, all of whose tokens are given in a sample draws nothing for this sample. If everything is given,
+        it is returned at once, without steps.
+
         Args:
             condition: Class labels `(b,)`, or whatever else the generator is conditioned on (`hiergen.generators.conditioning`);
                 `Unconditional` where `makes_unconditional`.
             settings: An instance of `settings_class`; None takes its defaults.
+            known: Levels, and tokens inside of levels, that are given (`takes_known`).
             rng: Source of all draws; a `SampleRng` makes each sample's draws independent of what else is in the batch.
             callback: Called after each step, see `StepCallback`.
         """
+
+    @torch.no_grad()
+    def score(self, pyramid: TokenPyramid, condition: Any) -> list[Float[Tensor, " b"]]:
+        """Return the log-likelihood of each level given the coarser ones and the condition, in nats: one tensor `(b,)` per level.
+
+        Their sum is that of the whole pyramid. Temperature, truncation and guidance have no part in it.
+
+        Args:
+            pyramid: All levels, of ids.
+            condition: What `generate` takes, one per sample.
+
+        Raises:
+            ValueError: If this generator has no exact likelihood, or pyramid and condition do not fit.
+        """
+        self.check_pyramid(pyramid)
+        ids = pyramid.to(self.device).concat()
+        with evaluating(self):
+            logits = widen(self.id_logits(ids, condition))
+        nats = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+        return [-part.sum(dim=1) for part in nats.split([spec.num_tokens for spec in self.specs], dim=1)]
+
+    def id_logits(self, ids: Tensor, condition: Any) -> Tensor:
+        """Return the logits `(b, n, v)` of the ids of all levels, `(b, n)`, given those before and what `generate` takes as a condition.
+
+        Generators whose likelihood is the product of these probabilities override it.
+
+        Raises:
+            ValueError: If this generator is none of them.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no exact likelihood, expected a generator of ids, made one by one or level by level"
+        )
 
     def count_steps(self, settings: Any) -> int:
         """Return how many steps `generate` takes, for a progress bar; 0 where it is not known before."""
@@ -126,6 +173,38 @@ class Generator(ModelMixin, ConfigMixin, LoraModel):  # type: ignore[misc]  # bo
             ValueError: If they differ.
         """
         self._check_levels("the pyramid", pyramid.specs)
+
+    def check_known(self, known: Known | None, batch: int, num_levels: int | None = None) -> Known | None:
+        """Return what `generate` is given, on the generator's device; None where no token is.
+
+        Args:
+            known: What the caller gave.
+            batch: Number of samples.
+            num_levels: Number of levels that are made; None is all.
+
+        Raises:
+            ValueError: If it is of another tokenizer, batch or kind than this generator takes, or holds more levels than are made, ids
+                that no token has, or NaN.
+        """
+        if known is None:
+            return None
+        name, asked = type(self).__name__, "levels" if all(mask is None for mask in known.masks) else "places"
+        if asked not in self.takes_known:
+            takes = " or ".join(sorted(self.takes_known)) or "nothing that is given: leave it out"
+            raise ValueError(f"known gives {asked}, but {name} takes {takes}")
+        specs = self.specs[:num_levels]
+        if known.pyramid.specs != specs[: len(known.pyramid)]:
+            raise ValueError(
+                f"known gives the levels {known.pyramid.specs}, expected the first of {specs}, which are made"
+            )
+        if len(known) != batch:
+            raise ValueError(f"known holds {len(known)} samples, expected {batch}, one per row of the condition")
+        return None if known.is_empty else known.check_tokens().to(self.device)
+
+    def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
+        """Return the levels that the first `num_tokens` ids of a sequence complete; None if there are none."""
+        ends = [end for end in itertools.accumulate(spec.num_tokens for spec in self.specs) if end <= num_tokens]
+        return TokenPyramid.split(ids[:, : ends[-1]], self.specs) if ends else None
 
     def _check_levels(self, owner: str, specs: tuple[LevelSpec, ...]) -> None:
         if tuple(specs) != self.specs:

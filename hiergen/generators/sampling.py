@@ -1,6 +1,6 @@
 """Drawing token ids from logits: temperature, top-k, top-p, and the draw itself.
 
-Letters: `v` vocabulary.
+Letters: `b` batch, `n` tokens, `v` vocabulary.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import dataclasses
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hiergen.checked import Checked, CountOrZero, NotNegative, Share
 from hiergen.kernels.dispatch import is_fast_cpu
-from hiergen.seeding import Rng, draw_exponential
+from hiergen.seeding import Rng, draw_exponential, draws_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,3 +108,28 @@ def draw_ids(
     # the input, which make a GPU wait.
     noise = draw_exponential(probabilities.shape, rng=rng, device=probabilities.device)
     return (probabilities / noise).argmax(dim=-1)
+
+
+def draw_missing(
+    logits: Float[Tensor, "b n v"],
+    ids: Int[Tensor, "b n"],
+    given: Bool[Tensor, "b n"] | None,
+    settings: DrawSettings,
+    *,
+    rng: Rng | None = None,
+) -> Int[Tensor, "b n"]:
+    """Return `draw_ids` with the ids that are given in their places; samples that have them all draw nothing from a `SampleRng`.
+
+    Args:
+        logits: As in `draw_ids`.
+        ids: The ids that are given; others are not read.
+        given: Where they are (this is read by the host); None for nowhere.
+        settings: As in `draw_ids`.
+        rng: As in `draw_ids`. One generator for the batch draws for all samples if any id is missing.
+    """
+    if given is None:
+        return draw_ids(logits, settings, rng=rng)
+    is_drawn = ~given.all(dim=1)
+    if not bool(is_drawn.any()):
+        return ids
+    return torch.where(given, ids, draw_ids(logits, settings, rng=draws_of(rng, is_drawn)))

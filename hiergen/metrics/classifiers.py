@@ -176,20 +176,33 @@ def saved_feature_network(
 
 
 class LabelClassifier:
-    """A support vector machine on 8x8 pixels: an opinion on class labels that shares nothing with our networks."""
+    """A support vector machine on 8x8 pixels: an opinion on class labels that shares nothing with our networks.
 
-    def __init__(self, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"]) -> None:
+    Args:
+        images: Images to learn from.
+        labels: Classes of the images.
+        in_color: Look at three channels; False looks at their mean.
+    """
+
+    def __init__(
+        self, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, in_color: bool = False
+    ) -> None:
         from sklearn.svm import SVC
 
-        self._machine: Any = SVC(C=10.0, gamma="scale").fit(_small(images), labels.numpy())
+        self._in_color = in_color
+        self._machine: Any = SVC(C=10.0, gamma="scale").fit(self._small(images), labels.numpy())
 
     def predict(self, images: UInt8[Tensor, "n 3 h w"]) -> Int64[Tensor, " n"]:
         """Return the class of each image."""
-        return torch.from_numpy(np.asarray(self._machine.predict(_small(images)), dtype=np.int64))
+        return torch.from_numpy(np.asarray(self._machine.predict(self._small(images)), dtype=np.int64))
 
     def accuracy(self, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"]) -> float:
         """Return the share of images whose predicted class is the label."""
         return float((self.predict(images) == labels).double().mean())
+
+    def _small(self, images: Tensor) -> np.ndarray:
+        seen = images.float() if self._in_color else images.float().mean(dim=1, keepdim=True)
+        return F.adaptive_avg_pool2d(seen / 255, 8).flatten(1).numpy()
 
 
 def nearest_distances(
@@ -207,8 +220,3 @@ def nearest_distances(
     if leave_one_out:
         distances.fill_diagonal_(torch.inf)
     return distances.min(dim=1).values
-
-
-def _small(images: Tensor) -> np.ndarray:
-    gray = images.float().mean(dim=1, keepdim=True) / 255
-    return F.adaptive_avg_pool2d(gray, 8).flatten(1).numpy()

@@ -39,6 +39,8 @@ def integrate(
     solver: Solver = "euler",
     draw: Callable[[], Tensor] | None = None,
     after_step: Callable[[int, Tensor], Tensor] | None = None,
+    hold: Callable[[Tensor, float], Tensor] | None = None,
+    repeats: int = 1,
 ) -> Tensor:
     """Return the state at the last time of a grid, starting with `state` at the first.
 
@@ -46,36 +48,56 @@ def integrate(
     are the flow's, dx = (v + s (1 - t)) dt + sqrt(2 (1 - t)) dW. Its score s = -(x - t v) / (1 - t) follows from the velocity, so the
     drift is (1 + t) v - x, without a division. The last step adds no noise.
 
+    With `hold`, a part of the state is put in its place after every step. With `repeats`, every step is made several times, and between
+    the state goes back from the later time u to the earlier t by fresh noise, x_t = (t / u) x_u + sqrt((1 - t)^2 - (t / u)^2 (1 - u)^2) e,
+    so that what is free can agree with what is held. That is the forward process of the straight path, where variances add up.
+
     Args:
         velocity: Right-hand side of the equation, the velocity of the flow.
         state: Start, any shape; for "sde" it is noise.
         times: Increasing or decreasing times; for "sde" increasing ones from 0 on.
         solver: "euler", "heun" or "sde".
-        draw: Returns fresh unit normal numbers in the shape of the state; needed by "sde", once per step but the last.
+        draw: Returns fresh unit normal numbers in the shape of the state; needed by "sde", once per step but the last, and by `repeats`.
         after_step: Called with the index of each step and the state after it; what it returns is gone on from.
+        hold: Returns a state with the part that is held replaced by what it is at a time.
+        repeats: How often each step is made; above 1 for increasing times from 0 on.
 
     Raises:
-        ValueError: If `solver` is "sde" and `draw` is missing.
+        ValueError: If `draw` is missing where `solver` is "sde" or steps are repeated.
 
     Source:
+        For `repeats` RePaint, arXiv:2201.09865.
         For "sde" SiT, arXiv:2401.08740, section 2.4 and appendix, with the diffusion coefficient that it calls sigma_t; 250 steps, the
         last of 0.04.
     """
     if solver == "sde" and draw is None:
         raise ValueError("draw is None, expected a source of noise: solver is 'sde'")
+    if repeats > 1 and draw is None:
+        raise ValueError(f"draw is None, expected a source of noise: repeats is {repeats}")
+    keep = hold or (lambda state, _: state)
     for step, (time, following) in enumerate(itertools.pairwise(times)):
         width = following - time
-        slope = velocity(state, time)
-        if solver == "heun":
-            slope = (slope + velocity(state + width * slope, following)) / 2
-        elif solver == "sde":
-            slope = (1 + time) * slope - state
-        state = state + width * slope
-        if draw is not None and solver == "sde" and step < len(times) - 2:
-            state = state + math.sqrt(2 * (1 - time) * width) * draw()
+        for repeat in range(repeats):
+            if repeat and draw is not None:
+                state = keep(_go_back(state, following, time, draw()), time)
+            slope = velocity(state, time)
+            if solver == "heun":
+                slope = (slope + velocity(state + width * slope, following)) / 2
+            elif solver == "sde":
+                slope = (1 + time) * slope - state
+            state = state + width * slope
+            if draw is not None and solver == "sde" and step < len(times) - 2:
+                state = state + math.sqrt(2 * (1 - time) * width) * draw()
+            state = keep(state, following)
         if after_step is not None:
             state = after_step(step, state)
     return state
+
+
+def _go_back(state: Tensor, later: float, earlier: float, noise: Tensor) -> Tensor:
+    """Return a state of a later time as one of an earlier time."""
+    share = earlier / later
+    return share * state + math.sqrt((1 - earlier) ** 2 - (share * (1 - later)) ** 2) * noise
 
 
 def draw_times(

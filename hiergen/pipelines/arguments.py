@@ -14,6 +14,8 @@ from hiergen.seeding import Rng, SampleRng
 
 #: A label or several: integers of Python, NumPy or torch, in a sequence, an array or a tensor of one dimension.
 Labels = Any
+#: A text or several.
+Texts = Any
 #: A source of random numbers for the batch (`torch.Generator`), a list of one per sample, or a `SampleRng`.
 Generators = Any
 
@@ -100,3 +102,18 @@ def check_output_type(output_type: Any, known: Sequence[str]) -> None:
     if output_type not in known:
         *first, last = map(repr, known)
         raise ValueError(f"output_type is {output_type!r}, expected {', '.join(first)} or {last}")
+
+
+def read_texts(name: str, texts: Any) -> list[str]:
+    """Return texts as a list.
+
+    Raises:
+        ValueError: If there is none, or one is no text.
+    """
+    found = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, Iterable) else [texts]
+    if not found:
+        raise ValueError(f"{name} is empty, expected at least one text")
+    for text in found:
+        if not isinstance(text, str):
+            raise ValueError(f"{name} holds {text!r} of type {type(text).__name__}, expected texts")
+    return found

@@ -18,7 +18,7 @@ from hiergen.generators.conditioning import Unconditional
 from hiergen.pipelines.arguments import Generators, Labels, check_count, check_output_type, read_generators, read_labels
 from hiergen.pipelines.card import CardedPipeline
 from hiergen.pipelines.labels import NamedClasses, number_classes
-from hiergen.pipelines.lora import LoraPipeline
+from hiergen.pipelines.mixins.lora import LoraPipeline
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
 from hiergen.tokenizers.base import Tokenizer

@@ -37,6 +37,7 @@ _PUSHED = ("repo_id", "commit_message", "private", "token", "create_pr", "subfol
 #: What a pipeline makes of what, and the call that does it.
 _KINDS = {
     "ClassToImagePipeline": ("images from classes", "images = pipe({label}, num_images_per_label=4).images"),
+    "TextToImagePipeline": ("images from texts", 'images = pipe("TEXT", num_images_per_prompt=4).images'),
     "ClassToVideoPipeline": ("clips from classes", "frames = pipe({label}).frames[0]"),
     "ClassToShapePipeline": ("meshes from classes", 'pipe({label}).meshes[0].export("shape.glb")'),
     "ImageToShapePipeline": ("meshes from pictures", 'pipe(PIL.Image.open("FILE")).meshes[0].export("shape.glb")'),

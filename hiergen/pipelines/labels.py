@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hiergen.config import nearest
 from hiergen.generators.base import Generator
-from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.telling import counted
 
 #: Most characters of a name in the name of a file, and beside a picture.

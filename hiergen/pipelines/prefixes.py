@@ -6,6 +6,7 @@ Letters: `b` batch, `c h w` image, `t` frames.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,16 @@ class Prefix:
     bits: float | None
     numbers: int | None
 
+    def times(self, count: int) -> Prefix:
+        """Return the same prefix of `count` pictures, frames or windows."""
+        bits, numbers = self.bits, self.numbers
+        return dataclasses.replace(
+            self,
+            tokens=count * self.tokens,
+            bits=None if bits is None else count * bits,
+            numbers=None if numbers is None else count * numbers,
+        )
+
     def __str__(self) -> str:
         size = counted(self.numbers or 0, "number") if self.bits is None else counted(round(self.bits), "bit")
         return f"{self.caption}, {size}"
@@ -57,12 +68,7 @@ def list_prefixes(tokenizer: Tokenizer) -> list[Prefix]:
     A tokenizer of frames has the prefixes of each frame. One of principal components has the first 1, 2, 4, ... of them.
     """
     if isinstance(tokenizer, FrameTokenizer):
-        frames = tokenizer.config["num_frames"]
-        found = list_prefixes(tokenizer.frame_tokenizer)
-        return [
-            dataclasses.replace(p, tokens=frames * p.tokens, numbers=None if p.numbers is None else frames * p.numbers)
-            for p in found
-        ]
+        return [prefix.times(tokenizer.config["num_frames"]) for prefix in list_prefixes(tokenizer.frame_tokenizer)]
     if isinstance(tokenizer, PatchComponents):
         tokens, dim = tokenizer.specs[0].num_tokens, tokenizer.specs[0].dim
         counts = [2**k for k in range(dim.bit_length()) if 2**k < dim] + [dim]
@@ -146,6 +152,60 @@ def rebuild_prefixes(tokenizer: Tokenizer, images: Tensor, *, windows: Windows |
     counts = tuple(prefix.count for prefix in listed)
     tokens = tuple(prefix.tokens * len(parts) // len(images) for prefix in listed)
     return Prefixes(listed[0].unit, counts, tokens, tuple(rebuilt), pyramid)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveCodes:
+    """Images, each coded by its shortest prefix that is good enough.
+
+    Attributes:
+        prefixes: All prefixes of the tokenizer, ascending.
+        chosen: Index in `prefixes` of each image, `(b,)` int64.
+        pyramid: All tokens of every image; of image i the first `prefixes[chosen[i]].count` levels are kept.
+        images: What is decoded, `(b, c, h, w)` in [-1, 1].
+        psnr: PSNR of each image, `(b,)` in dB.
+    """
+
+    prefixes: tuple[Prefix, ...]
+    chosen: Tensor
+    pyramid: TokenPyramid
+    images: Tensor
+    psnr: Tensor
+
+    @property
+    def sizes(self) -> Tensor:
+        """What is stored of each image, `(b,)`: bits of its ids and of the choice of its prefix; or real numbers, of continuous tokens."""
+        sizes = torch.tensor([float((p.numbers or 0) if p.bits is None else p.bits) for p in self.prefixes])
+        choice = 0.0 if self.prefixes[0].bits is None else math.log2(len(self.prefixes))
+        return sizes[self.chosen] + choice
+
+
+@torch.no_grad()
+def encode_adaptive(tokenizer: Tokenizer, images: Tensor, *, min_psnr: float) -> AdaptiveCodes:
+    """Return each image's shortest prefix of levels that is decoded with at least `min_psnr`, or all levels where none is.
+
+    Longer prefixes are decoded of those images only that still need them.
+
+    Args:
+        tokenizer: The tokenizer.
+        images: `(b, c, h, w)` in [-1, 1], of the tokenizer's size.
+        min_psnr: Wanted PSNR of every image in dB.
+
+    Raises:
+        ValueError: If the images are not of the tokenizer's size or range.
+    """
+    pyramid, prefixes = encode_batches(tokenizer, images), list_prefixes(tokenizer)
+    chosen = torch.full((len(images),), len(prefixes) - 1)
+    best, quality = torch.empty_like(images, device="cpu"), torch.zeros(len(images))
+    open_ones = torch.arange(len(images))
+    for index, prefix in enumerate(prefixes):
+        for part in open_ones.split(64):
+            made = decode_prefix(tokenizer, pyramid[part], prefix).cpu().float()
+            error = (made - images[part].cpu()).square().flatten(1).mean(dim=1) / 4
+            best[part], quality[part] = made, -10 * error.clamp(min=1e-10).log10()
+            chosen[part] = index
+        open_ones = open_ones[quality[open_ones] < min_psnr]
+    return AdaptiveCodes(tuple(prefixes), chosen, pyramid, best, quality)
 
 
 def _shows_scales(tokenizer: HieraTok) -> bool:

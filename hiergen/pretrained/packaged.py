@@ -9,5 +9,5 @@ PACKAGED = Path(__file__).parent / "models"
 
 
 def packaged_models() -> list[Path]:
-    """Return the folders of the models that come with the package; a folder's name is the model's."""
-    return sorted(path.parent for path in PACKAGED.glob("*/model_index.json"))
+    """Return the folders of the models that come with the package, pipelines and tokenizers; a folder's name is the model's."""
+    return sorted(path.parent for file in ("model_index.json", "config.json") for path in PACKAGED.glob(f"*/{file}"))

@@ -84,12 +84,60 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class EmbeddedPictures:
+    """Pictures that come with the package, and what the quickstart makes of them unless it is told otherwise.
+
+    Attributes:
+        what: What they are, with their source.
+        name: Name of several of them.
+        thing: What a class is.
+        num_classes: Number of classes.
+        judge: What the judge looks at: "gray" or "color" pixels.
+        settings: Fields of `QuickstartSettings` that differ from their defaults.
+    """
+
+    what: str
+    name: str
+    thing: str
+    num_classes: int
+    judge: Literal["gray", "color"]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+#: By the name of the source (`DataConfig.source`).
+PICTURES: dict[str, EmbeddedPictures] = {
+    "digits": EmbeddedPictures(
+        what="scikit-learn's handwritten digits",
+        name="handwritten digits",
+        thing="digit",
+        num_classes=NUM_DIGITS,
+        judge="gray",
+    ),
+    "emoji": EmbeddedPictures(
+        what="emoji drawn by Google (noto) and Microsoft (fluent-flat)",
+        name="emoji",
+        thing="group",
+        num_classes=8,
+        judge="color",
+        settings={
+            "data": "emoji",
+            "num_generated": 400,
+            "samples_seen": 36_000,
+            "tokenizer": "hieratok-tiny-color",
+            "generator": "flow-tiny",
+        },
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class QuickstartSettings(Checked):
-    """Train a tokenizer and a generator on embedded handwritten digits, then sample, score and draw.
+    """Train a tokenizer and a generator on embedded handwritten digits or emoji, then sample, score and draw.
 
     `hiergen quickstart shapes` and `hiergen quickstart video` do the same on procedural shapes and on clips of moving digits.
 
     Attributes:
+        data: "digits", or "emoji", which are in color and whose classes are their groups.
         out: Folder for models, pictures and the report.
         samples_seen: Number of training samples of each of the two models; generators of continuous tokens see more.
         seed: Seed of all random draws.
@@ -99,6 +147,7 @@ class QuickstartSettings(Checked):
             continuous ones.
     """
 
+    data: Literal["digits", "emoji"] = "digits"
     out: str = "quickstart"
     samples_seen: int = 24_000
     seed: int = 0
@@ -106,12 +155,18 @@ class QuickstartSettings(Checked):
     tokenizer: str = "restok-tiny"
     generator: str = "har-tiny"
 
+    @classmethod
+    def usual(cls, data: str) -> QuickstartSettings:
+        """Return the settings that some data are run with unless others are given; those of unknown data are refused when they are read."""
+        return cls(**PICTURES[data].settings) if data in PICTURES else cls()
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples_seen < 64:
             raise ValueError(f"samples_seen is {self.samples_seen}, expected at least 64, one batch")
-        if self.num_generated < 80 or self.num_generated % 10:
-            raise ValueError(f"num_generated is {self.num_generated}, expected a multiple of 10, at least 80")
+        classes = PICTURES[self.data].num_classes
+        if self.num_generated < 80 or self.num_generated % classes:
+            raise ValueError(f"num_generated is {self.num_generated}, expected a multiple of {classes}, at least 80")
         given, made = family("tokenizer", self.tokenizer).tokens, family("generator", self.generator).tokens
         if given != made:
             raise ValueError(

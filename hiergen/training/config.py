@@ -75,7 +75,8 @@ class TrainConfig(Checked):
         best_is: Whether the "lowest" or the "highest" value of `keep_best` is the best.
         compile: Run the players through `torch.compile`.
         sharding: How several processes hold the model: "full" shares out weights, gradients, moments and averages (FSDP), "none" keeps
-            them whole on each. `accelerate launch --use_fsdp` means "full".
+            them whole on each. `accelerate launch --use_fsdp` means "full". "tensor" gives each some heads and hidden channels of every
+            block of a `LevelAR`: all see the same samples, and a step takes one process's arithmetic divided by their number.
         activation_checkpointing: Recompute activations in the backward pass, in every player that can: less memory, more time.
         peak_tflops: Peak of one device in 10^12 operations per second, to log `mfu` against; "measure" times matrix products at the start;
             None logs no `mfu`.
@@ -105,7 +106,7 @@ class TrainConfig(Checked):
     keep_best: str | None = None
     best_is: Literal["lowest", "highest"] = "lowest"
     compile: bool = False
-    sharding: Literal["none", "full"] = "none"
+    sharding: Literal["none", "full", "tensor"] = "none"
     activation_checkpointing: bool = False
     peak_tflops: Positive | Literal["measure"] | None = None
     trackers: tuple[str, ...] | None = None

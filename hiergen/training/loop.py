@@ -27,7 +27,8 @@ from hiergen.training.config import TrainConfig
 from hiergen.training.ema import Average
 from hiergen.training.finetune.lora import add_adapters
 from hiergen.training.finetune.weights import copy_weights, load_source, take_sizes
-from hiergen.training.processes.launch import make_accelerator
+from hiergen.training.processes.launch import is_split, make_accelerator, share_of_data
+from hiergen.training.processes.sharding import beside_shares
 from hiergen.training.processes.signals import GracefulStop
 from hiergen.training.reporting.meters import Meter
 from hiergen.training.reporting.progress import TrainProgress, describe_task
@@ -152,7 +153,7 @@ class _Run:
 
     def _train(self, steps: range) -> None:
         config, accelerator = self.config, self.accelerator
-        rank, world = accelerator.process_index, accelerator.num_processes
+        rank, world = share_of_data(config, accelerator)
         stream = SampleStream(
             self.task.dataset, batch_size=config.batch_size, seed=config.seed, rank=rank, world_size=world
         )
@@ -196,7 +197,8 @@ class _Run:
         """Update every player and the averages once; return the logged terms, still on the device."""
         terms = self.stepper.take(batch, self.state.samples_seen)
         if self.ema is not None:
-            self.ema.step(self.task.model.parameters())
+            with beside_shares(is_split(self.config, self.accelerator)):
+                self.ema.step(self.task.model.parameters())
         return terms
 
     def _report(self, meter: Meter, progress: TrainProgress) -> None:
@@ -218,7 +220,14 @@ class _Run:
         """Score held-out samples, and return whether the model is now better than it ever was."""
         config, state = self.config, self.state
         if self.task.validation is not None:
-            scores = validate(self.task, state.ema, self.accelerator, seed=config.seed, player=self.stepper.first)
+            scores = validate(
+                self.task,
+                state.ema,
+                self.accelerator,
+                seed=config.seed,
+                player=self.stepper.first,
+                share=share_of_data(config, self.accelerator),
+            )
             self.log.add({"samples": float(state.samples_seen), **scores})
             if (config.keep_best or "").startswith("val/"):
                 check_best(scores, config)
@@ -232,6 +241,8 @@ class _Run:
         # Not `trackers`, which only the main process has.
         if self.accelerator.log_with:
             with averaged(self.task.model, self.ema, self.stepper.first):
-                images = self.task.images() if self.accelerator.is_main_process else {}
+                # Blocks that are split need all processes to run.
+                draws = self.accelerator.is_main_process or is_split(self.config, self.accelerator)
+                images = self.task.images() if draws else {}
             self.log.add_images(images, self.state.samples_seen)
         self.keeper.save(self.state, is_best=is_best)

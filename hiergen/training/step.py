@@ -18,8 +18,8 @@ from hiergen.data.stream import SampleStream
 from hiergen.seeding import derive_seed, make_rng
 from hiergen.training.config import TrainConfig
 from hiergen.training.optim import learning_rate, make_optimizer
-from hiergen.training.processes.launch import is_sharded
-from hiergen.training.processes.sharding import gathered, shard, whole
+from hiergen.training.processes.launch import is_sharded, is_split, share_of_data
+from hiergen.training.processes.sharding import beside_shares, gathered, shard, split, whole
 from hiergen.training.tasks.base import Task
 
 
@@ -61,8 +61,10 @@ class Stepper:
             if config.activation_checkpointing:
                 _checkpoint_activations(module)
         self._is_sharded = is_sharded(config, accelerator)
-        if self._is_sharded and task.unshardable is not None:
-            raise ValueError(f"sharding is 'full', expected 'none' for this task: {task.unshardable}")
+        self._is_split = is_split(config, accelerator)
+        if (self._is_sharded or self._is_split) and task.unshardable is not None:
+            asked = "tensor" if self._is_split else "full"
+            raise ValueError(f"sharding is {asked!r}, expected 'none' for this task: {task.unshardable}")
         self.losses = {name: self._wrap(PlayerLoss(task, name)) for name in task.players}
         self._optim = {name: task.optim(name) or config.optim for name in task.players}
         self.optimizers = {
@@ -76,11 +78,11 @@ class Stepper:
     def _wrap(self, module: nn.Module) -> nn.Module:
         if self._config.compile:
             module.compile()
-        if not self._is_sharded:
+        if not (self._is_sharded or self._is_split):
             return cast(nn.Module, self._accelerator.prepare(module))
         # Half precision from Accelerate, and nothing else: not the wrapper of data parallelism, nor all of the model on the device at once.
         module = self._accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
-        shard(module, self._device)
+        (split if self._is_split else shard)(module, self._device)
         return module
 
     @property
@@ -103,7 +105,7 @@ class Stepper:
             for group in self.optimizers[name].param_groups:
                 group["lr"] = rate * group.get("multiplier", 1.0)
         terms: dict[str, Tensor] = {}
-        rank = self._accelerator.process_index
+        rank, _ = share_of_data(config, self._accelerator)
         for micro, part in enumerate(_split(batch, config.accumulation)):
             # Layers such as dropout draw from the global generator, the models' own draws from `rng`.
             torch.manual_seed(derive_seed(config.seed, "step", samples_seen, rank, micro))
@@ -115,7 +117,8 @@ class Stepper:
                     label = key if len(self.losses) == 1 else f"{name}/{key}"
                     zero = torch.zeros((), device=self._device)
                     terms[label] = terms.get(label, zero) + value.detach() / config.accumulation
-        return terms | self._update(active, terms, samples_seen)
+        with beside_shares(self._is_split):
+            return terms | self._update(active, terms, samples_seen)
 
     def _backward(
         self, name: str, part: dict[str, Tensor], rng: torch.Generator, *, is_last: bool

@@ -35,24 +35,31 @@ def averaged(model: nn.Module, ema: Average | None, player: nn.Module | None = N
 
 
 def validate(
-    task: Task, ema: Average | None, accelerator: Accelerator, *, seed: int, player: nn.Module | None = None
+    task: Task,
+    ema: Average | None,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    player: nn.Module | None = None,
+    share: tuple[int, int],
 ) -> dict[str, float]:
     """Return the means of `Task.validate` over `Task.validation`, named "val/...", the same on all processes.
 
-    Batches are dealt to the processes; what each draws does not depend on their number. `player` as in `averaged`.
+    Batches are dealt to the processes; what each draws does not depend on their number. `player` as in `averaged`; `share` as of
+    `hiergen.training.processes.launch.share_of_data`.
     """
     data = task.validation
     assert data is not None
     sums: dict[str, Tensor] = {}
-    count = 0
+    count, (rank, world) = 0, share
     with averaged(task.model, ema, player), torch.no_grad(), accelerator.autocast():
         starts = range(0, len(data), BATCH)
         # Every process takes part in the first batch, so that all know the names; the others are dealt out.
         for number, start in enumerate(starts):
-            if number and number % accelerator.num_processes != accelerator.process_index:
+            if number and number % world != rank:
                 continue
             samples = [(index, 0) for index in range(start, min(start + BATCH, len(data)))]
-            weight = 0 if not number and accelerator.process_index else len(samples)
+            weight = 0 if not number and rank else len(samples)
             batch = {name: value.to(accelerator.device) for name, value in data.batch(samples, seed=seed).items()}
             rng = make_rng(seed, "validation", number, device=accelerator.device)
             torch.manual_seed(rng.initial_seed())

@@ -19,7 +19,8 @@ from hiergen.convert.var import (
     tokenizer_from_official,
     tokenizer_to_official,
 )
-from hiergen.generators.next_scale.model import NextScaleAR, NextScaleSettings
+from hiergen.generators.next_scale.model import NextScaleAR
+from hiergen.generators.next_scale.settings import NextScaleSettings
 from hiergen.tokenizers.multiscale_vq.model import MultiScaleVQ
 
 #: The transcription of the same network with separate projections of attention; it has these widths.

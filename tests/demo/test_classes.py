@@ -6,7 +6,7 @@ import pytest
 
 from hiergen.demo.classes import menu_choices, menu_label, menu_names, menu_path
 from hiergen.demo.library import DemoModel, ModelNotes
-from hiergen.generators.class_hierarchy import OPEN, ClassHierarchy
+from hiergen.generators.conditioning.class_hierarchy import OPEN, ClassHierarchy
 
 CLASSES = ClassHierarchy.from_names(
     ["animals/cat | flat", "animals/cat | round", "animals/dog | flat", "food/pear | round", "food | flat"]

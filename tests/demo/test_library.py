@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.demo.inputs import examples_of
 from hiergen.demo.library import (
     NOTES_FILE,
+    Library,
     ModelNotes,
     load_library,
     load_model,
@@ -83,6 +85,12 @@ def test_a_library_lists_models_by_what_they_can_do(library) -> None:
     assert [library.get(title).is_by_picture for title in library.shape_generators()] == [False, True]
     assert library.get("seen").choices() == []
     assert library.video_generators() == ["clips"]
+    anything = dataclasses.replace(library.get("two-dimensional"), notes=ModelNotes(whole=True))
+    assert Library({**library.models, "whole": anything}).image_tokenizers() == [
+        "whole",
+        "one-dimensional",
+        "two-dimensional",
+    ]
     with pytest.raises(ValueError, match="there is no model 'one-dimensionl'; did you mean one-dimensional"):
         library.get("one-dimensionl")
     entry = library.get("shapes")
@@ -160,7 +168,8 @@ def test_larger_pictures_come_first_and_each_model_with_its_card() -> None:
     for entry in library.models.values():
         assert entry.card.startswith("# ")
         assert entry.card.endswith("Licence: apache-2.0")
-    assert {paper for entry in library.models.values() for paper in papers(entry.generator)} >= {"arXiv:2601.03955"}
+    generators = [entry.generator for entry in library.models.values() if entry.generator is not None]
+    assert {paper for generator in generators for paper in papers(generator)} >= {"arXiv:2601.03955"}
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path) -> None:

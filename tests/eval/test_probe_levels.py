@@ -3,14 +3,22 @@ from __future__ import annotations
 import json
 import runpy
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from hiergen.registry import create
 
 PROGRAM = Path(__file__).resolve().parents[2] / "eval" / "probe_levels.py"
 
 
-def test_every_prefix_is_probed(tmp_path: Path) -> None:
-    program = runpy.run_path(str(PROGRAM), run_name="probe_levels")
+@pytest.fixture(scope="module")
+def program() -> dict[str, Any]:
+    return runpy.run_path(str(PROGRAM), run_name="probe_levels")
+
+
+def test_every_prefix_is_probed(program: dict[str, Any], tmp_path: Path) -> None:
     create("pyramid-tiny-84", decoder_channels=8).save_pretrained(tmp_path / "model")
     settings = program["Settings"](
         tokenizer=str(tmp_path / "model"),
@@ -20,11 +28,23 @@ def test_every_prefix_is_probed(tmp_path: Path) -> None:
     )
     program["main"](settings)
     rows = (tmp_path / "out" / "probes.md").read_text().splitlines()
+    assert rows[0].startswith("| levels | tokens | edges, linear | edges, convolutions | foreground, linear |")
     assert [row.split("|")[1:3] for row in rows[2:]] == [
         [" 0 ", " 0 "],
         [" 1 ", " 4 "],
         [" 2 ", " 20 "],
         [" 3 ", " 84 "],
     ]
-    found = json.loads((tmp_path / "out" / "probes.json").read_text())
-    assert [len(found[kind]) for kind in ("linear", "convolutions")] == [4, 4]
+    for name in settings.targets:
+        found = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert found["num_images"] == 12
+        assert [len(found[kind]) for kind in ("linear", "convolutions")] == [4, 4]
+    assert (tmp_path / "out" / "probes.png").is_file()
+
+
+def test_groups_are_what_stands_before_the_slash(program: dict[str, Any]) -> None:
+    found = program["make_targets"](
+        ("group", "class"), torch.zeros(3, 3, 4, 4), torch.tensor([2, 0, 1]), ("b/x", "a/x", "b/y")
+    )
+    assert found["group"].tolist() == [1, 1, 0]
+    assert found["class"].tolist() == [2, 0, 1]

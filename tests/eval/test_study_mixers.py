@@ -24,7 +24,9 @@ def small(program: dict[str, Any], out: Path, **options: Any) -> Any:
 
 
 def test_the_study_runs_and_shuffling_hurts_mixers_alone(program: dict[str, Any], tmp_path: Path) -> None:
-    program["main"](small(program, tmp_path, rates=(1e-3,), seeds=(0, 1)))
+    program["main"](small(program, tmp_path, rates=(1e-3,), seeds=(0, 1), decoder={"decoder_channels": 8}))
+    kept = json.loads((tmp_path / "reconstruction" / "window" / "seed-1" / "model" / "config.json").read_text())
+    assert (kept["decoder_channels"], kept["backbone"]) == (8, "mixer:window")
     table = (tmp_path / "reconstruction.md").read_text()
     assert "| none |" in table
     assert "PSNR (dB), 3 of 3 levels" in table
@@ -36,16 +38,21 @@ def test_the_study_runs_and_shuffling_hurts_mixers_alone(program: dict[str, Any]
 
 
 def test_rates_are_chosen_on_images_that_nothing_trains_on(program: dict[str, Any], tmp_path: Path) -> None:
-    study = program["MixerStudy"](small(program, tmp_path))
+    study = program["MixerStudy"](small(program, tmp_path, search_steps=1))
     assert (len(study.train), len(study.validation), len(study.test)) == (16, 8, 8)
     # With one image alone to be scored on, the rate is the one whose tokenizer rebuilds that image best.
     study.validation, study.test = study.validation[:1], study.test[:0]
     scores = {
         rate: program["_psnr"](model, program["_encode"](model, study.validation), study.validation)
         for rate in study.settings.rates
-        for model in [study._trained("none", rate, 0)]
+        for model in [study._trained("none", rate, 0, steps=1)]
     }
     assert study._rate("none") == max(scores, key=scores.__getitem__)
+    # A finished run of seed 0 is not searched for again.
+    result = tmp_path / "reconstruction" / "none" / "seed-0" / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text(json.dumps({"metrics": {"rate": 0.25}}))
+    assert program["MixerStudy"](small(program, tmp_path))._rate("none") == 0.25
 
 
 def test_encoders_have_the_same_parameters_and_costs_are_counted(program: dict[str, Any], tmp_path: Path) -> None:
@@ -53,11 +60,18 @@ def test_encoders_have_the_same_parameters_and_costs_are_counted(program: dict[s
         model = program["create"]("pyramid-tiny-84", **program["overrides"](arm, 360_000))
         count = sum(p.numel() for p in model.encoder.parameters() if p.requires_grad)
         assert abs(count / 360_000 - 1) < 0.03, arm
+    for arm in program["NETWORKS"]:
+        model = program["create"]("pyramid-tiny-84", **program["overrides"](arm, 360_000))
+        count = sum(p.numel() for p in model.encoder.parameters())
+        assert [spec.grid for spec in model.specs] == [(2, 2), (4, 4), (8, 8)]
+        assert abs(count / 360_000 - 1) < 0.15, (arm, count)
     with pytest.raises(
         ValueError, match=r"parameters is 1000, expected a number that 'none' can have; it has \d+ with"
     ):
         program["overrides"]("none", 1000)
-    with pytest.raises(ValueError, match=r"arms is \['window'\], expected 'none' first, then any of none, depthwise"):
+    with pytest.raises(
+        ValueError, match=r"arms is \['window'\], expected 'none' first, then any of none, depthwise.*, timm-pvt"
+    ):
         small(program, tmp_path, arms=("window",))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hiergen.generators.class_hierarchy import ABSENT, OPEN, ClassHierarchy, ClassLevel
+from hiergen.generators.conditioning.class_hierarchy import ABSENT, OPEN, ClassHierarchy, ClassLevel
 from hiergen.training.tasks.generator import read_sizes
 
 CLASSES = ["wild/ape | flat", "pets/cat | round", "pets/cat | flat", "pets/dog | flat", "stone"]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from hiergen.generators.class_hierarchy import ClassHierarchy
 from hiergen.generators.conditioning import ClassPathEmbedding
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.generators.level_ar.model import LevelAR
 from hiergen.generators.masked.ids.model import MaskedIds

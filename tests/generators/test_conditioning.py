@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiergen.generators.class_hierarchy import ClassHierarchy
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
     TextCondition,
@@ -17,6 +16,7 @@ from hiergen.generators.conditioning import (
     resolve_labels,
     unguided_labels,
 )
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 
 LABELS = torch.tensor([3, 0, 2, 1])
 CLASSES = ClassHierarchy.from_names(["wild/ape | flat", "pets/cat | round", "pets/cat | flat", "pets/dog | flat"])
@@ -128,9 +128,9 @@ def test_texts_are_aligned_to_their_last_token_whichever_side_is_padded() -> Non
 
 def test_a_generator_is_of_classes_or_of_texts() -> None:
     text = TextCondition(torch.zeros(1, 2, 3), torch.ones(1, 2) > 0)
-    assert isinstance(condition_table(None, [5, 3], 4, None), TextPrefix)
+    assert isinstance(condition_table(TextPrefix, 4, None, [5, 3], None), TextPrefix)
     for classes, shape in ((None, None), (4, [5, 3])):
         with pytest.raises(ValueError, match=r"num_classes is .* and text_shape is .*, expected one of them"):
-            condition_table(classes, shape, 4, None)
+            condition_table(TextPrefix, 4, classes, shape, None)
     with pytest.raises(TypeError, match="the condition is a TextCondition, this generator was trained on classes"):
         resolve_labels(text, 4, 0.1, torch.device("cpu"), class_table(4, 8, None))

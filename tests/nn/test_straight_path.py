@@ -187,3 +187,35 @@ def test_times_follow_their_distributions() -> None:
     logistic = draw_times(20_000, "logit_normal", device=device, rng=rng.manual_seed(1))
     # Same numbers underneath: logit of one equals the normal quantile of the other.
     torch.testing.assert_close(torch.logit(logistic), torch.special.ndtri(uniform), atol=1e-4, rtol=1e-3)
+
+
+def test_repeated_steps_go_back_by_the_forward_process_and_hold_what_is_held() -> None:
+    start, times = torch.randn(4, dtype=torch.float64), [0.0, 0.25, 1.0]
+    fresh = [torch.randn(4, dtype=torch.float64) for _ in range(4)]
+    draws = iter(fresh)
+    reports: list[int] = []
+
+    def hold(state: torch.Tensor, time: float) -> torch.Tensor:
+        return torch.cat((torch.full((1,), 10 * time, dtype=state.dtype), state[1:]))
+
+    def note(step: int, state: torch.Tensor) -> torch.Tensor:
+        reports.append(step)
+        return state
+
+    options = {"hold": hold, "repeats": 3, "after_step": note}
+    made = integrate(lambda x, t: x.cos() + t, start, times, draw=lambda: next(draws), **options)
+    x, noise = start, iter(fresh)
+    for early, late in ((0.0, 0.25), (0.25, 1.0)):
+        for repeat in range(3):
+            if repeat:
+                # Data d and noise e at the later time: late d + (1 - late) e. At the earlier one the noise has the deviation 1 - early.
+                share = early / late
+                x = share * x + ((1 - early) ** 2 - (share * (1 - late)) ** 2) ** 0.5 * next(noise)
+                x[0] = 10 * early
+            x = x + (late - early) * (x.cos() + early)
+            x[0] = 10 * late
+    torch.testing.assert_close(made, x)
+    assert reports == [0, 1]
+    assert next(draws, None) is None
+    with pytest.raises(ValueError, match="draw is None, expected a source of noise: repeats is 2"):
+        integrate(lambda x, t: x, start, times, repeats=2)

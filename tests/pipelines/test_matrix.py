@@ -74,6 +74,17 @@ _HIERATOK: dict[str, Any] = {
     "tail_depth": lambda depth: min(depth, 1),
     "conv_channels": lambda channels: min(channels, 8),
 }
+_PYRAMID: dict[str, Any] = {
+    "image_size": 16,
+    "code_dim": 4,
+    "vocab_size": 16,
+    "decoder_channels": 8,
+    "decoder_multipliers": [1, 1],
+    "decoder_groups": 4,
+    "decoder_blocks": 1,
+    "decoder_mid_blocks": 1,
+}
+_STAGES: dict[str, Any] = {"widths": [16, 16], "depths": [1, 1], "stem": 2}
 _GENERATOR: dict[str, Any] = {"level_specs": _levels, "num_classes": 3, "dim": 16, "depth": 2, "num_heads": 2}
 _MASKED: dict[str, Any] = {"num_buffer": 2, "feature_shapes": _all([3, 8]), "head_dim": 16, "head_depth": 1}
 
@@ -135,17 +146,25 @@ TOYS: dict[str, dict[str, Any]] = {
         "sides": lambda sides: [*sides[:2], 4],
     },
     "PyramidTokenizer": {
-        "image_size": 16,
+        **_PYRAMID,
         # Whatever the backbone is: matrices of all networks of timm would take minutes.
         "backbone": lambda name: name if name.startswith("mixer:") else "mixer:none",
-        "backbone_options": lambda options: {"widths": [16, 16], "depths": [1, 1], "stem": 2},
-        "code_dim": 4,
-        "vocab_size": 16,
-        "decoder_channels": 8,
-        "decoder_multipliers": [1, 1],
-        "decoder_groups": 4,
-        "decoder_blocks": 1,
-        "decoder_mid_blocks": 1,
+        "backbone_options": lambda options: _STAGES,
+    },
+    "SuperResolution": {
+        # Behind any base; the base of the presets is shrunk as every pyramid is.
+        "base": lambda given: {
+            "class": given["class"],
+            **_PYRAMID,
+            "backbone": "mixer:none",
+            "backbone_options": _STAGES,
+        },
+        "dim": 8,
+        "growth": 4,
+        "groups": 1,
+        "num_heads": 2,
+        "last_dim": 8,
+        "window": 4,
     },
     "PyramidVAE": {
         "num_tokens": lambda counts: [3, 5][-len(counts) :],

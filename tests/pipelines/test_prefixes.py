@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from hiergen.data.images.windows import Windows
-from hiergen.pipelines.prefixes import decode_prefix, list_prefixes, rebuild_prefixes
+from hiergen.metrics.pixel import psnr
+from hiergen.pipelines.prefixes import decode_prefix, encode_adaptive, list_prefixes, rebuild_prefixes
 from hiergen.registry import create
 from hiergen.tokenizers.hieratok.model import HieraTok
 from hiergen.tokenizers.videos.frames import FrameTokenizer
@@ -86,3 +87,31 @@ def test_clips_are_rebuilt_from_the_scales_of_their_frames() -> None:
         rebuilt = decode_prefix(by_frame, by_frame.encode(clips), prefix)
         torch.testing.assert_close(rebuilt, expected.unflatten(0, (2, 3)).transpose(1, 2))
     assert str(list_prefixes(create("restok-tiny"))[0]) == "1 token, 9 bits"
+
+
+def test_every_image_keeps_its_shortest_prefix_that_is_good_enough() -> None:
+    torch.manual_seed(0)
+    tokenizer = create(
+        "pyramid-tiny-84", image_size=16, backbone_options={"widths": [8, 8], "depths": [0, 0], "stem": 4}
+    ).eval()
+    data = torch.cat((images(66), images(6).mean(dim=(2, 3), keepdim=True).expand(-1, -1, 16, 16)))
+    rebuilt = rebuild_prefixes(tokenizer, data)
+    every = torch.stack([psnr(part, data) for part in rebuilt.images])
+    bound = float(every.median())
+    found = encode_adaptive(tokenizer, data, min_psnr=bound)
+    reached = every >= bound
+    expected = torch.where(reached.any(dim=0), reached.int().argmax(dim=0), len(every) - 1)
+    assert torch.equal(found.chosen, expected)
+    assert len(set(found.chosen.tolist())) == 2
+    picked = torch.stack(rebuilt.images)[expected, torch.arange(len(data))]
+    torch.testing.assert_close(found.images, picked)
+    torch.testing.assert_close(found.psnr, psnr(picked, data).float(), rtol=1e-4, atol=1e-4)
+    # Four tokens of eight bits, or twenty; and one bit that says which.
+    assert set(found.sizes.tolist()) == {4 * 8 + 1, 20 * 8 + 1}
+    assert encode_adaptive(tokenizer, data, min_psnr=-100.0).chosen.max() == 0
+    assert encode_adaptive(tokenizer, data, min_psnr=1000.0).chosen.min() == 1
+
+
+def test_continuous_prefixes_are_counted_in_numbers() -> None:
+    tokenizer = HieraTok(**SMALL, latent="all", has_preview_heads=True).eval()
+    assert encode_adaptive(tokenizer, images(2), min_psnr=-100.0).sizes.tolist() == [2.0, 2.0]

@@ -16,7 +16,7 @@ from hiergen.cli.train import load_recipe
 from hiergen.data.codes import CodeSet
 from hiergen.data.config import DataConfig
 from hiergen.data.sources import open_images
-from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.pipelines.encoding import encode_images
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained

@@ -13,7 +13,8 @@ from hiergen.benchmarks.measuring.plain.var import PlainSampler
 from hiergen.benchmarks.measuring.timing import publish, random_model
 from hiergen.benchmarks.settings import VARSettings
 from hiergen.environment import choose_device
-from hiergen.generators.next_scale.model import NextScaleAR, NextScaleSettings
+from hiergen.generators.next_scale.model import NextScaleAR
+from hiergen.generators.next_scale.settings import NextScaleSettings
 
 
 def run(settings: VARSettings) -> dict[str, Any]:

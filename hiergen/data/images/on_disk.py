@@ -26,6 +26,7 @@ from hiergen.data.files.folders import class_names, class_order
 from hiergen.data.images.files import image_size, list_images, read_image
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import center_crop, to_tensor
+from hiergen.data.text.captions import Captions, read_folder_captions
 from hiergen.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,14 @@ class PictureSource(abc.ABC):
         """Return what of which files the pictures are, if the fingerprint does not cover their content."""
         return []
 
+    def captions(self) -> tuple[Captions, ...]:
+        """Return the texts that the source has of each picture, none where it has no texts.
+
+        Raises:
+            ValueError: If it has texts, but a picture has none.
+        """
+        return ()
+
 
 class FolderPictures(PictureSource):
     """The pictures below a folder; its sub-folders are the classes, in natural order.
@@ -82,6 +91,7 @@ class FolderPictures(PictureSource):
     """
 
     def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
         self._paths = list_images(folder)
         names = class_names(self._paths, folder)
         self.classes = class_order(names)
@@ -101,6 +111,16 @@ class FolderPictures(PictureSource):
 
     def spans(self) -> list[Span]:
         return [Span(path) for path in self._paths]
+
+    def captions(self) -> tuple[Captions, ...]:
+        found = read_folder_captions(self._folder)
+        names = [path.relative_to(self._folder).as_posix() for path in self._paths] if found else []
+        for name in names:
+            if name not in found:
+                raise ValueError(
+                    f"the captions of {str(self._folder)!r} have no row for {name!r}, expected one per picture"
+                )
+        return tuple(found[name] for name in names)
 
 
 def _size(path: Path) -> int:
@@ -157,6 +177,10 @@ class SplitPictures(PictureSource):
         spans = self._source.spans()
         # A source whose files hold many pictures without saying where is looked at whole.
         return [spans[index] for index in self._indices] if len(spans) == len(self._source.labels) else spans
+
+    def captions(self) -> tuple[Captions, ...]:
+        texts = self._source.captions()
+        return tuple(texts[index] for index in self._indices) if texts else ()
 
 
 class PictureSet(Dataset):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from hiergen.checked import Checked, CountOrZero, Range
+from hiergen.checked import Checked, Count, CountOrZero, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,3 +43,21 @@ class TextDataConfig(Checked):
 
 
 _SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionConfig(Checked):
+    """How a generator reads the captions of its data.
+
+    Attributes:
+        encoder: What makes features of a text: "bytes", an encoder of words that is trained along and part of the generator; or folder or Hub
+            id of a T5, CLIP or SigLIP, which stays frozen.
+        num_tokens: Most words or tokens per text.
+        dim: Channels of the features of "bytes"; a frozen network has its own.
+        depth: Number of transformer blocks of "bytes" over the words of a text.
+    """
+
+    encoder: str = "bytes"
+    num_tokens: Count = 16
+    dim: Count = 128
+    depth: CountOrZero = 1

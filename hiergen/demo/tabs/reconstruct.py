@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
+from hiergen.data.images.windows import Windows
 from hiergen.demo.inputs import (
     add_model,
     add_picture,
@@ -67,7 +68,7 @@ class Reconstruction:
         unit: "levels", or "scales" where a tokenizer of one level derives them in its decoder.
         source: The picture as the model saw it.
         steps: Coarse to fine; the last has all tokens.
-        codes: The tokens of each level as a picture, with a caption.
+        codes: The tokens of each level as a picture, with a caption; none where the picture was taken apart in windows.
     """
 
     unit: str
@@ -76,16 +77,25 @@ class Reconstruction:
     codes: tuple[tuple[Image.Image, str], ...]
 
 
-def reconstruct(tokenizer: Tokenizer, image: Tensor) -> Reconstruction:
-    """Return one image `(1, 3, h, w)` in [-1, 1] from every prefix of its tokens that can be decoded."""
-    found = rebuild_prefixes(tokenizer, image)
+def reconstruct(tokenizer: Tokenizer, image: Tensor, *, windows: Windows | None = None) -> Reconstruction:
+    """Return one image `(1, 3, h, w)` in [-1, 1] from every prefix of its tokens that can be decoded.
+
+    Args:
+        tokenizer: The tokenizer.
+        image: The image, of the tokenizer's size, or of any where there are windows.
+        windows: What the image is taken apart in; the tokens of all windows are counted, and those of none are drawn.
+    """
+    found = rebuild_prefixes(tokenizer, image, windows=windows)
+    count = 1 if windows is None else windows.count(*image.shape[-2:])
     steps = []
-    for index, (prefix, rebuilt) in enumerate(zip(list_prefixes(tokenizer), found.images, strict=True)):
+    for index, (of_one, rebuilt) in enumerate(zip(list_prefixes(tokenizer), found.images, strict=True)):
+        prefix = of_one.times(count)
         added = difference(rebuilt, found.images[index - 1]) if index else rebuilt
         steps.append(Step(prefix, float(psnr(rebuilt, image)), to_pictures(rebuilt)[0], to_pictures(added)[0]))
+    drawn = () if windows is not None else zip(found.pyramid.levels, found.pyramid.specs, strict=True)
     codes = tuple(
         (draw_tokens(level[0], spec), f"level {number}: {counted(spec.num_tokens, 'token')}")
-        for number, (level, spec) in enumerate(zip(found.pyramid.levels, found.pyramid.specs, strict=True), start=1)
+        for number, (level, spec) in enumerate(drawn, start=1)
     )
     return Reconstruction(found.unit, to_pictures(image)[0], tuple(steps), codes)
 
@@ -116,16 +126,17 @@ def draw_details(result: Reconstruction) -> str:
     unit = result.unit.removesuffix("s")
     added = [(step.added, f"+ {unit} {step.prefix.count}") for step in result.steps]
     kind = "equal colors: alike vectors" if "number" in str(result.steps[-1].prefix) else "equal colors: equal ids"
-    return draw_row(f"What each {unit} added (grey: nothing)", added) + draw_row(
-        f"The tokens, a square each ({kind})", result.codes, is_natural=True
-    )
+    rows = draw_row(f"What each {unit} added (grey: nothing)", added)
+    if not result.codes:
+        return rows
+    return rows + draw_row(f"The tokens, a square each ({kind})", result.codes, is_natural=True)
 
 
 @functools.lru_cache(maxsize=16)
 def usual_psnr(entry: DemoModel) -> float:
     """Return the least PSNR that a model reaches on its examples, in dB."""
     images, _ = examples_of(entry)
-    return float(psnr(rebuild_prefixes(entry.tokenizer, images).images[-1], images).min())
+    return float(psnr(rebuild_prefixes(entry.tokenizer, images, windows=entry.windows).images[-1], images).min())
 
 
 def warn_of_unlike(entry: DemoModel, result: Reconstruction) -> str:
@@ -148,7 +159,7 @@ def add_tab(page: Page, library: Library) -> None:
     def look(title: str, upload: bytes | None, example: float) -> tuple[DemoModel, Reconstruction]:
         entry = library.get(title)
         image = choose_image(entry, upload, int(example), max_pixels=page.settings.max_pixels)
-        return entry, reconstruct(entry.tokenizer, image)
+        return entry, reconstruct(entry.tokenizer, image, windows=entry.windows)
 
     def show(title: str, upload: bytes | None, example: float) -> tuple[str, str, str, str]:
         entry, result = look(title, upload, example)

@@ -34,7 +34,7 @@ from hiergen.metrics.fidelity import check_count
 from hiergen.metrics.frechet import Moments
 
 #: Sources that are in memory already, or are read clip by clip.
-EMBEDDED = ("digits", "moving-digits", "clips")
+EMBEDDED = ("digits", "emoji", "moving-digits", "clips")
 
 
 @dataclasses.dataclass(frozen=True)

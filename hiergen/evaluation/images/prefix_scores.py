@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.encoding import decode_batches, encode_batches
 from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.prefixes import encode_adaptive
 from hiergen.seeding import SampleRng
 from hiergen.tokenizers.base import Tokenizer
 
@@ -53,6 +55,48 @@ def score_reconstructions(
         rebuilt = decode_batches(tokenizer, prefix, batch_size=batch_size)
         distance = compare_image_sets(to_uint8(rebuilt), real, extractor)["frechet_distance"]
         scores.append(PrefixScore(levels, prefix.num_tokens, distance, psnr_db=float(psnr(rebuilt, images).mean())))
+    return scores
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveScore:
+    """What it takes to give every image at least a certain quality, where each keeps its own number of levels.
+
+    Attributes:
+        min_psnr: Wanted PSNR of every image, in dB.
+        size: Mean size of an image's code: bits, with those that say how long it is, or real numbers of continuous tokens.
+        tokens: Mean number of tokens of an image.
+        psnr_db: Mean PSNR over images, in dB.
+        lowest_psnr_db: PSNR that 95 % of the images have at least, in dB.
+        reached: Share of images that have the wanted PSNR.
+    """
+
+    min_psnr: float
+    size: float
+    tokens: float
+    psnr_db: float
+    lowest_psnr_db: float
+    reached: float
+
+
+def score_adaptive(
+    tokenizer: Tokenizer, images: Float[Tensor, "n 3 h w"], bounds: Sequence[float]
+) -> list[AdaptiveScore]:
+    """Return what `encode_adaptive` makes of images in [-1, 1] for each wanted PSNR."""
+    scores = []
+    for bound in bounds:
+        found = encode_adaptive(tokenizer, images, min_psnr=bound)
+        tokens = torch.tensor([float(prefix.tokens) for prefix in found.prefixes])[found.chosen]
+        scores.append(
+            AdaptiveScore(
+                min_psnr=bound,
+                size=float(found.sizes.mean()),
+                tokens=float(tokens.mean()),
+                psnr_db=float(found.psnr.mean()),
+                lowest_psnr_db=float(found.psnr.quantile(0.05)),
+                reached=float((found.psnr >= bound).double().mean()),
+            )
+        )
     return scores
 
 

@@ -23,32 +23,35 @@ from torch import Tensor, nn
 from hiergen.config import to_json
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
+    TextCondition,
+    TextRows,
     Unconditional,
-    class_table,
+    condition_table,
     drop_labels,
+    embed_condition,
     resolve_labels,
-    unguided_labels,
+    resolve_texts,
 )
 from hiergen.generators.finite import FiniteSteps
+from hiergen.generators.flow.guided import guided_velocity
 from hiergen.generators.flow.initialization import init_flow_transformer
 from hiergen.generators.flow.latent_patches import LatentPatches
-from hiergen.generators.flow.sampling import FlowSettings
-from hiergen.generators.flow.sparse_attention import PlanListener, SparseAttention
-from hiergen.generators.guidance import guide
+from hiergen.generators.flow.sampling import FlowSettings, hold_tokens
+from hiergen.generators.flow.sparse_attention import PlanListener, sparse_attention
 from hiergen.kernels.attention import attention as dense_attention
 from hiergen.kernels.pyramid_attention import PSAConfig
+from hiergen.known import Known
 from hiergen.nn.blocks.layers import FeedForwardKind, NormKind, make_norm
 from hiergen.nn.blocks.time_embedding import TimeEmbedding
 from hiergen.nn.blocks.transformer import ModulatedBlock, modulate
 from hiergen.nn.constants import Table
-from hiergen.nn.depth.stack import BlockStack, PlanJson
+from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
 from hiergen.nn.latent_statistics import LatentStandardizer
 from hiergen.nn.mixers.grids import MixerBlocks, grid_mixers
 from hiergen.nn.positions import axial_rotary_table, common_frame_positions, pairwise_table, sincos_embedding
 from hiergen.nn.running.checkpointing import CheckpointedModule
 from hiergen.nn.straight_path import (
     TimeDistribution,
-    VelocityFn,
     draw_times,
     integrate,
     interpolate,
@@ -67,7 +70,9 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
 
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`): continuous, on grids of two or three axes, equal channels.
-        num_classes: Labels are 0 to num_classes - 1; one more row of the table stands for "no label".
+        num_classes: Labels are 0 to num_classes - 1; one more row of the table stands for "no label". None for texts.
+        text_shape: Rows and channels of the features of texts, in place of the classes (`TextRows`); None for classes.
+        text_encoder: What makes the features, such as `{"name": "bytes"}` (`TextTable`).
         dim: Channels of a token inside the transformer.
         depth: Number of transformer blocks.
         num_heads: Attention heads.
@@ -101,6 +106,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     """
 
     settings_class = FlowSettings
+    takes_known = frozenset({"levels", "places"})
     _supports_gradient_checkpointing = True
     # Lists, not tuples: diffusers tests for that type.
     _no_split_modules = ["ModulatedBlock"]  # type: ignore[assignment]  # noqa: RUF012
@@ -111,7 +117,9 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         self,
         *,
         level_specs: Sequence[dict[str, Any]],
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
+        text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         dim: int = 1152,
         depth: int = 28,
         num_heads: int = 16,
@@ -139,7 +147,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         super().__init__()
         self._specs = specs_from_json(level_specs)
         self._patches = LatentPatches(self._specs, patch_size)
-        if num_classes < 1:
+        if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}, expected a divisor of dim {dim}")
@@ -156,7 +164,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         self.rotary: Table | None = None
         if use_rotary:
             self.rotary = Table(pairwise_table(axial_rotary_table(positions, dim // num_heads)))
-        self._sparse = self._make_sparse(attention, None)
+        self._sparse = sparse_attention(attention, self._patches.grids, self.config)
         self._build()
         init_flow_transformer(self)
 
@@ -164,12 +172,14 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         config, dim = self.config, self.config["dim"]
         self.patch_embed = nn.Linear(self._patches.dim, dim)
         self.time_embed = TimeEmbedding(dim)
-        self.label_embed = class_table(config["num_classes"], dim, config["class_hierarchy"])
+        names = ("num_classes", "text_shape", "class_hierarchy", "text_encoder")
+        self.label_embed = condition_table(TextRows, dim, *(config[name] for name in names))
         mixers = grid_mixers(
             config["mixer"], config["mixer_blocks"], config["depth"], dim, config["num_heads"], self._patches.grids
         )
         options = {key: config[key] for key in ("num_heads", "mlp_ratio", "norm", "ffn", "use_shift", "use_qk_norm")}
-        blocks = (ModulatedBlock(dim, mixer=mixer, **options) for mixer in mixers)
+        reads_rows = config["text_shape"] is not None
+        blocks = (ModulatedBlock(dim, mixer=mixer, reads_rows=reads_rows, **options) for mixer in mixers)
         self.blocks = BlockStack(blocks, config["plan"], dim=dim, num_tokens=len(self.position_table()))
         self.final_norm = make_norm(config["norm"], dim)
         self.final_modulation = nn.Linear(dim, 2 * dim)
@@ -187,23 +197,8 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         Raises:
             ValueError: If the model has several levels, or the settings are unknown.
         """
-        self._sparse = self._make_sparse(attention, on_plan)
+        self._sparse = sparse_attention(attention, self._patches.grids, self.config, on_plan=on_plan)
         self.register_to_config(attention=None if self._sparse is None else to_json(self._sparse.config))
-
-    def _make_sparse(
-        self, attention: PSAConfig | Mapping[str, Any] | None, on_plan: PlanListener | None
-    ) -> SparseAttention | None:
-        if attention is None:
-            return None
-        if self.config["mixer"] is not None:
-            raise ValueError(
-                "attention is given beside mixer, expected one of them: sparse attention reorders the tokens"
-            )
-        if len(self._specs) > 1:
-            raise ValueError(f"attention is given for a model of {len(self._specs)} levels, expected one level")
-        if any(step.get("groups", 1) > 1 for step in self.config["plan"] or ()):
-            raise ValueError("attention is given for a model whose plan has groups, expected one of the two")
-        return SparseAttention(attention, self._patches.grids[0], on_plan=on_plan)
 
     @property
     def specs(self) -> tuple[LevelSpec, ...]:
@@ -214,15 +209,15 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         return self.config["label_dropout"] > 0
 
     @property
-    def null_label(self) -> int:
-        """The label that stands for "no label"."""
+    def null_label(self) -> int | None:
+        """The label that stands for "no label"; None for texts."""
         return self.config["num_classes"]
 
     def velocity(
         self,
         tokens: Float[Tensor, "b n c"],
         time: Float[Tensor, " b"],
-        condition: Int[Tensor, "b ..."],
+        condition: Int[Tensor, "b ..."] | TextCondition,
         *,
         is_dense: bool = False,
     ) -> Float[Tensor, "b n c"]:
@@ -231,26 +226,27 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         Args:
             tokens: All levels, coarse to fine, row-major: x_t.
             time: Time of each sample, 0 (noise) to 1 (data); not scaled by 1000.
-            condition: Labels, or `null_label`; with a hierarchy also nodes, or paths `(b, l)`.
+            condition: Labels, or `null_label`; with a hierarchy also nodes, or paths `(b, l)`. Or texts that are `aligned`.
             is_dense: Attend densely whatever `attention` is.
         """
         x = self.patch_embed(self._patches.fold(tokens.to(self.patch_embed.weight.dtype)))
         x = x + self.position_table().to(x.dtype)
-        c = self.time_embed(time) + self.label_embed(condition)
+        told, rows = embed_condition(self.label_embed, condition)
+        c = self.time_embed(time) + told
         # Saved with an angle for each channel; the two channels of a pair have the same.
         rotary = self.rotary()[..., ::2].contiguous() if self.rotary is not None else None
         sparse = None if is_dense else self._sparse
         if sparse is not None:
             x = sparse.order.apply(x)
             rotary = None if rotary is None else sparse.order.apply(rotary)
-        x = self.blocks(x, c, rotary, attend=dense_attention if sparse is None else sparse)
+        x = self.blocks(x, c, rotary, attend=dense_attention if sparse is None else sparse, **rows)
         shift, scale = self.final_modulation(F.silu(c)).chunk(2, dim=-1)
         x = self.final_linear(modulate(self.final_norm(x), shift, scale))
         # The second half of a doubled output was meant for a learned variance; no sampler of these models reads it.
         return self._patches.unfold(x if sparse is None else sparse.order.undo(x))
 
     def forward(
-        self, sample: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], condition: Int[Tensor, " b"]
+        self, sample: Float[Tensor, "b c h w"], time: Float[Tensor, " b"], condition: Int[Tensor, " b"] | TextCondition
     ) -> Float[Tensor, "b c h w"]:
         """Return `velocity` of a map, for models of one level: the interface of the published models.
 
@@ -266,7 +262,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         return velocity.transpose(1, 2).unflatten(2, sample.shape[2:])
 
     def loss(
-        self, pyramid: TokenPyramid, condition: Int[Tensor, " b"], *, rng: torch.Generator | None = None
+        self, pyramid: TokenPyramid, condition: Int[Tensor, " b"] | TextCondition, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Return "loss" = "mse" + cosine_weight * "cosine" at one random time per sample.
 
@@ -275,7 +271,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
 
         Args:
             pyramid: Tokens as the tokenizer gives them; they are standardized here.
-            condition: Labels.
+            condition: Labels, or texts.
             rng: Source of all draws; None for the global one.
 
         Raises:
@@ -291,6 +287,7 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
             rng=rng,
         )
         x_t, target = interpolate(data, self._noise(data.shape[0], data.device, rng).to(data.dtype), time)
+        condition = resolve_texts(condition, self.label_embed)
         if self.training:
             condition = drop_labels(condition, self.null_label, self.config["label_dropout"], self.label_embed, rng=rng)
         mse, cosine = velocity_losses(self.velocity(x_t, time, condition), target)
@@ -299,21 +296,23 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
     @torch.no_grad()
     def generate(
         self,
-        condition: Int[Tensor, " b"] | Unconditional,
+        condition: Int[Tensor, " b"] | TextCondition | Unconditional,
         settings: FlowSettings | None = None,
         *,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
         """Return one pyramid per label, in the tokenizer's own (not standardized) units.
 
-        The only random draw is the noise, (b, c, n) normal numbers, and with solver "sde" as many for each step but the last. The
-        state is kept in at least float32, whatever the weights. With sparse attention the first `warmup_steps` of its settings are
+        The only random draw is the noise, (b, c, n) normal numbers, and with solver "sde" as many for each step but the last, and for each
+        resampling. The state is kept in at least float32, whatever the weights. With sparse attention the first `warmup_steps` of its settings are
         dense.
 
         Args:
-            condition: Labels, 0 to num_classes - 1, with a hierarchy any node; or `Unconditional`, where labels were dropped in training.
+            condition: Labels, 0 to num_classes - 1, with a hierarchy any node; or texts; or `Unconditional`, where they were dropped.
             settings: Solver, steps and guidance; None for the defaults.
+            known: Tokens that are given at any places: along the path they are t tokens + (1 - t) noise, with the noise of the start.
             rng: Source of the noise; None for the global one.
             callback: Called after each step with the `time` that is reached, 0 (noise) to 1, and the standardized state `latents`
                 `(b, n, c)`. Levels are complete only after the last one, when it gets the pyramid.
@@ -327,8 +326,14 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         labels = resolve_labels(
             condition, self.config["num_classes"], self.config["label_dropout"], self.device, self.label_embed
         )
+        known = self.check_known(known, len(labels))
+        if known is not None and known.is_complete(len(self._specs)):
+            return known.pyramid
         noise = self._noise(len(labels), self.device, rng)
         finite, times = FiniteSteps(type(self).__name__, "the velocity"), settings.times()
+
+        def composed(state: Tensor) -> TokenPyramid:
+            return self.tokens_of(state) if known is None else known.compose(self.tokens_of(state))
 
         def report(step: int, state: Tensor) -> Tensor:
             is_last = step == settings.num_steps - 1
@@ -336,22 +341,26 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
                 finite.check()
             if callback is None:
                 return state
-            pyramid = self.tokens_of(state) if is_last else None
+            pyramid = composed(state) if is_last else None
             changed = callback(step, pyramid, time=times[step + 1], latents=state)
             if isinstance(changed, TokenPyramid):
                 changed = self.standardize(changed.concat())
             return state if changed is None else changed.to(state.dtype)
 
+        warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
         state = noise.double() if self.dtype == torch.float64 else noise
-        state = integrate(
-            self._guided_velocity(labels, settings, finite),
-            state,
-            times,
-            solver=settings.solver,
-            draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
-            after_step=report,
-        )
-        return self.tokens_of(state)
+        with generating(self):
+            state = integrate(
+                guided_velocity(self, labels, settings, finite, dense_until=times[min(warmup, settings.num_steps)]),
+                state,
+                times,
+                solver=settings.solver,
+                draw=lambda: self._noise(len(noise), self.device, rng).to(state.dtype),
+                after_step=report,
+                hold=None if known is None else hold_tokens(*known.sequence(self._specs), self.standardize, state),
+                repeats=settings.resamplings,
+            )
+        return composed(state)
 
     def count_steps(self, settings: FlowSettings) -> int:
         return settings.num_steps
@@ -369,30 +378,6 @@ class FlowTransformer(Generator, CheckpointedModule):  # type: ignore[misc]  # s
         """
         self._compiled = torch.compile(self.velocity, fullgraph=True, dynamic=False, **options)
         return self
-
-    def _guided_velocity(self, condition: Tensor, settings: FlowSettings, finite: FiniteSteps) -> VelocityFn:
-        warmup = 0 if self._sparse is None else self._sparse.config.warmup_steps
-        dense_until = settings.times()[min(warmup, settings.num_steps)]
-        null = unguided_labels(condition, self.null_label, settings.guidance_against, self.label_embed)
-        both = torch.cat((condition, null))
-        compute = self._compiled or self.velocity
-
-        def velocity(state: Tensor, time: float) -> Tensor:
-            is_guided = settings.is_guided_at(time)
-            labels = both if is_guided else condition
-            batch = torch.cat((state, state)) if is_guided else state
-            moments = torch.full((labels.shape[0],), time, device=state.device, dtype=state.dtype)
-            # Where CUDA graphs are in use, the next call writes over this one's result.
-            torch.compiler.cudagraph_mark_step_begin()
-            slope = compute(batch, moments, labels, is_dense=time < dense_until)
-            slope = slope.to(state.dtype, copy=self._compiled is not None)
-            finite.note(slope, f"time {time:.3f} of 0 to 1")
-            if not is_guided:
-                return slope
-            conditional, null = slope.chunk(2)
-            return guide(conditional, null, settings.scale_at(time), num_channels=settings.cfg_channels)
-
-        return velocity
 
     def _noise(self, batch: int, device: torch.device, rng: Rng | None) -> Tensor:
         shape = (batch, self._specs[-1].dim, sum(spec.num_tokens for spec in self._specs))

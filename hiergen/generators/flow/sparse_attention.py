@@ -5,7 +5,7 @@ Letters: `b` batch, `h` heads, `n` tokens, `k` channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -53,3 +53,32 @@ class SparseAttention:
         out = pyramid_sparse_attention(query, key, value, plan=plan)
         assert isinstance(out, Tensor)
         return out
+
+
+def sparse_attention(
+    attention: PSAConfig | Mapping[str, Any] | None,
+    grids: Sequence[tuple[int, ...]],
+    config: Mapping[str, Any],
+    *,
+    on_plan: PlanListener | None = None,
+) -> SparseAttention | None:
+    """Return the sparse attention of a `FlowTransformer`, None for dense attention.
+
+    Args:
+        attention: Settings of the attention, or their JSON form; None is dense.
+        grids: Size of each level in tokens.
+        config: Config of the model.
+        on_plan: Called with every plan.
+
+    Raises:
+        ValueError: If the model has several levels, a mixer or groups in its plan, or the settings are unknown.
+    """
+    if attention is None:
+        return None
+    if config["mixer"] is not None:
+        raise ValueError("attention is given beside mixer, expected one of them: sparse attention reorders the tokens")
+    if len(grids) > 1:
+        raise ValueError(f"attention is given for a model of {len(grids)} levels, expected one level")
+    if any(step.get("groups", 1) > 1 for step in config["plan"] or ()):
+        raise ValueError("attention is given for a model whose plan has groups, expected one of the two")
+    return SparseAttention(attention, grids[0], on_plan=on_plan)

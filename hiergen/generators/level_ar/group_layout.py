@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 from hiergen.nn.level_masks import BlockCausalMask
@@ -23,6 +24,11 @@ class Segment:
     kind: Literal["condition", "token", "special"]
     start: int
     end: int
+
+    @property
+    def first(self) -> int:
+        """The first token that a step beginning with this segment predicts."""
+        return 0 if self.kind == "condition" else self.end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +73,31 @@ class GroupLayout:
     def prefix(self, num_steps: int) -> GroupLayout:
         """Return the layout of the first steps."""
         return GroupLayout(self.steps[:num_steps])
+
+    def of_levels(self, specs: Sequence[LevelSpec], num_levels: int | None) -> GroupLayout:
+        """Return the steps that make the first levels, or all of them for None.
+
+        Raises:
+            ValueError: If there are not so many levels.
+        """
+        num_levels = len(specs) if num_levels is None else num_levels
+        if not 1 <= num_levels <= len(specs):
+            raise ValueError(f"num_levels is {num_levels}, expected 1 to {len(specs)}")
+        wanted = sum(spec.num_tokens for spec in specs[:num_levels])
+        return self.prefix(sum(step.start < wanted for step in self.steps))
+
+    def count_special_rows(self, wanted: int | None, *, of_levels: bool) -> int:
+        """Return the rows of the table of special embeddings: those wanted; for None one less than the tokens of a layout of levels, or 0.
+
+        Raises:
+            ValueError: If more are read than wanted.
+        """
+        needed = self.num_special_tokens
+        if wanted is None:
+            return self.num_tokens - 1 if of_levels else 0
+        if wanted < needed:
+            raise ValueError(f"num_special_tokens is {wanted}, the layout reads {needed}")
+        return wanted
 
 
 def token_layout(num_tokens: int) -> GroupLayout:

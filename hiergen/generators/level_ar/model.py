@@ -35,24 +35,26 @@ from hiergen.generators.conditioning import (
     condition_table,
     drop_labels,
     resolve_labels,
+    resolve_texts,
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import guide
 from hiergen.generators.level_ar.exits import ExitLosses, sum_errors
 from hiergen.generators.level_ar.exits import exit_losses as losses_of_exits
-from hiergen.generators.level_ar.group_layout import GroupLayout, Segment, build_layout
+from hiergen.generators.level_ar.group_layout import Segment, build_layout
+from hiergen.generators.level_ar.matched import LevelConditions
 from hiergen.generators.level_ar.rotary import rotary_of_inputs
 from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.generators.level_ar.stack import build_blocks, init_weights
-from hiergen.generators.sampling import draw_ids
+from hiergen.generators.sampling import draw_missing
+from hiergen.known import Known
 from hiergen.nn.blocks.layers import Linear, swiglu_dim
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
-from hiergen.nn.depth.stack import BlockStack, PlanJson
+from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.running.checkpointing import CheckpointedModule
-from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng
 
@@ -66,6 +68,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine; all discrete, of one vocabulary.
         num_classes: Number of classes; the class embedding has one row more, for no class. None for a generator of texts.
         text_shape: Rows and channels of the features of texts that take the place of the class; None for classes.
+        text_encoder: What makes the features, such as `{"name": "bytes"}` (`TextTable`).
         dim: Channels of a token inside the transformer.
         depth: Number of transformer blocks.
         num_heads: Attention heads.
@@ -81,6 +84,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         class_dropout: Probability that `loss` replaces a label by "no class"; with a hierarchy also that it leaves a level open.
         class_hierarchy: The classes as a `ClassHierarchy` in JSON: a class is embedded as a path, and any node of it is a label. None
             gives each class a row of its own.
+        level_conditions: Whether coarse tokens read the coarse part of the path alone (`hiergen.generators.level_ar.matched`).
         rope_theta: Base of the rotary frequencies.
         rotary: "sequence" turns by the place in the input sequence. "grid", for one level with a grid and `layout="token"`, turns by the
             row and the column of the token that is read; the class has no place, its queries and keys are zero.
@@ -99,6 +103,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
     """
 
     settings_class = LevelARSettings
+    takes_known = frozenset({"levels", "places"})
     _supports_gradient_checkpointing = True
     _no_split_modules = ["CachedBlock"]  # type: ignore[assignment]  # noqa: RUF012
     _repeated_blocks = ["CachedBlock"]  # type: ignore[assignment]  # noqa: RUF012
@@ -110,6 +115,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         level_specs: Sequence[dict[str, Any]],
         num_classes: int | None = 1000,
         text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         dim: int = 1024,
         depth: int = 24,
         num_heads: int = 16,
@@ -122,6 +128,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         ffn_dropout: float = 0.1,
         class_dropout: float = 0.1,
         class_hierarchy: Mapping[str, Any] | None = None,
+        level_conditions: bool = False,
         rope_theta: float = 10000.0,
         rotary: str = "sequence",
         plan: PlanJson | None = None,
@@ -137,10 +144,11 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         self._segments = self._layout.segments
         if dim % (2 * num_heads):
             raise ValueError(f"dim is {dim}, expected a multiple of 2 * num_heads = {2 * num_heads}")
-        num_special = self._count_special_rows(layout, num_special_tokens)
+        num_special = self._layout.count_special_rows(num_special_tokens, of_levels=layout == "level")
         vocab_size = self._specs[0].vocab_size or 0
         hidden = swiglu_dim(dim) if ffn_dim is None else ffn_dim
-        self.class_embedding = condition_table(num_classes, text_shape, dim, class_hierarchy)
+        self.class_embedding = condition_table(TextPrefix, dim, num_classes, text_shape, class_hierarchy, text_encoder)
+        self._matched = LevelConditions(self.class_embedding, self._specs) if level_conditions else None
         # A class is one input position, a text many: all inputs behind it move by this number.
         self._shift = self.class_embedding.num_tokens - 1 if isinstance(self.class_embedding, TextPrefix) else 0
         self.token_embedding = nn.Embedding(vocab_size, dim)
@@ -235,8 +243,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         """
         self.check_pyramid(pyramid)
         ids = pyramid.concat()
-        if isinstance(self.class_embedding, TextPrefix):
-            condition = self.class_embedding.resolve(condition, ids.device)
+        condition = resolve_texts(condition, self.class_embedding)
         if self.training:
             condition = drop_labels(
                 condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
@@ -260,6 +267,7 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         condition: Tensor | TextCondition | Unconditional,
         settings: LevelARSettings | None = None,
         *,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
         on_exits: Callable[[Int[Tensor, " b"]], None] | None = None,
@@ -270,6 +278,8 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or texts, for a generator of
                 texts; or `Unconditional`, where they were dropped in training.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
+            known: Ids that are given, of levels, of a prefix of the sequence or of any places. Only later steps see them. A step whose
+                tokens are all given is read and not drawn.
             rng: Source of the tokens, all of a step in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each step with its index, the levels that are complete, and as `latents` all ids `(b, n)`. After a
                 change all later steps read all tokens again, without the cache.
@@ -280,22 +290,25 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             FloatingPointError: If the logits of a step hold NaN or infinity.
         """
         settings = LevelARSettings() if settings is None else settings
-        condition = resolve_labels(
-            condition, self.config["num_classes"], self.config["class_dropout"], self.device, self.class_embedding
-        )
-        batch, layout = len(condition), self._layout_of_levels(settings.num_levels)
+        null, table = self.config["num_classes"], self.class_embedding
+        condition = resolve_labels(condition, null, self.config["class_dropout"], self.device, table)
+        batch, layout = len(condition), self._layout.of_levels(self._specs, settings.num_levels)
         # The schedule is that of all levels, so that stopping early changes nothing in the levels that are generated.
         scales, num_guided = settings.scales(self.num_steps), settings.num_guided_steps(layout)
         labels = condition
         if num_guided:
-            null = self.config["num_classes"]
-            labels = with_unguided_labels(condition, null, settings.guidance_against, self.class_embedding)
-        ids = torch.zeros(batch, layout.num_tokens, dtype=torch.int64, device=self.device)
+            labels = with_unguided_labels(condition, null, settings.guidance_against, table)
+        ids, given = torch.zeros(batch, layout.num_tokens, dtype=torch.int64, device=self.device), None
+        known = self.check_known(known, batch, settings.num_levels)
+        if known is not None:
+            if known.is_complete(settings.num_levels or len(self._specs)):
+                return known.pyramid
+            ids, given = known.sequence(self._specs[: settings.num_levels])
         cache = KVCache(self.blocks.num_steps, self._shift + layout.num_tokens) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
         exits = settings.exits(self.blocks, len(self._specs))
         widths = settings.widths(self.widths, len(self._specs), shares_kv=self.config["share_kv"])
-        with evaluating(self), self.blocks.merged():
+        with generating(self):
             for index, step in enumerate(layout.steps):
                 if index == num_guided and index > 0:
                     # From here on the half without a class is of no use to anyone.
@@ -319,7 +332,9 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
                 if index < num_guided:
                     conditional, null = logits.float().chunk(2)
                     logits = guide(conditional, null, scales[index])
-                ids[:, step.start : step.end] = draw_ids(logits, settings, rng=rng)
+                own = slice(step.start, step.end)
+                held = None if given is None else given[:, own]
+                ids[:, own] = draw_missing(logits, ids[:, own], held, settings, rng=rng)
                 changed = (
                     None if callback is None else callback(index, self._complete_levels(ids, step.end), latents=ids)
                 )
@@ -331,8 +346,12 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         finite.check()
         return TokenPyramid.split(ids, self._specs)
 
+    def id_logits(self, ids: Int[Tensor, "b n"], condition: Any) -> Float[Tensor, "b n v"]:
+        num_classes, dropout = self.config["num_classes"], self.config["class_dropout"]
+        return self(ids, resolve_labels(condition, num_classes, dropout, self.device, self.class_embedding))
+
     def count_steps(self, settings: LevelARSettings) -> int:
-        return len(self._layout_of_levels(settings.num_levels).steps)
+        return len(self._layout.of_levels(self._specs, settings.num_levels).steps)
 
     def _level_of(self, token: int) -> int:
         """Return the level that holds a token of the sequence."""
@@ -349,13 +368,14 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
         pieces = []
         for part in segments:
             if part.kind == "condition":
-                embedded = self.class_embedding(condition)
+                embedded = self._matched.first(condition) if self._matched else self.class_embedding(condition)
                 pieces.append(embedded if isinstance(condition, TextCondition) else embedded[:, None])
             elif part.kind == "token":
                 pieces.append(tokens[:, part.start - offset : part.end - offset])
             elif self.special_embedding is not None:
                 pieces.append(self.special_embedding.weight[part.start : part.end].expand(rows, -1, -1))
-        return torch.cat(pieces, dim=1)
+        x = torch.cat(pieces, dim=1)
+        return x if self._matched is None else x + self._matched.finer(condition, segments[0].first, x.shape[1])
 
     def _transform(
         self, x: Tensor, condition: Tensor | TextCondition, start: int = 0, cache: KVCache | None = None
@@ -378,23 +398,3 @@ class LevelAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Gener
             is_seen = F.pad(condition.mask, (0, end - condition.mask.shape[1]), value=True)[:, None, None]
             mask = allowed & (is_seen | torch.eye(end, dtype=torch.bool, device=x.device)[begin:])
         return [rotary], {"mask": mask}
-
-    def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
-        ends = [end for end in itertools.accumulate(spec.num_tokens for spec in self._specs) if end <= num_tokens]
-        return TokenPyramid.split(ids[:, : ends[-1]], self._specs) if ends else None
-
-    def _layout_of_levels(self, num_levels: int | None) -> GroupLayout:
-        """Return the steps that make the first levels, or all of them for None."""
-        num_levels = len(self._specs) if num_levels is None else num_levels
-        if not 1 <= num_levels <= len(self._specs):
-            raise ValueError(f"num_levels is {num_levels}, expected 1 to {len(self._specs)}")
-        wanted = sum(spec.num_tokens for spec in self._specs[:num_levels])
-        return self._layout.prefix(sum(step.start < wanted for step in self._layout.steps))
-
-    def _count_special_rows(self, layout: str, wanted: int | None) -> int:
-        needed = self._layout.num_special_tokens
-        if wanted is None:
-            return self.num_tokens - 1 if layout == "level" else 0
-        if wanted < needed:
-            raise ValueError(f"num_special_tokens is {wanted}, the layout reads {needed}")
-        return wanted

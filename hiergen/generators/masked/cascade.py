@@ -23,6 +23,7 @@ from hiergen.generators.conditioning import Condition
 from hiergen.generators.masked.diffusion_chain import HeadSpacing
 from hiergen.generators.masked.model import MaskedAR
 from hiergen.generators.masked.settings import MaskedARSettings
+from hiergen.known import Known
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json, specs_to_json
 from hiergen.seeding import Rng
 
@@ -148,6 +149,7 @@ class MaskedCascade(Generator):
     """
 
     settings_class = MaskedCascadeSettings
+    takes_known = frozenset({"levels", "places"})
     _supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderBlock"]  # type: ignore[assignment]  # noqa: RUF012
     _keep_in_fp32_modules = ["head"]  # type: ignore[assignment]  # noqa: RUF012
@@ -284,7 +286,7 @@ class MaskedCascade(Generator):
         condition: Condition,
         settings: MaskedCascadeSettings | None = None,
         *,
-        low: TokenPyramid | None = None,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
@@ -295,7 +297,7 @@ class MaskedCascade(Generator):
         Args:
             condition: Class labels, or features.
             settings: How to generate; None takes `MaskedCascadeSettings()`.
-            low: The coarse level of an earlier call, which is then not generated again.
+            known: The coarse level of an earlier call, which is then not generated again, or any tokens of either level.
             callback: Called after every step; the coarse level is complete after the coarse stage. `latents` is the state of the stage that
                 runs. A coarse level that is changed in the fine stage changes the result alone.
 
@@ -303,17 +305,14 @@ class MaskedCascade(Generator):
             ValueError: If the condition, the coarse level or the settings do not fit the model.
         """
         settings = settings or MaskedCascadeSettings()
-        if low is not None and low.specs != self.specs[:1]:
-            raise ValueError(f"low holds levels {low.specs}, expected {self.specs[:1]}")
+        known = self.check_known(known, self.low.prefix.check(condition, None))
+        low, high = (None, None) if known is None else (known.of_levels(0, 1), known.of_levels(1, 2))
         count = _StepCount(callback)
-        if low is None:
-            low = self.low.generate(condition, settings.stage(0), rng=rng, callback=count.forward)
-        coarse = low.to(self.device)
+        coarse = self.low.generate(condition, settings.stage(0), known=low, rng=rng, callback=count.forward)
         count.done = coarse
         tokens = self.low.standardize(coarse.levels[0])
-        fine = self.high.generate(
-            condition, settings.stage(1), low_res=tokens, rng=rng, callback=None if callback is None else count.forward
-        )
+        listener = None if callback is None else count.forward
+        fine = self.high.generate(condition, settings.stage(1), low_res=tokens, known=high, rng=rng, callback=listener)
         return TokenPyramid((count.done.levels[0], fine.levels[0]), self.specs)
 
     def count_steps(self, settings: MaskedCascadeSettings) -> int:

@@ -30,8 +30,8 @@ from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
     Condition,
+    TextCondition,
     draw_dropped,
-    read_hierarchy,
     unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
@@ -51,10 +51,11 @@ from hiergen.generators.masked.transformer import (
     MaskedTransformer,
     MaskedTransformerSize,
     gather_tokens,
-    scatter_tokens,
 )
+from hiergen.generators.masked.unmasking import Unmasking, draw_orders, group_samples
+from hiergen.known import Known
+from hiergen.nn.depth.stack import generating
 from hiergen.nn.latent_statistics import ChannelValues, LatentStandardizer
-from hiergen.nn.running.modes import evaluating
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_normal, draw_uniform
 
@@ -62,8 +63,8 @@ from hiergen.seeding import Rng, draw_normal, draw_uniform
 class MaskedAR(Generator):
     """Masked autoregressive generation of continuous tokens with a diffusion head.
 
-    Exactly one of `num_classes` and `feature_shapes` says what the condition is: class labels `(b,)`, or features of image encoders
-    `(b, length, channels)`. With `low_res_shape` the model is the fine stage of a cascade and takes the coarse stage's tokens too.
+    Exactly one of `num_classes`, `text_shape` and `feature_shapes` says what the condition is: class labels `(b,)`, texts, or features of
+    image encoders `(b, length, channels)`. With `low_res_shape` the model is the fine stage of a cascade and takes the coarse stage's tokens too.
 
     `order="random"` generates the tokens of all levels in one random order. `order="levelwise"` generates level by level, coarse
     first: a level's tokens are hidden only while all finer ones are; the order is random inside a level, and levels finer than the
@@ -72,6 +73,8 @@ class MaskedAR(Generator):
     Args:
         level_specs: The tokenizer's levels (`specs_to_json`), continuous and all of the same channels.
         num_classes: Number of classes, or None.
+        text_shape: Rows and channels of the features of texts (`TextRows`), or None.
+        text_encoder: What makes the features of texts, such as `{"name": "bytes"}` (`TextTable`).
         num_buffer: Number of rows that a class fills in front of the tokens.
         feature_shapes: `[length, channels]` of every image encoder's features, or None.
         low_res_shape: `[tokens, channels]` of the coarse stage, or None.
@@ -105,6 +108,7 @@ class MaskedAR(Generator):
     """
 
     settings_class = MaskedARSettings
+    takes_known = frozenset({"levels", "places"})
     _supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderBlock"]  # type: ignore[assignment]  # noqa: RUF012
     _keep_in_fp32_modules = ["head"]  # type: ignore[assignment]  # noqa: RUF012
@@ -115,6 +119,8 @@ class MaskedAR(Generator):
         *,
         level_specs: Sequence[dict[str, Any]],
         num_classes: int | None = 1000,
+        text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         num_buffer: int = 64,
         feature_shapes: Sequence[Sequence[int]] | None = None,
         low_res_shape: Sequence[int] | None = None,
@@ -155,16 +161,7 @@ class MaskedAR(Generator):
         self.standardize = LatentStandardizer(
             token_dim, latent_mean, latent_std, multiplier=latent_multiplier, level_sizes=sizes
         )
-        self.prefix = ConditionPrefix(
-            encoder_dim,
-            num_classes=num_classes,
-            num_buffer=num_buffer,
-            feature_shapes=[(length, channels) for length, channels in feature_shapes or ()],
-            low_res_shape=None if low_res_shape is None else (low_res_shape[0], low_res_shape[1]),
-            embed_low_res_time=embed_low_res_time,
-            drop_low_res=drop_low_res,
-            hierarchy=read_hierarchy(class_hierarchy, num_classes),
-        )
+        self.prefix = ConditionPrefix.of_config(self.config)
         places = {"token_dim": token_dim, "num_tokens": self.stages[-1].length, "num_prefix": self.prefix.num_rows}
         self.transformer = MaskedTransformer(MaskedTransformerSize.of_config(self.config, **places))
         self.head = DiffusionHead(token_dim, decoder_dim, width=head_dim, depth=head_depth, num_timesteps=num_timesteps)
@@ -276,6 +273,7 @@ class MaskedAR(Generator):
         settings: MaskedARSettings | None = None,
         *,
         low_res: Float[Tensor, "b m c"] | None = None,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
@@ -288,6 +286,8 @@ class MaskedAR(Generator):
             condition: Class labels `(b,)`, with a hierarchy any node; or features.
             settings: How to generate; None takes `MaskedARSettings()`.
             low_res: Standardized tokens of the coarse stage, where the model takes them.
+            known: Tokens that are given. They are visible from the start, those of finer levels with `order="levelwise"` from the stage of
+                their level on. The schedule counts the others of each sample (`hiergen.generators.masked.unmasking`).
             callback: Called after every step with the complete levels, and as `latents` the standardized tokens `(b, n, c)`, hidden ones 0.
 
         Raises:
@@ -295,47 +295,39 @@ class MaskedAR(Generator):
             FloatingPointError: If the tokens of a step hold NaN or infinity.
         """
         settings = settings or MaskedARSettings()
+        batch, wide = self.prefix.check(condition, low_res), torch.promote_types(self.dtype, torch.float32)
+        known, given, index = self.check_known(known, batch), None, 0
+        if known is not None and known.is_complete(len(self._specs)):
+            return known.pyramid
         finite = FiniteSteps(type(self).__name__, "tokens")
-        batch, device, channels = self.prefix.check(condition, low_res), self.device, self.specs[0].dim
-        wide, sampler = torch.promote_types(self.dtype, torch.float32), settings.sampler()
-        halves = 2 if settings.is_guided else 1
-        index, complete = 0, None
-        with evaluating(self):
-            prefix = self._sampling_prefix(condition, settings, low_res, rng, wide)  # (halves b, p, d)
-            # A token's input row never changes once the token is known, nor does the prefix: both are computed once.
-            tokens = torch.zeros(batch, self.stages[-1].length, channels, device=device, dtype=wide)
-            rows = torch.zeros(batch, tokens.shape[1], prefix.shape[-1], device=device, dtype=prefix.dtype)
-            times = self.head.time_table(sampler, device)
+        with generating(self):
+            state = Unmasking(
+                self, self._sampling_prefix(condition, settings, low_res, rng, wide), settings, rng=rng, dtype=wide
+            )
+            if known is not None:
+                held, given = known.sequence(self._specs)
+                state.put(self.standardize(held).masked_fill(~given[..., None], 0))
             for number, stage in enumerate(self.stages):
-                order = random_orders(batch, stage, rng=rng, device=device)
-                counts = unmask_counts(stage.num_tokens, settings.steps_of(number, len(self.stages)))
-                for (before, after, _), scale in zip(counts, settings.step_scales(counts), strict=True):
-                    queries, visible = order[:, after:before], order[:, before:]
-                    # Both halves of the guidance share tokens and places.
-                    seen = (torch.cat((x,) * halves) for x in (gather_tokens(rows, visible), visible, queries))
-                    z = self.transformer(prefix, *seen, stage.length)  # (halves b, before - after, w)
-                    shape = (settings.head_steps, batch, before - after, channels)
-                    values = self.head.sample(
-                        z[:batch],
-                        draw_normal(shape, rng=rng, device=device, dtype=wide, batch_dim=1),
-                        sampler,
-                        null_z=z[batch:] if settings.is_guided else None,
-                        guidance=scale,
-                        times=times,
-                    )
-                    finite.note(values, f"step {index}, level {stage.level}")
-                    tokens = scatter_tokens(tokens, queries, values)
-                    rows = scatter_tokens(rows, queries, self.transformer.embed_tokens(values, queries))
-                    if after == 0:
-                        complete = self.tokens_of(tokens[:, : stage.length])
-                    changed = None if callback is None else callback(index, complete, latents=tokens)
-                    if changed is not None:
-                        tokens, rows = self._changed(tokens, rows, changed)
-                        complete = complete and self.tokens_of(tokens[:, : complete.num_tokens])
+                groups = group_samples(stage, settings.steps_of(number, len(self.stages)), settings, given)
+                if groups:
+                    order = draw_orders(batch, stage, given, rng=rng, device=self.device)
+                last = max((len(group.counts) for group in groups), default=0) - 1
+                for step in range(last + 1):
+                    for group in groups:
+                        if step < len(group.counts):
+                            values = state.reveal(group, step, order, stage.length)
+                            finite.note(values, f"step {index}, level {stage.level}")
+                    if callback is not None:
+                        done = stage.length - (0 if step == last else stage.num_tokens)
+                        complete = self._composed(state.tokens[:, :done], known) if done else None
+                        changed = callback(index, complete, latents=state.tokens)
+                        if changed is not None:
+                            state.put(
+                                self.standardize(changed.concat()) if isinstance(changed, TokenPyramid) else changed
+                            )
                     index += 1
-        assert complete is not None
         finite.check()
-        return complete
+        return self._composed(state.tokens, known)
 
     def count_steps(self, settings: MaskedARSettings) -> int:
         steps = (settings.steps_of(number, len(self.stages)) for number in range(len(self.stages)))
@@ -344,12 +336,10 @@ class MaskedAR(Generator):
     def tokens_of(self, latents: Tensor) -> TokenPyramid:
         return TokenPyramid.split(self.standardize.inverse(latents), self.specs)
 
-    def _changed(self, tokens: Tensor, rows: Tensor, changed: TokenPyramid | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens and their input rows with the first of them replaced by what a callback returned."""
-        values = self.standardize(changed.concat()) if isinstance(changed, TokenPyramid) else changed
-        places = torch.arange(values.shape[1], device=tokens.device).expand(len(tokens), -1)
-        embedded = self.transformer.embed_tokens(values.to(tokens.dtype), places)
-        return scatter_tokens(tokens, places, values.to(tokens.dtype)), scatter_tokens(rows, places, embedded)
+    def _composed(self, tokens: Tensor, known: Known | None) -> TokenPyramid:
+        """Return standardized tokens as levels, with the tokens that are given as they were given."""
+        made = self.tokens_of(tokens)
+        return made if known is None else known.compose(made)
 
     def _sampling_prefix(
         self,
@@ -367,8 +357,10 @@ class MaskedAR(Generator):
             low_res = augment_low_res(low_res.to(self.device, wide), time, noise)
         prefix = self.prefix(condition, low_res, time)
         if settings.is_guided:
-            drop = torch.ones(len(prefix), dtype=torch.bool, device=self.device)
-            if settings.guidance_against == "parent":
+            drop: Tensor | None = torch.ones(len(prefix), dtype=torch.bool, device=self.device)
+            if isinstance(condition, TextCondition) and condition.negative is not None:
+                condition, drop = condition.negative, None
+            elif settings.guidance_against == "parent":
                 null, table = self.config["num_classes"], getattr(self.prefix, "class_embedding", None)
                 condition = unguided_labels(cast(Tensor, condition), null, "parent", table)
                 drop = condition == null

@@ -6,13 +6,23 @@ Letters: `b` batch, `p` rows of the prefix, `d` width of the encoder, `c` channe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hiergen.generators.class_hierarchy import ClassHierarchy
-from hiergen.generators.conditioning import ClassPathEmbedding, Condition, check_labels, count_conditions
+from hiergen.generators.conditioning import (
+    ClassPathEmbedding,
+    Condition,
+    TextCondition,
+    TextRows,
+    check_kind,
+    check_labels,
+    count_conditions,
+    read_hierarchy,
+)
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.generators.masked.diffusion_head import TimeEmbedding
 from hiergen.nn.initialization import xavier_linears
 
@@ -32,10 +42,10 @@ def augment_low_res(
 class ConditionPrefix(nn.Module):
     """Makes the rows that stand before the tokens, without their positions.
 
-    Exactly one of `num_classes` and `feature_shapes` is given. A class fills all `num_buffer` rows with its embedding, and one
+    Exactly one of `num_classes`, `feature_shapes` and `text` is given. A class fills all `num_buffer` rows with its embedding, and one
     learned row stands for "no class". Features are projected by one linear layer per encoder (by none where the widths agree, which is
-    how MAR-3D was released) and joined along the sequence; every row has its own learned stand-in for "no features". The tokens of a
-    coarser stage, if any, come last.
+    how MAR-3D was released) and joined along the sequence; every row has its own learned stand-in for "no features". A text
+    has its own rows (`TextRows`), padding in place of what is missing. The tokens of a coarser stage, if any, come last.
 
     Args:
         dim: Width of the encoder.
@@ -46,9 +56,10 @@ class ConditionPrefix(nn.Module):
         embed_low_res_time: Whether the rows of the coarser stage are told how much noise was mixed in.
         drop_low_res: Whether "no condition" drops the coarser stage too, not the class or features alone.
         hierarchy: The classes as a tree; a condition may then be any node of it, or paths.
+        text: What makes rows of texts, or None.
 
     Raises:
-        ValueError: If both or neither of `num_classes` and `feature_shapes` are given.
+        ValueError: If none or several of `num_classes`, `feature_shapes` and `text` are given.
     """
 
     def __init__(
@@ -62,14 +73,17 @@ class ConditionPrefix(nn.Module):
         embed_low_res_time: bool,
         drop_low_res: bool,
         hierarchy: ClassHierarchy | None = None,
+        text: TextRows | None = None,
     ) -> None:
         super().__init__()
-        if (num_classes is None) == (not feature_shapes):
+        if (num_classes is not None) + bool(feature_shapes) + (text is not None) != 1:
+            beside = "" if text is None else " beside texts"
             raise ValueError(
-                f"num_classes is {num_classes} and feature_shapes is {feature_shapes}, expected exactly one of them"
+                f"num_classes is {num_classes} and feature_shapes is {feature_shapes}{beside}, expected exactly one of them"
             )
         self.num_classes, self.num_buffer = num_classes, num_buffer
         self.feature_shapes = [tuple(shape) for shape in feature_shapes or ()]
+        self.text: TextRows | None = None
         self.low_res_shape = low_res_shape
         if num_classes is not None:
             self.class_embedding: nn.Embedding | ClassPathEmbedding = nn.Embedding(num_classes, dim)
@@ -77,14 +91,17 @@ class ConditionPrefix(nn.Module):
             if hierarchy is not None:
                 self.class_embedding = ClassPathEmbedding(hierarchy, dim)
             null_rows = 1
+        elif text is not None:
+            self.text, num_buffer, null_rows = text, text.num_tokens, 0
         else:
             self.projections = nn.ModuleList(
                 nn.Identity() if channels == dim else _linear(channels, dim) for _, channels in self.feature_shapes
             )
             null_rows = num_buffer = sum(length for length, _ in self.feature_shapes)
         self.num_condition_rows = num_buffer
-        self.null = nn.Parameter(torch.empty(null_rows, dim))
-        nn.init.normal_(self.null, std=0.02)
+        if null_rows:
+            self.null = nn.Parameter(torch.empty(null_rows, dim))
+            nn.init.normal_(self.null, std=0.02)
         if low_res_shape is not None:
             self.low_res = _linear(low_res_shape[1], dim)
             if embed_low_res_time:
@@ -92,6 +109,23 @@ class ConditionPrefix(nn.Module):
             if drop_low_res:
                 self.low_res_null = nn.Parameter(torch.empty(low_res_shape[0], dim))
                 nn.init.normal_(self.low_res_null, std=0.02)
+
+    @classmethod
+    def of_config(cls, config: Any) -> ConditionPrefix:
+        """Return the prefix of a `MaskedAR` of this config."""
+        dim, shape, low_res = config["encoder_dim"], config["text_shape"], config["low_res_shape"]
+        encoder = config["text_encoder"]
+        return cls(
+            dim,
+            num_classes=config["num_classes"],
+            num_buffer=config["num_buffer"],
+            feature_shapes=[(length, channels) for length, channels in config["feature_shapes"] or ()],
+            low_res_shape=None if low_res is None else (low_res[0], low_res[1]),
+            embed_low_res_time=config["embed_low_res_time"],
+            drop_low_res=config["drop_low_res"],
+            hierarchy=read_hierarchy(config["class_hierarchy"], config["num_classes"]),
+            text=None if shape is None else TextRows(shape[0], shape[1], dim, encoder, has_mean=False),
+        )
 
     @property
     def num_rows(self) -> int:
@@ -112,12 +146,10 @@ class ConditionPrefix(nn.Module):
             low_res_time: Share of noise that was mixed in, 0 to 1.
             drop: Samples whose condition is replaced by the learned stand-in.
         """
-        rows = self._condition_rows(condition)
+        rows = self._condition_rows(condition, drop)
         coarse = self._low_res_rows(low_res, low_res_time)
-        if drop is not None:
-            rows = torch.where(drop[:, None, None], self.null.to(rows.dtype), rows)
-            if coarse is not None and hasattr(self, "low_res_null"):
-                coarse = torch.where(drop[:, None, None], self.low_res_null.to(coarse.dtype), coarse)
+        if drop is not None and coarse is not None and hasattr(self, "low_res_null"):
+            coarse = torch.where(drop[:, None, None], self.low_res_null.to(coarse.dtype), coarse)
         return rows if coarse is None else torch.cat((rows, coarse), dim=1)
 
     def check(self, condition: Condition, low_res: Tensor | None) -> int:
@@ -127,7 +159,11 @@ class ConditionPrefix(nn.Module):
             ValueError: If the condition is of the other kind or has other shapes, a label is out of range, or the coarser stage is
                 missing or unexpected.
         """
-        if self.num_classes is not None:
+        if isinstance(condition, TextCondition) or self.text is not None:
+            check_kind(condition, self.text)
+            assert isinstance(condition, TextCondition)
+            batch = len(condition)
+        elif self.num_classes is not None:
             if not isinstance(condition, Tensor) or condition.is_floating_point() or condition.ndim != 1:
                 raise ValueError(f"condition is {_describe(condition)}, expected class labels (b,)")
             check_labels(condition, count_conditions(self.class_embedding, self.num_classes))
@@ -147,12 +183,19 @@ class ConditionPrefix(nn.Module):
             )
         return batch
 
-    def _condition_rows(self, condition: Condition) -> Tensor:
+    def _condition_rows(self, condition: Condition, drop: Tensor | None) -> Tensor:
+        if isinstance(condition, TextCondition):
+            assert self.text is not None
+            told = self.text.resolve(condition, self.text.null.device)
+            return self.text.rows(told if drop is None else self.text.without_text(told, drop))
         if isinstance(condition, Tensor) and self.num_classes is not None:
-            return self.class_embedding(condition)[:, None].expand(-1, self.num_buffer, -1)
-        features = [condition] if isinstance(condition, Tensor) else condition
-        dtype = self.null.dtype
-        return torch.cat([layer(f.to(dtype)) for layer, f in zip(self.projections, features, strict=True)], dim=1)
+            rows = self.class_embedding(condition)[:, None].expand(-1, self.num_buffer, -1)
+        else:
+            features = [condition] if isinstance(condition, Tensor) else condition
+            dtype = self.null.dtype
+            parts = [layer(f.to(dtype)) for layer, f in zip(self.projections, features, strict=True)]
+            rows = torch.cat(parts, dim=1)
+        return rows if drop is None else torch.where(drop[:, None, None], self.null.to(rows.dtype), rows)
 
     def _low_res_rows(self, low_res: Tensor | None, time: Tensor | None) -> Tensor | None:
         if low_res is None:
@@ -173,4 +216,6 @@ def _linear(channels: int, dim: int) -> nn.Linear:
 def _describe(condition: Condition) -> str:
     if isinstance(condition, Tensor):
         return f"{condition.dtype} of shape {tuple(condition.shape)}"
+    if isinstance(condition, TextCondition):
+        return f"{len(condition)} texts"
     return f"a list of shapes {[tuple(feature.shape) for feature in condition]}"

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
+from hiergen.nn.blocks.cross import RowReader, read_rows
 from hiergen.nn.blocks.layers import Branch, GeluMLP, Linear, add_branches, make_norm
 from hiergen.nn.blocks.transformer import modulate
 from hiergen.nn.cache import LayerCache
@@ -81,6 +82,7 @@ class NextScaleBlock(nn.Module):
         use_qk_norm: Compare directions only (`ScaledAttention`).
         shares_modulation: Add an offset to a shared modulation; False for a linear layer of the block's own.
         drop_path: Probability of dropping a whole branch of a sample, in train mode, by PyTorch's global generator.
+        reads_rows: Whether tokens also look at rows, of a text, behind self-attention: x += Cross(x, rows), which is 0 at first.
 
     Source:
         VAR, arXiv:2404.02905.
@@ -95,6 +97,7 @@ class NextScaleBlock(nn.Module):
         use_qk_norm: bool = True,
         shares_modulation: bool = False,
         drop_path: float = 0.0,
+        reads_rows: bool = False,
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
@@ -103,6 +106,7 @@ class NextScaleBlock(nn.Module):
         self.ffn = GeluMLP(dim, int(dim * mlp_ratio), approximate="tanh")
         self.modulation = None if shares_modulation else Linear(dim, 6 * dim)
         self.modulation_offset = nn.Parameter(torch.zeros(6 * dim)) if shares_modulation else None
+        self.cross = RowReader(dim, num_heads) if reads_rows else None
 
     def modulate(self, condition: Tensor) -> Float[Tensor, "b s"]:
         """Return the modulation from the condition `(b, d)`, or from the shared modulation `(b, s)`."""
@@ -119,6 +123,7 @@ class NextScaleBlock(nn.Module):
         mask: Bool[Tensor, "n n"] | None = None,
         cache: LayerCache | None = None,
         is_modulated: bool = False,
+        rows: Float[Tensor, "b r d"] | None = None,
         only: Branch | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Return the block's output.
@@ -129,6 +134,7 @@ class NextScaleBlock(nn.Module):
             mask: Which tokens of `x` see which; None for all.
             cache: Keys and values of the earlier levels. Those of `x` are appended, and `x` sees all that the cache holds then.
             is_modulated: Whether `condition` is what `modulate` gave, for callers that run a block many times on one condition.
+            rows: What `reads_rows` reads.
             only: The branch to return alone, without what it is added to.
         """
         parts = condition if is_modulated else self.modulate(condition)
@@ -136,7 +142,12 @@ class NextScaleBlock(nn.Module):
         return add_branches(
             x,
             lambda x: self._keep(
-                gate1[:, None] * self.attention(modulate(self.norm(x), shift1, scale1), mask=mask, cache=cache)
+                read_rows(
+                    self.cross,
+                    x,
+                    gate1[:, None] * self.attention(modulate(self.norm(x), shift1, scale1), mask=mask, cache=cache),
+                    rows,
+                )
             ),
             lambda x: self._keep(gate2[:, None] * self.ffn(modulate(self.norm(x), shift2, scale2))),
             only,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hiergen.generators.conditioning import ClassPathEmbedding
+from hiergen.generators.conditioning import ClassPathEmbedding, TextRows
 
 #: Factor of the initial weights that make scales and shifts.
 _MODULATION = 0.5
@@ -34,13 +34,15 @@ def init_weights(model: Any, *, gate_init: float) -> None:
             nn.init.zeros_(module.bias)
     for table in (model.start_embedding, model.position_embedding):
         nn.init.trunc_normal_(table, std=std, a=-2, b=2)
-    if isinstance(model.class_embedding, ClassPathEmbedding):
+    if isinstance(model.class_embedding, ClassPathEmbedding | TextRows):
         model.class_embedding.reset_parameters()
     model.head.weight.mul_(_HEAD)
     model.head_modulation.weight.mul_(_MODULATION)
     for block in model.blocks.unwrapped:
         for layer in (block.attention.proj, block.ffn.fc2):
             layer.weight.div_((2 * depth) ** 0.5)
+        if block.cross is not None:
+            block.cross.close()
         if block.modulation is None:
             nn.init.normal_(block.modulation_offset, std=dim**-0.5)
         # The gates are the first two sixths.

@@ -29,59 +29,35 @@ from torch import Tensor, nn
 from hiergen.bottlenecks.multiscale import MultiScaleQuantizer
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
+    TextCondition,
+    TextRows,
     Unconditional,
     check_condition,
-    class_table,
+    condition_table,
     drop_labels,
+    embed_condition,
     resolve_labels,
+    resolve_texts,
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
-from hiergen.generators.guidance import GuidanceSchedule, GuidanceSettings, guide
+from hiergen.generators.guidance import guide
 from hiergen.generators.next_scale.blocks import NextScaleBlock
 from hiergen.generators.next_scale.initialization import init_weights
-from hiergen.generators.sampling import DrawSettings, draw_ids, truncate
+from hiergen.generators.next_scale.ladder import read_ladder
+from hiergen.generators.next_scale.settings import NextScaleSettings
+from hiergen.generators.sampling import draw_ids, truncate
+from hiergen.known import Known
 from hiergen.nn.blocks.layers import Linear, make_norm
 from hiergen.nn.blocks.transformer import modulate
 from hiergen.nn.cache import KVCache
 from hiergen.nn.constants import Constants
-from hiergen.nn.depth.stack import BlockStack, PlanJson
+from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
 from hiergen.nn.level_masks import BlockCausalMask
 from hiergen.nn.running.checkpointing import CheckpointedModule
-from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import without_autocast
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
-from hiergen.seeding import Rng, draw_exponential
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NextScaleSettings(GuidanceSettings, DrawSettings):
-    """How `NextScaleAR.generate` samples: guidance (r is the share of the levels before this one), drawing, and what is below.
-
-    The official program's cfg is 1 less than `guidance_scale`; its top_p 0 is 1 here.
-
-    Attributes:
-        guidance_schedule: How the weight changes over the levels; by default it rises evenly from 1 at the first to `guidance_scale` at the last.
-        smooth: Go on from mixtures of codes in place of single codes, which makes smoother images of less variety. The pyramid then holds
-            the mixtures, `(b, n, c)` per level, from which the tokenizer decodes the image; not the ids.
-        num_levels: Number of levels to generate; None is all. They equal the first levels of a full run with the same seed.
-        use_cache: Keep keys and values of earlier levels. False computes the whole sequence again at every step: the same tokens, slower.
-    """
-
-    guidance_schedule: GuidanceSchedule = "official"
-    smooth: bool = False
-    num_levels: int | None = None
-    use_cache: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.smooth and self.greedy:
-            raise ValueError("smooth is True beside greedy, expected one of them: mixtures of codes are drawn")
-
-    @classmethod
-    def published(cls) -> NextScaleSettings:
-        """Return the settings of the published ImageNet results (FID 3.55 with d16 to 1.97 with d30)."""
-        return cls(guidance_scale=2.5, top_k=900, top_p=0.96)
+from hiergen.seeding import Rng, draw_exponential, draws_of
 
 
 class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see Generator
@@ -89,7 +65,9 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
 
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), coarse to fine: maps of one vocabulary and code width.
-        num_classes: Number of classes; the class embedding has one row more, for no class.
+        num_classes: Number of classes; the class embedding has one row more, for no class. None for texts.
+        text_shape: Rows and channels of the features of texts, in place of the classes (`TextRows`); None for classes.
+        text_encoder: What makes the features, such as `{"name": "bytes"}` (`TextTable`).
         dim: Channels of a token inside the transformer.
         depth: Number of transformer blocks.
         num_heads: Attention heads.
@@ -113,6 +91,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
     """
 
     settings_class = NextScaleSettings
+    takes_known = frozenset({"levels", "places"})
     tokenizer_parts = ("quantizer",)
     _supports_gradient_checkpointing = True
     _no_split_modules = _repeated_blocks = ["NextScaleBlock"]  # type: ignore[assignment]  # noqa: RUF012
@@ -123,7 +102,9 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         self,
         *,
         level_specs: Sequence[dict[str, Any]],
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
+        text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         dim: int = 1024,
         depth: int = 16,
         num_heads: int = 16,
@@ -141,13 +122,13 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
     ) -> None:
         super().__init__()
         self._specs = specs_from_json(level_specs)
-        vocab_size, code_dim, grids = _read_ladder(self._specs)
+        vocab_size, code_dim, grids = read_ladder(self._specs)
         sizes = tuple(spec.num_tokens for spec in self._specs)
         self._mask = BlockCausalMask(sizes)
         self.quantizer = MultiScaleQuantizer(
             vocab_size, code_dim, grids, num_filters=num_filters, filter_ratio=filter_ratio
         ).requires_grad_(False)
-        self.class_embedding = class_table(num_classes, dim, class_hierarchy)
+        self.class_embedding = condition_table(TextRows, dim, num_classes, text_shape, class_hierarchy, text_encoder)
         self.code_proj = Linear(code_dim, dim)
         self.start_embedding = nn.Parameter(torch.empty(sizes[0], dim))
         self.position_embedding = nn.Parameter(torch.empty(sum(sizes), dim))
@@ -158,6 +139,7 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
             "mlp_ratio": mlp_ratio,
             "use_qk_norm": use_qk_norm,
             "shares_modulation": shares_modulation,
+            "reads_rows": text_shape is not None,
         }
         rates = [last * index / max(depth - 1, 1) for index in range(depth)]
         blocks = (NextScaleBlock(dim, num_heads, drop_path=rate, **options) for rate in rates)
@@ -207,12 +189,13 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
             tensor.copy_(theirs[name])
         return self
 
-    def forward(self, ids: Int[Tensor, "b n"], condition: Tensor) -> Float[Tensor, "b n v"]:
+    def forward(self, ids: Int[Tensor, "b n"], condition: Tensor | TextCondition) -> Float[Tensor, "b n v"]:
         """Return the logits of every token, each from the levels before its own.
 
         Args:
             ids: All tokens, int64, coarse to fine. The tokens of the last level are not read.
-            condition: Class labels `(b,)`, int64; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
+            condition: Class labels `(b,)`, int64; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`. Or texts
+                that are `aligned`.
 
         Raises:
             ValueError: If the sequence has another length than the levels, or labels and ids differ in number.
@@ -225,26 +208,26 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         with torch.no_grad():
             codes = self.quantizer.inputs(ids)
         with without_autocast(ids.device):
-            label = self.class_embedding(condition)
+            label, rows = embed_condition(self.class_embedding, condition)
             x = torch.cat((self._embed(label, None, 0), self._embed(label, codes, self._specs[0].num_tokens)), dim=1)
         mask, shared = self._constants.on(x.device)["mask"], self._shared(label)
-        return self._predict(self.blocks(x, shared, mask=mask), label)
+        return self._predict(self.blocks(x, shared, mask=mask, **rows), label)
 
     def loss(
-        self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
+        self, pyramid: TokenPyramid, condition: Tensor | TextCondition, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Return the mean cross-entropy of all tokens in nats, the share that is predicted exactly, and both of the last level ("tail").
 
         Args:
             pyramid: All levels.
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or texts.
             rng: Source of the draw of which labels are dropped, in train mode. Dropped branches follow PyTorch's global generator.
 
         Raises:
             ValueError: If the pyramid is of another tokenizer or lacks levels.
         """
         self.check_pyramid(pyramid)
-        ids = pyramid.concat()
+        ids, condition = pyramid.concat(), resolve_texts(condition, self.class_embedding)
         if self.training:
             null_label, dropout = self.config["num_classes"], self.config["class_dropout"]
             condition = drop_labels(condition, null_label, dropout, self.class_embedding, rng=rng)
@@ -262,17 +245,20 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
     @torch.no_grad()
     def generate(
         self,
-        condition: Tensor | Unconditional,
+        condition: Tensor | TextCondition | Unconditional,
         settings: NextScaleSettings | None = None,
         *,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
         """Return one pyramid per label, generated coarse to fine: of ids, or of mixtures of codes where `settings.smooth`.
 
         Args:
-            condition: Class labels `(b,)`, int64, with a hierarchy any nodes; or `Unconditional`, where labels were dropped in training.
+            condition: Class labels `(b,)`, int64, with a hierarchy any nodes; or texts; or `Unconditional`, where they were dropped.
             settings: Guidance, truncation, early stop; None samples without guidance from all of the distribution.
+            known: Ids that are given, of levels or of places in them. All places of a level are drawn, and then the codes of those that are
+                given are put in theirs; the next level reads both. A level that is given whole is not drawn.
             rng: Source of the tokens, all of a level in one call, sample after sample; a `SampleRng` draws each sample by itself.
             callback: Called after each level with its index and the levels that are complete.
 
@@ -287,13 +273,16 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
         table, null_label = self.class_embedding, self.config["num_classes"]
         condition = resolve_labels(condition, null_label, self.config["class_dropout"], self.device, table)
         count = self._count_levels(settings.num_levels)
+        known = self.check_known(known, len(condition), settings.num_levels)
+        if known is not None and known.is_complete(count) and not settings.smooth:
+            return known.pyramid
         total, levels, specs = self.quantizer.zeros(len(condition)), [], self._specs
         if settings.is_guided:
             condition = with_unguided_labels(condition, null_label, settings.guidance_against, table)
         if settings.smooth:
             specs = tuple(dataclasses.replace(spec, vocab_size=None) for spec in specs)
         finite = FiniteSteps(type(self).__name__, "logits")
-        with evaluating(self), self.blocks.merged():
+        with generating(self):
             steps = _Steps(
                 self, condition, sum(spec.num_tokens for spec in specs[:count]), use_cache=settings.use_cache
             )
@@ -303,16 +292,40 @@ class NextScaleAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see G
                 if settings.is_guided:
                     conditional, null = logits.chunk(2)
                     logits = guide(conditional, null, settings.scale_at(level, max(len(specs) - 1, 1)))
-                ids = draw_ids(logits, settings, rng=rng)
-                codes = self.quantizer.embed(ids)
-                if settings.smooth:
-                    codes = self._mix(truncate(logits, settings), level / max(len(specs) - 1, 1), rng)
+                held = None if known is None or level >= len(known.pyramid) else known.level(level)
+                ids, codes = self._draw(logits, settings, level, held, rng)
                 levels.append(codes if settings.smooth else ids)
                 total = total + self.quantizer.grow(codes, level)
                 if callback is not None:
                     callback(level, TokenPyramid(tuple(levels), specs[: level + 1]))
         finite.check()
         return TokenPyramid(tuple(levels), specs[:count])
+
+    def id_logits(self, ids: Int[Tensor, "b n"], condition: Any) -> Float[Tensor, "b n v"]:
+        num_classes, dropout = self.config["num_classes"], self.config["class_dropout"]
+        return self(ids, resolve_labels(condition, num_classes, dropout, self.device, self.class_embedding))
+
+    def _draw(
+        self,
+        logits: Tensor,
+        settings: NextScaleSettings,
+        level: int,
+        held: tuple[Tensor, Tensor] | None,
+        rng: Rng | None,
+    ) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n c"]]:
+        """Return the ids of a level and their codes, or mixtures of codes; `held` are ids that are given, and where they are."""
+        if held is not None:
+            is_drawn, own = ~held[1].all(dim=1), self.quantizer.embed(held[0])
+            if not bool(is_drawn.any()):
+                return held[0], own
+            rng = draws_of(rng, is_drawn)
+        ids = draw_ids(logits, settings, rng=rng)
+        codes = self.quantizer.embed(ids)
+        if settings.smooth:
+            codes = self._mix(truncate(logits, settings), level / max(len(self._specs) - 1, 1), rng)
+        if held is None:
+            return ids, codes
+        return torch.where(held[1], held[0], ids), torch.where(held[1][..., None], own, codes)
 
     def _mix(self, logits: Tensor, done: float, rng: Rng | None) -> Tensor:
         """Return mixtures of codes with Gumbel noise, sharper and sharper towards the last level."""
@@ -355,8 +368,9 @@ class _Steps:
         use_cache: Keep keys and values of earlier levels; False keeps their inputs.
     """
 
-    def __init__(self, model: NextScaleAR, labels: Tensor, num_tokens: int, *, use_cache: bool) -> None:
-        self._model, self._label = model, model.class_embedding(labels)
+    def __init__(self, model: NextScaleAR, labels: Tensor | TextCondition, num_tokens: int, *, use_cache: bool) -> None:
+        self._model = model
+        self._label, self._rows = embed_condition(model.class_embedding, labels)
         shared, stack = model._shared(self._label), model.blocks
         self._modulations = [stack.call_at(index, "modulate", shared) for index in range(stack.num_steps)]
         self._cache = KVCache(stack.num_steps, num_tokens) if use_cache else None
@@ -375,22 +389,6 @@ class _Steps:
             self._inputs = x = x if self._inputs is None else torch.cat((self._inputs, x), dim=1)
             mask = model._constants.on(x.device)["mask"][: x.shape[1], : x.shape[1]]
         caches = None if self._cache is None else self._cache.layers
-        x = model.blocks(x, caches=caches, each=self._modulations, mask=mask, is_modulated=True)
+        x = model.blocks(x, caches=caches, each=self._modulations, mask=mask, is_modulated=True, **self._rows)
         self._done += size
         return model._predict(x[:, -size:], label).float()
-
-
-def _read_ladder(specs: tuple[LevelSpec, ...]) -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """Return the vocabulary, the channels of a code and the grids of levels that are maps of one codebook."""
-    kinds = {(spec.vocab_size, spec.dim) for spec in specs}
-    if len(kinds) != 1 or specs[0].vocab_size is None:
-        found = [(spec.vocab_size, spec.dim) for spec in specs]
-        raise ValueError(
-            f"level_specs have vocabularies and channels {found}, expected discrete levels that are alike in both"
-        )
-    grids = []
-    for index, spec in enumerate(specs):
-        if spec.grid is None or len(spec.grid) != 2:
-            raise ValueError(f"level {index} has the grid {spec.grid}, expected (height, width)")
-        grids.append((spec.grid[0], spec.grid[1]))
-    return specs[0].vocab_size, specs[0].dim, tuple(grids)

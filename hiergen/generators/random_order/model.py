@@ -38,13 +38,13 @@ from hiergen.generators.conditioning import (
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.guidance import GuidanceSettings
 from hiergen.generators.random_order.block import ModulatedNorm, PositionModulatedBlock
-from hiergen.generators.sampling import DrawSettings, draw_ids
+from hiergen.generators.sampling import DrawSettings, draw_missing
+from hiergen.known import Known
 from hiergen.levels import shared_vocabulary
 from hiergen.nn.blocks.layers import Linear
 from hiergen.nn.cache import KVCache
-from hiergen.nn.depth.stack import BlockStack, PlanJson
+from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
 from hiergen.nn.running.checkpointing import CheckpointedModule
-from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_uniform
@@ -111,6 +111,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
     """
 
     settings_class = RandomOrderARSettings
+    takes_known = frozenset({"levels", "places"})
     _supports_gradient_checkpointing = True
     _no_split_modules = _repeated_blocks = ["PositionModulatedBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
@@ -238,6 +239,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         condition: Tensor | Unconditional,
         settings: RandomOrderARSettings | None = None,
         *,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
@@ -247,6 +249,8 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
             condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or `Unconditional`, where labels
                 were dropped in training.
             settings: Guidance and drawing; None samples without guidance from all of the distribution.
+            known: Ids that are given, of a prefix in raster order or of any places. Only later tokens see them. A step whose token is given
+                is read and not drawn.
             rng: Source of the tokens, all samples of a step in one call; a `SampleRng` draws each sample by itself.
             callback: Called after each step, with the levels that are complete by then.
 
@@ -262,27 +266,39 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         if guided:
             null_label, against = self.config["num_classes"], settings.guidance_against
             labels = with_unguided_labels(labels, null_label, against, self.class_embedding)
-        ids = condition.new_empty(batch, self.num_tokens)
+        ids, given = condition.new_empty(batch, self.num_tokens), None
+        known = self.check_known(known, batch)
+        if known is not None:
+            if known.is_complete(len(self._specs)):
+                return known.pyramid
+            ids, given = known.sequence(self._specs)
         cache = KVCache(self.blocks.num_steps, self.num_tokens + 1) if settings.use_cache else None
         finite = FiniteSteps(type(self).__name__, "logits")
         if settings.official_draws:
             draw_uniform((batch,), rng=rng, device=self.device)
-        with evaluating(self), self.blocks.merged():
+        with generating(self):
             for step in range(self.num_tokens):
-                known = ids[:, :step].repeat(2 if guided else 1, 1)
+                before = ids[:, :step].repeat(2 if guided else 1, 1)
                 # Behind the first step a cache needs the newest token alone.
                 first = step + 1 if cache is not None and step else 0
-                x = self._embed(known, labels, None, first)
+                x = self._embed(before, labels, None, first)
                 logits = widen(self._logits(x, labels, first=first, cache=cache)[:, -1])
                 finite.note(logits, f"step {step} of {self.num_tokens}")
                 if guided:
                     conditional, null = logits.chunk(2)
                     logits = settings.guide(conditional, null, step, self.num_tokens)
-                ids[:, step] = draw_ids(logits, settings, rng=rng)
+                own = slice(step, step + 1)
+                held = None if given is None else given[:, own]
+                ids[:, own] = draw_missing(logits[:, None], ids[:, own], held, settings, rng=rng)
                 if callback is not None:
                     callback(step, self._complete_levels(ids, step + 1))
         finite.check()
         return TokenPyramid.split(ids, self._specs)
+
+    def id_logits(self, ids: Int[Tensor, "b n"], condition: Any) -> Float[Tensor, "b n v"]:
+        """Return the logits of all ids in raster order; see `Generator.id_logits`."""
+        num_classes, dropout = self.config["num_classes"], self.config["class_dropout"]
+        return self(ids[:, :-1], resolve_labels(condition, num_classes, dropout, self.device, self.class_embedding))
 
     def _embed(
         self, ids: Int[Tensor, "b m"], labels: Int[Tensor, "b ..."], order: Int[Tensor, "b n"] | None, first: int = 0
@@ -317,11 +333,6 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         x = self.blocks(x, condition, caches=None if cache is None else cache.layers)
         skipped = 1 if first == 0 else 0
         return self.head(self.norm_out(x[:, skipped:], condition[:, skipped:]))
-
-    def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
-        ends = [sum(spec.num_tokens for spec in self._specs[: k + 1]) for k in range(len(self._specs))]
-        complete = [end for end in ends if end <= num_tokens]
-        return TokenPyramid.split(ids[:, : complete[-1]], self._specs) if complete else None
 
 
 def _init_weights(module: nn.Module) -> None:

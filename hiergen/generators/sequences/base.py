@@ -32,13 +32,14 @@ from hiergen.generators.conditioning import (
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
-from hiergen.generators.sampling import draw_ids
+from hiergen.generators.sampling import draw_ids, draw_missing
 from hiergen.generators.sequences.prediction import NextLogits, Prediction
 from hiergen.generators.sequences.settings import SequenceSettings, TextSettings
 from hiergen.generators.sequences.texts import NUM_BYTES, StopWatch, Text, Texts, check_rows
+from hiergen.known import Known
 from hiergen.levels import shared_vocabulary
+from hiergen.nn.depth.stack import generating
 from hiergen.nn.running.checkpointing import CheckpointedModule
-from hiergen.nn.running.modes import evaluating
 from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng
@@ -52,6 +53,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
     """
 
     settings_class = SequenceSettings
+    takes_known = frozenset({"levels", "places"})
     _supports_gradient_checkpointing = True
 
     _specs: tuple[LevelSpec, ...]
@@ -259,6 +261,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         condition: Tensor | Unconditional,
         settings: SequenceSettings | None = None,
         *,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
@@ -267,6 +270,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         Args:
             condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or `Unconditional`, where labels were dropped in training.
             settings: Guidance and drawing; None samples without guidance from all of the distribution.
+            known: Ids that are given, of a prefix or of any places. Only later ids see them. A step whose id is given is read and not drawn.
             rng: Source of the tokens, all samples of a step in one call; a `SampleRng` draws each sample by itself.
             callback: Called after each token, with the levels that are complete by then and as `latents` all ids `(b, n)`.
 
@@ -282,9 +286,14 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         batch, copies, count = len(labels), 2 if settings.is_guided else 1, self.num_tokens
         if settings.is_guided:
             labels = with_unguided_labels(labels, num_classes, settings.guidance_against, table)
-        ids = labels.new_zeros(batch, count)
+        ids, given = labels.new_zeros(batch, count), None
+        known = self.check_known(known, batch)
+        if known is not None:
+            if known.is_complete(len(self._specs)):
+                return known.pyramid
+            ids, given = known.sequence(self._specs)
         finite = FiniteSteps(type(self).__name__, "logits")
-        with evaluating(self):
+        with generating(self):
             source = NextLogits(self, labels.new_zeros(len(labels), 0), None, labels, count, settings.use_cache)
             for index in range(count):
                 logits = source.logits
@@ -292,7 +301,9 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
                 if settings.is_guided:
                     conditional, null = logits.chunk(2)
                     logits = settings.guide(conditional, null, index, count)
-                ids[:, index] = draw_ids(logits, settings, rng=rng)
+                own = slice(index, index + 1)
+                held = None if given is None else given[:, own]
+                ids[:, own] = draw_missing(logits[:, None], ids[:, own], held, settings, rng=rng)
                 if callback is not None:
                     callback(index, self._complete_levels(ids, index + 1), latents=ids)
                 if index + 1 < count:
@@ -300,13 +311,13 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         finite.check()
         return TokenPyramid.split(ids, self._specs)
 
+    def id_logits(self, ids: Int[Tensor, "b n"], condition: Any) -> Float[Tensor, "b r v"]:
+        num_classes, dropout = self.config["num_classes"], self.config["class_dropout"]
+        table = cast(nn.Module, self.class_embedding)
+        return self(ids[:, :-1], None, resolve_labels(condition, num_classes, dropout, self.device, table))
+
     def count_steps(self, settings: Any) -> int:
         return self.num_tokens
-
-    def _complete_levels(self, ids: Tensor, num_tokens: int) -> TokenPyramid | None:
-        ends = [sum(spec.num_tokens for spec in self._specs[: k + 1]) for k in range(len(self._specs))]
-        complete = [end for end in ends if end <= num_tokens]
-        return TokenPyramid.split(ids[:, : complete[-1]], self._specs) if complete else None
 
     @torch.no_grad()
     def continue_ids(
@@ -332,7 +343,7 @@ class SequenceModel(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         if not self.is_text:
             raise ValueError(f"this is a generator of the levels {self._specs}, no model of text: use generate")
         settings = TextSettings() if settings is None else settings
-        with evaluating(self):
+        with generating(self):
             source = NextLogits(self, ids, lengths, None, settings.max_new_bytes, settings.use_cache)
             for index in range(settings.max_new_bytes):
                 finite = FiniteSteps(type(self).__name__, "logits")

@@ -8,6 +8,8 @@ Letters: `b` batch, `n` tokens, `d` channels, `h` heads, `k` channels of a head,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -240,7 +242,7 @@ def new_caches(count: int, batch: int, num_slots: int) -> list[SlotCache]:
     return [SlotCache(batch, num_slots) for _ in range(count)]
 
 
-def rotary_of(layers: nn.ModuleList, sight: Sight, theta: float = 10000.0) -> Tensor:
+def rotary_of(layers: Sequence[Any] | nn.ModuleList, sight: Sight, theta: float = 10000.0) -> Tensor:
     """Return the rotary table that the layers of a stack share, which have an `attention` of their own."""
     attention_of_first = layers[0].attention
     assert isinstance(attention_of_first, PlacedAttention)

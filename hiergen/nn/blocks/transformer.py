@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
+from hiergen.nn.blocks.cross import RowReader, read_rows
 from hiergen.nn.blocks.layers import (
     AttendFn,
     Branch,
@@ -163,6 +164,7 @@ class ModulatedBlock(nn.Module):
         use_shift: Whether the modulation shifts.
         use_qk_norm: Normalize the queries and keys of each head (`SelfAttention`).
         mixer: What takes the place of self-attention and is called as that is; None is `SelfAttention`.
+        reads_rows: Whether tokens also look at rows, of a text, behind self-attention: x += Cross(x, rows), which is 0 at first.
 
     Source:
         DiT, arXiv:2212.09748; LightningDiT, arXiv:2501.01423.
@@ -179,6 +181,7 @@ class ModulatedBlock(nn.Module):
         use_shift: bool = True,
         use_qk_norm: bool = False,
         mixer: nn.Module | None = None,
+        reads_rows: bool = False,
     ) -> None:
         super().__init__()
         self.use_shift = use_shift
@@ -187,6 +190,7 @@ class ModulatedBlock(nn.Module):
         self.norm2 = make_norm(norm, dim)
         self.ffn = make_feed_forward(ffn, dim, mlp_ratio)
         self.modulation = Linear(dim, (6 if use_shift else 4) * dim)
+        self.cross = RowReader(dim, num_heads) if reads_rows else None
 
     def forward(
         self,
@@ -195,17 +199,24 @@ class ModulatedBlock(nn.Module):
         rotary: Float[Tensor, "2 n half"] | None,
         attend: AttendFn = attention,
         *,
+        rows: Float[Tensor, "b r d"] | None = None,
         only: Branch | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Return the tokens after modulated attention and feed-forward; `attend` as in `SelfAttention`, `only` as in `add_branches`."""
+        """Return the tokens after modulated attention and feed-forward; `attend` as in `SelfAttention`, `only` as in `add_branches`.
+
+        `rows` are what `reads_rows` reads.
+        """
         parts = self.modulation(F.silu(condition)).chunk(6 if self.use_shift else 4, dim=-1)
         shift1, scale1, gate1 = parts[:3] if self.use_shift else (None, *parts[:2])
         shift2, scale2, gate2 = parts[3:] if self.use_shift else (None, *parts[2:])
         return add_branches(
             x,
-            lambda x: (
+            lambda x: read_rows(
+                self.cross,
+                x,
                 gate1.unsqueeze(1)
-                * self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary, attend=attend)
+                * self.attention(modulate(self.norm1(x), shift1, scale1), rotary=rotary, attend=attend),
+                rows,
             ),
             lambda x: gate2.unsqueeze(1) * self.ffn(modulate(self.norm2(x), shift2, scale2)),
             only,

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from hiergen.nn.blocks.layers import Branch
+from hiergen.nn.blocks.placed import SlotCache
 from hiergen.nn.cache import LayerCache
 from hiergen.nn.depth.deltas import SharedBlock
 from hiergen.nn.depth.plan import DepthPlan, Step, plan_from_json
 from hiergen.nn.running.checkpointing import CheckpointedModule
+from hiergen.nn.running.modes import evaluating
 
 #: The plan of a stack as a model's config holds it.
 PlanJson = Sequence[Mapping[str, Any]]
@@ -131,7 +133,7 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
         self,
         x: Tensor,
         *inputs: Any,
-        caches: Sequence[LayerCache] | None = None,
+        caches: Sequence[LayerCache | SlotCache] | None = None,
         each: Sequence[Any] | None = None,
         **options: Any,
     ) -> Tensor:
@@ -218,3 +220,13 @@ class BlockStack(nn.ModuleList, CheckpointedModule):
                 if isinstance(block, SharedBlock):
                     stack.enter_context(block.merged())
             yield
+
+
+@contextlib.contextmanager
+def generating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode inside the context, and add the differences of its steps to their blocks once and not at every pass."""
+    stacks = [module for module in model.modules() if isinstance(module, BlockStack)]
+    with evaluating(model), contextlib.ExitStack() as contexts:
+        for stack in stacks:
+            contexts.enter_context(stack.merged())
+        yield

@@ -81,12 +81,12 @@ class _SplitAttention(nn.Module):
         rank, count = mesh.get_local_rank(), mesh.size()
         self.mesh, self.num_heads = mesh, whole.num_heads // count
         with torch.no_grad():
-            # (3, heads, k, d), of which a process takes its heads.
-            rows = whole.qkv.weight.unflatten(0, (3, whole.num_heads, -1)).chunk(count, dim=1)[rank].flatten(0, 2)
+            # (3, heads, k, d), of which a process takes its heads: (3, h k, d).
+            rows = whole.qkv.weight.unflatten(0, (3, whole.num_heads, -1)).chunk(count, dim=1)[rank].flatten(1, 2)
             columns = whole.out.weight.chunk(count, dim=1)[rank]
-            # Stacked over processes the rows are those of process 0, then of process 1: not the order of the whole matrix.
-            self.qkv = nn.Parameter(DTensor.from_local(rows.clone(), mesh, [Shard(0)]))
-            self.out = nn.Parameter(DTensor.from_local(columns.clone(), mesh, [Shard(1)]))
+            # Put together along the second dimension the shares are the whole matrix, with its rows in order.
+            self.qkv = _weight(DTensor.from_local(rows.clone(), mesh, [Shard(1)]))
+            self.out = _weight(DTensor.from_local(columns.clone(), mesh, [Shard(1)]))
 
     def forward(
         self,
@@ -99,7 +99,7 @@ class _SplitAttention(nn.Module):
         """Return the attended tokens, a sum over processes that is under way; the arguments are those of `CachedAttention`."""
         # Every process has a share of the gradient of what it reads; together they are the gradient.
         local: Tensor = DTensor.from_local(x, self.mesh, [Replicate()]).to_local(grad_placements=[Partial()])
-        qkv_weight, out_weight = _local(self.qkv), _local(self.out)
+        qkv_weight, out_weight = _local(self.qkv["weight"]).flatten(0, 1), _local(self.out["weight"])
         qkv = (local @ qkv_weight.T).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, b, h, n, k)
         query, key = apply_rotary(qkv[:2], rotary).unbind()
         value = qkv[2]
@@ -107,6 +107,16 @@ class _SplitAttention(nn.Module):
             key, value = cache.append(key, value)
         attended = attention(query, key, value, mask=mask).transpose(1, 2).flatten(2) @ out_weight.T
         return reduce_later(DTensor.from_local(attended, self.mesh, [Partial()]))
+
+
+def is_cut_by_heads(value: DTensor) -> bool:
+    """Return whether a parameter (or its gradient, moment or average) is a fused projection (3, h k, d) of which each process has some h."""
+    return value.ndim == 3 and value.placements == (Shard(1),)
+
+
+def _weight(value: DTensor) -> nn.ParameterDict:
+    """Return a module with one parameter, so that its name is that of a linear layer's."""
+    return nn.ParameterDict({"weight": nn.Parameter(value)})
 
 
 def _local(parameter: Any) -> Tensor:

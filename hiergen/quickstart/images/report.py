@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hiergen.quickstart.report import table, training_sections
+from hiergen.quickstart.settings import PICTURES
 
 #: Distances of sets: the entry of the report that holds each, and its digits.
 DISTANCES = {
@@ -25,7 +26,7 @@ def markdown_report(report: Mapping[str, Any]) -> str:
         f"{report['what'].capitalize()}. Seed {report['settings']['seed']}, {_samples_seen(report['samples_seen'])}, "
         f"{report['seconds']['total']} s in all.",
         "![samples](samples.png)",
-        "## Does it draw the digit that was asked for?",
+        f"## Does it draw the {PICTURES[report['settings']['data']].thing} that was asked for?",
         f"Judge: {judge['what']}.",
         table(
             ["images", "judge agrees with the label"],

@@ -21,7 +21,7 @@ from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.quickstart.images.trainings import generator_config, tokenizer_config
 from hiergen.quickstart.report import versions
-from hiergen.quickstart.settings import QuickstartSettings, sampling
+from hiergen.quickstart.settings import PICTURES, QuickstartSettings, sampling
 from hiergen.tokenizers.base import Tokenizer
 
 
@@ -48,15 +48,16 @@ def score(
     rebuilt = to_uint8(prefixes.images[-1])
     network = train_feature_network(real, train.labels, seed=settings.seed)
     extractor = FeatureExtractor(
-        "digits-cnn-32",
+        f"{settings.data}-cnn-32",
         "32 features of a 3-convolution classifier trained on the real train split with the same seed (not Inception: "
         "these distances compare only with each other)",
         network,
     )
-    judge = LabelClassifier(real, train.labels)
+    pictures = PICTURES[settings.data]
+    judge = LabelClassifier(real, train.labels, in_color=pictures.judge == "color")
     network_accuracy = float((network.scores(held_out).argmax(1) == test.labels).double().mean())
     return {
-        "what": "quickstart on scikit-learn's handwritten digits, 32x32, trained from random weights",
+        "what": f"quickstart on {pictures.what}, 32x32, trained from random weights",
         "settings": to_json(settings),
         "samples_seen": {
             "tokenizer": tokenizer_config(settings).samples,
@@ -79,12 +80,12 @@ def score(
         },
         **_tokens(codes),
         "generation": {
-            "images": f"{len(generated)} generated, {len(generated) // 10} a class",
+            "images": f"{len(generated)} generated, {len(generated) // pictures.num_classes} a class",
             "gfid": _distances(made, real, extractor, "generated images", f"{len(train)} real train images"),
             "real_test_against_train": _distances(held_out, real, extractor, "real test images", "real train images"),
         },
         "classifier": {
-            "what": "support vector machine on 8x8 pixels, trained on the real train split",
+            "what": f"support vector machine on 8x8 {pictures.judge} pixels, trained on the real train split",
             "real_test_accuracy": judge.accuracy(held_out, test.labels),
             "reconstruction_accuracy": judge.accuracy(rebuilt, test.labels),
             "generated_agreement": judge.accuracy(made, generated.labels),

@@ -18,9 +18,8 @@ LEVELWISE_FACTOR = 2
 def tokenizer_config(settings: QuickstartSettings) -> TrainConfig:
     """Return the training run of the tokenizer."""
     chosen = family("tokenizer", settings.tokenizer)
-    return _train_config(
-        settings, chosen, TokenizerTaskConfig(preset=settings.tokenizer, data=DataConfig(), pixel_weight=10.0)
-    )
+    data = DataConfig(source=settings.data)
+    return _train_config(settings, chosen, TokenizerTaskConfig(preset=settings.tokenizer, data=data, pixel_weight=10.0))
 
 
 def generator_config(settings: QuickstartSettings) -> TrainConfig:

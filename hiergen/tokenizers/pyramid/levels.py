@@ -157,10 +157,10 @@ class ResidualLevels(KeepsFloat32):
         return ids, codes, losses
 
     def lookup(self, tokens: Int[Tensor, "b n"] | Float[Tensor, "b n d"], level: int) -> Float[Tensor, "b n d"]:
-        """Return the codes of a level's tokens."""
+        """Return the codes of a level's tokens; of ids, or of mixtures of codes in their place."""
         if self.quantizer is None:
             return tokens
-        codes = self.quantizer.lookup(tokens)
+        codes = tokens if tokens.is_floating_point() else self.quantizer.lookup(tokens)
         return codes if self.gains is None else self.gains[level].exp() * codes
 
     def combine(self, tokens: Sequence[Tensor]) -> Float[Tensor, "b d h w"]:

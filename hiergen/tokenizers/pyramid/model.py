@@ -13,6 +13,8 @@ Letters: `b` batch, `c h w` image, `n` tokens, `d` channels of a code.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -143,12 +145,18 @@ class PyramidTokenizer(Tokenizer):
         return torch.cat(self.levels(self._targets(data)).residuals, dim=1)
 
     def decode(self, pyramid: TokenPyramid) -> Float[Tensor, "b c h w"]:
-        """Return images, about [-1, 1] but not clamped, of all levels or of a prefix of them.
+        """Return images, about [-1, 1] but not clamped.
+
+        Args:
+            pyramid: All levels or a prefix of them: ids or continuous tokens, or the mixtures of codes `(b, n, d)` that a generator of the
+                next scale makes in place of ids.
 
         Raises:
             ValueError: If the pyramid comes from another tokenizer.
         """
-        check_pyramid(pyramid, self.specs)
+        mixed = tuple(dataclasses.replace(spec, vocab_size=None) for spec in self.specs)
+        if pyramid.specs != mixed[: len(pyramid)]:
+            check_pyramid(pyramid, self.specs)
         return self._decode(self.levels.combine(pyramid.levels))
 
     def forward(self, data: Float[Tensor, "b c h w"], *, rng: torch.Generator | None = None) -> TokenizerOutput:

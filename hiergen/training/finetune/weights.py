@@ -20,7 +20,7 @@ from hiergen.training.tasks.settings import TaskConfig
 #: Names of the table of classes; the first is what `init_except` calls it in every generator.
 CLASS_TABLES = ("class_embedding", "label_embed")
 #: What the data decide about a generator: its condition.
-_OF_THE_DATA = ("num_classes", "feature_shapes")
+_OF_THE_DATA = ("num_classes", "feature_shapes", "text_shape", "text_encoder")
 
 
 def load_source(init: str, task: TaskConfig) -> Any:
@@ -57,8 +57,8 @@ def take_sizes(task: Any, source: Any) -> Any:
     """
     known = inspect.signature(type(source).__init__).parameters
     left: tuple[str, ...] = _OF_THE_DATA if isinstance(source, Generator) else ()
-    has_hierarchy = getattr(task, "class_paths", False) or getattr(task, "class_table", None)
-    left += ("class_hierarchy",) if has_hierarchy else ()
+    decided = [getattr(task, name, None) for name in ("class_paths", "class_table", "captions")]
+    left += ("class_hierarchy",) if any(decided) else ()
     entries = {name: to_json(value) for name, value in source.config.items() if name in known and name not in left}
     return dataclasses.replace(task, overrides={**entries, **task.overrides})
 
@@ -93,8 +93,9 @@ def copy_weights(model: Any, source: Any, *, init: str, may_differ: Iterable[str
         if _shape(own.get(name)) != _shape(theirs.get(name)) and not _is_in(name, parts)
     ]
     of_classes = [name for name in own if CLASS_TABLES[0] in _segments(name)]
-    # The tables of a hierarchy have no row per class.
-    tables = [name for name in of_classes if name.count(".levels.") == 0]
+    # Those of a hierarchy, or of texts, have no row per class.
+    has_rows = model.config.get("num_classes") is not None
+    tables = [name for name in of_classes if has_rows and name.count(".levels.") == 0]
     problems += [] if all(_is_in(name, parts) for name in of_classes) else _other_classes(model, source)
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
@@ -122,6 +123,7 @@ def copy_weights(model: Any, source: Any, *, init: str, may_differ: Iterable[str
         for name, value in source.config.items()
         if name in inspect.signature(type(model).__init__).parameters
         and name not in _OF_THE_DATA
+        and not (name == "class_hierarchy" and model.config.get("text_shape"))
         and to_json(value) != to_json(model.config.get(name))
     ]
     whole = len(own) - len(fresh) - len(kept)

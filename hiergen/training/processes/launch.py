@@ -57,9 +57,21 @@ def is_sharded(config: TrainConfig, accelerator: Accelerator) -> bool:
         ValueError: If the launcher asks for what is not done here, or together with `config.compile`.
     """
     asked = launcher_shards() or config.sharding == "full"
-    if asked and config.compile:
+    if config.compile and (asked or config.sharding == "tensor"):
         raise ValueError("compile and sharding are both set, expected one of them: it was not made to work together")
+    if asked and config.sharding == "tensor":
+        raise ValueError("sharding is 'tensor', but the launcher was told to shard (FSDP): expected one of them")
     return asked and accelerator.num_processes > 1
+
+
+def is_split(config: TrainConfig, accelerator: Accelerator) -> bool:
+    """Return whether the processes of a run split its blocks among them: each computes a part of the same samples."""
+    return config.sharding == "tensor" and accelerator.num_processes > 1
+
+
+def share_of_data(config: TrainConfig, accelerator: Accelerator) -> tuple[int, int]:
+    """Return which share of every batch a process sees, and of how many: all of it where the blocks are split."""
+    return (0, 1) if is_split(config, accelerator) else (accelerator.process_index, accelerator.num_processes)
 
 
 def check_distributed(kind: DistributedType) -> None:

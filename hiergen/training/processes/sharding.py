@@ -1,8 +1,10 @@
-"""Fully sharded data parallelism (FSDP): every process holds its share of weights, gradients, moments and averages.
+"""Parameters that are shared out over processes: by data parallelism (FSDP), or by tensor parallelism inside the blocks.
 
+Fully sharded data parallelism: every process holds its share of weights, gradients, moments and averages.
 PyTorch's `fully_shard` on the module whose forward pass is a player's loss, so that whatever the loss asks of the model finds whole
 parameters; inside it every block that a model names in `_no_split_modules` (the list by which diffusers and Accelerate cut models) is
-gathered when its turn comes. Checkpoints hold whole tensors: they are put together when one is written and cut when it is read.
+gathered when its turn comes. Tensor parallelism (`hiergen.nn.depth.tensor_parallel`): every process computes with its share, on the same
+samples as all others. In both, checkpoints hold whole tensors: they are put together when one is written and cut when it is read.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hiergen.nn.depth.deltas import SharedBlock
+from hiergen.nn.depth.stack import BlockStack
+from hiergen.nn.depth.tensor_parallel import is_cut_by_heads, split_blocks
 
 
 def shard(player: nn.Module, device: torch.device) -> None:
@@ -46,6 +50,36 @@ def shard(player: nn.Module, device: torch.device) -> None:
     # alone. A precaution: no test fails without it.
     for part, following in zip([root, *blocks], [*blocks, root], strict=True):
         part.set_modules_to_backward_prefetch([following])
+
+
+def split(player: nn.Module, device: torch.device) -> None:
+    """Let every process keep some heads and hidden channels of a player's blocks, in place; all must see the same samples from now on.
+
+    Args:
+        player: A module whose parameters are equal on all processes.
+        device: Device of the shares.
+
+    Raises:
+        ValueError: If it has no stack of blocks, or one that cannot be split.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    stacks = [module for module in player.to(device).modules() if isinstance(module, BlockStack)]
+    if not stacks:
+        raise ValueError("sharding is 'tensor', but the model has no stack of blocks, expected a LevelAR")
+    for stack in stacks:
+        try:
+            split_blocks(stack, mesh)
+        except ValueError as error:
+            raise ValueError(f"sharding is 'tensor', which this model cannot be trained with: {error}") from error
+
+
+def beside_shares(is_split: bool) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which tensors that all processes have, and shares of others, go into one call: those of `split` players."""
+    if not is_split:
+        return contextlib.nullcontext()
+    from torch.distributed.tensor.experimental import implicit_replication
+
+    return implicit_replication()
 
 
 @contextlib.contextmanager
@@ -88,7 +122,9 @@ def whole_on_main(model: nn.Module, *, is_main: bool) -> Iterator[None]:
 
 def whole(value: Tensor) -> Tensor:
     """Return a tensor put together from the shares of all processes, which must all ask. A tensor that is not shared out is returned as is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    if not isinstance(value, DTensor):
+        return value
+    return value.full_tensor().flatten(0, 1) if is_cut_by_heads(value) else value.full_tensor()
 
 
 def whole_tensors(tensors: Mapping[str, Tensor], *, is_main: bool) -> dict[str, Tensor]:
@@ -106,7 +142,11 @@ def whole_tensors(tensors: Mapping[str, Tensor], *, is_main: bool) -> dict[str, 
 
 def share_like(value: Tensor, like: Tensor | None) -> Tensor:
     """Return this process's share of a whole tensor, cut as `like` is; the whole tensor if `like` is not shared out."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if not isinstance(like, DTensor):
+        return value
+    if is_cut_by_heads(like) and value.ndim == 2:
+        value = value.unflatten(0, (3, -1))
+    if value.shape != like.shape:
         return value
     # Without a source every process cuts what it has.
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

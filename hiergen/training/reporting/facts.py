@@ -18,6 +18,7 @@ from hiergen.training.tasks.base import Task
 #: Data that come with the package, by their names as a source.
 EMBEDDED = {
     "digits": "scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, CC BY 4.0)",
+    "emoji": "emoji drawn by Google (noto, Apache-2.0) and Microsoft (fluent-flat, MIT)",
     "topics": "Python's help topics",
     "python": "the sources of Python's standard library",
     "descriptions": "scikit-learn's descriptions of its data sets",

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from hiergen.data.codes import INDEX, CodeSet
+from hiergen.data.text.captioned import CaptionedCodes, caption_codes, text_entries
 from hiergen.generators.base import Generator
-from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning import TextCondition
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.generators.next_scale.model import NextScaleAR
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create, get_preset
@@ -50,10 +52,14 @@ class GeneratorTask(Task):
     """The generator's own loss on cached pyramids with class labels."""
 
     def __init__(self, config: GeneratorTaskConfig) -> None:
-        self.dataset = codes = CodeSet.open(config.codes)
+        self.dataset = codes = _open(config, config.codes)
         derived = {
             "level_specs": codes.level_specs,
-            **_class_entries(codes.classes, config.class_paths, config.class_table),
+            **(
+                _class_entries(codes.classes, config.class_paths, config.class_table)
+                if config.captions is None
+                else text_entries(config.captions)
+            ),
             **_standardization(config.preset, codes),
         }
         given = config.overrides.get("num_classes")
@@ -62,7 +68,8 @@ class GeneratorTask(Task):
                 f"overrides.num_classes is {given}, but the cache {config.codes!r} has {len(codes.classes)} classes: leave it out"
             )
         self.generator = cast(Generator, create(config.preset, **{**derived, **config.overrides}))
-        name_classes(self.generator, codes)
+        if config.captions is None:
+            name_classes(self.generator, codes)
         self.generator.check_tokenizer(codes.specs)
         _check_scale(self.generator, codes)
         self.players = {"generator": self.generator}
@@ -72,7 +79,7 @@ class GeneratorTask(Task):
                 f"random_until is {config.random_until}, but a {type(self.generator).__name__} has no random orders: leave it out"
             )
         if config.validation_codes is not None:
-            self.validation = held_out = CodeSet.open(config.validation_codes)
+            self.validation = held_out = _open(config, config.validation_codes)
             self.generator.check_tokenizer(held_out.specs)
         self._tokenizer = from_pretrained(config.tokenizer) if config.tokenizer is not None else None
         if self._tokenizer is not None:
@@ -98,17 +105,29 @@ class GeneratorTask(Task):
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         codes = cast(CodeSet, self.dataset)
-        return self.generator.loss(codes.pyramid(batch), batch["label"], rng=rng)
+        condition: Any = batch["label"]
+        if "text" in batch:
+            condition = TextCondition(batch["text"], batch["text_mask"])
+        return self.generator.loss(codes.pyramid(batch), condition, rng=rng)
 
     def images(self) -> dict[str, Tensor]:
-        """Return one sample of each of the first eight classes, always from the same draws."""
+        """Return one sample of each of the first eight classes, or texts, always from the same draws."""
         if self._tokenizer is None:
             return {}
         device = next(self.generator.parameters()).device
-        labels = torch.arange(min(8, len(cast(CodeSet, self.dataset).classes)), device=device)
+        codes = cast(CodeSet, self.dataset)
+        told: Tensor | TextCondition = torch.arange(min(8, len(codes.classes)), device=device)
+        if isinstance(codes, CaptionedCodes):
+            told = codes.texts[:8].to(device)
         with torch.no_grad():
-            pyramid = self.generator.generate(labels, rng=make_rng("tracked samples"))
+            pyramid = self.generator.generate(told, rng=make_rng("tracked samples"))
             return {"samples": self._tokenizer.to(device).decode(pyramid)}
+
+
+def _open(config: GeneratorTaskConfig, folder: str) -> CodeSet:
+    """Return a cache, with its captions where the generator reads them."""
+    codes = CodeSet.open(folder)
+    return codes if config.captions is None else caption_codes(codes, folder, config.captions)
 
 
 #: The generators that standardize tokens by their mean and deviation.

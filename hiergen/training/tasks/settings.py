@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hiergen.checked import Checked, CountOrZero, NotNegative
 from hiergen.data.config import DataConfig
 from hiergen.data.shapes.config import ShapeDataConfig
-from hiergen.data.text.config import TextDataConfig
+from hiergen.data.text.config import CaptionConfig, TextDataConfig
 from hiergen.training.tasks.term_settings import (
     AdversarialConfig,
     AlignmentConfig,
@@ -61,6 +61,7 @@ class GeneratorTaskConfig(TaskConfig):
         class_paths: Read the names of classes as paths, "group/subgroup | attribute" (`ClassHierarchy.from_names`), of which the generator
             learns every level: it can then be asked for a group, or an attribute, alone.
         class_table: CSV file of the classes' groups, coarse to fine, in place of their names (`ClassHierarchy.from_table`).
+        captions: How the captions that `hiergen encode` wrote beside the codes are read, for a generator of texts; None trains one of classes.
         validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
             interval; None for none.
         tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
@@ -74,6 +75,7 @@ class GeneratorTaskConfig(TaskConfig):
     codes: str = "codes"
     class_paths: bool = False
     class_table: str | None = None
+    captions: CaptionConfig | None = None
     validation_codes: str | None = None
     tokenizer: str | None = None
     random_until: tuple[CountOrZero, CountOrZero] | None = None
@@ -95,7 +97,7 @@ class GeneratorTaskConfig(TaskConfig):
 
         grid: list[int] = read_sizes(self.codes)["level_specs"][0]["grid"] or []
         if len(grid) < 3:
-            return _pipeline_line("ClassToImagePipeline", model)
+            return _pipeline_line("ClassToImagePipeline" if self.captions is None else "TextToImagePipeline", model)
         return _pipeline_line(
             "ClassToVideoPipeline", model, f"hiergen.FrameTokenizer.of({_TOKENIZER}, num_frames={grid[0]})"
         )
@@ -104,13 +106,16 @@ class GeneratorTaskConfig(TaskConfig):
         """Return the generator, for the cache's levels if it is there, otherwise for the preset's."""
         import torch
 
+        from hiergen.data.text.captioned import text_entries
         from hiergen.registry import create
         from hiergen.training.tasks.generator import read_sizes
 
+        told = {} if self.captions is None else text_entries(self.captions)
         with torch.device("meta"):
             return {
                 "generator": create(
-                    self.preset, **{**read_sizes(self.codes, self.class_paths, self.class_table), **self.overrides}
+                    self.preset,
+                    **{**read_sizes(self.codes, self.class_paths, self.class_table), **told, **self.overrides},
                 )
             }
 

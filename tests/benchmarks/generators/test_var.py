@@ -8,7 +8,7 @@ import torch
 from hiergen.benchmarks.generators.var import run
 from hiergen.benchmarks.measuring.plain.var import PlainSampler
 from hiergen.benchmarks.settings import VARSettings
-from hiergen.generators.next_scale.model import NextScaleSettings
+from hiergen.generators.next_scale.settings import NextScaleSettings
 from hiergen.registry import create
 
 

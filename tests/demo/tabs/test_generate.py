@@ -11,7 +11,7 @@ from hiergen.demo.requests import to_seed
 from hiergen.demo.stage import as_uri
 from hiergen.demo.steps import StoppedError
 from hiergen.demo.tabs.generate import GenerateRequest, generate, has_setting, make_ready
-from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create

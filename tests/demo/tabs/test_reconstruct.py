@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hiergen.data.images.pixels import to_pictures
+from hiergen.data.images.windows import Windows
 from hiergen.demo.inputs import examples_of
 from hiergen.demo.pictures import digit_examples
 from hiergen.demo.stage import as_uri
@@ -78,3 +79,14 @@ def test_the_stage_shows_the_picture_beside_every_prefix(library) -> None:
     assert all(as_uri(step.picture) in stage for step in result.steps)
     assert "&lt;i&gt;" in stage
     assert 'alt=""' not in draw_details(result)
+
+
+def test_the_tokens_of_all_windows_of_a_picture_are_counted(library) -> None:
+    tokenizer = library.get("two-dimensional").tokenizer
+    image = torch.rand(1, 3, 40, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    result = reconstruct(tokenizer, image, windows=Windows(size=32, overlap=8))
+    # Two rows of three windows.
+    assert str(result.steps[-1].prefix) == "126 tokens, 768 numbers"
+    assert result.source.size == result.steps[-1].picture.size == (72, 40)
+    assert result.codes == ()
+    assert "The tokens" not in draw_details(result)

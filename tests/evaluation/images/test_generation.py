@@ -23,7 +23,7 @@ from hiergen.generators.level_ar.settings import LevelARSettings
 from hiergen.generators.masked.cascade import MaskedCascadeSettings
 from hiergen.generators.masked.ids.settings import MaskedIdsSettings
 from hiergen.generators.masked.settings import MaskedARSettings
-from hiergen.generators.next_scale.model import NextScaleSettings
+from hiergen.generators.next_scale.settings import NextScaleSettings
 from hiergen.generators.random_order.model import RandomOrderARSettings
 from hiergen.generators.sequences.settings import SequenceSettings, TextSettings
 from hiergen.pipelines.encoding import tokenizer_fingerprint

@@ -6,9 +6,10 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
-from hiergen.evaluation.images.prefix_scores import score_generations, score_reconstructions
+from hiergen.evaluation.images.prefix_scores import score_adaptive, score_generations, score_reconstructions
 from hiergen.metrics.fidelity import FeatureExtractor
 from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.prefixes import encode_adaptive
 from hiergen.registry import create
 from hiergen.seeding import SampleRng
 
@@ -84,3 +85,17 @@ def test_generations_that_stop_early_are_the_beginning_of_longer_ones(pipeline, 
     assert scores[0].psnr_db is None
     with pytest.raises(TypeError, match="LevelAR has no setting 'guidance_scal'; did you mean guidance_scale"):
         score_generations(pipeline, labels, reference, EXTRACTOR, guidance_scal=2.0)
+
+
+def test_adaptive_codes_are_summed_up(pipeline) -> None:
+    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    bound = float(encode_adaptive(pipeline.tokenizer, images, min_psnr=-100.0).psnr.median())
+    found = encode_adaptive(pipeline.tokenizer, images, min_psnr=bound)
+    assert len(set(found.chosen.tolist())) > 1
+    (score,) = score_adaptive(pipeline.tokenizer, images, (bound,))
+    assert score.size == pytest.approx(float(found.sizes.mean()))
+    assert score.psnr_db == pytest.approx(float(found.psnr.mean()))
+    assert score.reached == pytest.approx(float((found.psnr >= bound).float().mean()))
+    assert found.psnr.min() <= score.lowest_psnr_db <= score.psnr_db
+    easy, hard = score_adaptive(pipeline.tokenizer, images, (-100.0, 1000.0))
+    assert (easy.tokens, easy.reached, hard.tokens, hard.reached) == (2, 1, 16, 0)

@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from hiergen.evaluation.images.probes import ProbeSettings, _score, edges, prefix_maps, probe_prefixes
+from hiergen.evaluation.images.probes import (
+    ProbeSettings,
+    _score,
+    boxes,
+    edges,
+    foreground,
+    mean_colors,
+    prefix_maps,
+    probe_prefixes,
+)
 from hiergen.registry import create
 from hiergen.tokenizers.multiscale_vq.model import MultiScaleVQ
 from hiergen.tokenizers.pyramid.model import PyramidTokenizer
@@ -83,6 +92,10 @@ def test_the_maps_are_what_is_decoded() -> None:
     var = MultiScaleVQ(widths=[32, 32], num_blocks=1, code_dim=4, vocab_size=8, image_size=16, sides=[1, 4, 8]).eval()
     maps = prefix_maps(var, var.encode(images).prefix(2))
     torch.testing.assert_close(var.decoder(var.from_code(maps)), var.decode(var.encode(images).prefix(2)))
+    apart = prefix_maps(model, pyramid, reads="levels")
+    assert torch.equal(apart[:, 4:], pyramid.levels[1].mT.unflatten(2, (4, 4)))
+    assert torch.equal(apart[:, :4, ::2, ::2], pyramid.levels[0].mT.unflatten(2, (2, 2)))
+    assert prefix_maps(var, var.encode(images), reads="levels").shape == (2, 12, 8, 8)
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -94,3 +107,42 @@ def test_what_does_not_fit_is_named() -> None:
     flat = create("restok-tiny", image_size=16, encoder_depth=4, decoder_depth=1).eval()
     with pytest.raises(ValueError, match="ResTok has no probes, expected a PyramidTokenizer or a MultiScaleVQ"):
         prefix_maps(flat, flat.encode(images))
+
+
+def test_what_is_asked_of_the_whole_picture_is_found() -> None:
+    images, labels = pictures(96)
+    # As small as shares of a picture may be, or large.
+    upper = 0.7 + 1e-4 * labels[:, :8].float().mean(dim=(1, 2))
+    targets = {
+        "class": (upper > upper.median()).long(),
+        "numbers": torch.stack((upper, 100 * labels[:, 0, 0].float()), dim=1),
+    }
+    for kind in ("linear", "convolutions"):
+        settings = ProbeSettings(kind=kind, steps=100, batch_size=32, hidden_dim=8, lr=0.02, weight_decay=0.01)
+        for name, wanted in targets.items():
+            constant, _, fine = (
+                score.score for score in probe_prefixes(tokenizer(), images, wanted, num_test=32, settings=settings)
+            )
+            assert constant < 0.1 if name == "numbers" else 0.3 < constant < 0.7
+            assert fine > 0.7, (kind, name)
+    with pytest.raises(ValueError, match=r"targets have shape \(95,\), expected \(96,\)"):
+        probe_prefixes(tokenizer(), images, targets["class"][1:], num_test=32)
+
+
+def test_every_number_of_a_picture_is_explained_by_itself() -> None:
+    targets = torch.tensor([[0.0, 100.0], [1.0, 300.0]])
+    # The first is right, of the second a part is explained.
+    answers = torch.tensor([[0.0, 200 - 70.7107], [1.0, 200 + 70.7107]])
+    assert _score(answers, targets) == pytest.approx((1 + 1 - (1 - 0.707107) ** 2) / 2, abs=1e-5)
+    assert _score(answers[:, :1], torch.ones(2, 1)) == 0.0
+    assert _score(torch.tensor([[3.0, 1.0], [0.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 0, -1])) == 0.5
+
+
+def test_targets_of_an_object_on_a_background() -> None:
+    images = torch.full((2, 3, 8, 10), 0.5)
+    images[0, :, 2:5, 6:8] = torch.tensor([1.0, -1.0, 0.0])[:, None, None]
+    images[0, :, 7, 9] = 0.55
+    mask = foreground(images)
+    assert mask[0].nonzero().tolist() == [[row, column] for row in (2, 3, 4) for column in (6, 7)]
+    torch.testing.assert_close(boxes(mask), torch.tensor([[3.5 / 8, 0.7, 3 / 8, 0.2], [0.5, 0.5, 1.0, 1.0]]))
+    assert torch.equal(mean_colors(images, mask), torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]))

@@ -10,6 +10,7 @@ import torch
 from hiergen.generators.masked.cascade import MaskedCascade, MaskedCascadeSettings, StageConfig
 from hiergen.generators.masked.model import MaskedAR
 from hiergen.generators.masked.settings import MaskedARSettings
+from hiergen.known import Known
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 
 SPECS = (LevelSpec(8, dim=3), LevelSpec(12, dim=3))
@@ -73,7 +74,7 @@ def test_generation_is_that_of_its_stages_and_can_start_from_the_coarse_level() 
     fine = model.high.generate(LABELS, FAST.stage(1), low_res=model.low.standardize(low.levels[0]), rng=rng)
     assert torch.equal(made.levels[0], low.levels[0])
     assert torch.equal(made.levels[1], fine.levels[0])
-    again = model.generate(LABELS, FAST, low=low, rng=_rng(4))
+    again = model.generate(LABELS, FAST, known=Known(low), rng=_rng(4))
     assert torch.equal(again.levels[0], low.levels[0])
     assert not torch.allclose(again.levels[1], made.levels[1])
 
@@ -82,9 +83,9 @@ def test_the_fine_level_follows_the_coarse_one_through_noise() -> None:
     model = _cascade()
     one, two = (TokenPyramid((value * torch.ones(2, 8, 3),), SPECS[:1]) for value in (1.0, -1.0))
     half, all_noise = FAST, dataclasses.replace(FAST, low_res_noise=1.0)
-    apart = [model.generate(LABELS, half, low=low, rng=_rng()).levels[1] for low in (one, two)]
+    apart = [model.generate(LABELS, half, known=Known(low), rng=_rng()).levels[1] for low in (one, two)]
     assert not torch.allclose(*apart)
-    drowned = [model.generate(LABELS, all_noise, low=low, rng=_rng()).levels[1] for low in (one, two)]
+    drowned = [model.generate(LABELS, all_noise, known=Known(low), rng=_rng()).levels[1] for low in (one, two)]
     assert torch.equal(*drowned)
 
 
@@ -188,8 +189,6 @@ def test_errors_say_what_came_and_what_was_expected() -> None:
         _cascade(latent_mean=[[0.0] * 3])
     with pytest.raises(ValueError, match="the pyramid's levels are"):
         model.loss(_pyramid().prefix(1), LABELS)
-    with pytest.raises(ValueError, match="low holds levels"):
-        model.generate(LABELS, FAST, low=_pyramid())
     with pytest.raises(ValueError, match=r"high_guidance_scale is -1.0, expected at least 0"):
         MaskedCascadeSettings(high_guidance_scale=-1.0)
     with pytest.raises(ValueError, match="num_steps holds 3 numbers, the generator has 2 stages"):

@@ -11,7 +11,8 @@ import torch
 from hiergen.bottlenecks.multiscale import MultiScaleQuantizer
 from hiergen.generators.conditioning import Unconditional
 from hiergen.generators.guidance import guide
-from hiergen.generators.next_scale.model import NextScaleAR, NextScaleSettings
+from hiergen.generators.next_scale.model import NextScaleAR
+from hiergen.generators.next_scale.settings import NextScaleSettings
 from hiergen.generators.sampling import draw_ids
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 from hiergen.seeding import SampleRng

@@ -42,16 +42,15 @@ def stack_errors(plan: DepthPlan, mesh: DeviceMesh) -> dict[str, float]:
     expected.square().sum().backward()
     found.square().sum().backward()
     theirs, ours = whole[0], split[0]
-    rank = mesh.get_local_rank()
-    qkv = theirs.attention.qkv.weight.grad.unflatten(0, (3, 4, 16))[:, 2 * rank : 2 * rank + 2].flatten(0, 2)
+    qkv = ours.attention.qkv["weight"].grad
     return {
         "output": distance(found, expected),
         "input's gradient": distance(y.grad, x.grad),
         "norm's gradient": distance(ours.attention_norm.weight.grad, theirs.attention_norm.weight.grad),
         "gate's gradient": distance(ours.ffn.gate.weight.grad.full_tensor(), theirs.ffn.gate.weight.grad),
         "down's gradient": distance(ours.ffn.down.weight.grad.full_tensor(), theirs.ffn.down.weight.grad),
-        "out's gradient": distance(ours.attention.out.grad.full_tensor(), theirs.attention.out.weight.grad),
-        "qkv's gradient": distance(ours.attention.qkv.grad.to_local(), qkv),
+        "out's gradient": distance(ours.attention.out["weight"].grad.full_tensor(), theirs.attention.out.weight.grad),
+        "qkv's gradient": distance(qkv.full_tensor().flatten(0, 1), theirs.attention.qkv.weight.grad),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from hiergen.nn.depth.deltas import ParameterDelta
 from hiergen.nn.depth.plan import DepthPlan, cycle, ladder, plain, sandwich, sequence
 from hiergen.nn.depth.stack import BlockStack
 from hiergen.pyramid import TokenPyramid
@@ -20,6 +21,15 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "rar-tiny": SMALL,
     "var-tiny": {**SMALL, "dim": 30, "num_heads": 1},
     "maskgit-tiny": {**SMALL, "blocks": "post_norm"},
+    "block-tiny-16": {**SMALL, "token_dim": 32, "token_depth": 1, "token_heads": 2},
+    "byte-word-tiny-levels": {
+        **SMALL,
+        "num_kv_heads": 1,
+        "ffn_dim": 32,
+        "byte_dim": 32,
+        "byte_heads": 2,
+        "byte_ffn_dim": 32,
+    },
     "mar-tiny": {f"{part}_dim": 32 for part in ("encoder", "decoder")}
     | {f"{part}_heads": 2 for part in ("encoder", "decoder")},
 }
@@ -32,6 +42,7 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 }
 UP = re.compile(r"\.deltas\.\d+\.up\.")
 RELAXED = cycle(2, loops=2, rank=2)
+CACHED = (sandwich(1, 1, 1, loops=2, rank=2), ladder(2), cycle(2, loops=2, rank=2, lag=1))
 
 
 def build(name: str, plan: DepthPlan | None, **overrides: Any) -> Any:
@@ -107,11 +118,12 @@ def test_every_model_trains_by_a_plan_and_is_saved_with_it(name: str, tmp_path) 
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["har-tiny", "rar-tiny", "var-tiny"])
 @pytest.mark.parametrize(
-    "plan",
-    [sandwich(1, 1, 1, loops=2, rank=2), ladder(2), cycle(2, loops=2, rank=2, lag=1)],
-    ids=["sandwich", "ladder", "both"],
+    ("name", "plan"),
+    [
+        *((name, plan) for name in ("har-tiny", "rar-tiny", "var-tiny") for plan in CACHED),
+        *((name, CACHED[0]) for name in ("block-tiny-16", "byte-word-tiny-levels")),
+    ],
 )
 def test_cached_generation_equals_the_whole_pass(name: str, plan: DepthPlan) -> None:
     model = build(name, plan)
@@ -123,6 +135,20 @@ def test_cached_generation_equals_the_whole_pass(name: str, plan: DepthPlan) -> 
         chosen = type(settings)(guidance_scale=1.5, use_cache=use_cache)
         found.append(model.generate(labels, chosen, rng=torch.Generator().manual_seed(0)).concat())
     assert torch.equal(*found)
+
+
+SHORT = {"flow-tiny": {"num_steps": 3}, "mar-tiny": {"num_steps": 2, "head_steps": 2}, "maskgit-tiny": {"num_steps": 2}}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generation_adds_differences_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = build(name, RELAXED), []
+    added_to = ParameterDelta.added_to
+    monkeypatch.setattr(ParameterDelta, "added_to", lambda self, block: calls.append(self) or added_to(self, block))
+    model.generate(
+        torch.tensor([0, 1]), model.make_settings(**SHORT.get(name, {})), rng=torch.Generator().manual_seed(0)
+    )
+    assert len(calls) == sum(isinstance(module, ParameterDelta) for module in model.modules()) > 0
 
 
 def test_slices_are_for_tokens_that_all_see_each_other() -> None:
@@ -142,6 +168,8 @@ def test_plans_are_refused_where_blocks_have_other_roles() -> None:
         build("maskgit-tiny", RELAXED, blocks="skip")
     with pytest.raises(ValueError, match="plan of the encoder has a step with lag 1 or inject, expected neither"):
         build("restok-tiny", ladder(4))
+    with pytest.raises(ValueError, match="step 0 of plan has lag 1, which NeoXBlock cannot run with"):
+        build("block-tiny-16", ladder(4))
     with pytest.raises(ValueError, match="plan names the stack 'coder'"):
         create("titok-tiny", plan={"coder": []})
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import hiergen
+from hiergen.cli.quickstart import _named_data
 from hiergen.quickstart.images.report import markdown_report
 from hiergen.quickstart.images.run import run_quickstart
 from hiergen.quickstart.images.trainings import generator_config, tokenizer_config
@@ -153,9 +154,40 @@ def test_level_by_level_generation_gets_the_same_report(tmp_path, monkeypatch) -
     torch.testing.assert_close(shown[0]["images"], pipe.tokenizer.decode(made.pyramid.prefix(1)).clamp(-1, 1))
 
 
+def test_emoji_are_the_same_job_in_color(tmp_path, monkeypatch) -> None:
+    quick = dataclasses.replace(
+        FAMILIES["FlowTransformer"], sampling={**FAMILIES["FlowTransformer"].sampling, **FEW["FlowTransformer"]}
+    )
+    monkeypatch.setitem(FAMILIES, "FlowTransformer", quick)
+    usual = QuickstartSettings.usual("emoji")
+    assert (usual.data, usual.tokenizer, usual.generator) == ("emoji", "hieratok-tiny-color", "flow-tiny")
+    report = run_quickstart(dataclasses.replace(usual, out=str(tmp_path), samples_seen=64, num_generated=80))
+    assert report["what"].startswith("quickstart on emoji drawn by Google (noto) and Microsoft (fluent-flat)")
+    assert [row["tokens"] for row in report["reconstruction"]["psnr_by_levels"]] == [1, 5, 21]
+    assert report["generation"]["images"] == "80 generated, 10 a class"
+    assert 0.3 < report["classifier"]["real_test_accuracy"] < 0.95
+    assert "## Does it draw the group that was asked for?" in (tmp_path / "report.md").read_text()
+    pipe = hiergen.from_pretrained(tmp_path / "pipeline")
+    assert pipe.class_names[5] == "Smileys & Emotion"
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], "digits"),
+        (["--data", "emoji"], "emoji"),
+        (["--seed", "1", "--data=emoji"], "emoji"),
+        (["--data", "pictures"], "digits"),
+    ],
+)
+def test_the_data_decide_what_the_other_settings_are_unless_they_are_given(args, expected) -> None:
+    assert QuickstartSettings.usual(_named_data(args)).data == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"data": "emoji"}, "num_generated is 500, expected a multiple of 8"),
         ({"samples_seen": 10}, "samples_seen is 10, expected at least 64"),
         ({"num_generated": 85}, "num_generated is 85, expected a multiple of 10"),
         ({"tokenizer": "restok-tin"}, "unknown preset 'restok-tin'; did you mean"),

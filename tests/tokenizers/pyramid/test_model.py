@@ -201,6 +201,14 @@ def test_the_generator_of_the_next_scale_runs_on_the_levels() -> None:
         loss["loss"].backward()
         made = generator.eval().generate(torch.tensor([0, 1]), rng=torch.Generator().manual_seed(0))
         assert model.decode(made).shape == (2, 3, 16, 16)
+        smooth = generator.generate(
+            torch.tensor([0, 1]), generator.make_settings(smooth=True), rng=torch.Generator().manual_seed(0)
+        )
+        assert [level.shape for level in smooth.levels] == [(2, count, 4) for count in (4, 16, 64)]
+        assert model.decode(smooth).shape == (2, 3, 16, 16)
+        # A mixture that is a single code is what its id is.
+        single = tuple(model.levels.quantizer.lookup(ids) for ids in made.levels)
+        torch.testing.assert_close(model.decode(TokenPyramid(single, smooth.specs)), model.decode(made))
     assert torch.equal(generator.quantizer.codebook, model.levels.quantizer.lookup(torch.arange(36)[None])[0])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import toy
 
-from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.registry import create

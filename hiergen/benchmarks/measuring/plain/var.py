@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiergen.convert.var import generator_to_official
-from hiergen.generators.next_scale.model import NextScaleAR, NextScaleSettings
+from hiergen.generators.next_scale.model import NextScaleAR
+from hiergen.generators.next_scale.settings import NextScaleSettings
 from hiergen.generators.sampling import truncate
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hiergen.generators.base import Generator, StepCallback
@@ -34,10 +34,10 @@ from hiergen.generators.conditioning import (
 from hiergen.generators.finite import FiniteSteps
 from hiergen.generators.masked.ids.settings import MaskedIdsSettings, count_hidden, gumbel_noise, least_sure
 from hiergen.generators.masked.ids.transformers import PostNormTransformer, SkipTransformer
+from hiergen.known import Known
 from hiergen.levels import shared_vocabulary
 from hiergen.nn.blocks.layers import Linear
-from hiergen.nn.depth.stack import PlanJson
-from hiergen.nn.running.modes import evaluating
+from hiergen.nn.depth.stack import PlanJson, generating
 from hiergen.nn.running.precision import widen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_from_json
 from hiergen.seeding import Rng, draw_uniform
@@ -70,6 +70,7 @@ class MaskedIds(Generator):
     """
 
     settings_class = MaskedIdsSettings
+    takes_known = frozenset({"levels", "places"})
     _supports_gradient_checkpointing = True
     _repeated_blocks = ["PostNormBlock", "EncoderBlock"]  # type: ignore[assignment]  # noqa: RUF012
 
@@ -185,6 +186,7 @@ class MaskedIds(Generator):
         condition: Tensor | Unconditional,
         settings: MaskedIdsSettings | None = None,
         *,
+        known: Known | None = None,
         rng: Rng | None = None,
         callback: StepCallback | None = None,
     ) -> TokenPyramid:
@@ -194,6 +196,7 @@ class MaskedIds(Generator):
             condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or `Unconditional`, where labels
                 were dropped in training.
             settings: Steps, noise and guidance; None takes `MaskedIdsSettings()`.
+            known: Ids that are given at any places. They are visible from the start, and the schedule counts the others of each sample.
             rng: Source of the noise: for each step `(b, n, v)` uniform numbers and `(b, n)` more; a `SampleRng` draws each sample by
                 itself.
             callback: Called after each step, with all levels after the last one and None before.
@@ -207,12 +210,18 @@ class MaskedIds(Generator):
             condition, self.config["num_classes"], self.config["class_dropout"], self.device, self.class_embedding
         )
         ids = torch.full((len(condition), self.num_tokens), self.vocab_size, device=self.device)
+        known, given = self.check_known(known, len(condition)), None
+        if known is not None:
+            if known.is_complete(len(self._specs)):
+                return known.pyramid
+            held, given = known.sequence(self._specs)
+            ids = torch.where(given, held, ids)
         finite = FiniteSteps(type(self).__name__, "logits")
-        with evaluating(self):
+        with generating(self):
             for step in range(settings.num_steps):
                 logits = self._guided_logits(ids, condition, settings, step, rng)
                 finite.note(logits, f"step {step} of {settings.num_steps}")
-                ids = self._reveal(ids, logits, settings, step, rng)
+                ids = self._reveal(ids, logits, settings, step, rng, given)
                 if callback is not None:
                     is_last = step + 1 == settings.num_steps
                     callback(step, TokenPyramid.split(ids, self._specs) if is_last else None)
@@ -239,7 +248,13 @@ class MaskedIds(Generator):
         return settings.guide(conditional, null, step, total)
 
     def _reveal(
-        self, ids: Tensor, logits: Tensor, settings: MaskedIdsSettings, step: int, rng: Rng | None
+        self,
+        ids: Tensor,
+        logits: Tensor,
+        settings: MaskedIdsSettings,
+        step: int,
+        rng: Rng | None,
+        given: Bool[Tensor, "b n"] | None,
     ) -> Int[Tensor, "b n"]:
         """Return the ids after a step, the least sure of the new ones hidden again."""
         left = 1 - (step + 1) / settings.num_steps
@@ -251,9 +266,15 @@ class MaskedIds(Generator):
         confidence = self._noisy(confidence, noise, settings, rng)
         if step + 1 == settings.num_steps:
             return new
-        wanted = settings.num_hidden(step, self.num_tokens)
-        again = least_sure(confidence, hidden, wanted, count_of_first=settings.official_draws)
-        return new.masked_fill(again, self.vocab_size)
+        if given is None:
+            wanted = settings.num_hidden(step, self.num_tokens)
+            again = least_sure(confidence, hidden, wanted, count_of_first=settings.official_draws)
+            return new.masked_fill(again, self.vocab_size)
+        # In float64, as `num_hidden`; some devices have none.
+        counts = (~given).sum(dim=1, keepdim=True).cpu().double() * settings.share_hidden(step)
+        again = least_sure(confidence, hidden, counts.floor().long().to(given.device))
+        # A sample that is given whole has no token that could stay hidden.
+        return new.masked_fill(again & ~given, self.vocab_size)
 
     def _noisy(self, values: Tensor, scale: float, settings: MaskedIdsSettings, rng: Rng | None) -> Tensor:
         if scale == 0 and not settings.official_draws:

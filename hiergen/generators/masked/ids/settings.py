@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hiergen.checked import Count, NotNegative
@@ -61,7 +61,11 @@ class MaskedIdsSettings(GuidanceSettings):
 
     def num_hidden(self, step: int, num_tokens: int) -> int:
         """Return how many tokens the arccos schedule leaves hidden after a step."""
-        return math.floor(num_tokens * (math.acos((step + 1) / self.num_steps) / (math.pi / 2)))
+        return math.floor(num_tokens * self.share_hidden(step))
+
+    def share_hidden(self, step: int) -> float:
+        """Return the share of the tokens that the arccos schedule leaves hidden after a step."""
+        return math.acos((step + 1) / self.num_steps) / (math.pi / 2)
 
 
 def gumbel_noise(uniform: Tensor) -> Tensor:
@@ -70,20 +74,24 @@ def gumbel_noise(uniform: Tensor) -> Tensor:
 
 
 def least_sure(
-    confidence: Float[Tensor, "b n"], hidden: Bool[Tensor, "b n"], wanted: int, *, count_of_first: bool = False
+    confidence: Float[Tensor, "b n"],
+    hidden: Bool[Tensor, "b n"],
+    wanted: int | Int[Tensor, "b 1"],
+    *,
+    count_of_first: bool = False,
 ) -> Bool[Tensor, "b n"]:
     """Return which tokens stay hidden: the `wanted` least sure, at least one and at most all but one of the hidden, and ties with the last.
 
     Args:
         confidence: How sure each token is; infinite where it is not hidden.
         hidden: Tokens that are hidden before the step.
-        wanted: Number of tokens to hide.
+        wanted: Number of tokens to hide, the same in all samples or one per sample.
         count_of_first: Take the first sample's number of hidden tokens for all, as the released program does.
     """
     count = hidden.sum(dim=1, keepdim=True)
     if count_of_first:
         count = count[:1].expand_as(count)
-    number = (count - 1).clamp(min=1, max=max(wanted, 1))
+    number = torch.minimum(count - 1, torch.as_tensor(wanted, device=count.device)).clamp(min=1)
     threshold = confidence.sort(dim=1).values.gather(1, number - 1)
     return confidence <= threshold
 

@@ -26,6 +26,7 @@ from hiergen.generators.sequences.block.token_decoders import BlockCache, TokenD
 from hiergen.generators.sequences.prediction import Prediction
 from hiergen.generators.sequences.texts import valid_ids
 from hiergen.nn.blocks.placed import NeoXBlock, Sight, SlotCache, new_caches, rotary_of
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 
 FirstBlock = Literal["learned", "context"]
 GenerationPositions = Literal["trained", "official"]
@@ -77,6 +78,7 @@ class BlockTransformer(SequenceModel):
         first_block: "learned" predicts the first block from a start; "context" never predicts it, as the published models.
         generation_positions: How steps number the prefix: "trained" as passes over whole sequences do; "official" numbers all of it 0, as
             the released generation does, which is not what the models were trained with.
+        plan: Steps of the block decoder as JSON (`hiergen.nn.depth.plan`), without lags; None runs each layer once.
 
     Raises:
         ValueError: If an argument is out of range or two do not fit together.
@@ -114,6 +116,7 @@ class BlockTransformer(SequenceModel):
         begin_id: int = 0,
         first_block: str = "learned",
         generation_positions: str = "trained",
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         vocab_size = self._read_task(level_specs, num_classes, vocab_size, class_dropout)
@@ -138,7 +141,7 @@ class BlockTransformer(SequenceModel):
             ffn_dim=embedder_ffn_dim,
             dropout=embedder_dropout,
         )
-        self.blocks = nn.ModuleList(NeoXBlock(dim, num_heads, 4 * dim) for _ in range(depth))
+        self.blocks = BlockStack((NeoXBlock(dim, num_heads, 4 * dim) for _ in range(depth)), plan, dim=dim)
         self.norm = nn.LayerNorm(dim)
         self.decode_ids = make_token_decoder(
             cast(TokenDecoderKind, token_decoder),
@@ -250,10 +253,7 @@ class BlockTransformer(SequenceModel):
             begins = F.pad(first[:, :-1], (1, 0)) | (place == 1)
             positions = place - torch.where(begins, place - 1, 0).cummax(dim=1).values
         sight = Sight(mask=mask, positions=positions)
-        rotary = rotary_of(self.blocks, sight)
-        for block in self.blocks:
-            x = self.run(block, x, sight, rotary)
-        x = self.norm(x)
+        x = self.norm(self.blocks(x, sight, rotary_of(self.blocks.unwrapped, sight)))
         return x if first is None else torch.where(first[..., None], x[:, :1], x)
 
     def _embed(self, blocks: Int[Tensor, "b g l"], known: Bool[Tensor, "b g l"]) -> Float[Tensor, "b g d"]:
@@ -270,7 +270,7 @@ class BlockTransformer(SequenceModel):
 
     def start_cache(self, batch: int, num_ids: int) -> BlockTransformerCache:
         num_slots = num_ids // self.block_length + 2
-        caches = new_caches(len(self.blocks), batch, num_slots)
+        caches = new_caches(self.blocks.num_steps, batch, num_slots)
         return BlockTransformerCache(caches, num_slots, self.decode_ids.new_cache(batch), batch, self.block_length)
 
     @torch.no_grad()
@@ -333,10 +333,8 @@ class BlockTransformer(SequenceModel):
     def _coarse(self, x: Tensor, slots: Tensor, cache: BlockTransformerCache, rows: Tensor) -> Tensor:
         """Return the block decoder's outputs for the next blocks of some rows."""
         sight = Sight.of_slots(slots, cache.num_slots, rows)
-        rotary = rotary_of(self.blocks, sight)
-        for block, layer in zip(self.blocks, cache.blocks, strict=True):
-            x = block(x, sight, rotary, layer)
-        return self.norm(x)
+        rotary = rotary_of(self.blocks.unwrapped, sight)
+        return self.norm(self.blocks(x, sight, rotary, caches=cache.blocks))
 
 
 def _check_choices(embedder: str, token_decoder: str, first_block: str, generation_positions: str) -> None:

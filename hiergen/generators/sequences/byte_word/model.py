@@ -26,6 +26,7 @@ from hiergen.generators.sequences.byte_word.parts import DecoderLayer, WordPooli
 from hiergen.generators.sequences.prediction import Prediction
 from hiergen.nn.blocks.layers import RMSNorm
 from hiergen.nn.blocks.placed import LlamaBlock, Sight, rotary_of
+from hiergen.nn.depth.stack import BlockStack, PlanJson
 
 
 class ByteWordTransformer(SequenceModel):
@@ -51,6 +52,7 @@ class ByteWordTransformer(SequenceModel):
         max_word_bytes: Most bytes of a word.
         rope_theta: Base of the rotary frequencies of bytes.
         word_rope_theta: Base of the rotary frequencies of words in the backbone.
+        plan: Steps of the backbone as JSON (`hiergen.nn.depth.plan`), without lags; None runs each layer once.
 
     Raises:
         ValueError: If an argument is out of range or two do not fit together.
@@ -86,6 +88,7 @@ class ByteWordTransformer(SequenceModel):
         max_word_bytes: int = 100,
         rope_theta: float = 10000.0,
         word_rope_theta: float = 500000.0,
+        plan: PlanJson | None = None,
     ) -> None:
         super().__init__()
         vocab_size = self._read_task(level_specs, num_classes, vocab_size, class_dropout)
@@ -101,10 +104,11 @@ class ByteWordTransformer(SequenceModel):
             LlamaBlock(byte_dim, byte_heads, byte_ffn_dim, **byte_block) for _ in range(encoder_depth)
         )
         self.pooling = WordPooling(byte_dim, dim, num_heads, use_qk_norm=use_qk_norm, theta=rope_theta)
-        self.backbone = nn.ModuleList(
+        layers = (
             LlamaBlock(dim, num_heads, ffn_dim, num_kv_heads=num_kv_heads, use_qk_norm=use_qk_norm)
             for _ in range(depth)
         )
+        self.backbone = BlockStack(layers, plan, dim=dim)
         self.first_word = nn.Parameter(torch.zeros(dim))
         self.decoder = nn.ModuleList(
             DecoderLayer(byte_dim, dim, LlamaBlock(byte_dim, byte_heads, byte_ffn_dim, **byte_block))
@@ -184,10 +188,7 @@ class ByteWordTransformer(SequenceModel):
         sight = Sight.of_rows(x.shape[1], device=x.device)
         same = layout.word_text[:, :, None] == layout.word_text[:, None, :]
         sight = Sight(mask=sight.mask & same, positions=layout.word_place)
-        rotary = rotary_of(self.backbone, sight, self.config["word_rope_theta"])
-        for block in self.backbone:
-            x = self.run(block, x, sight, rotary)
-        return x
+        return self.backbone(x, sight, rotary_of(self.backbone.unwrapped, sight, self.config["word_rope_theta"]))
 
     def shift(self, words: Float[Tensor, "b w e"], layout: WordLayout) -> Float[Tensor, "b n e"]:
         """Return for each symbol the backbone's output of the word before its own."""
@@ -209,7 +210,7 @@ class ByteWordTransformer(SequenceModel):
         return ByteWordCache(
             batch,
             num_ids + self.num_front,
-            depths=(len(self.encoder), len(self.backbone), len(self.decoder)),
+            depths=(len(self.encoder), self.backbone.num_steps, len(self.decoder)),
         )
 
     @torch.no_grad()
@@ -265,10 +266,8 @@ class ByteWordTransformer(SequenceModel):
     def think_slots(self, x: Tensor, slots: Tensor, cache: ByteWordCache, rows: Tensor) -> Tensor:
         """Return the backbone's output for the next words of some rows."""
         sight = Sight.of_slots(slots, cache.num_slots, rows)
-        rotary = rotary_of(self.backbone, sight, self.config["word_rope_theta"])
-        for block, layer in zip(self.backbone, cache.backbone, strict=True):
-            x = block(x, sight, rotary, layer)
-        return x
+        rotary = rotary_of(self.backbone.unwrapped, sight, self.config["word_rope_theta"])
+        return self.backbone(x, sight, rotary, caches=cache.backbone)
 
     def decode_slots(self, x: Tensor, words: Tensor, slots: Tensor, cache: ByteWordCache, rows: Tensor) -> Tensor:
         """Return the logits of the next symbols of some rows."""

@@ -1,0 +1,271 @@
+"""Does a generator of texts draw what it is told? A judge of classes, retrieval by the model's own likelihood, and a sheet to look at.
+
+    python eval/measure_words.py --pipeline runs/words --data.source npz:FILE --lpips WEIGHTS --out runs/words-measured
+
+`--data` names the pictures with their classes "group/subgroup | attribute"; what it holds out is what was held out in training. Three parts:
+
+    drawn       samples of names: how often a judge (logistic regression on AlexNet's features of the real train split) finds group and subgroup
+    retrieval   held-out pictures of one attribute and as many names: rank of the right one by the model's likelihood. Of a `LevelAR` that is
+                its cross-entropy in nats per picture; of a flow, which has none without solving for it, the squared error of its velocity at
+                fixed noise. A text's pictures are ranked by what the text gains over no text, a picture's texts by the error itself.
+    sheet       prompts of the settings, not selected
+"""
+
+import dataclasses
+import functools
+import textwrap
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hiergen.config import parse
+from hiergen.data.config import DataConfig
+from hiergen.data.images.on_disk import PictureSet
+from hiergen.data.sources import open_captions, open_images
+from hiergen.environment import require
+from hiergen.figures import save_image_grid
+from hiergen.files import check_writable, write_json
+from hiergen.generators.conditioning import TextCondition, Unconditional
+from hiergen.generators.flow.model import FlowTransformer
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.nn.straight_path import interpolate
+from hiergen.pipelines.encoding import encode_batches
+from hiergen.pipelines.image import TextToImagePipeline
+from hiergen.pipelines.loading import from_pretrained
+from hiergen.pretrained.perceptual import LPIPS
+from hiergen.seeding import SampleRng, make_rng
+from hiergen.telling import say
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured, on which data.
+
+    Attributes:
+        pipeline: Folder of a `TextToImagePipeline`.
+        beside: Folder or name of a class-conditional pipeline of the same classes, whose samples of the subgroups are judged too; "" for none.
+        out: Folder of the numbers and pictures.
+        data: The pictures; `split` is not read.
+        lpips: Folder of AlexNet's weights.
+        captions: What samples are asked for, by a template of their names and classes.
+        num_samples: Number of samples that are judged, for names that were trained and for names that were held out.
+        num_candidates: Number of pictures, and of names, that the right one is found among.
+        times: Times of the path, 0 (noise) to 1, at which a flow's velocity is compared.
+        attribute: Pictures of this attribute are candidates, so that it tells nothing.
+        seeds: Seeds of the samples.
+        sampling: Settings of the generators, for all samples.
+        prompts: Texts of the sheet.
+        per_prompt: Samples of each.
+        negative_prompt: What guidance moves away from in the sheet; "" is no text.
+    """
+
+    pipeline: str = "runs/words"
+    beside: str = ""
+    out: str = "runs/words-measured"
+    data: DataConfig = dataclasses.field(
+        default_factory=lambda: DataConfig(
+            size=64, hold_out=10, hold_out_by="name", label_column="labels+styles", in_memory=False
+        )
+    )
+    lpips: str | None = None
+    captions: str = "{name}, {attribute}"
+    num_samples: int = 256
+    num_candidates: int = 100
+    times: tuple[float, ...] = (0.3, 0.55, 0.8)
+    attribute: str = "noto"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sampling: dict[str, Any] = dataclasses.field(default_factory=lambda: {"guidance_scale": 3.0})
+    prompts: tuple[str, ...] = ("red heart", "blue heart", "cat face", "blue cat face")
+    per_prompt: int = 8
+    negative_prompt: str = ""
+
+
+def main(settings: Settings) -> None:
+    """Measure the three parts, each written when it is done."""
+    out = check_writable(settings.out)
+    pipe = cast(TextToImagePipeline, from_pretrained(settings.pipeline))
+    pipe.set_progress_bar_config(disable=True)
+    sheet(pipe, settings, out / "sheet.png")
+    train, test = (Pictures.of(settings, split) for split in ("train", "test"))
+    ranks = {}
+    for kind in (test, train):
+        ranks[kind.name] = retrieve(pipe, kind, settings)
+        write_json(out / "retrieval.json", ranks)
+    say(f"measure_words: retrieval {ranks}")
+    judge = Judge(train, settings)
+    found: dict[str, Any] = {"real test": judge.agreement(test.images(), test.classes)}
+    beside = from_pretrained(settings.beside) if settings.beside else None
+    for seed in settings.seeds:
+        for kind in (train, test):
+            chosen = draw(len(kind), settings.num_samples)
+            classes = [kind.classes[index] for index in chosen]
+            texts = [kind.captions[index] for index in chosen]
+            found[f"{kind.name} {seed}"] = judge.agreement(make(pipe, texts, seed, settings), classes)
+            if beside is not None:
+                beside.set_progress_bar_config(disable=True)
+                found[f"beside, {kind.name} {seed}"] = judge.agreement(make(beside, classes, seed, settings), classes)
+            say(f"measure_words: {found}")
+            write_json(out / "drawn.json", found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """One side of the data.
+
+    Attributes:
+        name: "train" or "test".
+        source: The pictures.
+        classes: Class of each, "group/subgroup | attribute".
+        names: Text of its name.
+        captions: What a sample like it is asked for.
+    """
+
+    name: str
+    source: PictureSet
+    classes: list[str]
+    names: list[str]
+    captions: list[str]
+
+    @classmethod
+    def of(cls, settings: Settings, split: Any) -> "Pictures":
+        config = dataclasses.replace(settings.data, split=split)
+        source = cast(PictureSet, open_images(config, is_strict=True))
+        classes = [source.classes[label] for label in source.labels]
+        names, captions = (
+            [texts[0] for texts in open_captions(dataclasses.replace(config, captions=(template,)))]
+            for template in ("{name}", settings.captions)
+        )
+        return cls(split, source, classes, names, captions)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def images(self, indices: list[int] | None = None) -> Tensor:
+        """Return some pictures, or all, in [-1, 1]."""
+        wanted = range(len(self)) if indices is None else indices
+        return self.source.batch([(index, 0) for index in wanted], seed=0)["image"]
+
+
+def draw(count: int, wanted: int) -> list[int]:
+    """Return some of `count` numbers, always the same ones, in random order."""
+    return torch.randperm(count, generator=make_rng("words", count))[:wanted].tolist()
+
+
+@torch.no_grad()
+def make(pipe: Any, told: list[str], seed: int, settings: Settings, **options: Any) -> Tensor:
+    """Return a sample of each text, or class; sample k has the draws of seed and k alone."""
+    parts = []
+    for start in range(0, len(told), 32):
+        part = told[start : start + 32]
+        rngs = SampleRng([make_rng("words", seed, start + place) for place in range(len(part))])
+        parts.append(pipe(part, generator=rngs, output_type="pt", **settings.sampling, **options).images.cpu())
+    return torch.cat(parts)
+
+
+class Judge:
+    """Logistic regressions on AlexNet's features of the real train split, of groups and of subgroups."""
+
+    def __init__(self, train: Pictures, settings: Settings) -> None:
+        linear = require("sklearn.linear_model", "images", "the judge")
+        self._network = LPIPS.from_files("alex", folder=settings.lpips)
+        features = self._features(train.images())
+        self._mean, self._std = features.mean(0), features.std(0) + 1e-6
+        fit = functools.partial(linear.LogisticRegression, max_iter=300, C=0.02)
+        self._models = [fit().fit((features - self._mean) / self._std, part) for part in _parts(train.classes)]
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> np.ndarray:
+        found = []
+        for batch in images.split(64):
+            stages = self._network.stages(batch)[1:]
+            found.append(torch.cat([torch.cat((x.mean((2, 3)), x.amax((2, 3))), dim=1) for x in stages], dim=1))
+        return torch.cat(found).numpy()
+
+    def agreement(self, images: Tensor, classes: list[str]) -> dict[str, float]:
+        """Return the share of pictures whose group, and whose subgroup, the judge finds; and whose subgroup is among its first five."""
+        features = (self._features(images) - self._mean) / self._std
+        groups, subgroups = _parts(classes)
+        order = np.argsort(-self._models[1].predict_proba(features), axis=1)[:, :5]
+        first = self._models[1].classes_[order]
+        return {
+            "group": float((self._models[0].predict(features) == groups).mean()),
+            "subgroup": float((first[:, 0] == subgroups).mean()),
+            "subgroup in 5": float((first == subgroups[:, None]).any(axis=1).mean()),
+        }
+
+
+def _parts(classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    paths = [name.partition(" | ")[0] for name in classes]
+    return np.array([path.split("/")[0] for path in paths]), np.array(paths)
+
+
+@torch.no_grad()
+def retrieve(pipe: TextToImagePipeline, kind: Pictures, settings: Settings) -> dict[str, Any]:
+    """Return the ranks of the right picture of each text, and of the right text of each picture, among `num_candidates`."""
+    fitting = [index for index, name in enumerate(kind.classes) if name.endswith(f"| {settings.attribute}")]
+    chosen = [fitting[place] for place in draw(len(fitting), settings.num_candidates)]
+    pyramid = encode_batches(pipe.tokenizer, kind.images(chosen))
+    texts = pipe.encode_prompt([kind.names[index] for index in chosen])
+    model, count = cast(Any, pipe.generator.eval()), len(chosen)
+    score = _nats if isinstance(model, LevelAR) else functools.partial(_velocity_errors, settings=settings)
+    table = model.label_embed if isinstance(model, FlowTransformer) else model.class_embedding
+    told = table.resolve(texts, model.device)
+    none = table.resolve(Unconditional(count), model.device)
+    alone = score(model, pyramid, none)
+    errors = torch.stack(
+        [score(model, pyramid, told[torch.full((count,), text)]) for text in range(count)]
+    )  # (text, picture)
+    return {
+        "of": "nats" if isinstance(model, LevelAR) else "squared error of the velocity",
+        "candidates": count,
+        "error with the right text": float(errors.diagonal().mean()),
+        "error without a text": float(alone.mean()),
+        "picture of a text": _ranks(errors - alone[None]),
+        "text of a picture": _ranks(errors.T),
+    }
+
+
+def _ranks(errors: Tensor) -> dict[str, float]:
+    """Return how often the right column of each row is first, and among the first five, and its median rank, 1 being the best."""
+    ranks = (errors < errors.diagonal()[:, None]).sum(dim=1) + 1
+    return {
+        "first": float((ranks == 1).float().mean()),
+        "in 5": float((ranks <= 5).float().mean()),
+        "median rank": float(ranks.float().median()),
+    }
+
+
+def _nats(model: LevelAR, pyramid: Any, condition: TextCondition) -> Tensor:
+    ids = pyramid.concat()
+    logits = model(ids, condition)
+    return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids).sum(dim=1)
+
+
+def _velocity_errors(model: FlowTransformer, pyramid: Any, condition: TextCondition, *, settings: Settings) -> Tensor:
+    data = model.standardize(pyramid.concat())
+    total = torch.zeros(len(data))
+    for time in settings.times:
+        noise = torch.randn(
+            data.shape[1:], generator=make_rng("noise", settings.seeds[0], round(100 * time))
+        ).expand_as(data)
+        moments = torch.full((len(data),), time)
+        state, target = interpolate(data, noise, moments)
+        total += (model.velocity(state, moments, condition) - target).square().mean(dim=(1, 2))
+    return total / len(settings.times)
+
+
+def sheet(pipe: TextToImagePipeline, settings: Settings, path: Any) -> None:
+    """Write samples of the prompts, a row each."""
+    told = [prompt for prompt in settings.prompts for _ in range(settings.per_prompt)]
+    against = {"negative_prompt": settings.negative_prompt} if settings.negative_prompt else {}
+    rows = make(pipe, told, settings.seeds[0], settings, **against).split(settings.per_prompt)
+    save_image_grid(
+        path, list(rows), row_labels=[textwrap.fill(text, 18) for text in settings.prompts], title="Not selected"
+    )
+
+
+if __name__ == "__main__":
+    main(parse(Settings(), None, prog="measure_words.py", description=__doc__))

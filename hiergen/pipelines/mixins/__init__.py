@@ -1,0 +1,1 @@
+"""What a pipeline can do beside generating, one ability per file."""
