@@ -194,6 +194,23 @@ def video(visitor: Visitor) -> None:
     visitor.keep("video-attention")
 
 
+def text(visitor: Visitor) -> None:
+    visitor.open_tab("Text")
+    before = visitor.wait(lambda: visitor.text("text-stage"), "a text in its chunks")
+    visitor.find("#text-prompt textarea").send_keys(" of statements")
+    visitor.wait(lambda: "of statements" in visitor.text("text-stage") != before, "the chunks of what is typed")
+    with visitor.timed("Text, from the button to the last byte"):
+        visitor.click("#text-start")
+        visitor.wait(lambda: visitor.text("text-status").startswith("Done"), "the end of the text")
+    # A model may end a text at once.
+    is_empty = visitor.text("text-status") == "Done: 0 bytes."
+    visitor.wait(lambda: is_empty or visitor.count("#text-stage .is-new"), "what the model made")
+    visitor.keep("text")
+    visitor.click("#text-start")
+    visitor.click("#text-stop")
+    visitor.wait(lambda: visitor.text("text-status").startswith(("Stopped", "Done")), "an answer to stopping")
+
+
 def compare(visitor: Visitor) -> None:
     visitor.open_tab("Compare")
     visitor.wait(lambda: visitor.count("#compare-shown img"), "the pictures of two models")
@@ -218,6 +235,7 @@ TABS: dict[str, Callable[[Visitor], None]] = {
     "Compare": compare,
     "Shapes": shapes,
     "Video": video,
+    "Text": text,
 }
 
 

@@ -57,7 +57,7 @@ def main(args: list[str]) -> None:
     if settings.plan is not None:
         _describe_plan(console, settings, settings.plan)
         return
-    from hiergen.pretrained.official import OFFICIAL
+    from hiergen.pretrained.official import OFFICIAL, by_repository
     from hiergen.pretrained.packaged import packaged_models
     from hiergen.registry import list_presets
 
@@ -66,8 +66,8 @@ def main(args: list[str]) -> None:
     names = list_presets(settings.name) or list_presets(f"{settings.name}*") or [settings.name]
     if Path(settings.name).is_dir() or settings.name in packaged:
         described = _describe_model(settings.name)
-    elif settings.name in OFFICIAL:
-        described = _describe_official(settings.name)
+    elif (official := by_repository(settings.name)) in OFFICIAL:
+        described = _describe_official(official)
     elif "." in settings.name and names == [settings.name]:
         raise ValueError(f"unknown weights {settings.name!r}{nearest(settings.name, {*OFFICIAL, *packaged})}")
     elif len(names) == 1:

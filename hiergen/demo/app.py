@@ -15,7 +15,7 @@ from hiergen.demo.library import Library, load_library
 from hiergen.demo.page import Page
 from hiergen.demo.settings import DemoSettings, read_accounts
 from hiergen.demo.stage import SCRIPT
-from hiergen.demo.tabs import compare, edit, generate, reconstruct, shapes, video
+from hiergen.demo.tabs import compare, edit, generate, reconstruct, shapes, text, video
 from hiergen.environment import choose_device, require
 from hiergen.pipelines.card import papers
 
@@ -55,6 +55,7 @@ def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
         ("Compare", len(library.image_tokenizers()) > 1, compare.add_tab),
         ("Shapes", len(library.shape_generators()) > 0, shapes.add_tab),
         ("Video", len(library.video_generators()) > 0, video.add_tab),
+        ("Text", len(library.text_generators()) > 0, text.add_tab),
     ]
     with gr.Blocks(title="hiergen", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True) as blocks:
         gr.HTML(HEADER.format(_drawing()), apply_default_css=False)

@@ -17,6 +17,7 @@ from hiergen.data.images.files import list_images
 from hiergen.data.images.windows import Windows
 from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.generators.flow.model import FlowTransformer
+from hiergen.generators.sequences.base import SequenceModel
 from hiergen.pipelines.card import CARD, about
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.labels import class_names, short_name, titles
@@ -58,7 +59,7 @@ class DemoModel:
     """A loaded model with its notes.
 
     Attributes:
-        model: A pipeline, or a tokenizer alone; in eval mode.
+        model: A pipeline, a tokenizer alone, or a model of text; in eval mode.
         notes: Notes about the model.
         card: Text of the model's card in Markdown, without its head; empty where it has none.
         examples: Picture files of the kind of data that the tokenizer was trained on: those in the folder `examples` of the model, or else
@@ -72,17 +73,32 @@ class DemoModel:
 
     @property
     def tokenizer(self) -> Any:
+        """The tokenizer; None of a model of text, which reads bytes."""
+        if self.is_of_text:
+            return None
         return self.model if isinstance(self.model, Tokenizer) else self.model.tokenizer
 
     @property
     def generator(self) -> Any:
-        """The generator; None for a tokenizer alone."""
+        """The generator, which a model of text is itself; None for a tokenizer alone."""
+        if self.is_of_text:
+            return self.model
         return None if isinstance(self.model, Tokenizer) else self.model.generator
+
+    @property
+    def is_of_text(self) -> bool:
+        """Whether it is a model of text."""
+        return isinstance(self.model, SequenceModel)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels of the pictures that it encodes; 0 where it encodes none."""
+        return 0 if self.tokenizer is None else int(self.tokenizer.config.get("image_size") or 0)
 
     @property
     def is_of_images(self) -> bool:
         """Whether the tokenizer encodes pictures."""
-        others = (ShapePipeline, ClassToVideoPipeline)
+        others = (ShapePipeline, ClassToVideoPipeline, SequenceModel)
         return not isinstance(self.model, others) and "image_size" in self.tokenizer.config
 
     @property
@@ -189,6 +205,10 @@ class Library:
             if isinstance(entry.model, ClassToVideoPipeline) and isinstance(entry.generator, FlowTransformer)
         ]
 
+    def text_generators(self) -> list[str]:
+        """Return the titles of the models of text."""
+        return [title for title, entry in self.models.items() if entry.is_of_text]
+
 
 def load_library(sources: Sequence[str] = (), *, packaged: bool = True, device: str = "cpu") -> Library:
     """Return the models of some folders or Hub ids, and after them those that come with the package, larger pictures first.
@@ -199,7 +219,7 @@ def load_library(sources: Sequence[str] = (), *, packaged: bool = True, device: 
     loaded = [(path, load_model(path, device=device)) for path in sources]
     ours = [(str(path), load_model(str(path), device=device)) for path in packaged_models()] if packaged else []
     models: dict[str, DemoModel] = {}
-    for path, entry in [*loaded, *sorted(ours, key=lambda pair: -int(pair[1].tokenizer.config.get("image_size") or 0))]:
+    for path, entry in [*loaded, *sorted(ours, key=lambda pair: -pair[1].image_size)]:
         title = entry.notes.title or _folder_title(Path(path))
         while title in models:
             title += "'"
@@ -222,14 +242,17 @@ def load_model(path: str, *, device: str = "cpu") -> DemoModel:
         ValueError: If it cannot be loaded or is a generator alone, or its notes are damaged.
     """
     model = from_pretrained(path, dtype=torch.float32)
-    if not isinstance(model, (Tokenizer, ClassToImagePipeline, ShapePipeline, ClassToVideoPipeline)):
+    is_of_text = isinstance(model, SequenceModel) and model.reads_bytes
+    if not is_of_text and not isinstance(model, (Tokenizer, ClassToImagePipeline, ShapePipeline, ClassToVideoPipeline)):
         raise ValueError(
-            f"{path!r} holds a {type(model).__name__}; the demo shows tokenizers, and pipelines of a tokenizer and a generator"
+            f"{path!r} holds a {type(model).__name__}; the demo shows tokenizers, pipelines of a tokenizer and a generator, "
+            "and models of text as bytes"
         )
     model.to(device)  # type: ignore[arg-type]  # as diffusers declares it for its models
-    for part in [model] if isinstance(model, Tokenizer) else model.components.values():
+    is_alone = is_of_text or isinstance(model, Tokenizer)
+    for part in [model] if is_alone else model.components.values():
         part.eval()
-    if not isinstance(model, Tokenizer):
+    if not is_alone:
         model.set_progress_bar_config(disable=True)
     return DemoModel(model, read_notes(path), _read_card(Path(path)), _training_pictures(Path(path)))
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from hiergen.config import nearest
 from hiergen.environment import choose_device, choose_dtype
 from hiergen.pretrained.hub import fetch
-from hiergen.pretrained.official import OFFICIAL, of_preset
+from hiergen.pretrained.official import OFFICIAL, by_repository, of_preset
 from hiergen.pretrained.packaged import packaged_models
 from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES, model_class, pipeline_class, presets
 
@@ -122,7 +122,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def resolve(path: str) -> str:
-    """Return the folder of a packaged model by name; folders, names of official weights and ids as they are.
+    """Return the folder of a packaged model by name, and the name of official weights by their repository; anything else as it is.
 
     Nothing is downloaded, and of what is no such name only an id `owner/name` asks the Hub later.
 
@@ -130,7 +130,9 @@ def resolve(path: str) -> str:
         ValueError: If it is none of these, with the nearest names.
     """
     packaged = {folder.name: str(folder) for folder in packaged_models()}
-    if Path(path).is_dir() or path in OFFICIAL:
+    if Path(path).is_dir():
+        return path
+    if (path := by_repository(path)) in OFFICIAL:
         return path
     if "/" in path:
         owner, _, name = path.partition("/")

@@ -261,3 +261,9 @@ OFFICIAL: dict[str, Official] = {
 def of_preset(preset: str) -> list[str]:
     """Return the names of the official weights of a preset: the preset's own name with a training behind it."""
     return [name for name in OFFICIAL if name.partition(".")[0] == preset]
+
+
+def by_repository(name: str) -> str:
+    """Return the name of the weights whose Hub repository this is, if they are the only ones there; any other name as it is."""
+    found = [ours for ours, row in OFFICIAL.items() if row.repository == name]
+    return found[0] if len(found) == 1 else name

@@ -17,6 +17,7 @@ import torch
 from hiergen.config import to_json
 from hiergen.demo.library import NOTES_FILE, DemoModel, Library, ModelNotes
 from hiergen.files import write_json
+from hiergen.generators.sequences.hnet.model import HNet
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
 from hiergen.pipelines.video import ClassToVideoPipeline
@@ -69,6 +70,12 @@ def video_pipeline() -> ClassToVideoPipeline:
     return pipe
 
 
+def text_model() -> HNet:
+    torch.manual_seed(1)
+    model: HNet = create("hnet-tiny", layout=["m1", ["T1"], "m1"], dims=[32, 64]).eval()
+    return model
+
+
 @pytest.fixture(scope="session")
 def library() -> Library:
     digits = ModelNotes(classes=tuple("0123456789"), about="Random weights.")
@@ -81,6 +88,7 @@ def library() -> Library:
             "shapes": DemoModel(by_class, quick),
             "seen": DemoModel(picture_pipeline(by_class.tokenizer), quick),
             "clips": DemoModel(video_pipeline(), ModelNotes(sampling={"num_steps": 2, "timestep_shift": 1.0})),
+            "bytes": DemoModel(text_model(), ModelNotes()),
         }
     )
 

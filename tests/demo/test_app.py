@@ -64,13 +64,13 @@ def test_it_listens_to_this_machine_alone(server) -> None:
 def test_a_tab_is_there_for_what_the_models_can_do(client) -> None:
     components = client.get("/config").json()["components"]
     tabs = [component["props"]["label"] for component in components if component["type"] == "tabitem"]
-    assert tabs == ["Generate", "Edit", "Reconstruct", "Compare", "Shapes", "Video"]
+    assert tabs == ["Generate", "Edit", "Reconstruct", "Compare", "Shapes", "Video", "Text"]
 
 
 def test_the_interface_for_programs_is_what_the_docs_say(client) -> None:
     named = client.get("/gradio_api/info").json()["named_endpoints"]
     documented = (ROOT / "demos" / "README.md").read_text()
-    assert set(named) == {"/reconstruct", "/generate", "/edit", "/shapes", "/video", "/compare"}
+    assert set(named) == {"/reconstruct", "/generate", "/edit", "/shapes", "/video", "/compare", "/text"}
     for name, endpoint in named.items():
         parameters = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
         assert f"`{name}` | {', '.join(f'`{parameter}`' for parameter in parameters)} |" in documented

@@ -28,7 +28,7 @@ def test_every_tab_answers_a_person(server, window, more, tmp_path) -> None:
     pictures = sorted(tmp_path.glob("*.png"))
     assert {path.stem for path in pictures} >= {
         f"{window}-{tab}"
-        for tab in ("start", "generate", "edit-painted", "edit", "reconstruct", "compare", "shapes", "video")
+        for tab in ("start", "generate", "edit-painted", "edit", "reconstruct", "compare", "shapes", "video", "text")
     }
     for path in pictures:
         with Image.open(path) as shot:

@@ -176,7 +176,10 @@ def test_what_cannot_be_shown_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="there is no model to show"):
         load_library(packaged=False)
     create("har-tiny", depth=1).save_pretrained(tmp_path / "generator")
-    with pytest.raises(ValueError, match="holds a LevelAR; the demo shows tokenizers, and pipelines"):
+    with pytest.raises(
+        ValueError,
+        match="holds a LevelAR; the demo shows tokenizers, pipelines of a tokenizer and a generator, and models of text",
+    ):
         load_model(str(tmp_path / "generator"))
     with pytest.raises(ValueError, match="neither a folder nor"):
         load_model("nobody/nothing")

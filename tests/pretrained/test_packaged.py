@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import hiergen
+from hiergen.cli.info import main as info
+from hiergen.pipelines.loading import resolve
 from hiergen.pretrained.packaged import PACKAGED, packaged_models
 
 
@@ -50,3 +52,18 @@ def test_a_mistyped_name_is_an_error_at_once(name: str, message: str) -> None:
 def test_only_a_name_with_an_owner_asks_the_hub() -> None:
     with pytest.raises(AssertionError, match=r"the Hub was asked for \('nobody/nothing', 'model_index.json'\)"):
         hiergen.from_pretrained("nobody/nothing")
+
+
+def test_the_repository_of_official_weights_is_as_good_as_their_name(capsys) -> None:
+    assert resolve("cartesia-ai/hnet_1stage_L") == "hnet-1stage-l.fineweb-edu"
+    assert resolve("FoundationVision/LlamaGen") == "FoundationVision/LlamaGen", (
+        "the weights of several models are there"
+    )
+    with pytest.raises(
+        ValueError, match=r"'hnet-1stage-l.fineweb-edu' cannot be downloaded by name: get its \.pt file"
+    ):
+        hiergen.from_pretrained("cartesia-ai/hnet_1stage_L")
+    info(["cartesia-ai/hnet_2stage_XL"])
+    shown = capsys.readouterr().out
+    assert "hnet-2stage-xl.fineweb-edu" in shown
+    assert "1,603,492,224" in shown

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hiergen.quickstart.report import table, training_sections
+from hiergen.telling import counted
 
 
 def text_markdown(report: Mapping[str, Any]) -> str:
@@ -15,7 +16,7 @@ def text_markdown(report: Mapping[str, Any]) -> str:
         "# hiergen quickstart text",
         f"{report['what']}. Seed {settings['seed']}; {data['train_bytes']:,} bytes to train on, "
         f"{data['test_bytes']:,} bytes of {data['test_topics']} held-out topics; {report['seconds']['total']} s in all on "
-        f"{report['threads']} threads.",
+        f"{counted(report['threads'], 'thread')}.",
         "## Bits per byte on held-out topics",
         _rows_table(report["rows"], report["parameters"]),
         "Lower is better. Every model was trained with as many operations as the first: multiply-adds of matrix products, convolutions "
@@ -25,6 +26,7 @@ def text_markdown(report: Mapping[str, Any]) -> str:
         "## Where chunks begin",
         "![chunks](chunks.png)",
         *_words(report["words"]),
+        *(f"![chunks of {name} as it learned](chunks_{name}.png)" for name in report["words"]),
         "## Samples",
         f"Temperature {report['sampling']['temperature']}, {report['sampling']['max_new_bytes']} bytes, not selected.",
     ]

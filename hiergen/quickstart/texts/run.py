@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from hiergen.data.text.config import TextDataConfig
 from hiergen.data.text.dataset import TextSet
+from hiergen.evaluation.texts.scores import bits_per_byte, count_operations, share_at_words
 from hiergen.figures import byte_symbols, save_chunks, save_curves
 from hiergen.files import check_writable, write_json, write_text
 from hiergen.generators.sequences.base import SequenceModel
@@ -25,10 +27,10 @@ from hiergen.quickstart.report import versions
 from hiergen.quickstart.settings import TextQuickstartSettings
 from hiergen.quickstart.stages import StageTimes
 from hiergen.quickstart.texts.report import text_markdown
-from hiergen.quickstart.texts.scores import bits_per_byte, count_operations, share_at_words
 from hiergen.registry import create, get_preset, model_class
 from hiergen.seeding import SampleRng
 from hiergen.telling import say_next
+from hiergen.training.checkpoints.checkpoint import load_checkpoint
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import FitResult, fit
 from hiergen.training.tasks.settings import TextTaskConfig
@@ -39,8 +41,8 @@ RATES = (1e-3, 2e-3)
 #: What the samples are drawn with.
 SAMPLING = TextSettings(max_new_bytes=240, temperature=0.8)
 PROMPTS = ("The ", "A class ", "If the ")
-#: Bytes of the held-out text whose chunks are drawn.
-DRAWN = 360
+#: Bytes of the held-out text whose chunks are drawn, and how often while they are learned.
+DRAWN, MOMENTS = 360, 6
 
 
 def run_text_quickstart(settings: TextQuickstartSettings) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def run_text_quickstart(settings: TextQuickstartSettings) -> dict[str, Any]:
     write_text(out / "report.md", text_markdown(report))
     console.print(report["summary"], highlight=False, soft_wrap=True)
     console.print(f"report in {out / 'report.md'}, everything else beside it")
-    say_next(f"hiergen info {runs[best].model_dir}")
+    say_next(f"hiergen demo {runs[best].model_dir}")
     return report
 
 
@@ -114,17 +116,21 @@ def equal_samples(settings: TextQuickstartSettings, counted: Mapping[str, int]) 
 
 def training_of(settings: TextQuickstartSettings, preset: str, samples: int) -> TrainConfig:
     """Return the training run of a model."""
-    lr = RATES[0] if create(preset).rate_multipliers() else RATES[1]
+    has_chunks = bool(create(preset).rate_multipliers())
     return TrainConfig(
         task=TextTaskConfig(preset=preset, data=TextDataConfig(length=settings.length)),
         out=str(Path(settings.out) / preset),
         samples=samples,
         batch_size=BATCH_SIZE,
         seed=settings.seed,
-        optim=OptimConfig(lr=lr, weight_decay=0.1, warmup_samples=samples // 10, final_lr_ratio=0.05),
+        optim=OptimConfig(
+            lr=RATES[0 if has_chunks else 1], weight_decay=0.1, warmup_samples=samples // 10, final_lr_ratio=0.05
+        ),
         ema_decay=None,
         log_every=BATCH_SIZE * 5,
-        checkpoint_every=BATCH_SIZE * 100,
+        # Chunks are drawn as they were at each checkpoint.
+        checkpoint_every=max(samples // BATCH_SIZE // MOMENTS, 1) * BATCH_SIZE if has_chunks else BATCH_SIZE * 100,
+        keep_last=MOMENTS + 1 if has_chunks else 1,
     )
 
 
@@ -177,5 +183,19 @@ def _draw(
             for stage, marks in enumerate(boundaries):
                 stages[name if len(boundaries) == 1 else f"{name} {stage}"] = marks[0].tolist()
             found[name] = share_at_words(model, test)
+            history = _boundaries_over_training(name, runs[name], ids)
+            save_chunks(
+                out / f"chunks_{name}.png", byte_symbols(text), history, title=f"The chunks of {name} as it learned"
+            )
     save_chunks(out / "chunks.png", byte_symbols(text), stages, title=f"Held-out topic {test.documents.names[0]!r}")
+    return found
+
+
+def _boundaries_over_training(preset: str, run: FitResult, ids: Tensor) -> dict[str, list[bool]]:
+    """Return where the chunks of the outermost stage begin at each checkpoint of a run, by the rows seen."""
+    model, found = create(preset).eval(), {}
+    for path in sorted((run.model_dir.parent / "checkpoints").glob("samples-*")):
+        tensors, state = load_checkpoint(path)
+        model.load_state_dict(tensors["model"])
+        found[f"{state['samples_seen']:,} rows"] = model.find_boundaries(ids)[0][0].tolist()
     return found

@@ -13,12 +13,12 @@ from PIL import Image
 import hiergen
 from hiergen.data.text.dataset import TextSet
 from hiergen.data.text.sources import Documents
+from hiergen.evaluation.texts.scores import bits_per_byte, count_operations
 from hiergen.generators.sequences.settings import TextSettings
 from hiergen.quickstart.settings import TextQuickstartSettings
 from hiergen.quickstart.texts import run as texts
 from hiergen.quickstart.texts.report import text_markdown
 from hiergen.quickstart.texts.run import equal_samples, run_text_quickstart
-from hiergen.quickstart.texts.scores import bits_per_byte, count_operations
 from hiergen.registry import create
 
 MODELS = ("flat-mamba-tiny", "block-tiny", "hnet-tiny")
@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
 def test_everything_that_is_promised_is_written(finished) -> None:
     settings, report, _ = finished
     out = Path(settings.out)
-    for name in ("chunks.png", "curves.png"):
+    for name in ("chunks.png", "chunks_hnet-tiny.png", "curves.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 100
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))

@@ -1,4 +1,4 @@
-"""What the text quickstart measures: bits per byte, operations per row, and whether chunks begin at words."""
+"""What models of bytes are measured by: bits per byte, operations per row, and whether chunks begin at words."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ BATCH_SIZE = 16
 
 
 @torch.no_grad()
-def bits_per_byte(model: SequenceModel, data: TextSet) -> float:
-    """Return the mean bits per id of all rows. Filling behind a text's end is not counted, so models of blocks have no advantage."""
+def bits_per_byte(model: SequenceModel, data: TextSet, *, sizes: Tensor | None = None) -> float:
+    """Return the mean bits per byte of all rows. Filling behind a text's end is not counted, so models of blocks have no advantage.
+
+    Args:
+        model: A model of text.
+        data: The rows.
+        sizes: Bytes of each id of a vocabulary, `(v,)`; None for a model of bytes.
+    """
     nats, count = torch.zeros((), dtype=torch.float64), 0
     with evaluating(model):
         for texts in _batches(data):
@@ -31,7 +37,7 @@ def bits_per_byte(model: SequenceModel, data: TextSet) -> float:
             is_filling = (ids[:, 1:] == END) & (ids[:, :-1] == END)
             scored = texts.is_scored[:, 1:] & ~is_filling
             nats += F.cross_entropy(logits[scored].float(), ids[:, 1:][scored], reduction="sum")
-            count += int(scored.sum())
+            count += int(scored.sum() if sizes is None else sizes[ids[:, 1:][scored]].sum())
     return float(nats) / count / math.log(2)
 
 
