@@ -20,7 +20,7 @@ ON_CPU: dict[str, dict[str, Any]] = {
     "restok": {},
     "hieratok": {"depth": 4},
     "har": {},
-    "var": {},
+    "var": {"batches": (1,)},
     "mar": {"batches": (2,), "num_steps": 8, "head_steps": 10},
     "rar": {"depth": 4},
     "maskgit": {"depth": 4},
