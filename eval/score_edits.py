@@ -21,7 +21,7 @@ from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import open_images
 from hiergen.evaluation.images.edits import edits_tables, score_edits
 from hiergen.files import check_writable, write_json, write_text
-from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.metrics.classifiers import LabelClassifier
 from hiergen.pipelines.editing.images import ImageEditing
 from hiergen.pipelines.loading import from_pretrained

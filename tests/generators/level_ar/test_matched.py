@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hiergen.generators.class_hierarchy import ClassHierarchy
+from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.generators.level_ar.model import LevelAR
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 
