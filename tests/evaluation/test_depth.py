@@ -109,6 +109,8 @@ def test_exits_are_taken_by_who_is_sure(sharpness: float, loops: int) -> None:
 
 def test_the_study_is_a_command(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["depth", "--help"])
+    # Another test has imported it to check its types.
+    monkeypatch.delitem(sys.modules, "hiergen.evaluation.depth.__main__", raising=False)
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("hiergen.evaluation.depth", run_name="__main__")
     assert "--test-codes" in capsys.readouterr().out
