@@ -24,6 +24,7 @@ _CAME_LATER: dict[str, Any] = {
     "conv_channels": 0,
     "conv_blocks": [2, 1, 1, 3],
     "cnn_stem": 1,
+    "spread_weight": 0.0,
     "class_hierarchy": None,
     "level_conditions": False,
     "encoder_mixer": None,

@@ -77,6 +77,9 @@ class FlexTokConfig(FlowDecoding):
     """Probability that the decoder sees no token of a sample in training, which guidance needs."""
     time_distribution: TimeDistribution = "logit_normal"
     """Distribution of the training times."""
+    spread_weight: NotNegative = 0.0
+    """Weight of a loss that keeps every channel of a latent, before it is rounded, from varying by less than 1 over the batch: the variance
+    term of VICReg, arXiv:2105.04906. Small models trained from nothing use one code for all images without it. Ours; the paper has none."""
 
     weights_license: str | None = None
     """License of the weights, where a converter knows it; it goes with what is saved."""

@@ -122,7 +122,7 @@ class FlexTok(Tokenizer):
         return self._from_map(integrate(velocity, self._noise(len(ids), rng), times))
 
     def forward(self, data: Float[Tensor, "b c h w"], *, rng: torch.Generator | None = None) -> TokenizerOutput:
-        """Return reconstruction, ids and, in train mode, the loss "flow".
+        """Return reconstruction, ids and, in train mode, the loss "flow", and with `spread_weight` "spread".
 
         In train mode the reconstruction is the map that one velocity at the drawn time points to, decoded without a gradient: something
         to look at, sharp where the time is near 0. In eval mode it is `decode`'s, and there are no losses.
@@ -135,7 +135,8 @@ class FlexTok(Tokenizer):
             TypeError: If they are not floating point.
         """
         cells = self._to_map(data, rng, is_drawn=self.training)
-        codes, ids, losses = self.quantizer(self.encoder(cells))
+        latents = self.encoder(cells)
+        codes, ids, losses = self.quantizer(latents)
         pyramid = TokenPyramid.split(ids, self.specs)
         if not self.training:
             return TokenizerOutput(self.decode(pyramid), pyramid, losses)
@@ -148,6 +149,8 @@ class FlexTok(Tokenizer):
         mixed, target = interpolate(noise.flatten(2), cells.flatten(2), time)
         velocity = self.decoder(mixed.view_as(cells), time, codes, lengths, is_null).flatten(2)
         losses["flow"], _ = velocity_losses(velocity, target)
+        if layout.spread_weight and batch > 1:
+            losses["spread"] = layout.spread_weight * _spread_loss(widen(latents).flatten(1))
         with torch.no_grad():
             aim = mixed - time.to(mixed.dtype)[:, None, None] * velocity.to(mixed.dtype)
             return TokenizerOutput(self._from_map(aim.view_as(cells)), pyramid, losses)
@@ -202,3 +205,12 @@ class FlexTok(Tokenizer):
             return cells
         with without_autocast(cells.device):
             return self.vae.decode(cells.to(self.vae.dtype)).sample
+
+
+def _spread_loss(latents: Float[Tensor, "b m"]) -> Float[Tensor, ""]:
+    """Return by how much numbers vary less than by 1 over a batch, and how much they vary together: VICReg's two terms, each a mean."""
+    centered = latents - latents.mean(dim=0)
+    deviations = (centered.square().mean(dim=0) + 1e-4).sqrt()
+    correlations = (centered / deviations).T @ (centered / deviations) / len(latents)
+    together = correlations.square().mean() - correlations.diagonal().square().mean() / len(correlations)
+    return F.relu(1 - deviations).mean() + together

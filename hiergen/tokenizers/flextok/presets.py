@@ -45,6 +45,7 @@ PRESETS: dict[str, Preset] = {
             "code_levels": [4, 4, 4, 4],
             "guidance": "plain",
             "guidance_scale": 1.5,
+            "spread_weight": 1.0,
         },
         "ours: 16 tokens of 256 codes, of 32x32 images on a CPU, on pixels",
     ),

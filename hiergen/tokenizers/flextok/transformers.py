@@ -72,7 +72,8 @@ class FlexTokEncoder(CheckpointedModule):
         self.to_codes = nn.Linear(dim, len(config.code_levels))
         mask = BlockCausalMask((config.side**2, *[1] * config.num_registers))
         self.constants = Constants(mask=mask.dense("cpu"))
-        _init(self, [self.to_codes])
+        # Latents that are all 0 have no direction in which to spread.
+        _init(self, [] if config.spread_weight else [self.to_codes])
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n k"]:
         """Return the latents of a map before they are quantized."""

@@ -11,7 +11,7 @@ import hiergen
 from hiergen.pyramid import LevelSpec, TokenPyramid, specs_to_json
 from hiergen.seeding import SampleRng
 from hiergen.tokenizers.flextok.config import FlowDecoding
-from hiergen.tokenizers.flextok.model import FlexTok
+from hiergen.tokenizers.flextok.model import FlexTok, _spread_loss
 
 SMALL: dict[str, Any] = {"image_size": 8, "patch_size": 2, "encoder_dim": 16, "encoder_depth": 2, "encoder_heads": 2}
 SMALL |= {"decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2, "num_registers": 8, "code_levels": [4, 3]}
@@ -212,3 +212,30 @@ def test_what_does_not_fit_is_refused() -> None:
             model.decode(pyramid.prefix(2), num_tokens=count)
     with pytest.raises(ValueError, match="they come from another tokenizer"):
         model.decode(TokenPyramid((torch.zeros(1, 5, dtype=torch.int64),), (LevelSpec(5, dim=2, vocab_size=12),)))
+
+
+def test_latents_are_kept_from_being_one_code_for_all_images() -> None:
+    """Minimized alone, the term spreads the latents of different images over several codes at every token."""
+    torch.manual_seed(0)
+    model = FlexTok(**SMALL, spread_weight=1.0).train()
+    x, optimizer = images(16), torch.optim.Adam(model.encoder.parameters(), 1e-2)
+    found = []
+    for step in range(30):
+        output = model(x, rng=rng(step))
+        optimizer.zero_grad()
+        output.losses["spread"].backward()
+        optimizer.step()
+        found.append(output)
+    assert found[-1].losses["spread"] < 0.3 * found[0].losses["spread"]
+    assert all(ids.unique().numel() >= 4 for ids in found[-1].pyramid.concat().unbind(1))
+    assert "spread" not in FlexTok(**SMALL).train()(x, rng=rng()).losses
+    # A batch of one has nothing to vary over.
+    assert "spread" not in model(x[:1], rng=rng()).losses
+
+
+def test_the_spread_is_by_how_much_numbers_vary_too_little_and_together() -> None:
+    wide = torch.tensor([[2.0, -2.0], [-2.0, 2.0], [2.0, 2.0], [-2.0, -2.0]])
+    assert _spread_loss(wide) == pytest.approx(0, abs=1e-6)
+    # Deviations of 0.5 lack 0.5; two columns that are one are correlated by 1 off the diagonal, half of four entries.
+    assert _spread_loss(wide / 4) == pytest.approx(0.5, abs=1e-3)
+    assert _spread_loss(wide[:, :1].expand(4, 2)) == pytest.approx(0.5, abs=1e-3)
