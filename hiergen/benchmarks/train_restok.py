@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hiergen.benchmarks.measuring.timing import clock, describe_machine, plainly, show, take_turns
 from hiergen.benchmarks.settings import TrainResTokSettings
+from hiergen.data.config import DataConfig
 from hiergen.environment import choose_device
 from hiergen.pyramid import TokenPyramid
 from hiergen.registry import create, get_preset
@@ -155,8 +156,11 @@ def _config(settings: TrainResTokSettings) -> TokenizerTaskConfig:
         adversarial = AdversarialConfig(discriminator=settings.discriminator, weights="random")
     if settings.teacher != "none":
         alignment = AlignmentConfig(teacher=settings.teacher, weights="random")
+    # A task wants data of the model's size; steps are timed on random pictures.
+    size = int(get_preset(settings.preset).config["image_size"])
     return TokenizerTaskConfig(
         preset=settings.preset,
+        data=DataConfig(split="test", size=size),
         overrides={"decoder_features": True} if alignment else {},
         perceptual=perceptual,
         adversarial=adversarial,

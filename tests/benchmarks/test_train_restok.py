@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hiergen.benchmarks.settings import TrainResTokSettings
-from hiergen.benchmarks.train_restok import run
+from hiergen.benchmarks.train_restok import _config, run
+from hiergen.registry import get_preset
 
 
 def test_a_step_of_both_players_is_split_and_held_against_the_peak(monkeypatch) -> None:
@@ -25,6 +26,11 @@ def test_a_step_of_both_players_is_split_and_held_against_the_peak(monkeypatch) 
     # All that is counted is proportional to the batch.
     assert alone[1] == 2 * alone[0]
     assert both["flops"] > alone[1]
+
+
+@pytest.mark.parametrize("preset", [TrainResTokSettings().preset, "restok-tiny"])
+def test_the_data_have_the_size_of_the_model(preset) -> None:
+    assert _config(TrainResTokSettings(preset=preset)).data.size == get_preset(preset).config["image_size"]
 
 
 def test_the_count_agrees_with_a_hand_count_of_the_linear_layers() -> None:
