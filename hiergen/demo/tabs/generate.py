@@ -185,8 +185,9 @@ def make_ready(entry: DemoModel, *, seconds: float, limit: float) -> list[dict[s
     """Return finished results of a model, of different classes, as many as are done within some seconds."""
     made: list[dict[str, Any]] = []
     started = time.monotonic()
-    # Classes spread over all of them; none is chosen by hand.
-    labels = [number * entry.num_classes // NUM_READY for number in range(min(NUM_READY, entry.num_classes))]
+    # Those that the notes name, or classes spread over all of them. Samples are the first of their seeds either way.
+    spread = [number * entry.num_classes // NUM_READY for number in range(min(NUM_READY, entry.num_classes))]
+    labels = list(entry.notes.shown) or spread
     requests = [GenerateRequest(label, 1, entry.usual_guidance(1.5), seed=seed) for seed, label in enumerate(labels)]
     for batch in (requests[:READY_BATCH], requests[READY_BATCH:]):
         if batch and time.monotonic() - started < seconds:
