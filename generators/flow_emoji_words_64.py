@@ -4,7 +4,8 @@ It goes on from the packaged class-conditional flow "emoji", whose blocks then a
 
 First: `hiergen encode --tokenizer emoji --data.source npz:FILE --data.size 64 --data.hold-out 10 --data.hold-out-by name
 --data.label-column labels+styles --data.in-memory False --views flips --out runs/emoji_words_64/codes --data.captions "{name}"
-"{name}, {attribute}" "{name}, {subgroup}, {attribute}" "{subgroup}, {attribute}" "{group}, {subgroup}, {name}"`.
+"{color} {name}" "{color} {name}, {attribute}" "{name}, {subgroup}, {attribute}" "{color} {subgroup}, {attribute}"
+"{group}, {subgroup}, {name}"`. Colors are seen in the pictures, since few names say them.
 
 Data: codes of the packaged tokenizer "emoji". Time: 45 minutes on a CPU. Extra: none.
 """

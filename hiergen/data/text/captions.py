@@ -62,13 +62,16 @@ def _entry(row: Mapping[str, Any], name: str, where: str) -> Captions:
     return tuple(found)
 
 
-def describe_pictures(names: Sequence[str], classes: Sequence[str], templates: Sequence[str]) -> tuple[Captions, ...]:
-    """Return texts made of the names and classes of pictures.
+def describe_pictures(
+    names: Sequence[str], classes: Sequence[str], templates: Sequence[str], *, colors: Sequence[str] = ()
+) -> tuple[Captions, ...]:
+    """Return texts made of the names, classes and colors of pictures.
 
     Args:
         names: Name of each picture; empty where they have none. {name} is what stands behind the last slash, "_" and "-" as spaces.
         classes: Name of the class of each: {class}. Of "group/subgroup | attribute", {group}, {subgroup} and {attribute} are the parts.
         templates: Texts with these fields in braces.
+        colors: Main color of each: {color}. Where the next word is the same color, as in "{color} {name}" of a "blue heart", it is said once.
 
     Raises:
         ValueError: If a template has another field.
@@ -80,9 +83,12 @@ def describe_pictures(names: Sequence[str], classes: Sequence[str], templates: S
         fields = {"class": kind, "group": group, "subgroup": subgroup, "attribute": attribute}
         if names:
             fields["name"] = names[index].rpartition("/")[2]
+        if colors:
+            fields["color"] = colors[index]
         fields = {name: text.replace("_", " ").replace("-", " ") for name, text in fields.items()}
+        color = fields.get("color", "")
         try:
-            texts = (template.format(**fields) for template in templates)
+            texts = (template.format(**fields).replace(f"{color} {color} ", f"{color} ") for template in templates)
             found.append(tuple(dict.fromkeys(texts)))
         except (KeyError, IndexError, ValueError) as error:
             asked = str(error.args[0])
