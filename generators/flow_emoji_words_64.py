@@ -3,9 +3,9 @@
 It goes on from the packaged class-conditional flow "emoji", whose blocks then also look at the words.
 
 First: `hiergen encode --tokenizer emoji --data.source npz:FILE --data.size 64 --data.hold-out 10 --data.hold-out-by name
---data.label-column labels+styles --data.in-memory False --views flips --out runs/emoji_words_64/codes --data.captions "{name}"
-"{color} {name}" "{color} {name}, {attribute}" "{name}, {subgroup}, {attribute}" "{color} {subgroup}, {attribute}"
-"{group}, {subgroup}, {name}"`. Colors are seen in the pictures, since few names say them.
+--data.label-column labels+styles --data.in-memory False --views flips --out runs/emoji_words_64/codes --data.captions "{text}"
+"{color} {text}" "{color} {text}, {attribute}" "{name}, {subgroup}, {attribute}" "{color} {subgroup}, {attribute}"
+"{group}, {subgroup}, {text}"`. FILE is made by `demos/render_emoji.py`; texts are Unicode's names, colors are seen in the pictures.
 
 Data: codes of the packaged tokenizer "emoji". Time: 45 minutes on a CPU. Extra: none.
 """
@@ -21,7 +21,7 @@ def recipe() -> TrainConfig:
         task=GeneratorTaskConfig(
             preset="flow-tiny",
             codes="runs/emoji_words_64/codes",
-            captions=CaptionConfig(num_tokens=12, dim=96, depth=1),
+            captions=CaptionConfig(num_tokens=16, dim=96, depth=1),
         ),
         init="emoji",
         init_except=("label_embed", "cross"),

@@ -121,14 +121,16 @@ def open_captions(config: DataConfig) -> tuple[Captions, ...]:
         ValueError: If a picture of a folder with captions has none, or a template has an unknown field.
     """
     kind = config.source.partition(":")[0]
-    if kind in ("digits", "moving-digits", "clips"):
+    if kind in (*EMBEDDED, "clips"):
         if config.captions:
             raise ValueError(f"captions are {config.captions}, but {config.source!r} has none: leave them out")
         return ()
     source = open_pictures(config)
     if config.captions:
         classes = [source.classes[label] for label in source.labels]
-        return describe_pictures(source.names, classes, config.captions, colors=_colors(config))
+        return describe_pictures(
+            source.names, classes, config.captions, texts=source.captions(), colors=_colors(config)
+        )
     return source.captions()
 
 

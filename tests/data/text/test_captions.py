@@ -58,7 +58,8 @@ def test_captions_of_a_folder_follow_its_pictures(folder, name, text) -> None:
     assert open_captions(DataConfig(source=str(folder))) == (("one",), two)
     assert open_captions(DataConfig(source=str(folder), split="test", hold_out=2)) == (("one",),)
     assert open_captions(DataConfig(source=str(folder), split="train", hold_out=2)) == (two,)
-    assert open_captions(DataConfig(source=str(folder), captions=("a {class}",))) == (("a a",), ("a b",))
+    config = DataConfig(source=str(folder), captions=("a {class}", "{text}!"))
+    assert open_captions(config) == (("a a", "one!"), ("a b", "two!"))
 
 
 def test_refusals_of_a_folders_captions(folder) -> None:
@@ -76,6 +77,7 @@ def test_refusals_of_a_folders_captions(folder) -> None:
         read_folder_captions(folder)
     with pytest.raises(ValueError, match=r"captions are \('a',\), but 'digits' has none: leave them out"):
         open_captions(DataConfig(captions=("a",)))
+    assert open_captions(DataConfig(source="emoji")) == ()
 
 
 def test_pictures_are_described_by_name_and_class() -> None:
