@@ -108,19 +108,24 @@ def render(icons: dict[str, Any], name: str) -> bytes:
         name: Name of one, or an alias, which may mirror its parent.
     """
     alias = icons["aliases"].get(name, {})
-    body = icons["icons"][alias.get("parent", name)]["body"]
-    side = icons["width"]
+    icon = icons["icons"][alias.get("parent", name)]
+    left, top, width, height = (icon.get(key, icons.get(key, 0)) for key in ("left", "top", "width", "height"))
+    body = icon["body"]
     if alias.get("hFlip"):
-        body = f'<g transform="translate({side} 0) scale(-1 1)">{body}</g>'
+        body = f'<g transform="translate({2 * left + width} 0) scale(-1 1)">{body}</g>'
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    drawing = f'<svg {namespaces} width="{2 * SIZE}" height="{2 * SIZE}" viewBox="0 0 {side} {side}">{body}</svg>'
+    size = f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}"'
+    drawing = f"<svg {namespaces} {size}>{body}</svg>"
     try:
         renderer = importlib.import_module("resvg_py")
     except ImportError as error:
         raise SystemExit("rendering emoji needs resvg-py: pip install resvg-py") from error
-    drawn = Image.open(io.BytesIO(bytes(renderer.svg_to_bytes(svg_string=drawing)))).convert("RGBA")
+    drawn = Image.open(
+        io.BytesIO(bytes(renderer.svg_to_bytes(svg_string=drawing, width=2 * SIZE, height=2 * SIZE)))
+    ).convert("RGBA")
     white = Image.new("RGBA", drawn.size, "white")
     white.alpha_composite(drawn)
+    # The few drawings that are not square are stretched.
     inner = SIZE - 2 * MARGIN
     picture = Image.new("RGB", (SIZE, SIZE), "white")
     picture.paste(white.convert("RGB").resize((inner, inner), Image.Resampling.LANCZOS), (MARGIN, MARGIN))

@@ -51,6 +51,7 @@ class Settings:
         data: The pictures; `split` is not read.
         lpips: Folder of AlexNet's weights.
         captions: What samples are asked for, by a template of their names and classes.
+        names: What pictures are found by, by such a template.
         num_samples: Number of samples that are judged, for names that were trained and for names that were held out.
         num_candidates: Number of pictures, and of names, that the right one is found among.
         times: Times of the path, 0 (noise) to 1, at which a flow's velocity is compared.
@@ -72,6 +73,7 @@ class Settings:
     )
     lpips: str | None = None
     captions: str = "{name}, {attribute}"
+    names: str = "{name}"
     num_samples: int = 256
     num_candidates: int = 100
     times: tuple[float, ...] = (0.3, 0.55, 0.8)
@@ -136,7 +138,7 @@ class Pictures:
         classes = [source.classes[label] for label in source.labels]
         names, captions = (
             [texts[0] for texts in open_captions(dataclasses.replace(config, captions=(template,)))]
-            for template in ("{name}", settings.captions)
+            for template in (settings.names, settings.captions)
         )
         return cls(split, source, classes, names, captions)
 
