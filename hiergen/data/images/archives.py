@@ -127,10 +127,10 @@ class NpzPictures(PictureSource):
                 " | ".join(str(table[number]) for table, number in zip(tables, numbers, strict=True))
                 for numbers in found
             )
-        for kind, found in (("names", names), ("texts", texts)):
-            if len(found) not in (0, len(self.labels)):
+        for kind, said in (("names", names), ("texts", texts)):
+            if len(said) not in (0, len(self.labels)):
                 raise ValueError(
-                    f"{kind} of {str(path)!r} are {len(found)}, expected {len(self.labels)}, one per picture"
+                    f"{kind} of {str(path)!r} are {len(said)}, expected {len(self.labels)}, one per picture"
                 )
         self.names = tuple(str(name) for name in names)
         self._texts = tuple((str(text),) for text in texts)
