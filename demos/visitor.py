@@ -220,6 +220,16 @@ class Visitor:
 
         self.wait(press, f"{word} in the menu {name}")
 
+    def value(self, selector: str) -> str:
+        """Return what stands in a field for text."""
+        return self.find(f"{selector} :is(input, textarea)").get_attribute("value")
+
+    def write(self, selector: str, text: str) -> None:
+        """Write a text in a field, in place of what is there."""
+        field = self.find(f"{selector} :is(input, textarea)")
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text or Keys.DELETE)
+
     def is_shown(self, selector: str) -> bool:
         return any(part.is_displayed() for part in self.driver.find_elements(By.CSS_SELECTOR, selector))
 

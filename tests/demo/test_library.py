@@ -193,3 +193,13 @@ def test_notes_are_data_and_strict(tmp_path) -> None:
         (tmp_path / NOTES_FILE).write_text(text)
         with pytest.raises(ValueError, match=r"the notes .*demo\.json' cannot be used"):
             read_notes(str(tmp_path))
+
+
+def test_a_model_of_texts_is_refused_where_it_cannot_read_any(library, tmp_path) -> None:
+    library.get("words").model.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).takes_words
+    config = json.loads((tmp_path / "generator" / "config.json").read_text())
+    wide = {**config, "text_encoder": {"name": "t5:nowhere/at-all"}}
+    write_json(tmp_path / "generator" / "config.json", wide)
+    with pytest.raises(ValueError, match="makes pictures of texts, but cannot read any: "):
+        load_model(str(tmp_path))
