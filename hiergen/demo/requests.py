@@ -37,6 +37,16 @@ def to_seed(value: float | None) -> int:
     return int(value)
 
 
+def check_label(entry: DemoModel, label: int) -> None:
+    """Check that a model knows a class, or a node of its hierarchy of classes.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if not 0 <= label < entry.num_labels:
+        raise ValueError(f"label is {label}, expected 0 to {entry.num_labels - 1}")
+
+
 def check_asked(entry: DemoModel, request: Any) -> None:
     """Check that a model knows the class that is asked for, or a node of its hierarchy; or that there are words, where it takes these.
 
@@ -44,8 +54,7 @@ def check_asked(entry: DemoModel, request: Any) -> None:
         ValueError: If it does not, or there are none or too many.
     """
     if not entry.takes_words:
-        if not 0 <= request.label < entry.num_labels:
-            raise ValueError(f"label is {request.label}, expected 0 to {entry.num_labels - 1}")
+        check_label(entry, request.label)
         return
     if not request.prompt.strip():
         raise ValueError("the field for the words is empty: say what you want to see")

@@ -90,10 +90,10 @@ def test_a_model_of_texts_has_words_in_place_of_menus(library) -> None:
     assert invitation(entry) == "Say in words what you want to see and press Generate."
     pytest.importorskip("gradio")
     menu, words, prompt, examples, negative = asking.show(entry, {"negative_prompt": "hat"})
-    assert (menu["visible"], words["visible"], prompt["value"], negative["value"]) == (False, True, "red heart", "hat")
-    assert examples["samples"] == [["red heart"], ["blue <cat> & dog"]]
+    assert (menu.visible, words.visible, prompt.value, negative.value) == (False, True, "red heart", "hat")
+    assert examples.raw_samples == [["red heart"], ["blue <cat> & dog"]]
     menu, words, *_ = asking.show(library.get("one-dimensional"), {"path": [4], "prompt": ""})
-    assert (menu["visible"], menu["value"], words["visible"]) == (True, 4, False)
+    assert (menu.visible, menu.value, words.visible) == (True, 4, False)
 
 
 def test_trees_of_other_depths_and_more_attributes_have_menus_too() -> None:

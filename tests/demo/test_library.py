@@ -79,7 +79,7 @@ def test_the_packaged_shape_model_makes_a_mesh_of_a_class() -> None:
 
 
 def test_a_library_lists_models_by_what_they_can_do(library) -> None:
-    assert library.image_tokenizers() == ["one-dimensional", "two-dimensional"]
+    assert library.image_tokenizers() == ["one-dimensional", "two-dimensional", "words"]
     assert library.image_generators() == ["one-dimensional"]
     assert library.shape_generators() == ["shapes", "seen"]
     assert [library.get(title).is_by_picture for title in library.shape_generators()] == [False, True]

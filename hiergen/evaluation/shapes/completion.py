@@ -81,9 +81,9 @@ def score_completion(
     made = {"whole": _rebuild(pipe, torch.stack(wholes), extraction)}
     # As often as needed, as `vary` reads them.
     made["half"] = _rebuild(pipe, torch.stack(halves)[:, torch.arange(count) % len(halves[0])], extraction)
-    rng = make_rng(seed, "completed")
-    made["completed"] = pipe.vary(torch.stack(halves), labels, keep_levels=keep_levels, generator=rng, **options).meshes
-    made["plain"] = pipe(labels, generator=make_rng(seed, "plain"), **options).meshes
+    options["generator"] = make_rng(seed, "completed")
+    made["completed"] = pipe.vary(torch.stack(halves), labels, keep_levels=keep_levels, **options).meshes
+    made["plain"] = pipe(labels, **{**options, "generator": make_rng(seed, "plain")}).meshes
     found: dict[str, float] = {}
     protocol = GeometryProtocol(num_points=10_000, resolution=64, normalize="none", seed=seed)
     for name, shapes in made.items():

@@ -18,7 +18,7 @@ class PromptedPipeline(ImageEditing, ScoringPipeline):
     told_by: ClassVar[str] = "prompt"
     text_encoder: TextEncoder | None = None
 
-    def edit(
+    def edit(  # type: ignore[override]  # texts take the place of classes
         self,
         image: Pictures,
         mask_image: Any = None,
@@ -41,7 +41,7 @@ class PromptedPipeline(ImageEditing, ScoringPipeline):
         """
         return super().edit(image, mask_image, self._told(prompt, negative_prompt), **options)
 
-    def outpaint(
+    def outpaint(  # type: ignore[override]  # texts take the place of classes
         self,
         image: Pictures,
         prompt: Texts | TextCondition = None,
@@ -58,7 +58,7 @@ class PromptedPipeline(ImageEditing, ScoringPipeline):
         """
         return super().outpaint(image, self._told(prompt, negative_prompt), **options)
 
-    def vary(
+    def vary(  # type: ignore[override]  # texts take the place of classes
         self,
         image: Pictures,
         prompt: Texts | TextCondition = None,

@@ -167,7 +167,7 @@ class MaskedIds(Generator):
                 f"ids holds {ids.shape[1]} tokens per sample, this generator's levels hold {self.num_tokens}"
             )
         table = self.class_embedding
-        front = table.rows(condition) if isinstance(table, TextRows) else table(condition)[:, None]
+        front = table.rows(cast(TextCondition, condition)) if isinstance(table, TextRows) else table(condition)[:, None]
         x = torch.cat((front, self.token_embedding(ids)), dim=1)
         return self.head(self.transformer(x)[:, front.shape[1] :])
 
