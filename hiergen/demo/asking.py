@@ -98,6 +98,7 @@ class Asking:
     """The parts of a tab in which a visitor says what is to be made, as gradio's components.
 
     Attributes:
+        row: What holds the menus.
         menus: As many menus as the classes of any of the tab's models need.
         words: What is shown in their place where a model takes words: the three that follow.
         prompt: Field for the words.
@@ -105,6 +106,7 @@ class Asking:
         negative: Field for what is to be avoided.
     """
 
+    row: Any
     menus: list[Any]
     words: Any
     prompt: Any
@@ -119,7 +121,7 @@ class Asking:
     @property
     def outputs(self) -> list[Any]:
         """What `show` updates."""
-        return [*self.menus, self.words, self.prompt, self.examples, self.negative]
+        return [self.row, *self.menus, self.words, self.prompt, self.examples, self.negative]
 
     def read(self, entry: DemoModel, values: Sequence[Any]) -> dict[str, Any]:
         """Return fields of a request from the values of `inputs`.
@@ -138,7 +140,11 @@ class Asking:
 
         menus = [gr.Dropdown(**values) for values in _values(entry, chosen.get("path", ()), len(self.menus))]
         words = _words(entry, chosen)
-        return [*menus, *(kind(**values) for kind, values in zip(_kinds(), words, strict=True))]
+        return [
+            gr.Row(visible=not entry.takes_words),
+            *menus,
+            *(kind(**values) for kind, values in zip(_kinds(), words, strict=True)),
+        ]
 
     def connect(self, library: Library, model: Any) -> None:
         """Let the menus follow one another, and an example be taken."""
@@ -166,7 +172,7 @@ def add_asking(library: Library, titles: Sequence[str], *, name: str, chosen: Ma
     import gradio as gr
 
     first, count = library.get(titles[0]), max(len(menu_names(library.get(title))) for title in titles)
-    with gr.Row():
+    with gr.Row(visible=not first.takes_words) as row:
         menus = [
             gr.Dropdown(**values, elem_id=f"{name}-class{number or ''}", min_width=150)
             for number, values in enumerate(_values(first, chosen.get("path", ()), count))
@@ -182,9 +188,15 @@ def add_asking(library: Library, titles: Sequence[str], *, name: str, chosen: Ma
         )
         with gr.Accordion("Words to avoid", open=False, elem_id=f"{name}-avoid"):
             against = gr.Textbox(
-                **negative, show_label=False, placeholder="none", max_length=MAX_PROMPT, elem_id=f"{name}-negative"
+                **negative,
+                label="Words to avoid",
+                show_label=False,
+                container=False,
+                placeholder="none",
+                max_length=MAX_PROMPT,
+                elem_id=f"{name}-negative",
             )
-    return Asking(menus, words, field, tries, against)
+    return Asking(row, menus, words, field, tries, against)
 
 
 def title_of(entry: DemoModel, request: Any) -> str:

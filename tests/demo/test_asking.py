@@ -84,16 +84,22 @@ def test_plain_classes_have_one_menu() -> None:
 def test_a_model_of_texts_has_words_in_place_of_menus(library) -> None:
     entry = library.get("words")
     assert (menu_names(entry), menu_choices(entry, [3]), menu_path(entry, 0), menu_label(entry, [])) == ([], [], [], 0)
-    asking = Asking([None], None, None, None, None)
+    asking = Asking(None, [None], None, None, None, None)
     assert asking.read(entry, [3, " red heart ", None]) == {"prompt": "red heart", "negative_prompt": ""}
     assert asking.read(library.get("one-dimensional"), [3, "words", ""]) == {"label": 3}
     assert invitation(entry) == "Say in words what you want to see and press Generate."
     pytest.importorskip("gradio")
-    menu, words, prompt, examples, negative = asking.show(entry, {"negative_prompt": "hat"})
-    assert (menu.visible, words.visible, prompt.value, negative.value) == (False, True, "red heart", "hat")
+    row, menu, words, prompt, examples, negative = asking.show(entry, {"negative_prompt": "hat"})
+    assert (row.visible, menu.visible, words.visible, prompt.value, negative.value) == (
+        False,
+        False,
+        True,
+        "red heart",
+        "hat",
+    )
     assert examples.raw_samples == [["red heart"], ["blue <cat> & dog"]]
-    menu, words, *_ = asking.show(library.get("one-dimensional"), {"path": [4], "prompt": ""})
-    assert (menu.visible, menu.value, words.visible) == (True, 4, False)
+    row, menu, words, *_ = asking.show(library.get("one-dimensional"), {"path": [4], "prompt": ""})
+    assert (row.visible, menu.visible, menu.value, words.visible) == (True, True, 4, False)
 
 
 def test_trees_of_other_depths_and_more_attributes_have_menus_too() -> None:

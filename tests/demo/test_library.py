@@ -80,7 +80,7 @@ def test_the_packaged_shape_model_makes_a_mesh_of_a_class() -> None:
 
 def test_a_library_lists_models_by_what_they_can_do(library) -> None:
     assert library.image_tokenizers() == ["one-dimensional", "two-dimensional", "words"]
-    assert library.image_generators() == ["one-dimensional"]
+    assert library.image_generators() == ["one-dimensional", "words"]
     assert library.shape_generators() == ["shapes", "seen"]
     assert [library.get(title).is_by_picture for title in library.shape_generators()] == [False, True]
     assert library.get("seen").choices() == []
@@ -90,6 +90,7 @@ def test_a_library_lists_models_by_what_they_can_do(library) -> None:
         "whole",
         "one-dimensional",
         "two-dimensional",
+        "words",
     ]
     with pytest.raises(ValueError, match="there is no model 'one-dimensionl'; did you mean one-dimensional"):
         library.get("one-dimensionl")

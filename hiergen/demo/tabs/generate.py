@@ -18,7 +18,7 @@ from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import montage
 from hiergen.demo.requests import GUIDANCE, SEED, check_asked, check_ranges, to_seed
 from hiergen.demo.stage import View, draw_empty, draw_stage, result
-from hiergen.demo.steps import stream_steps, thinned
+from hiergen.demo.steps import StoppedError, stream_steps, thinned
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.pipelines.prefixes import list_prefixes
 from hiergen.pyramid import TokenPyramid
@@ -198,7 +198,11 @@ def make_ready(entry: DemoModel, *, seconds: float, limit: float) -> list[dict[s
     requests = [GenerateRequest(**one, guidance_scale=usual, seed=seed) for seed, one in enumerate(asked)]
     for batch in (requests[:READY_BATCH], requests[READY_BATCH:]):
         if batch and time.monotonic() - started < seconds:
-            *_, last = _generate(entry, batch, seconds=limit)
+            try:
+                *_, last = _generate(entry, batch, seconds=limit)
+            except StoppedError:
+                # A slow machine opens the page without them.
+                break
             made += [_result(entry, request, _part(last, number)) for number, request in enumerate(batch)]
     return made
 

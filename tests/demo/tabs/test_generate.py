@@ -107,6 +107,7 @@ def test_finished_results_are_what_their_settings_make(library) -> None:
     assert as_uri(picture) in one["stage"]
     assert one["line"] == "3, seed 3: 16 tokens, 144 bits."
     assert make_ready(entry, seconds=0.0, limit=60.0) == []
+    assert make_ready(entry, seconds=60.0, limit=1e-6) == []
     chosen = dataclasses.replace(entry, notes=dataclasses.replace(entry.notes, shown=(7, 2)))
     assert [one["chosen"]["path"] for one in make_ready(chosen, seconds=60.0, limit=60.0)] == [[7], [2]]
 
