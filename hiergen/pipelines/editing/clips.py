@@ -48,14 +48,14 @@ class ClipEditing(HiergenPipeline):
     ) -> Any:
         """Continue clips from their first frames; the clips that come back begin with these.
 
-        A clip is never longer than the model's. The last frames of one clip may be the first of the next. A flow that starts from noise alone
-        has decided where things are before it can see the given frames, which are as noisy: they jump. So it starts with a little of a guess
-        in the noise, the given frames played backwards and forwards again.
+        A clip is never longer than the model's. The last frames of one clip may be the first of the next. At
+        every time a flow sees the given frames as noisy as the others are. From noise alone it joins them badly, so it starts from a guess with
+        much noise in it: the last frame, standing still.
 
         Args:
             frames: First frames of one clip or several, of equally many frames: PIL pictures, or tensors of the model's size.
             class_labels: What is to be made: one class for all clips or one for each, by number or name; None for no class.
-            strength: Share of the path that a flow makes, 0 to 1: less joins more smoothly, and moves more like the guess. None is 0.8; 1 starts
+            strength: Share of the path that a flow makes, 0 to 1: less joins more smoothly, and moves less. None is 0.8; 1 starts
                 from noise alone, as generators do that are no flows.
             num_videos_per_input: Number of continuations of each clip, next to each other.
             output_type: As for a call, like `return_dict`.
@@ -89,9 +89,9 @@ class ClipEditing(HiergenPipeline):
         return config["num_frames"], config["frame"]["image_size"], config["frame"]["image_size"]
 
     def _first(self, first: Float[Tensor, "b c t h w"], length: int) -> Known:
-        """Return what is given of clips of which the first frames are known; in the place of the others stands a guess of them.
+        """Return what is given of clips of which the first frames are known; in the place of the others stands the last one.
 
-        Tokenizers of clips look at no frame beyond those of a token, so the guess changes no token that is given.
+        Tokenizers of clips look at no frame beyond those of a token, so that changes no token that is given.
         """
         count, (spec,) = first.shape[2], self.tokenizer.specs
         assert spec.grid is not None
@@ -101,10 +101,8 @@ class ClipEditing(HiergenPipeline):
                 f"frames are {count}, expected a multiple of {per_token}, the frames of a token, from {per_token} to {length - per_token}"
             )
         tokenizer = moved(self.tokenizer)
-        # Backwards and forwards by turns, where there is more than one frame.
-        place = torch.arange(length) % max(2 * count - 2, 1)
-        guess = first[:, :, torch.where(place < count, place, 2 * count - 2 - place)]
-        pyramid = tokenizer.encode(guess.to(tokenizer.device, tokenizer.dtype))
+        rest = first[:, :, -1:].expand(-1, -1, length - count, -1, -1)
+        pyramid = tokenizer.encode(torch.cat((first, rest), dim=2).to(tokenizer.device, tokenizer.dtype))
         per_frame = spec.num_tokens // spec.grid[0]
         given = torch.arange(spec.num_tokens, device=pyramid.device) < count // per_token * per_frame
         return Known(pyramid, (given.expand(len(first), -1),))

@@ -60,21 +60,15 @@ def test_a_clip_begins_with_the_frames_that_are_given(name, side, per_token, req
 
 
 @torch.no_grad()
-def test_a_flow_starts_from_the_given_frames_backwards_and_forwards(boxes) -> None:
+def test_a_flow_starts_from_the_last_frame_with_noise(boxes) -> None:
     first = torch.rand(1, 3, 4, 24, 24, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    guess = boxes._decode(boxes.tokenizer.encode(first[:, :, [0, 1, 2, 3, 2, 1, 0, 1]]))
+    guess = boxes._decode(boxes.tokenizer.encode(first[:, :, [0, 1, 2, 3, 3, 3, 3, 3]]))
     made = {
         strength: boxes.extend(first, 3, strength=strength, **options()).frames for strength in (0.0, 0.8, 1.0, None)
     }
     torch.testing.assert_close(made[0.0][:, :, 4:], guess[:, :, 4:], atol=1e-5, rtol=0)
     assert torch.equal(made[0.8], made[None])
     assert not torch.equal(made[0.8], made[1.0])
-    # From one frame alone the guess is this frame.
-    still = torch.rand(1, 3, 1, 32, 32)
-    assert (
-        pipeline(FrameTokenizer.of(create("hieratok-tiny").eval(), 4)).extend(still, 3, **options()).frames.shape[2]
-        == 4
-    )
 
 
 def test_generators_that_are_no_flows_take_no_strength(boxes) -> None:
@@ -86,7 +80,7 @@ def test_generators_that_are_no_flows_take_no_strength(boxes) -> None:
     first = torch.zeros(3, 4, 24, 24)
     quick = {"num_steps": 2, "head_steps": 2, "head_spacing": "leading", "output_type": "pt"}
     assert torch.equal(pipe.extend(first, 3, **quick).frames[0, :, :4], first)
-    with pytest.raises(ValueError, match="strength is 0.5, but a MaskedAR is no flow: leave it out"):
+    with pytest.raises(ValueError, match=r"strength is 0\.5, but a MaskedAR is no flow: leave it out"):
         pipe.extend(first, 3, strength=0.5, **quick)
 
 
