@@ -64,6 +64,7 @@ def menus(visitor: Visitor, title: str) -> None:
     visitor.choose("generate-model", title)
     visitor.wait(lambda: visitor.text("generate-strip") != before, f"the results of {title}")
     if visitor.is_shown("#generate-words"):
+        visitor.of_words = title
         words(visitor)
     if not visitor.is_shown("#generate-class1"):
         return
@@ -126,16 +127,13 @@ def edit(visitor: Visitor) -> None:
 
 
 def edit_in_words(visitor: Visitor, before: int) -> None:
-    """Take a model of texts, where there is one, and have what is painted over made of its first example."""
-    if visitor.is_brief:
+    """Take the model of texts, where there is one, and have what is painted over made of its first example."""
+    if not visitor.of_words:
         return
-    for title in visitor.choices("edit-model"):
-        visitor.choose("edit-model", title)
-        if visitor.comes(lambda: visitor.is_shown("#edit-words"), 1.0):
-            break
-    else:
-        return
+    visitor.choose("edit-model", visitor.of_words)
+    visitor.wait(lambda: visitor.is_shown("#edit-words"), "the field for words")
     visitor.wait(lambda: visitor.value("#edit-prompt"), "words to try")
+    visitor.wait(lambda: visitor.colors("#edit-painter canvas") > 3, "the picture to paint on")
     visitor.paint("#edit-painter canvas")
     visitor.click("#edit-start")
     visitor.wait(lambda: visitor.count("#edit-strip button") == before + 1, "what was painted over, made of words")

@@ -69,6 +69,8 @@ class Visitor:
         self.url, self.out, self.window, self.folder = url, out, window, folder
         self.suffix = "-dark" if is_dark else ""
         self.patience, self.server, self.is_brief = patience, server, is_brief
+        #: Title of a model of texts, once one was seen.
+        self.of_words = ""
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
