@@ -118,7 +118,7 @@ class Settings(StudySettings):
     part: Literal["reconstruction", "cost"] = "reconstruction"
     out: str = "runs/study_mixers"
     arms: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[float, ...] = (2e-3,)
     search_steps: int | None = None
     encoder: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(ENCODER))
