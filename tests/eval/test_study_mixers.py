@@ -86,8 +86,10 @@ def test_encoders_have_the_same_parameters(program: dict[str, Any], tmp_path: Pa
 
 def test_costs(program: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    found = program["MixerStudy"](small(program, tmp_path)).cost()
+    found = program["MixerStudy"](small(program, tmp_path, arms=("none", "window", "attention"))).cost()
     assert found["window"]["multiply_adds"] > found["none"]["multiply_adds"] > 1e5
+    # On maps of 16 x 16, two blocks of 16 channels with products of all tokens, twice.
+    assert found["attention"]["multiply_adds"] - found["window"]["multiply_adds"] > 2 * 2 * 256 * 256 * 16 / 2
     assert min(found["none"]["milliseconds_1"], found["none"]["milliseconds_64"]) > 0
 
 
