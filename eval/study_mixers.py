@@ -52,7 +52,6 @@ ARMS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "linear": ("linear", [{"kernel_size": 3}]),
     "attention": ("attention", [{"local": True}]),
     "hyena": ("hyena", [{"directions": "four_projected", "filter_dim": 16}]),
-    "factorized": ("factorized", [{"reduction": 2}]),
 }
 #: Networks of timm beside the arms, at about as many parameters: their stems are of 4 pixels, the norms and the MLPs are their own.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
