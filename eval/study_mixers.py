@@ -119,7 +119,7 @@ class Settings(StudySettings):
     out: str = "runs/study_mixers"
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
-    rates: tuple[float, ...] = (2e-3,)
+    rates: tuple[float, ...] = (5e-3,)
     search_steps: int | None = None
     encoder: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(ENCODER))
     parameters: int = 75_000
