@@ -142,7 +142,11 @@ def test_compiles_without_a_break(name: str, monkeypatch: pytest.MonkeyPatch) ->
     ("name", "options", "message"),
     [
         ("neighbourhood", {}, r"unknown mixer 'neighbourhood'; did you mean neighborhood\?; known are"),
-        ("factorized", {}, r"the mixer 'factorized' was taken out because it did not pay .*; known are none, depthwise"),
+        (
+            "factorized",
+            {},
+            r"the mixer 'factorized' was taken out because it did not pay .*; known are none, depthwise",
+        ),
         ("window", {"windw": 3}, r"the mixer 'window' has no option 'windw'; did you mean window\?"),
         ("attention", {"reduction": 0}, "reduction is 0, expected at least 1"),
         ("attention", {"projection": "conv"}, r"projection is 'conv', expected one of \('linear', 'convolution'\)"),
