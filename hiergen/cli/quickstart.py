@@ -27,7 +27,9 @@ def main(args: list[str]) -> None:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of quickstart {kind!r}{nearest(kind, KINDS)}")
     shown = kind if is_named else f"[{'|'.join(KINDS)}]"
-    usual = QuickstartSettings.usual(_named_data(rest)) if kind == "images" else KINDS[kind]()
+    settings_class = KINDS[kind]
+    has_data = issubclass(settings_class, QuickstartSettings | VideoQuickstartSettings)
+    usual = settings_class.usual(_named_data(rest)) if has_data else settings_class()
     settings = parse(usual, rest, prog=f"hiergen quickstart {shown}")
     from hiergen.environment import require
 

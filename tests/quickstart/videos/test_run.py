@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -10,7 +11,7 @@ from PIL import Image
 import hiergen
 from hiergen.data.videos.decoding import read_frames
 from hiergen.metrics import clip_classifiers
-from hiergen.quickstart.settings import VideoQuickstartSettings
+from hiergen.quickstart.settings import MOVING, VideoQuickstartSettings
 from hiergen.quickstart.videos import run as videos
 from hiergen.quickstart.videos import samples as video_samples
 from hiergen.quickstart.videos.report import video_markdown
@@ -31,7 +32,7 @@ def finished(tmp_path_factory):
         out=str(out), num_clips=100, num_test=10, samples_seen=12, num_generated=10, densities=(0.5,)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(videos, "SAMPLING", FEW)
+        patch.setitem(MOVING, "digits", dataclasses.replace(MOVING["digits"], sampling=FEW))
         patch.setattr(clip_classifiers, "EXTRACTOR_CLIPS", 20)
         yield out, settings, run_video_quickstart(settings)
 
@@ -84,7 +85,8 @@ def test_running_again_trains_and_draws_nothing_and_repeats_the_report(finished,
     for name in ("sets", "sparse_against_dense", "tokenizer", "extractor"):
         assert again[name] == report[name], name
     # Other noise is another set of samples.
-    monkeypatch.setattr(videos, "SAMPLING", {**FEW, "guidance_scale": 2.0})
+    other = dataclasses.replace(MOVING["digits"], sampling={**FEW, "guidance_scale": 2.0})
+    monkeypatch.setitem(MOVING, "digits", other)
     with pytest.raises(AssertionError, match="drawn again"):
         run_video_quickstart(settings)
 
@@ -102,6 +104,28 @@ def test_sampling_leaves_the_attention_as_it_was(finished, tmp_path) -> None:
     assert pipe.generator.config["attention"]["query_block"] == 32
     assert [round(kind.density, 1) for kind in drawn] == [1.0, 0.4]
     assert not torch.equal(drawn[0].videos, drawn[1].videos)
+
+
+def test_emoji_are_judged_in_color_and_named(tmp_path, monkeypatch) -> None:
+    """Everything of the run on digits, but clips, tokenizer, generator, judge and extractor are those of the emoji."""
+    usual = VideoQuickstartSettings.usual("emoji")
+    assert (usual.data, usual.tokenizer, usual.generator) == ("emoji", "patches-emoji-48", "flow-video-emoji-48")
+    assert VideoQuickstartSettings.usual("none") == VideoQuickstartSettings()
+    monkeypatch.setitem(MOVING, "emoji", dataclasses.replace(MOVING["emoji"], sampling=FEW))
+    monkeypatch.setattr(clip_classifiers, "EXTRACTOR_CLIPS", 20)
+    report = run_video_quickstart(
+        dataclasses.replace(
+            usual, out=str(tmp_path), num_clips=50, num_test=10, num_generated=10, samples_seen=4, densities=(0.5,)
+        )
+    )
+    assert report["sets"]["real test"]["clips_agree"] > 0.5
+    assert report["sets"]["dense"]["clips_agree"] < 0.5
+    assert {entry["frechet"]["extractor"] for entry in report["sets"].values()} == {"emoji-clips-cnn-32"}
+    page = video_markdown(report)
+    assert "Do the clips show the kind of emoji that was asked for" in page
+    assert "8 x 8 pixels in color around what is not white" in page
+    assert "A clip is 144 tokens" in page
+    assert "moving emoji drawn by Google" in report["what"]
 
 
 @pytest.mark.parametrize(
