@@ -22,7 +22,7 @@ def video_markdown(report: Mapping[str, Any]) -> str:
         f"{report['threads']} threads.",
         "![contact sheet](contact_sheet.png)",
         "`samples.mp4` and `samples.gif` show the same clips moving: real, generated with dense attention, generated with sparse "
-        "attention from the same noise.",
+        "attention from the same noise; `attention.gif` has the last two side by side.",
         f"## Do the clips show the {thing} that was asked for, and look like real ones?",
         f"Judge: {report['judge']}; a clip shows what most of its frames show. Fréchet distances are to the "
         f"{settings['num_clips']:,} real train clips, on `{extractor['name']}`: {extractor['description']}. On held-out clips it "

@@ -15,7 +15,7 @@ from rich.console import Console
 from hiergen.benchmarks.psa import config_of_density, describe_default
 from hiergen.data.videos.dataset import MovingThings, from_uint8
 from hiergen.data.videos.decoding import require_pyav
-from hiergen.data.videos.files import tile_videos, write_gif, write_mp4
+from hiergen.data.videos.files import caption_videos, tile_videos, write_gif, write_mp4
 from hiergen.figures import log_curves, save_curves, save_image_grid
 from hiergen.files import atomic_directory, check_writable
 from hiergen.generators.flow.model import FlowTransformer
@@ -154,3 +154,6 @@ def _draw(out: Path, test: MovingThings, drawn: dict[str, Drawn]) -> None:
     sheet = tile_videos([real, *made])
     write_gif(out / "samples.gif", sheet, enlarge=2)
     write_mp4(out / "samples.mp4", sheet, enlarge=4)
+    titles = ["dense attention", f"pyramid sparse, {drawn[names[1]].density:.0%} of the products"]
+    halves = [tile_videos([clips[: len(clips) // 2], clips[len(clips) // 2 :]]) for clips in made]
+    write_gif(out / "attention.gif", caption_videos(dict(zip(titles, halves, strict=True)), enlarge=2))

@@ -44,6 +44,9 @@ def test_everything_that_is_promised_is_written(finished) -> None:
             assert min(picture.size) > 200
     for name in ("samples.gif", "samples.mp4"):
         assert read_frames(out / name, size=32).shape[1] == 32
+    with Image.open(out / "attention.gif") as both:
+        # Five digits per row, two rows, twice as large, under names.
+        assert both.size == (3 * 8 + 2 * 2 * (5 * 26 + 2), 24 + 2 * (2 * 26 + 2) + 8)
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
     assert (out / "report.md").read_text() == video_markdown(report)
     assert "A clip is 128 tokens, so few that dense attention is the default: on CPUs" in video_markdown(report)
