@@ -257,8 +257,9 @@ MOVING: dict[str, MovingPictures] = {
         sampling={"num_steps": 25, "solver": "euler", "timestep_shift": 0.3, "guidance_scale": 2.0},
         settings={
             "data": "emoji",
-            "samples_seen": 120_000,
+            "samples_seen": 44_000,
             "num_generated": 100,
+            "densities": (0.5,),
             "tokenizer": "patches-emoji-48",
             "generator": "flow-video-emoji-48",
         },
