@@ -19,6 +19,8 @@ KINDS = {
     "video": VideoQuickstartSettings,
     "text": TextQuickstartSettings,
 }
+#: Those that take several kinds of data, on which the other defaults depend.
+WITH_DATA = {"images": QuickstartSettings, "video": VideoQuickstartSettings}
 
 
 def main(args: list[str]) -> None:
@@ -27,9 +29,7 @@ def main(args: list[str]) -> None:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of quickstart {kind!r}{nearest(kind, KINDS)}")
     shown = kind if is_named else f"[{'|'.join(KINDS)}]"
-    settings_class = KINDS[kind]
-    has_data = issubclass(settings_class, QuickstartSettings | VideoQuickstartSettings)
-    usual = settings_class.usual(_named_data(rest)) if has_data else settings_class()
+    usual = WITH_DATA[kind].usual(_named_data(rest)) if kind in WITH_DATA else KINDS[kind]()
     settings = parse(usual, rest, prog=f"hiergen quickstart {shown}")
     from hiergen.environment import require
 

@@ -257,7 +257,7 @@ MOVING: dict[str, MovingPictures] = {
         sampling={"num_steps": 25, "solver": "euler", "timestep_shift": 0.3, "guidance_scale": 2.0},
         settings={
             "data": "emoji",
-            "samples_seen": 44_000,
+            "samples_seen": 34_000,
             "num_generated": 100,
             "densities": (0.5,),
             "tokenizer": "patches-emoji-48",
