@@ -17,7 +17,7 @@ def video_markdown(report: Mapping[str, Any]) -> str:
     thing = MOVING[settings["data"]].thing
     sections = [
         "# hiergen quickstart video",
-        f"{report['what'].capitalize()}. Seed {settings['seed']}; {settings['num_clips']:,} training clips, "
+        f"{report['what'][:1].upper()}{report['what'][1:]}. Seed {settings['seed']}; {settings['num_clips']:,} training clips, "
         f"{report['samples_seen']:,} training samples for the generator; {report['seconds']['total']} s in all on "
         f"{report['threads']} threads.",
         "![contact sheet](contact_sheet.png)",

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import hiergen
+from hiergen.cli.quickstart import main
 from hiergen.data.videos.decoding import read_frames
 from hiergen.metrics import clip_classifiers
 from hiergen.quickstart.settings import MOVING, VideoQuickstartSettings
@@ -114,11 +115,17 @@ def test_emoji_are_judged_in_color_and_named(tmp_path, monkeypatch) -> None:
     usual = VideoQuickstartSettings.usual("emoji")
     assert (usual.data, usual.tokenizer, usual.generator) == ("emoji", "patches-emoji-48", "flow-video-emoji-48")
     assert VideoQuickstartSettings.usual("none") == VideoQuickstartSettings()
+    asked: list[VideoQuickstartSettings] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(videos, "run_video_quickstart", asked.append)
+        main(["video", "--data", "emoji", "--seed", "3"])
+        main(["video"])
+    assert asked == [dataclasses.replace(usual, seed=3), VideoQuickstartSettings()]
     monkeypatch.setitem(MOVING, "emoji", dataclasses.replace(MOVING["emoji"], sampling=FEW))
     monkeypatch.setattr(clip_classifiers, "EXTRACTOR_CLIPS", 20)
     report = run_video_quickstart(
         dataclasses.replace(
-            usual, out=str(tmp_path), num_clips=50, num_test=10, num_generated=10, samples_seen=4, densities=(0.5,)
+            usual, out=str(tmp_path), num_clips=30, num_test=10, num_generated=10, samples_seen=4, densities=(0.5,)
         )
     )
     assert report["sets"]["real test"]["clips_agree"] > 0.5
@@ -128,7 +135,7 @@ def test_emoji_are_judged_in_color_and_named(tmp_path, monkeypatch) -> None:
     assert "Do the clips show the kind of emoji that was asked for" in page
     assert "8 x 8 pixels in color around what is not white" in page
     assert "A clip is 144 tokens" in page
-    assert "moving emoji drawn by Google" in report["what"]
+    assert "Quickstart on moving emoji drawn by Google" in page
 
 
 @pytest.mark.parametrize(
