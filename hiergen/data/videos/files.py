@@ -86,7 +86,7 @@ def tile_videos(rows: Sequence[Float[Tensor, "n 3 t h w"]], *, gap: int = 2) -> 
 
 
 def caption_videos(
-    videos: Mapping[str, Float[Tensor, "3 t h w"]], *, enlarge: int = 1, gap: int = 8
+    videos: Mapping[str, Float[Tensor, "3 t h w"]], *, enlarge: int = 1, gap: int = 8, is_smooth: bool = False
 ) -> Float[Tensor, "3 t height width"]:
     """Return one clip that shows several side by side, each under its name, so that they play in step.
 
@@ -94,10 +94,12 @@ def caption_videos(
         videos: Clips of equal size by name.
         enlarge: Number of times that every pixel is repeated along each side; names are written in pixels of the result.
         gap: White pixels between clips and around them.
+        is_smooth: Enlarge bicubically instead.
     """
+    mode = "bicubic" if is_smooth else "nearest"
     columns = []
     for name, video in videos.items():
-        large = video.cpu().repeat_interleave(enlarge, dim=-2).repeat_interleave(enlarge, dim=-1)
+        large = F.interpolate(video.cpu().float(), scale_factor=enlarge, mode=mode).clamp(-1, 1)
         font = ImageFont.load_default(max(10, min(16, large.shape[-1] // 12)))
         title = Image.new("L", (large.shape[-1], 24), 255)
         ImageDraw.Draw(title).text((title.width // 2, 12), name, fill=40, font=font, anchor="mm")

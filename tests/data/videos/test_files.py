@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from hiergen.data.videos.decoding import read_frames
@@ -67,6 +68,9 @@ def test_clips_stand_side_by_side_under_their_names() -> None:
         assert float(bar.min()) < 0
         assert float((bar == 1).double().mean()) > 0.7
     assert not torch.equal(*bars)
+    smooth = caption_videos({"one": right}, enlarge=2, gap=2, is_smooth=True)[:, :, 24:36, 2:62]
+    wanted = F.interpolate(right, size=(12, 60), mode="bicubic").clamp(-1, 1)
+    torch.testing.assert_close(smooth, wanted, rtol=0, atol=1e-6)
     assert float(sheet[:, :, :, :2].min()) == 1
 
 
