@@ -91,6 +91,8 @@ def main() -> None:
             stored = json.loads(config.read_text())
             stored.pop("_name_or_path", None)
             write_json(config, stored)
+        # What lets programs without hiergen's names load a folder by itself; these folders come with hiergen.
+        (Path(temporary) / "pipeline.py").unlink(missing_ok=True)
         for file in Path(temporary).rglob("*.safetensors"):
             file.chmod(0o644)
     measured, about = kind.measure(folder, report, sampling)

@@ -46,7 +46,7 @@ Sparse attention reads what is near and important finely and the rest coarsely, 
 Both clips start from the same noise and play in step; below them stands what each took on this machine.
 
 **When it pays.** The products that are left out grow with the square of the tokens. In short clips, planning and gathering take longer than what that saves.
-So it takes clips of a thousand tokens and more, and a low density.
+So it takes clips of thousands of tokens, and a low density.
 """
 
 #: The attention of a model is switched while it samples: one request at a time, however many the queue lets through.
