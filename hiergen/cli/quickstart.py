@@ -20,7 +20,10 @@ KINDS = {
     "text": TextQuickstartSettings,
 }
 #: Those that take several kinds of data, on which the other defaults depend.
-WITH_DATA = {"images": QuickstartSettings, "video": VideoQuickstartSettings}
+WITH_DATA: dict[str, type[QuickstartSettings | VideoQuickstartSettings]] = {
+    "images": QuickstartSettings,
+    "video": VideoQuickstartSettings,
+}
 
 
 def main(args: list[str]) -> None:
