@@ -231,6 +231,9 @@ def video(visitor: Visitor) -> None:
     visitor.click("#video-compares input")
     visitor.click("#video-start")
     visitor.wait(lambda: "pyramid sparse" in visitor.text("video-numbers"), "the numbers of both clips")
+    if not visitor.is_brief:
+        visitor.click("#video-measure")
+        visitor.wait(lambda: "4,096" in visitor.text("video-measured"), "the times of long clips")
     visitor.keep("video-attention")
 
 

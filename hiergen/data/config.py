@@ -7,13 +7,16 @@ from typing import Literal
 
 from hiergen.checked import Checked
 
+#: Pictures that come with the package, by name: those that move are frames of clips.
+EMBEDDED = ("digits", "emoji", "moving-digits", "moving-emoji")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
     """Where images come from.
 
     Attributes:
-        source: "digits" or "emoji" (embedded); "moving-digits" (frames of the embedded clips); "clips:FOLDER" (frames of a folder of video files);
+        source: "digits" or "emoji" (embedded); "moving-digits" or "moving-emoji" (frames of the embedded clips); "clips:FOLDER" (frames of a folder of video files);
             the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
             shards); "hf:FOLDER" (a Hugging Face dataset on disk); "npz:FILE" (an archive of encoded images); or "idx:FOLDER" (the
             files of MNIST, or of another set in its form, such as Fashion-MNIST).

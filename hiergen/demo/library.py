@@ -207,12 +207,13 @@ class Library:
         return [title for title, entry in self.models.items() if isinstance(entry.model, ShapePipeline)]
 
     def video_generators(self) -> list[str]:
-        """Return the titles of the models that make clips, and attend densely or sparsely as they are told."""
-        return [
+        """Return the titles of the models that make clips, and attend densely or sparsely as they are told: those of larger frames first."""
+        titles = [
             title
             for title, entry in self.models.items()
             if isinstance(entry.model, ClassToVideoPipeline) and isinstance(entry.generator, FlowTransformer)
         ]
+        return sorted(titles, key=lambda title: -self.models[title].tokenizer.config.get("video_size", (0,))[-1])
 
     def text_generators(self) -> list[str]:
         """Return the titles of the models of text."""

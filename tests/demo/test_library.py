@@ -15,6 +15,7 @@ from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.demo.inputs import examples_of
 from hiergen.demo.library import (
     NOTES_FILE,
+    DemoModel,
     Library,
     ModelNotes,
     load_library,
@@ -27,6 +28,7 @@ from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.card import papers
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pretrained.packaged import packaged_models
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
@@ -85,6 +87,13 @@ def test_a_library_lists_models_by_what_they_can_do(library) -> None:
     assert [library.get(title).is_by_picture for title in library.shape_generators()] == [False, True]
     assert library.get("seen").choices() == []
     assert library.video_generators() == ["clips"]
+    # Larger frames first: those of the fixture have 48 pixels.
+    small = ClassToVideoPipeline(
+        tokenizer=create("patches-tiny"),
+        generator=create("flow-video-tiny", depth=1),
+    )
+    both = Library({"small": DemoModel(small, ModelNotes()), **library.models})
+    assert both.video_generators() == ["clips", "small"]
     anything = dataclasses.replace(library.get("two-dimensional"), notes=ModelNotes(whole=True))
     assert Library({**library.models, "whole": anything}).image_tokenizers() == [
         "whole",
