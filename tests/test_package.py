@@ -37,6 +37,7 @@ def test_the_wheel_holds_the_library_and_its_models_and_nothing_else() -> None:
         ".typed",
         ".css",
         ".png",
+        ".webp",
         ".npz",
         ".txt",
     }

@@ -31,9 +31,10 @@ class DataConfig(Checked):
         image_column: Column of a Hugging Face dataset that holds the images; "" takes "image", or finds one and says which.
         label_column: Column of a Hugging Face dataset that holds the labels; "" takes "label", or finds one and says which. For an
             archive of encoded images, its arrays of numbers that make the class together, such as "labels+styles"; "" takes "labels".
-        captions: Texts that describe a picture, with fields in braces: '{name}' (words of its name), '{class}', and of a class "group/subgroup |
-            attribute" also '{group}', '{subgroup}' and '{attribute}'. By default the texts that a folder has in `captions.jsonl`, in
-            its `metadata.jsonl` or in `metadata.csv`.
+        captions: Texts that describe a picture, with fields in braces: '{text}' (the first that the source has of it), '{name}' (words of its
+            name), '{color}' (the main color of what is before the background, one of eleven terms), '{class}', and of a class such
+            as "group/subgroup | attribute" also '{group}', '{subgroup}' and '{attribute}'. By default the texts that a folder has in the
+            files `captions.jsonl`, `metadata.jsonl` or `metadata.csv`, and an archive in its array `texts`.
     """
 
     source: str = "digits"

@@ -11,6 +11,7 @@ from hiergen.data.images.in_memory import ImageSet, load_folder
 from hiergen.data.images.on_disk import FolderPictures, PictureSet, PictureSource, SplitPictures
 from hiergen.data.images.shards import ShardPictures
 from hiergen.data.text.captions import Captions, describe_pictures
+from hiergen.data.text.colors import main_color
 from hiergen.data.videos.dataset import load_clips
 from hiergen.data.videos.moving_digits import moving_digits
 
@@ -120,12 +121,22 @@ def open_captions(config: DataConfig) -> tuple[Captions, ...]:
         ValueError: If a picture of a folder with captions has none, or a template has an unknown field.
     """
     kind = config.source.partition(":")[0]
-    if kind in ("digits", "moving-digits", "clips"):
+    if kind in (*EMBEDDED, "clips"):
         if config.captions:
             raise ValueError(f"captions are {config.captions}, but {config.source!r} has none: leave them out")
         return ()
     source = open_pictures(config)
     if config.captions:
         classes = [source.classes[label] for label in source.labels]
-        return describe_pictures(source.names, classes, config.captions)
+        return describe_pictures(
+            source.names, classes, config.captions, texts=source.captions(), colors=_colors(config)
+        )
     return source.captions()
+
+
+def _colors(config: DataConfig) -> list[str]:
+    """Return the main color of each image, where a caption asks for it."""
+    if not any("{color}" in template for template in config.captions):
+        return []
+    pictures = PictureSet(open_pictures(config), size=config.size, is_strict=True)
+    return [main_color(pictures.batch([(index, 0)], seed=0)["image"][0]) for index in range(len(pictures))]

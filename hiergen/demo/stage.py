@@ -167,7 +167,7 @@ function hiergenShow(part, number) {
 #: The strip of results as gradio's HTML draws it from its value, `{"items": [...], "at": 0}`, and how one is chosen.
 STRIP_TEMPLATE = """<h3 class="hg-title">Results</h3><div class="hg-strip">${(value?.items ?? []).map((item, index) =>
 `<button type="button" data-index="${index}" title="${item.title}"><img src="${item.thumb}" alt="${item.title}"><span>${item.title}</span></button>`
-).join('') || 'What you make is kept here.'}</div>"""
+).join('') || '<p>What you make is kept here.</p>'}</div>"""
 STRIP_SCRIPT = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-index]');

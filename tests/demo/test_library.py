@@ -79,8 +79,8 @@ def test_the_packaged_shape_model_makes_a_mesh_of_a_class() -> None:
 
 
 def test_a_library_lists_models_by_what_they_can_do(library) -> None:
-    assert library.image_tokenizers() == ["one-dimensional", "two-dimensional"]
-    assert library.image_generators() == ["one-dimensional"]
+    assert library.image_tokenizers() == ["one-dimensional", "two-dimensional", "words"]
+    assert library.image_generators() == ["one-dimensional", "words"]
     assert library.shape_generators() == ["shapes", "seen"]
     assert [library.get(title).is_by_picture for title in library.shape_generators()] == [False, True]
     assert library.get("seen").choices() == []
@@ -90,6 +90,7 @@ def test_a_library_lists_models_by_what_they_can_do(library) -> None:
         "whole",
         "one-dimensional",
         "two-dimensional",
+        "words",
     ]
     with pytest.raises(ValueError, match="there is no model 'one-dimensionl'; did you mean one-dimensional"):
         library.get("one-dimensionl")
@@ -193,3 +194,13 @@ def test_notes_are_data_and_strict(tmp_path) -> None:
         (tmp_path / NOTES_FILE).write_text(text)
         with pytest.raises(ValueError, match=r"the notes .*demo\.json' cannot be used"):
             read_notes(str(tmp_path))
+
+
+def test_a_model_of_texts_is_refused_where_it_cannot_read_any(library, tmp_path) -> None:
+    library.get("words").model.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).takes_words
+    config = json.loads((tmp_path / "generator" / "config.json").read_text())
+    wide = {**config, "text_encoder": {"name": "t5:nowhere/at-all"}}
+    write_json(tmp_path / "generator" / "config.json", wide)
+    with pytest.raises(ValueError, match="makes pictures of texts, but cannot read any: "):
+        load_model(str(tmp_path))
