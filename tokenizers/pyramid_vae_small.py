@@ -23,6 +23,7 @@ def recipe() -> TrainConfig:
             data=ShapeDataConfig(count=2048, sampling=sampling, batch=batch),
             near_weight=0.5,
             levels="in_turn",
+            level_shares=(1, 3),
         ),
         out="runs/pyramid_vae_small",
         samples=80_000,

@@ -9,11 +9,11 @@ import trimesh
 from hiergen.data.shapes.procedural import procedural_shape
 from hiergen.geometry.poses import apply_transform, yaw_rotation
 from hiergen.metrics.geometry import (
-    count_pieces,
     GeometryProtocol,
     align_by_yaw,
     chamfer_distance,
     compare_meshes,
+    count_pieces,
     f_score,
     nearest_distances,
     normal_consistency,

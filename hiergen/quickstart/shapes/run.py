@@ -167,7 +167,12 @@ def _has_places(settings: ShapesQuickstartSettings) -> bool:
 def _tokenizer_config(settings: ShapesQuickstartSettings) -> TrainConfig:
     return TrainConfig(
         task=ShapeTokenizerTaskConfig(
-            preset=settings.tokenizer, data=_data(settings, "train"), near_weight=0.5, levels="in_turn"
+            preset=settings.tokenizer,
+            data=_data(settings, "train"),
+            near_weight=0.5,
+            levels="in_turn",
+            # The finer level of tokens with places has more to learn.
+            level_shares=(1, 3) if _has_places(settings) else None,
         ),
         out=str(Path(settings.out) / "tokenizer"),
         samples=settings.tokenizer_samples,

@@ -92,7 +92,9 @@ class PyramidVAEConfig(Checked):
 
     def _check_anchors(self, reach: tuple[float, ...]) -> None:
         if len(reach) != self.num_heads or min(reach) < 0:
-            raise ValueError(f"anchor_reach is {list(reach)}, expected {self.num_heads} numbers, one per head, at least 0")
+            raise ValueError(
+                f"anchor_reach is {list(reach)}, expected {self.num_heads} numbers, one per head, at least 0"
+            )
         if self.queries != "learned":
             raise ValueError(f"queries is {self.queries!r}, anchor_reach expects 'learned'")
         if any(round(count ** (1 / 3)) ** 3 != count for count in self.num_tokens):

@@ -263,7 +263,7 @@ def test_presets_have_the_published_sizes(name: str, specs: list[int], parameter
         ({"point_counts": [6, 12]}, r"point_counts is \[6, 12\], expected decreasing"),
         ({"queries": "random"}, "queries is 'random', expected one of 'learned', 'farthest'"),
         ({"anchor_reach": [0.5]}, r"anchor_reach is \[0.5\], expected 2 numbers, one per head, at least 0"),
-        ({"anchor_reach": [0.5, -1]}, r"anchor_reach is \[0.5, -1.0\], expected 2 numbers"),
+        ({"anchor_reach": [0.5, -1.0]}, r"anchor_reach is \[0.5, -1.0\], expected 2 numbers"),
         ({"anchor_reach": [0.5, 1]}, r"num_tokens is \[3, 5\], anchor_reach expects cubes: 8, 27, 64"),
         ({**PLACED, "queries": "farthest"}, "queries is 'farthest', anchor_reach expects 'learned'"),
         ({"token_dim": 0}, "token_dim is 0, expected at least 1"),
