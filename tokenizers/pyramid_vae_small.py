@@ -1,6 +1,6 @@
-"""Train pyramid-vae-small on procedural shapes: the tokenizer of the packaged "shapes-by-class".
+"""Train pyramid-vae-small on procedural shapes: each token has a place in space.
 
-Its 8 and 64 tokens have places in space, so that the finer level is ahead of the coarser one. What it reaches: docs/results/shapes.md.
+Its 64 tokens hold what its 8 cannot, so the finer level is ahead. What half of this run reaches: docs/results/shapes.md.
 
 Data: procedural shapes. Time: a quarter of an hour of one CPU core. Extra: shapes.
 """
