@@ -21,11 +21,11 @@ def test_anchors_are_the_centers_of_equal_cells() -> None:
 
 
 def test_heads_fade_with_the_distance_each_at_its_own_rate() -> None:
-    anchors, points = anchor_grid(8).double(), torch.rand(2, 5, 3, dtype=torch.float64) * 2 - 1
+    anchors, points = anchor_grid(64).double(), torch.rand(2, 5, 3, dtype=torch.float64) * 2 - 1
     scores = point_side(points) @ anchor_side(anchors, REACH).mT
     square = torch.cdist(points, anchors.expand(2, -1, -1)).square()
-    # The spacing of 8 anchors is 1.
-    torch.testing.assert_close(scores[:, 0], -square / (2 * 0.5**2))
+    # The spacing of 64 anchors is a half.
+    torch.testing.assert_close(scores[:, 0], -square / (2 * 0.25**2))
     assert not scores[:, 1].any()
 
 

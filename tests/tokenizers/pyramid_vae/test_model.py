@@ -112,9 +112,13 @@ def test_places_cost_no_weights_and_tell_the_tokens_of_a_level_apart() -> None:
     logits = model.decode(pyramid).query(points)
     assert torch.equal(logits, model.decode(model.encode(data, levels=[1])).query(points))
     assert not torch.allclose(logits, model.decode(pyramid.prefix(1)).query(points))
-    # Without places the tokens are a set.
     moved = TokenPyramid((pyramid.levels[0], pyramid.levels[1].flip(1)), pyramid.specs)
     assert not torch.allclose(model.decode(moved).query(points), logits)
+    # Tokens know their places, also where no head fades; without places they are a set.
+    for reach, is_set in (([0.0, 0.0], False), (None, True)):
+        other = tiny(num_tokens=PLACED["num_tokens"], anchor_reach=reach)
+        fields = [other.decode(one).query(points) for one in (pyramid, moved)]
+        assert torch.allclose(*fields) == is_set
 
 
 def test_heads_with_a_short_reach_read_what_is_near() -> None:
