@@ -1,6 +1,6 @@
 """Train pyramid-vae-small on procedural shapes: each token has a place in space.
 
-Its 64 tokens hold what its 8 cannot, so the finer level is ahead. What three quarters of this run reach: docs/results/shapes.md.
+Its 64 tokens hold what its 8 cannot, so the finer level is ahead. What four fifths of this run reach: docs/results/shapes.md.
 
 Data: procedural shapes. Time: a quarter of an hour of one CPU core. Extra: shapes.
 """
