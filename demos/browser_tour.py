@@ -63,6 +63,9 @@ def menus(visitor: Visitor, title: str) -> None:
     before = visitor.text("generate-strip")
     visitor.choose("generate-model", title)
     visitor.wait(lambda: visitor.text("generate-strip") != before, f"the results of {title}")
+    if visitor.is_shown("#generate-words"):
+        visitor.of_words = title
+        words(visitor)
     if not visitor.is_shown("#generate-class1"):
         return
     groups = visitor.offered("generate-class")
@@ -70,6 +73,28 @@ def menus(visitor: Visitor, title: str) -> None:
     visitor.choose("generate-class", groups[-1])
     visitor.wait(lambda: visitor.offered("generate-class1") != before, "the subgroups of a group alone")
     visitor.keep("menus")
+
+
+def words(visitor: Visitor) -> None:
+    """Say in words what is wanted, by an example and by hand; and say nothing."""
+    before = visitor.count("#generate-strip button")
+    visitor.click("#generate-tries button:last-child")
+    example = visitor.text("generate-tries").splitlines()[-1]
+    visitor.wait(lambda: visitor.value("#generate-prompt") == example, "the example in the field for words")
+    visitor.write("#generate-prompt", "blue heart")
+    visitor.click("#generate-avoid button")
+    visitor.write("#generate-negative", "hat")
+    visitor.click("#generate-start")
+    visitor.wait(lambda: visitor.count("#generate-strip button") == before + 1, "the picture of words")
+    visitor.wait(lambda: visitor.text("generate-strip").splitlines()[1] == "blue heart", "the words below it")
+    visitor.keep("words")
+    visitor.write("#generate-prompt", "")
+    visitor.click("#generate-start")
+    said = visitor.wait(lambda: visitor.find(".toast-body").text, "an answer to no words")
+    if "say what you want to see" not in said:
+        raise SystemExit(f"No words are answered with {said!r}")
+    visitor.click(".toast-close")
+    visitor.wait(lambda: not visitor.is_shown(".toast-body"), "the answer going away")
 
 
 def edit(visitor: Visitor) -> None:
@@ -83,6 +108,7 @@ def edit(visitor: Visitor) -> None:
         visitor.wait(lambda: visitor.count("#edit-strip button") == before + 1, "what was painted over, made anew")
     visitor.keep("edit")
     made = visitor.picture("edit-stage")
+    edit_in_words(visitor, before + 1)
     for title in visitor.choices("edit-model"):
         visitor.choose("edit-model", title)
         if visitor.comes(lambda: visitor.is_shown("#edit-way label:nth-child(3)")):
@@ -98,6 +124,20 @@ def edit(visitor: Visitor) -> None:
         made = visitor.picture("edit-stage")
         visitor.keep(f"edit-{name}")
     slide(visitor, "edit-stage")
+
+
+def edit_in_words(visitor: Visitor, before: int) -> None:
+    """Take the model of texts, where there is one, and have what is painted over made of its first example."""
+    if not visitor.of_words:
+        return
+    visitor.choose("edit-model", visitor.of_words)
+    visitor.wait(lambda: visitor.is_shown("#edit-words"), "the field for words")
+    visitor.wait(lambda: visitor.value("#edit-prompt"), "words to try")
+    visitor.wait(lambda: visitor.colors("#edit-painter canvas") > 3, "the picture to paint on")
+    visitor.paint("#edit-painter canvas")
+    visitor.click("#edit-start")
+    visitor.wait(lambda: visitor.count("#edit-strip button") == before + 1, "what was painted over, made of words")
+    visitor.keep("edit-words")
 
 
 def slide(visitor: Visitor, name: str) -> None:
@@ -191,6 +231,9 @@ def video(visitor: Visitor) -> None:
     visitor.click("#video-compares input")
     visitor.click("#video-start")
     visitor.wait(lambda: "pyramid sparse" in visitor.text("video-numbers"), "the numbers of both clips")
+    if not visitor.is_brief:
+        visitor.click("#video-measure")
+        visitor.wait(lambda: "4,096" in visitor.text("video-measured"), "the times of long clips")
     visitor.keep("video-attention")
 
 

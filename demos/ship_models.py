@@ -4,6 +4,7 @@
     python demos/ship_models.py quickstart-shapes
     python demos/ship_models.py quickstart-shapes --pipeline image_pipeline
     python demos/ship_models.py quickstart-video --num-steps 10
+    python demos/ship_models.py quickstart-video --guidance 1.5
 
 The numbers of the card are measured here, on the files that are shipped; the command is put together from the run's report.
 """
@@ -25,28 +26,33 @@ from hiergen.data.shapes.dataset import TEST_OFFSET
 from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES, procedural_shape
 from hiergen.data.shapes.views import ViewSettings, render_views
 from hiergen.data.videos.dataset import from_uint8
+from hiergen.data.videos.moving_emoji import EMOJI
 from hiergen.demo.library import NOTES_FILE, load_model
 from hiergen.demo.pictures import open_view
 from hiergen.files import atomic_directory, write_json, write_text
 from hiergen.geometry.field_grid import ExtractionSettings
 from hiergen.metrics.classifiers import LabelClassifier
-from hiergen.metrics.clip_classifiers import FrameJudge
 from hiergen.metrics.pixel import psnr
 from hiergen.metrics.video import compare_videos
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pretrained.packaged import PACKAGED
-from hiergen.quickstart.settings import QuickstartSettings, ShapesQuickstartSettings, VideoQuickstartSettings
+from hiergen.quickstart.settings import MOVING, QuickstartSettings, ShapesQuickstartSettings, VideoQuickstartSettings
 from hiergen.quickstart.shapes.run import measure_pipeline
 from hiergen.quickstart.shapes.scores import reconstruction_scores
 from hiergen.quickstart.videos.clips import quickstart_clips
+from hiergen.quickstart.videos.scores import clip_judge
 from hiergen.seeding import make_rng
 
 DIGITS = "scikit-learn's handwritten digits ({images}; UCI Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, CC BY 4.0)"
 ENLARGED = DIGITS.format(images="1,442 training images of 8x8 enlarged to 32x32")
-MOVING = (
+MOVING_DIGITS = (
     "{count:,} clips of one moving digit each, made by `hiergen.data.videos.moving_digits` from the training images of "
     + DIGITS.format(images="8x8, enlarged")
+)
+MOVING_EMOJI = (
+    "{count:,} clips of one moving emoji each, made by `hiergen.data.videos.moving_emoji` from 42 drawings of Google's Noto Emoji "
+    "(Apache License 2.0) and Microsoft's Fluent Emoji (MIT License), the notices of which are in `hiergen/data/embedded/LICENSES.txt`"
 )
 SHAPES = "{count:,} procedural shapes of {classes} classes of furniture and household things, made by `hiergen.data.shapes.procedural`"
 #: The commands that write a run, by the settings that its report holds.
@@ -67,13 +73,17 @@ def main() -> None:
     parser.add_argument("--pipeline", default="pipeline", help="which of its pipelines")
     parser.add_argument("--num-steps", type=int, help="steps of the generator, where other than the quickstart's")
     parser.add_argument("--threads", type=int, help="threads that it ran on, where its report does not say")
+    parser.add_argument(
+        "--guidance", type=float, help="guidance scale of the generator, where other than the quickstart's"
+    )
     options = parser.parse_args()
     run = Path(options.run)
     report = json.loads((run / "report.json").read_text())
     report.setdefault("threads", options.threads)
-    sampling = {**report["sampling"], **({"num_steps": options.num_steps} if options.num_steps else {})}
+    chosen = {"num_steps": options.num_steps, "guidance_scale": options.guidance}
+    sampling = {**report["sampling"], **{name: value for name, value in chosen.items() if value}}
     pipeline = from_pretrained(str(run / options.pipeline)).to(torch.float16)
-    kind = KINDS[type(pipeline).__name__]
+    kind = KINDS[type(pipeline).__name__ + (" of emoji" if report["settings"].get("data") == "emoji" else "")]
     folder = PACKAGED / kind.folder(report["settings"])
     with atomic_directory(folder) as temporary:
         pipeline.save_pretrained(temporary)
@@ -81,6 +91,8 @@ def main() -> None:
             stored = json.loads(config.read_text())
             stored.pop("_name_or_path", None)
             write_json(config, stored)
+        # What lets programs without hiergen's names load a folder by itself; these folders come with hiergen.
+        (Path(temporary) / "pipeline.py").unlink(missing_ok=True)
         for file in Path(temporary).rglob("*.safetensors"):
             file.chmod(0o644)
     measured, about = kind.measure(folder, report, sampling)
@@ -190,27 +202,28 @@ def measure_clips(folder: Path, report: dict[str, Any], sampling: dict[str, Any]
     settings = report["settings"]
     pipe, seed = load_model(str(folder)).model, settings["seed"]
     size = pipe.tokenizer.config["video_size"]
-    train = quickstart_clips("train", settings["num_clips"], size, seed=seed)
-    test = quickstart_clips("test", settings["num_test"], size, seed=seed)
+    data = settings.get("data", "digits")
+    train = quickstart_clips("train", settings["num_clips"], size, seed=seed, data=data)
+    test = quickstart_clips("test", settings["num_test"], size, seed=seed, data=data)
     real = from_uint8(test.videos)
     rebuilt = compare_videos(pipe.tokenizer.decode(pipe.tokenizer.encode(real)).clamp(-1, 1), real)
-    labels = [digit for digit in range(10) for _ in range(5)]
+    labels = [label for label in range(10) for _ in range(10)]
     batches = [labels[k : k + 10] for k in range(0, len(labels), 10)]
     made = [
         pipe(batch, generator=make_rng(1, "card", number), output_type="pt", **sampling).frames
         for number, batch in enumerate(batches)
     ]
-    judge = FrameJudge(train.videos, train.labels)
+    judge, thing = clip_judge(data, train), MOVING[data].thing
     agreement, _ = judge.accuracy(to_uint8(torch.cat(made)), torch.tensor(labels))
     yardstick, _ = judge.accuracy(test.videos, test.labels)
     lines = [
         f"- tokenizer: {rebuilt['psnr_db']:.2f} dB on {len(test.labels)} held-out clips",
         f"- a support vector machine on the frames of real training clips reads {agreement:.0%} of {len(labels)} generated clips, "
-        f"5 a digit, dense attention, as the digit asked for, and {yardstick:.0%} of real held-out clips; chance is 10%",
+        f"10 per class, dense attention, as the {thing} asked for, and {yardstick:.0%} of real held-out clips; chance is 10%",
     ]
     about = (
-        f"Trained on {settings['num_clips']:,} clips of moving handwritten digits, nothing else. A classifier reads "
-        f"{agreement:.0%} of its clips as the digit asked for."
+        f"Trained on {settings['num_clips']:,} clips of {MOVING[data].what}, nothing else. A classifier reads "
+        f"{agreement:.0%} of its clips as the {thing} asked for."
     )
     return lines, about
 
@@ -313,7 +326,14 @@ KINDS = {
         "Clips",
         NUMERALS,
         lambda settings: "clips",
-        lambda settings: MOVING.format(count=settings["num_clips"]),
+        lambda settings: MOVING_DIGITS.format(count=settings["num_clips"]),
+        measure_clips,
+    ),
+    "ClassToVideoPipeline of emoji": Kind(
+        "Clips of emoji",
+        tuple(EMOJI),
+        lambda settings: "emoji-clips",
+        lambda settings: MOVING_EMOJI.format(count=settings["num_clips"]),
         measure_clips,
     ),
 }

@@ -69,6 +69,8 @@ class Visitor:
         self.url, self.out, self.window, self.folder = url, out, window, folder
         self.suffix = "-dark" if is_dark else ""
         self.patience, self.server, self.is_brief = patience, server, is_brief
+        #: Title of a model of texts, once one was seen.
+        self.of_words = ""
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -219,6 +221,16 @@ class Visitor:
             return bool(found)
 
         self.wait(press, f"{word} in the menu {name}")
+
+    def value(self, selector: str) -> str:
+        """Return what stands in a field for text."""
+        return self.find(f"{selector} :is(input, textarea)").get_attribute("value")
+
+    def write(self, selector: str, text: str) -> None:
+        """Write a text in a field, in place of what is there."""
+        field = self.find(f"{selector} :is(input, textarea)")
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text or Keys.DELETE)
 
     def is_shown(self, selector: str) -> bool:
         return any(part.is_displayed() for part in self.driver.find_elements(By.CSS_SELECTOR, selector))

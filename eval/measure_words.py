@@ -5,33 +5,28 @@
 `--data` names the pictures with their classes "group/subgroup | attribute"; what it holds out is what was held out in training. Three parts:
 
     drawn       samples of names: how often a judge (logistic regression on AlexNet's features of the real train split) finds group and subgroup
-    retrieval   held-out pictures of one attribute and as many names: rank of the right one by the model's likelihood. Of a `LevelAR` that is
-                its cross-entropy in nats per picture; of a flow, which has none without solving for it, the squared error of its velocity at
-                fixed noise. A text's pictures are ranked by what the text gains over no text, a picture's texts by the error itself.
+    retrieval   held-out pictures of one attribute and as many names: rank of the right one by the model's likelihood. Of a generator of
+                ids that is exact (`score`); of a flow, which has none without solving for it, the squared error of its velocity at fixed noise
+                (`velocity_errors`). A text's pictures are ranked by what the text gains over no text, a picture's texts by the error itself.
     sheet       prompts of the settings, not selected
 """
 
 import dataclasses
-import functools
 import textwrap
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hiergen.config import parse
 from hiergen.data.config import DataConfig
 from hiergen.data.images.on_disk import PictureSet
 from hiergen.data.sources import open_captions, open_images
-from hiergen.environment import require
 from hiergen.figures import save_image_grid
 from hiergen.files import check_writable, write_json
-from hiergen.generators.conditioning import TextCondition, Unconditional
 from hiergen.generators.flow.model import FlowTransformer
-from hiergen.generators.level_ar.model import LevelAR
-from hiergen.nn.straight_path import interpolate
+from hiergen.metrics.classifiers import FeatureClassifier, stage_features
 from hiergen.pipelines.encoding import encode_batches
 from hiergen.pipelines.image import TextToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
@@ -51,6 +46,7 @@ class Settings:
         data: The pictures; `split` is not read.
         lpips: Folder of AlexNet's weights.
         captions: What samples are asked for, by a template of their names and classes.
+        names: What pictures are found by, by such a template.
         num_samples: Number of samples that are judged, for names that were trained and for names that were held out.
         num_candidates: Number of pictures, and of names, that the right one is found among.
         times: Times of the path, 0 (noise) to 1, at which a flow's velocity is compared.
@@ -72,6 +68,7 @@ class Settings:
     )
     lpips: str | None = None
     captions: str = "{name}, {attribute}"
+    names: str = "{name}"
     num_samples: int = 256
     num_candidates: int = 100
     times: tuple[float, ...] = (0.3, 0.55, 0.8)
@@ -136,7 +133,7 @@ class Pictures:
         classes = [source.classes[label] for label in source.labels]
         names, captions = (
             [texts[0] for texts in open_captions(dataclasses.replace(config, captions=(template,)))]
-            for template in ("{name}", settings.captions)
+            for template in (settings.names, settings.captions)
         )
         return cls(split, source, classes, names, captions)
 
@@ -169,29 +166,17 @@ class Judge:
     """Logistic regressions on AlexNet's features of the real train split, of groups and of subgroups."""
 
     def __init__(self, train: Pictures, settings: Settings) -> None:
-        linear = require("sklearn.linear_model", "images", "the judge")
         self._network = LPIPS.from_files("alex", folder=settings.lpips)
-        features = self._features(train.images())
-        self._mean, self._std = features.mean(0), features.std(0) + 1e-6
-        fit = functools.partial(linear.LogisticRegression, max_iter=300, C=0.02)
-        self._models = [fit().fit((features - self._mean) / self._std, part) for part in _parts(train.classes)]
-
-    @torch.no_grad()
-    def _features(self, images: Tensor) -> np.ndarray:
-        found = []
-        for batch in images.split(64):
-            stages = self._network.stages(batch)[1:]
-            found.append(torch.cat([torch.cat((x.mean((2, 3)), x.amax((2, 3))), dim=1) for x in stages], dim=1))
-        return torch.cat(found).numpy()
+        features = stage_features(self._network, train.images())
+        self._groups, self._subgroups = (FeatureClassifier(features, part) for part in _parts(train.classes))
 
     def agreement(self, images: Tensor, classes: list[str]) -> dict[str, float]:
         """Return the share of pictures whose group, and whose subgroup, the judge finds; and whose subgroup is among its first five."""
-        features = (self._features(images) - self._mean) / self._std
+        features = stage_features(self._network, images)
         groups, subgroups = _parts(classes)
-        order = np.argsort(-self._models[1].predict_proba(features), axis=1)[:, :5]
-        first = self._models[1].classes_[order]
+        first = self._subgroups.likeliest(features, 5)
         return {
-            "group": float((self._models[0].predict(features) == groups).mean()),
+            "group": float((self._groups.likeliest(features)[:, 0] == groups).mean()),
             "subgroup": float((first[:, 0] == subgroups).mean()),
             "subgroup in 5": float((first == subgroups[:, None]).any(axis=1).mean()),
         }
@@ -207,20 +192,18 @@ def retrieve(pipe: TextToImagePipeline, kind: Pictures, settings: Settings) -> d
     """Return the ranks of the right picture of each text, and of the right text of each picture, among `num_candidates`."""
     fitting = [index for index, name in enumerate(kind.classes) if name.endswith(f"| {settings.attribute}")]
     chosen = [fitting[place] for place in draw(len(fitting), settings.num_candidates)]
-    pyramid = encode_batches(pipe.tokenizer, kind.images(chosen))
-    texts = pipe.encode_prompt([kind.names[index] for index in chosen])
-    model, count = cast(Any, pipe.generator.eval()), len(chosen)
-    score = _nats if isinstance(model, LevelAR) else functools.partial(_velocity_errors, settings=settings)
-    table = model.label_embed if isinstance(model, FlowTransformer) else model.class_embedding
-    told = table.resolve(texts, model.device)
-    none = table.resolve(Unconditional(count), model.device)
-    alone = score(model, pyramid, none)
-    errors = torch.stack(
-        [score(model, pyramid, told[torch.full((count,), text)]) for text in range(count)]
-    )  # (text, picture)
+    pyramid, names = encode_batches(pipe.tokenizer, kind.images(chosen)), [kind.names[index] for index in chosen]
+    is_exact = not isinstance(pipe.generator, FlowTransformer)
+
+    def errors_of(text: str | None) -> Tensor:
+        if is_exact:
+            return -pipe.score(pyramid, text).total
+        return pipe.velocity_errors(pyramid, text, times=settings.times, seed=settings.seeds[0])
+
+    alone, errors = errors_of(None), torch.stack([errors_of(text) for text in names])  # (text, picture)
     return {
-        "of": "nats" if isinstance(model, LevelAR) else "squared error of the velocity",
-        "candidates": count,
+        "of": "nats" if is_exact else "squared error of the velocity",
+        "candidates": len(names),
         "error with the right text": float(errors.diagonal().mean()),
         "error without a text": float(alone.mean()),
         "picture of a text": _ranks(errors - alone[None]),
@@ -236,25 +219,6 @@ def _ranks(errors: Tensor) -> dict[str, float]:
         "in 5": float((ranks <= 5).float().mean()),
         "median rank": float(ranks.float().median()),
     }
-
-
-def _nats(model: LevelAR, pyramid: Any, condition: TextCondition) -> Tensor:
-    ids = pyramid.concat()
-    logits = model(ids, condition)
-    return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids).sum(dim=1)
-
-
-def _velocity_errors(model: FlowTransformer, pyramid: Any, condition: TextCondition, *, settings: Settings) -> Tensor:
-    data = model.standardize(pyramid.concat())
-    total = torch.zeros(len(data))
-    for time in settings.times:
-        noise = torch.randn(
-            data.shape[1:], generator=make_rng("noise", settings.seeds[0], round(100 * time))
-        ).expand_as(data)
-        moments = torch.full((len(data),), time)
-        state, target = interpolate(data, noise, moments)
-        total += (model.velocity(state, moments, condition) - target).square().mean(dim=(1, 2))
-    return total / len(settings.times)
 
 
 def sheet(pipe: TextToImagePipeline, settings: Settings, path: Any) -> None:

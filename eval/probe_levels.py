@@ -4,9 +4,10 @@
     python eval/probe_levels.py --tokenizer TOKENIZER --images.source npz:FILE --images.size 64 --targets class foreground box color
 
 The targets: `edges` (their strength at every pixel), `foreground` (which pixels are not of the background's color), `box` (of the
-foreground), `color` (its mean), `class`, and `group` (what stands before the first slash of the class's name). Edges, boxes and colors are scored
-by the share of their variance that is explained, the foreground by the mean intersection over union, classes by the share that is right. The
-first row of a table is the best answer without a look at the picture. Targets of another kind: `hiergen.evaluation.images.probes`.
+foreground), `color` (its mean), `count` (its connected parts), `class`, and `group` (what stands before the first slash of the class's name).
+Edges, boxes, colors and counts are scored by the share of their variance that is explained, the foreground by the mean intersection over union,
+classes by the share that is right. The first row of a table is the best answer without a look at the picture. Targets of another kind:
+`hiergen.evaluation.images.probes`.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from hiergen.evaluation.images.probes import (
     ProbeScore,
     ProbeSettings,
     boxes,
+    counts,
     edges,
     foreground,
     mean_colors,
@@ -33,7 +35,7 @@ from hiergen.figures import save_curves
 from hiergen.files import check_writable, write_json, write_text
 from hiergen.pipelines.loading import from_pretrained
 
-Target = Literal["edges", "foreground", "box", "color", "class", "group"]
+Target = Literal["edges", "foreground", "box", "color", "count", "class", "group"]
 KINDS: tuple[Literal["linear", "convolutions"], ...] = ("linear", "convolutions")
 
 
@@ -70,6 +72,7 @@ def make_targets(
         "foreground": lambda: mask,
         "box": lambda: boxes(mask),
         "color": lambda: mean_colors(images, mask),
+        "count": lambda: counts(mask),
         "class": lambda: labels,
         "group": lambda: groups[labels],
     }

@@ -23,8 +23,7 @@ from torch import Tensor
 from hiergen.benchmarks.psa import binary_config, config_of_density
 from hiergen.config import parse, to_json
 from hiergen.data.images.pixels import to_uint8
-from hiergen.data.videos.dataset import from_uint8
-from hiergen.data.videos.moving_digits import MovingDigits
+from hiergen.data.videos.dataset import MovingThings, from_uint8
 from hiergen.evaluation.study import Study, StudyResult, StudySettings
 from hiergen.figures import save_curves
 from hiergen.files import atomic_directory, write_json, write_text
@@ -36,9 +35,9 @@ from hiergen.nn.straight_path import interpolate
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.pyramid import specs_to_json
-from hiergen.quickstart.settings import VideoQuickstartSettings
+from hiergen.quickstart.settings import MOVING, VideoQuickstartSettings
 from hiergen.quickstart.videos.clips import digit_size, quickstart_clips
-from hiergen.quickstart.videos.run import SAMPLING, generator_config
+from hiergen.quickstart.videos.run import generator_config
 from hiergen.quickstart.videos.samples import draw_samples
 from hiergen.seeding import make_rng
 from hiergen.tokenizers.videos.patch_components import PatchComponents
@@ -122,7 +121,7 @@ class Probe:
         return float((found - wanted).square().mean())
 
 
-def tokenize(settings: Settings, clips: MovingDigits) -> PatchComponents:
+def tokenize(settings: Settings, clips: MovingThings) -> PatchComponents:
     """Return the tokenizer, fitted on the first clips, and leave the codes of all of them in the study's folder."""
     folder = Path(settings.out) / "tokenizer"
     if not folder.is_dir():
@@ -191,7 +190,7 @@ def training_curves(settings: Settings) -> dict[str, dict[str, tuple[list[float]
     return {f"velocity error in training, mean of {len(settings.seeds)} seeds": curves}
 
 
-def put_in(settings: Settings, tokenizer: PatchComponents, clips: MovingDigits) -> list[dict[str, Any]]:
+def put_in(settings: Settings, tokenizer: PatchComponents, clips: MovingThings) -> list[dict[str, Any]]:
     """Compare the dense model with itself under PSA and under block masks that compute as much."""
     out = Path(settings.out)
     generator = train_one(settings, tokenizer, None, settings.dense_samples, 0, out / "dense")
@@ -226,7 +225,7 @@ def put_in(settings: Settings, tokenizer: PatchComponents, clips: MovingDigits) 
 
 
 def _scorer(
-    settings: Settings, pipeline: ClassToVideoPipeline, clips: MovingDigits
+    settings: Settings, pipeline: ClassToVideoPipeline, clips: MovingThings
 ) -> Callable[[PSAConfig | None, Path], dict[str, float]]:
     """Return what samples under an attention, kept in a folder, and scores the clips: alone, and beside the first ones sampled."""
     labels = [number % 10 for number in range(settings.num_samples)]
@@ -235,7 +234,7 @@ def _scorer(
     reference: list[Tensor] = []
 
     def score(config: PSAConfig | None, folder: Path) -> dict[str, float]:
-        made = draw_samples(pipeline, config, labels, folder, seed=0, sampling=SAMPLING)
+        made = draw_samples(pipeline, config, labels, folder, seed=0, sampling=MOVING["digits"].sampling)
         by_clip, by_frame = judge.accuracy(to_uint8(made.videos), made.labels)
         scores = {
             "clips_agree": by_clip,

@@ -1,12 +1,13 @@
 """Train a flow on the codes of an emoji tokenizer by words: names, groups and styles, read by an encoder of words that is trained along.
 
-It goes on from the packaged class-conditional flow "emoji", whose blocks then also look at the words.
+It goes on from the flow by class of `flow_emoji_64.py`, whose blocks then also look at the words.
 
 First: `hiergen encode --tokenizer emoji --data.source npz:FILE --data.size 64 --data.hold-out 10 --data.hold-out-by name
---data.label-column labels+styles --data.in-memory False --views flips --out runs/emoji_words_64/codes --data.captions "{name}"
-"{name}, {attribute}" "{name}, {subgroup}, {attribute}" "{subgroup}, {attribute}" "{group}, {subgroup}, {name}"`.
+--data.label-column labels+styles --data.in-memory False --views flips --out runs/emoji_words_64/codes --data.captions "{text}"
+"{color} {text}" "{color} {text}, {attribute}" "{name}, {subgroup}, {attribute}" "{color} {subgroup}, {attribute}"
+"{group}, {subgroup}, {text}"`. FILE is made by `demos/render_emoji.py`; texts are Unicode's names, colors are seen in the pictures.
 
-Data: codes of the packaged tokenizer "emoji". Time: 45 minutes on a CPU. Extra: none.
+Data: codes of the packaged tokenizer "emoji". Time: an hour or two on a CPU. Extra: none.
 """
 
 from hiergen.data.text.config import CaptionConfig
@@ -20,15 +21,15 @@ def recipe() -> TrainConfig:
         task=GeneratorTaskConfig(
             preset="flow-tiny",
             codes="runs/emoji_words_64/codes",
-            captions=CaptionConfig(num_tokens=12, dim=96, depth=1),
+            captions=CaptionConfig(num_tokens=16, dim=96, depth=1),
         ),
-        init="emoji",
+        init="runs/flow_emoji_64/model",
         init_except=("label_embed", "cross"),
         out="runs/flow_emoji_words_64",
-        samples=96_000,
-        batch_size=32,
+        samples=320_000,
+        batch_size=64,
         precision="bf16",
-        optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup_samples=3_000, final_lr_ratio=0.05),
+        optim=OptimConfig(lr=1.5e-3, betas=(0.9, 0.99), warmup_samples=3_000, final_lr_ratio=0.05),
         ema_decay=0.999,
         log_every=2_000,
         checkpoint_every=16_000,

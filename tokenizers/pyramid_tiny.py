@@ -2,7 +2,7 @@
 
 Another mixer, or a network of timm, is one setting: `--task.overrides '{"backbone": "mixer:window"}'`.
 
-Data: embedded digits. Time: three minutes of processor time on a CPU, reckoned from 10,000 samples. Extra: none.
+Data: embedded digits. Time: two and a half minutes of processor time on a CPU. Extra: none.
 """
 
 from hiergen.training.config import OptimConfig, TrainConfig

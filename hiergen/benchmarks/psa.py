@@ -109,6 +109,18 @@ def describe_pay(dense_s: float, sparse_s: Sequence[float]) -> str:
     )
 
 
+def measure_pay(num_tokens: int, config: PSAConfig, *, heads: int = 2, repeats: int = 3) -> tuple[float, float]:
+    """Return the seconds that dense and pyramid attention take on this machine's processor, planning included: medians, taking turns."""
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, num_tokens, 64, generator=rng) for _ in range(3))
+    calls: dict[str, Callable[[], Any]] = {
+        "dense": lambda: F.scaled_dot_product_attention(q, k, v),
+        "sparse": lambda: pyramid_sparse_attention(q, k, v, config=config, backend=sparse_backend(q)),
+    }
+    seconds = take_turns(calls, repeats=repeats, device=q.device)
+    return statistics.median(seconds["dense"]), statistics.median(seconds["sparse"])
+
+
 def describe_default(num_tokens: int, config: PSAConfig) -> str:
     """Return a sentence on which attention "auto" takes for a sequence on a CPU, and why."""
     if why := dense.pays(num_tokens, config):

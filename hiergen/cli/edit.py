@@ -27,6 +27,8 @@ class EditSettings(Checked):
         image: Picture files to edit; their middle is cut out and scaled to the model's size.
         mask: Picture file that is white where pixels are to be made anew, of the size of the pictures.
         labels: Classes to make, by name or number: one for all pictures, or one for each; by default no class.
+        prompt: Texts to make, for a pipeline of texts, each in quotes: one for all pictures, or one for each; by default no text.
+        negative_prompt: What guidance moves away from, for all prompts; "" is no text.
         strength: How much changes, 0 to 1; by default 1 with a mask, else 0.5. A flow starts with so much noise, others keep so many fewer
             levels.
         keep_levels: Number of levels that are kept; the others are drawn, or come from `fine`.
@@ -52,6 +54,8 @@ class EditSettings(Checked):
     image: tuple[str, ...] = ()
     mask: str = ""
     labels: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = ()
+    negative_prompt: str = ""
     strength: float | None = None
     keep_levels: int | None = None
     fine: str = ""
@@ -93,6 +97,7 @@ def main(args: list[str]) -> None:
     pipeline = open_model(settings.pipeline, settings.device, dtype=settings.dtype)
     if not isinstance(pipeline, ImageEditing):
         raise ValueError(f"{settings.pipeline!r} holds a {type(pipeline).__name__}, expected a pipeline of images")
+    _check_told(settings, pipeline)
     say(f"edit: {counted(len(settings.image), 'picture')} by {describe(pipeline)} -> {out}")
     pictures = [read_image(path) for path in settings.image]
     torch_rng = torch.Generator(choose_device(settings.device)).manual_seed(settings.seed)
@@ -139,6 +144,21 @@ def _check(settings: EditSettings) -> None:
         raise ValueError(f"strength is {settings.strength} beside keep_levels, expected one of them")
 
 
+def _check_told(settings: EditSettings, pipeline: Any) -> None:
+    """Check that a pipeline of texts is given texts, and one of classes classes.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    from hiergen.pipelines.image import TextToImagePipeline
+
+    is_of_texts = isinstance(pipeline, TextToImagePipeline)
+    given = settings.labels if is_of_texts else (settings.prompt or settings.negative_prompt)
+    if given:
+        takes = "texts: give --prompt TEXT, not --labels" if is_of_texts else "no texts: give --labels, not --prompt"
+        raise ValueError(f"{settings.pipeline!r} is of class {type(pipeline).__name__}, which takes {takes}")
+
+
 def _edit(pipeline: Any, pictures: list[Any], settings: EditSettings, rng: Any) -> Tensor:
     """Return the results `(n, 3, h, w)` in [-1, 1], those of a picture next to each other."""
     from hiergen.data.images.files import read_image
@@ -150,16 +170,19 @@ def _edit(pipeline: Any, pictures: list[Any], settings: EditSettings, rng: Any) 
         return blended
     names = pipeline.class_names
     labels = [int(word) if word.isdecimal() and not matches(names, word) else word for word in settings.labels]
+    told = labels or [*settings.prompt] or None
     options = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
     options |= {"generator": rng, "num_images_per_input": settings.count, "output_type": "pt"}
+    if settings.negative_prompt:
+        options["negative_prompt"] = settings.negative_prompt
     if settings.keep_levels is not None:
-        made = pipeline.vary(pictures, labels or None, keep_levels=settings.keep_levels, **options)
+        made = pipeline.vary(pictures, told, keep_levels=settings.keep_levels, **options)
         return made.images  # type: ignore[no-any-return]
     options |= {"strength": settings.strength, "composes": settings.composes, "feather": settings.feather}
     if settings.is_moved:
-        made = pipeline.outpaint(pictures, labels or None, shift=settings.shift, scale=settings.scale, **options)
+        made = pipeline.outpaint(pictures, told, shift=settings.shift, scale=settings.scale, **options)
     else:
-        made = pipeline.edit(pictures, read_image(settings.mask) if settings.mask else None, labels or None, **options)
+        made = pipeline.edit(pictures, read_image(settings.mask) if settings.mask else None, told, **options)
     return made.images  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from hiergen.checked import Checked, Count, Positive
 from hiergen.cli import check_exists, check_model, describe, encoding_progress, open_model
 from hiergen.config import parse
-from hiergen.data.config import DataConfig
+from hiergen.data.config import EMBEDDED, DataConfig
 from hiergen.telling import counted, say, say_next
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ def main(args: list[str]) -> None:
         check_exists("--videos", settings.videos, "a folder of video files")
     elif settings.shapes not in ("", "procedural"):
         check_exists("--shapes", settings.shapes, "'procedural' or a folder that `hiergen prepare-shapes` wrote")
-    elif ":" not in settings.data.source and settings.data.source not in ("digits", "emoji", "moving-digits"):
+    elif ":" not in settings.data.source and settings.data.source not in EMBEDDED:
         check_exists(
             "--data.source",
             settings.data.source,
-            "'digits', 'emoji', 'moving-digits', a folder of pictures, or KIND:PATH",
+            f"{', '.join(map(repr, EMBEDDED))}, a folder of pictures, or KIND:PATH",
         )
     if settings.videos:
         from hiergen.data.videos.files import require_pyav

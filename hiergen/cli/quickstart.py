@@ -19,6 +19,11 @@ KINDS = {
     "video": VideoQuickstartSettings,
     "text": TextQuickstartSettings,
 }
+#: Those that take several kinds of data, on which the other defaults depend.
+WITH_DATA: dict[str, type[QuickstartSettings | VideoQuickstartSettings]] = {
+    "images": QuickstartSettings,
+    "video": VideoQuickstartSettings,
+}
 
 
 def main(args: list[str]) -> None:
@@ -27,7 +32,7 @@ def main(args: list[str]) -> None:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of quickstart {kind!r}{nearest(kind, KINDS)}")
     shown = kind if is_named else f"[{'|'.join(KINDS)}]"
-    usual = QuickstartSettings.usual(_named_data(rest)) if kind == "images" else KINDS[kind]()
+    usual = WITH_DATA[kind].usual(_named_data(rest)) if kind in WITH_DATA else KINDS[kind]()
     settings = parse(usual, rest, prog=f"hiergen quickstart {shown}")
     from hiergen.environment import require
 

@@ -7,13 +7,16 @@ from typing import Literal
 
 from hiergen.checked import Checked
 
+#: Pictures that come with the package, by name: those that move are frames of clips.
+EMBEDDED = ("digits", "emoji", "moving-digits", "moving-emoji")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
     """Where images come from.
 
     Attributes:
-        source: "digits" or "emoji" (embedded); "moving-digits" (frames of the embedded clips); "clips:FOLDER" (frames of a folder of video files);
+        source: "digits" or "emoji" (embedded); "moving-digits" or "moving-emoji" (frames of the embedded clips); "clips:FOLDER" (frames of a folder of video files);
             the path of a folder of pictures, sub-folders being classes; "wds:PATTERN" (WebDataset
             shards); "hf:FOLDER" (a Hugging Face dataset on disk); "npz:FILE" (an archive of encoded images); or "idx:FOLDER" (the
             files of MNIST, or of another set in its form, such as Fashion-MNIST).
@@ -31,9 +34,10 @@ class DataConfig(Checked):
         image_column: Column of a Hugging Face dataset that holds the images; "" takes "image", or finds one and says which.
         label_column: Column of a Hugging Face dataset that holds the labels; "" takes "label", or finds one and says which. For an
             archive of encoded images, its arrays of numbers that make the class together, such as "labels+styles"; "" takes "labels".
-        captions: Texts that describe a picture, with fields in braces: '{name}' (words of its name), '{class}', and of a class "group/subgroup |
-            attribute" also '{group}', '{subgroup}' and '{attribute}'. By default the texts that a folder has in `captions.jsonl`, in
-            its `metadata.jsonl` or in `metadata.csv`.
+        captions: Texts that describe a picture, with fields in braces: '{text}' (the first that the source has of it), '{name}' (words of its
+            name), '{color}' (the main color of what is before the background, one of eleven terms), '{class}', and of a class such
+            as "group/subgroup | attribute" also '{group}', '{subgroup}' and '{attribute}'. By default the texts that a folder has in the
+            files `captions.jsonl`, `metadata.jsonl` or `metadata.csv`, and an archive in its array `texts`.
     """
 
     source: str = "digits"

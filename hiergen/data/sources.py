@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hiergen.data.config import DataConfig
+from hiergen.data.config import EMBEDDED, DataConfig
 from hiergen.data.embedded.emoji import load_emoji
 from hiergen.data.images.archives import HubPictures, NpzPictures
 from hiergen.data.images.digits import load_digits
@@ -11,15 +11,15 @@ from hiergen.data.images.in_memory import ImageSet, load_folder
 from hiergen.data.images.on_disk import FolderPictures, PictureSet, PictureSource, SplitPictures
 from hiergen.data.images.shards import ShardPictures
 from hiergen.data.text.captions import Captions, describe_pictures
+from hiergen.data.text.colors import main_color
 from hiergen.data.videos.dataset import load_clips
 from hiergen.data.videos.moving_digits import moving_digits
+from hiergen.data.videos.moving_emoji import moving_emoji
 
-#: Number of clips of the source "moving-digits", of which every fourth frame is an image.
-NUM_DIGIT_CLIPS = 512
-#: Pictures that come with the package.
-EMBEDDED = ("digits", "emoji", "moving-digits")
+#: Number of clips of the sources that move, of which every fourth frame is an image.
+NUM_CLIPS = 512
 #: Sources with a split of their own, and clips, whose frames would fall on both sides.
-_HAVE_SPLITS = ("digits", "emoji", "moving-digits", "clips", "hf", "idx")
+_HAVE_SPLITS = (*EMBEDDED, "clips", "hf", "idx")
 
 
 def open_images(config: DataConfig, *, is_strict: bool = False) -> ImageSet | PictureSet:
@@ -72,14 +72,16 @@ def load_embedded(name: str, split: str, *, size: int = 32) -> ImageSet:
     """Return pictures that come with the package.
 
     Args:
-        name: "digits", "emoji", or "moving-digits" (frames of clips of digits).
+        name: "digits", "emoji", or "moving-digits" and "moving-emoji" (frames of clips).
         split: "train" or "test".
         size: Height and width in pixels.
     """
     if name == "emoji":
         return load_emoji(split, size=size)
     if name == "moving-digits":
-        return moving_digits(split, NUM_DIGIT_CLIPS, size=size).frames(every=4)
+        return moving_digits(split, NUM_CLIPS, size=size).frames(every=4)
+    if name == "moving-emoji":
+        return moving_emoji(split, NUM_CLIPS, size=size).frames(every=4)
     return load_digits(split, size=size)
 
 
@@ -120,12 +122,22 @@ def open_captions(config: DataConfig) -> tuple[Captions, ...]:
         ValueError: If a picture of a folder with captions has none, or a template has an unknown field.
     """
     kind = config.source.partition(":")[0]
-    if kind in ("digits", "moving-digits", "clips"):
+    if kind in (*EMBEDDED, "clips"):
         if config.captions:
             raise ValueError(f"captions are {config.captions}, but {config.source!r} has none: leave them out")
         return ()
     source = open_pictures(config)
     if config.captions:
         classes = [source.classes[label] for label in source.labels]
-        return describe_pictures(source.names, classes, config.captions)
+        return describe_pictures(
+            source.names, classes, config.captions, texts=source.captions(), colors=_colors(config)
+        )
     return source.captions()
+
+
+def _colors(config: DataConfig) -> list[str]:
+    """Return the main color of each image, where a caption asks for it."""
+    if not any("{color}" in template for template in config.captions):
+        return []
+    pictures = PictureSet(open_pictures(config), size=config.size, is_strict=True)
+    return [main_color(pictures.batch([(index, 0)], seed=0)["image"][0]) for index in range(len(pictures))]

@@ -19,7 +19,7 @@ from hiergen.generators.conditioning.class_hierarchy import ClassHierarchy
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.generators.sequences.base import SequenceModel
 from hiergen.pipelines.card import CARD, about
-from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.image import ImagePipeline, TextToImagePipeline
 from hiergen.pipelines.labels import class_names, short_name, titles
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.shape import ImageToShapePipeline, ShapePipeline
@@ -45,6 +45,7 @@ class ModelNotes:
         classes: Names of the classes.
         sampling: Settings of the generator, by the names of their fields.
         shown: Numbers of the classes that the page opens with; a spread over all where it is empty.
+        prompts: Words to try, for a model of texts; the page opens with the first of them.
         whole: Pictures are kept as they are and taken apart in overlapping windows of the tokenizer's size.
     """
 
@@ -53,6 +54,7 @@ class ModelNotes:
     classes: tuple[str, ...] = ()
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
     shown: tuple[int, ...] = ()
+    prompts: tuple[str, ...] = ()
     whole: bool = False
 
 
@@ -118,6 +120,11 @@ class DemoModel:
     def is_by_picture(self) -> bool:
         """Whether it makes shapes from pictures, not from classes."""
         return isinstance(self.model, ImageToShapePipeline)
+
+    @property
+    def takes_words(self) -> bool:
+        """Whether it makes pictures of words, not of classes."""
+        return isinstance(self.model, TextToImagePipeline)
 
     @property
     def num_classes(self) -> int:
@@ -188,7 +195,7 @@ class Library:
 
     def image_generators(self) -> list[str]:
         """Return the titles of the models that make pictures."""
-        return [title for title, entry in self.models.items() if isinstance(entry.model, ClassToImagePipeline)]
+        return [title for title, entry in self.models.items() if isinstance(entry.model, ImagePipeline)]
 
     def image_editors(self) -> list[str]:
         """Return the titles of the models that can keep a part of a picture and make the rest."""
@@ -200,12 +207,13 @@ class Library:
         return [title for title, entry in self.models.items() if isinstance(entry.model, ShapePipeline)]
 
     def video_generators(self) -> list[str]:
-        """Return the titles of the models that make clips, and attend densely or sparsely as they are told."""
-        return [
+        """Return the titles of the models that make clips, and attend densely or sparsely as they are told: those of larger frames first."""
+        titles = [
             title
             for title, entry in self.models.items()
             if isinstance(entry.model, ClassToVideoPipeline) and isinstance(entry.generator, FlowTransformer)
         ]
+        return sorted(titles, key=lambda title: -self.models[title].tokenizer.config.get("video_size", (0,))[-1])
 
     def text_generators(self) -> list[str]:
         """Return the titles of the models of text."""
@@ -245,7 +253,7 @@ def load_model(path: str, *, device: str = "cpu") -> DemoModel:
     """
     model = from_pretrained(path, dtype=torch.float32)
     is_of_text = isinstance(model, SequenceModel) and model.reads_bytes
-    if not is_of_text and not isinstance(model, (Tokenizer, ClassToImagePipeline, ShapePipeline, ClassToVideoPipeline)):
+    if not is_of_text and not isinstance(model, (Tokenizer, ImagePipeline, ShapePipeline, ClassToVideoPipeline)):
         raise ValueError(
             f"{path!r} holds a {type(model).__name__}; the demo shows tokenizers, pipelines of a tokenizer and a generator, "
             "and models of text as bytes"
@@ -256,6 +264,12 @@ def load_model(path: str, *, device: str = "cpu") -> DemoModel:
         part.eval()
     if not is_alone:
         model.set_progress_bar_config(disable=True)
+    if isinstance(model, TextToImagePipeline):
+        # What it needs to read texts is loaded now: better that the demo does not start than that each visitor is told.
+        try:
+            model.encode_prompt("text")
+        except (ImportError, OSError, ValueError) as error:
+            raise ValueError(f"{path!r} makes pictures of texts, but cannot read any: {error}") from error
     return DemoModel(model, read_notes(path), _read_card(Path(path)), _training_pictures(Path(path)))
 
 

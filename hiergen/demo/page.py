@@ -89,6 +89,7 @@ class Page:
         *,
         seed: tuple[Any, Any],
         strip: gr.HTML,
+        also: Any = None,
     ) -> None:
         """Let a button run a function, from a new seed where that is ticked, and put what comes of it first in the strip.
 
@@ -100,10 +101,14 @@ class Page:
             outputs: Stage, more that it shows, then the status and the entry for the strip.
             seed: Field of the seed, and whether each run takes a new one.
             strip: Strip of results.
+            also: A field in which the Enter key starts it too; None for none.
         """
+        import gradio as gr
+
         *_, status, made = outputs
         quick: dict[str, Any] = {"queue": False, "api_visibility": "private"}
-        rolled = start.click(None, list(seed), seed[0], js=f"(seed, isNew) => isNew ? {ROLL} : seed", **quick)
+        triggers = [start.click, *([] if also is None else [also.submit])]
+        rolled = gr.on(triggers, None, list(seed), seed[0], js=f"(seed, isNew) => isNew ? {ROLL} : seed", **quick)
         # One at a time: a second press while the first runs does nothing.
         event = {**self.event, "trigger_mode": "once", "show_progress_on": status}
         started = rolled.then(run, inputs, outputs, api_visibility="private", **event)

@@ -9,6 +9,8 @@ from hiergen.demo.library import DemoModel
 MAX_SEED = 2**32 - 1
 #: Least and greatest value of what more than one tab asks for.
 GUIDANCE, SEED = (0, 20), (0, MAX_SEED)
+#: Most characters of what is asked for in words.
+MAX_PROMPT = 300
 
 
 def check_ranges(request: Any, **ranges: tuple[float | int, float | int]) -> None:
@@ -43,3 +45,19 @@ def check_label(entry: DemoModel, label: int) -> None:
     """
     if not 0 <= label < entry.num_labels:
         raise ValueError(f"label is {label}, expected 0 to {entry.num_labels - 1}")
+
+
+def check_asked(entry: DemoModel, request: Any) -> None:
+    """Check that a model knows the class that is asked for, or a node of its hierarchy; or that there are words, where it takes these.
+
+    Raises:
+        ValueError: If it does not, or there are none or too many.
+    """
+    if not entry.takes_words:
+        check_label(entry, request.label)
+        return
+    if not request.prompt.strip():
+        raise ValueError("the field for the words is empty: say what you want to see")
+    for name in ("prompt", "negative_prompt"):
+        if (size := len(getattr(request, name))) > MAX_PROMPT:
+            raise ValueError(f"{name} has {size:,} characters, expected at most {MAX_PROMPT}")

@@ -18,6 +18,8 @@ from PIL import Image
 THUMB = 96
 #: Pictures of at least so many pixels are shown smoothly; smaller ones with hard pixels, as they are.
 SMOOTH = 96
+#: The same of clips, which are small, and in which what moves hides that it is smoothed.
+SMOOTH_CLIP = 48
 #: Largest size of a pixel on the stage.
 MAX_SCALE = 14
 
@@ -74,8 +76,12 @@ def draw_row(title: str, pictures: Sequence[tuple[Image.Image, str]], *, is_natu
 
 
 def draw_picture(picture: Image.Image | bytes, alt: str) -> str:
-    """Return the HTML of a picture that holds its data. A GIF is a small clip, an animated WebP a render."""
-    is_small = min(picture.size) < SMOOTH if isinstance(picture, Image.Image) else picture.startswith(b"GIF")
+    """Return the HTML of a picture that holds its data. A GIF is a clip, an animated WebP a render."""
+    if isinstance(picture, Image.Image):
+        is_small = min(picture.size) < SMOOTH
+    else:
+        # A GIF begins with its name and version, in six bytes, and its width.
+        is_small = picture.startswith(b"GIF") and int.from_bytes(picture[6:8], "little") < SMOOTH_CLIP
     kind = "pixels" if is_small else "smooth"
     return f'<img class="hg-{kind}" src="{as_uri(picture)}" alt="{html.escape(alt, quote=True)}">'
 
@@ -167,7 +173,7 @@ function hiergenShow(part, number) {
 #: The strip of results as gradio's HTML draws it from its value, `{"items": [...], "at": 0}`, and how one is chosen.
 STRIP_TEMPLATE = """<h3 class="hg-title">Results</h3><div class="hg-strip">${(value?.items ?? []).map((item, index) =>
 `<button type="button" data-index="${index}" title="${item.title}"><img src="${item.thumb}" alt="${item.title}"><span>${item.title}</span></button>`
-).join('') || 'What you make is kept here.'}</div>"""
+).join('') || '<p>What you make is kept here.</p>'}</div>"""
 STRIP_SCRIPT = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-index]');

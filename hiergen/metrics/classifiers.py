@@ -1,7 +1,7 @@
 """Judges trained on the spot for image sets that no published network knows, such as the embedded digits.
 
-Two of different kinds, on purpose: a small convolutional network, whose features carry the Fréchet distance, and a support
-vector machine on pixels, which judges whether a generated image shows the class that was asked for.
+Of different kinds, on purpose: a small convolutional network, whose features carry the Fréchet distance, and a support vector machine on
+pixels, or a logistic regression on features of AlexNet, which judge whether a generated image shows the class that was asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from jaxtyping import Float, Int64, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hiergen.environment import require
 from hiergen.files import atomic_path
+from hiergen.pretrained.perceptual import LPIPS
 from hiergen.seeding import derive_seed, make_rng
 
 
@@ -203,6 +205,39 @@ class LabelClassifier:
     def _small(self, images: Tensor) -> np.ndarray:
         seen = images.float() if self._in_color else images.float().mean(dim=1, keepdim=True)
         return F.adaptive_avg_pool2d(seen / 255, 8).flatten(1).numpy()
+
+
+class FeatureClassifier:
+    """A logistic regression on the features of `stage_features`, for pictures whose classes 8x8 pixels do not tell.
+
+    Args:
+        features: Features of the images to learn from, `(n, c)`.
+        labels: Class of each, a number or a name, `(n,)`.
+    """
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+        linear = require("sklearn.linear_model", "images", "the judge")
+        self._mean, self._std = features.mean(0), features.std(0) + 1e-6
+        self._model: Any = linear.LogisticRegression(max_iter=300, C=0.02).fit(self._standard(features), labels)
+
+    def likeliest(self, features: np.ndarray, count: int = 1) -> np.ndarray:
+        """Return the likeliest classes of each image, the likeliest first, `(n, count)`."""
+        order = np.argsort(-self._model.predict_proba(self._standard(features)), axis=1)
+        likeliest: np.ndarray = self._model.classes_[order[:, :count]]
+        return likeliest
+
+    def _standard(self, features: np.ndarray) -> np.ndarray:
+        return (features - self._mean) / self._std
+
+
+@torch.no_grad()
+def stage_features(network: LPIPS, images: Float[Tensor, "n 3 h w"], *, batch_size: int = 64) -> np.ndarray:
+    """Return the mean and the maximum over places of each channel of every stage but the first, `(n, c)`, of images in [-1, 1]."""
+    found = []
+    for batch in images.split(batch_size):
+        stages = network.stages(batch)[1:]
+        found.append(torch.cat([torch.cat((x.mean((2, 3)), x.amax((2, 3))), dim=1) for x in stages], dim=1))
+    return torch.cat(found).numpy()
 
 
 def nearest_distances(

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from hiergen.data.videos.dataset import MovingThings
 from hiergen.data.videos.moving_digits import moving_digits
+from hiergen.data.videos.moving_emoji import moving_emoji
 from hiergen.metrics.classifiers import Judge, LabelClassifier, train_judge
 from hiergen.metrics.video import VideoExtractor
 
-#: Number of directions of `hiergen.data.videos.moving_digits`.
+#: Number of directions of `MovingThings`.
 _NUM_DIRECTIONS = 4
 #: Number of clips that the extractor is trained on, each of them seen three times.
 EXTRACTOR_CLIPS = 2000
@@ -86,14 +88,16 @@ def train_clip_network(
 
 
 @dataclasses.dataclass(frozen=True)
-class DigitClipExtractor(VideoExtractor):
+class MovingClipExtractor(VideoExtractor):
     """A `ClipNetwork` as what a Fréchet distance of clips is measured on."""
 
     network: ClipNetwork
 
 
-def digit_clip_extractor(num_frames: int, size: int, *, digit_size: int | None = None, seed: int) -> DigitClipExtractor:
-    """Return the extractor of the embedded clips of some length and size, trained on the spot.
+def digit_clip_extractor(
+    num_frames: int, size: int, *, digit_size: int | None = None, seed: int
+) -> MovingClipExtractor:
+    """Return the extractor of the embedded clips of digits of some length and size, trained on the spot.
 
     It is trained on clips of its own: `seed + 1` draws their paths.
 
@@ -106,11 +110,21 @@ def digit_clip_extractor(num_frames: int, size: int, *, digit_size: int | None =
     clips = moving_digits(
         "train", EXTRACTOR_CLIPS, num_frames=num_frames, size=size, digit_size=digit_size, seed=seed + 1
     )
+    return _extractor(clips, "digit", "digits", seed)
+
+
+def emoji_clip_extractor(num_frames: int, size: int, *, seed: int) -> MovingClipExtractor:
+    """Return the extractor of the embedded clips of emoji, which sees them in gray; arguments as `digit_clip_extractor`."""
+    clips = moving_emoji("train", EXTRACTOR_CLIPS, num_frames=num_frames, size=size, seed=seed + 1)
+    return _extractor(clips, "emoji", "drawings", seed)
+
+
+def _extractor(clips: MovingThings, thing: str, of: str, seed: int) -> MovingClipExtractor:
     network = train_clip_network(clips.videos, clips.labels, clips.directions, epochs=3, seed=seed)
-    return DigitClipExtractor(
-        "digit-clips-cnn-32",
-        f"32 features of a small 3-D convolutional classifier of digit and direction, trained on {EXTRACTOR_CLIPS:,} clips of the train "
-        "digits with the same seed (not I3D: these distances compare only with each other)",
+    return MovingClipExtractor(
+        f"{thing}-clips-cnn-32",
+        f"32 features of a small 3-D convolutional classifier of {thing} and direction, trained on {EXTRACTOR_CLIPS:,} clips of the train "
+        f"{of} with the same seed (not I3D: these distances compare only with each other)",
         network,
     )
 
@@ -118,27 +132,36 @@ def digit_clip_extractor(num_frames: int, size: int, *, digit_size: int | None =
 class FrameJudge:
     """A support vector machine on single frames: it says what a clip shows, frame by frame, and shares nothing with our networks.
 
-    A frame is cropped around its center of brightness and reduced to 8 x 8 pixels; the class that most frames show is the clip's.
+    A frame is cropped around the thing that it shows and reduced to 8 x 8 pixels; the class that most frames show is the clip's.
 
     Args:
-        videos: Clips to learn from, each of one bright thing on black.
+        videos: Clips to learn from, each of one bright thing on black, or of one in color on white.
         labels: Classes of the things.
         crop: Side of the crop in pixels.
         every: Number of frames from one frame that is learned from to the next.
+        in_color: Things are in color on white, and seen so; False looks at the mean of the channels.
     """
 
     def __init__(
-        self, videos: UInt8[Tensor, "n 3 t h w"], labels: Int64[Tensor, " n"], *, crop: int = 16, every: int = 5
+        self,
+        videos: UInt8[Tensor, "n 3 t h w"],
+        labels: Int64[Tensor, " n"],
+        *,
+        crop: int = 16,
+        every: int = 5,
+        in_color: bool = False,
     ) -> None:
-        self._crop = crop
+        self._crop, self._in_color = crop, in_color
         frames = videos[:, :, ::every].transpose(1, 2)
         self._machine = LabelClassifier(
-            crop_brightest(frames.flatten(0, 1), crop), labels.repeat_interleave(frames.shape[1])
+            crop_thing(frames.flatten(0, 1), crop, on_white=in_color),
+            labels.repeat_interleave(frames.shape[1]),
+            in_color=in_color,
         )
 
     def predict(self, videos: UInt8[Tensor, "n 3 t h w"]) -> Int64[Tensor, "n t"]:
         """Return the class of each frame."""
-        frames = crop_brightest(videos.transpose(1, 2).flatten(0, 1), self._crop)
+        frames = crop_thing(videos.transpose(1, 2).flatten(0, 1), self._crop, on_white=self._in_color)
         return self._machine.predict(frames).unflatten(0, (videos.shape[0], -1))
 
     def accuracy(self, videos: UInt8[Tensor, "n 3 t h w"], labels: Int64[Tensor, " n"]) -> tuple[float, float]:
@@ -150,9 +173,10 @@ class FrameJudge:
         )
 
 
-def crop_brightest(images: UInt8[Tensor, "n 3 h w"], side: int) -> UInt8[Tensor, "n 3 s s"]:
-    """Return squares around the center of brightness of each image, moved inside where they would stick out."""
-    bright = images.float().mean(dim=1).clamp_min(1e-3)
+def crop_thing(images: UInt8[Tensor, "n 3 h w"], side: int, *, on_white: bool = False) -> UInt8[Tensor, "n 3 s s"]:
+    """Return squares around the center of brightness of each image, or of what is not white, moved inside where they would stick out."""
+    # Yellow is bright and yet not white: the channel that has least of it says so.
+    bright = (255 - images.amin(dim=1).float() if on_white else images.float().mean(dim=1)).clamp_min(1e-3)
     total = bright.sum(dim=(1, 2))
     corners = []
     for axis, size in ((1, images.shape[2]), (2, images.shape[3])):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
 from hiergen.generators.base import Generator
-from hiergen.generators.conditioning import TextCondition, Unconditional, read_words
+from hiergen.generators.conditioning import TextCondition, Unconditional
 from hiergen.known import Known
 from hiergen.pipelines.arguments import (
     Generators,
@@ -23,12 +23,11 @@ from hiergen.pipelines.arguments import (
     check_count,
     check_output_type,
     read_generators,
-    read_texts,
 )
-from hiergen.pipelines.base import HiergenPipeline, StepCallback, moved, to_arrays
+from hiergen.pipelines.base import StepCallback, to_arrays
 from hiergen.pipelines.editing.images import ImageEditing
+from hiergen.pipelines.mixins.prompts import PromptedPipeline
 from hiergen.pipelines.mixins.scoring import ScoringPipeline
-from hiergen.pretrained.text_encoder import TextEncoder
 from hiergen.pyramid import TokenPyramid
 from hiergen.seeding import Rng
 from hiergen.tokenizers.base import Tokenizer
@@ -47,15 +46,28 @@ class ImagePipelineOutput(BaseOutput):
     pyramid: TokenPyramid
 
 
-class ClassToImagePipeline(ImageEditing, ScoringPipeline):
+class ImagePipeline(ImageEditing, ScoringPipeline):
+    """What the pipelines to images share: previews, and the kinds of output."""
+
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("pyramid", "latents", "images")
+
+    def _output(self, decoded: Tensor, pyramid: TokenPyramid, output_type: str, return_dict: bool) -> Any:
+        images = (
+            to_pictures(decoded) if output_type == "pil" else to_arrays(decoded) if output_type == "np" else decoded
+        )
+        return ImagePipelineOutput(images, pyramid) if return_dict else (images, pyramid)
+
+    def _previews(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
+        return {"images": lambda: None if pyramid is None else self._decode(pyramid)}
+
+
+class ClassToImagePipeline(ImagePipeline):
     """Class labels -> images, and images -> others (`edit`, `outpaint`, `vary`, `blend`).
 
     Example:
         >>> pipe = ClassToImagePipeline.from_pretrained("quickstart/pipeline")
         >>> images = pipe([3, 7], num_images_per_label=2, generator=torch.Generator().manual_seed(0)).images
     """
-
-    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("pyramid", "latents", "images")
 
     @torch.no_grad()
     def __call__(
@@ -102,15 +114,9 @@ class ClassToImagePipeline(ImageEditing, ScoringPipeline):
         self.maybe_free_model_hooks()
         return self._output(decoded, pyramid, output_type, return_dict)
 
-    def _output(self, decoded: Tensor, pyramid: TokenPyramid, output_type: str, return_dict: bool) -> Any:
-        return _output(decoded, pyramid, output_type, return_dict=return_dict)
 
-    def _previews(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
-        return {"images": lambda: None if pyramid is None else self._decode(pyramid)}
-
-
-class TextToImagePipeline(HiergenPipeline):
-    """Texts -> images.
+class TextToImagePipeline(PromptedPipeline, ImagePipeline):
+    """Texts -> images, and images -> others (`edit`, `outpaint`, `vary`, `blend`).
 
     A generator whose encoder of words was trained along takes texts as they are. For one that was trained on the features of a frozen network
     (`config["text_encoder"]`) that network is loaded with the first text, or set before: `pipe.text_encoder = TextEncoder(FOLDER)`.
@@ -122,9 +128,6 @@ class TextToImagePipeline(HiergenPipeline):
         >>> pipe = TextToImagePipeline.from_pretrained("runs/words")
         >>> images = pipe("a red heart", num_images_per_prompt=4, negative_prompt="face", guidance_scale=3.0).images
     """
-
-    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("pyramid", "latents", "images")
-    text_encoder: TextEncoder | None = None
 
     def __init__(self, tokenizer: Tokenizer[Any], generator: Generator) -> None:
         if not generator.config.get("text_shape"):
@@ -141,6 +144,7 @@ class TextToImagePipeline(HiergenPipeline):
         *,
         num_images_per_prompt: int = 1,
         num_images: int | None = None,
+        known: Known | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("pyramid",),
@@ -155,6 +159,7 @@ class TextToImagePipeline(HiergenPipeline):
             negative_prompt: What guidance moves away from, one text for all or one per prompt; None is no text. Without guidance nothing.
             num_images_per_prompt: Images for each text, next to each other in the result.
             num_images: Number of images without a text.
+            known: Tokens that are given and stay, one row per image; `edit` and `vary` make them of pictures.
             generator: Source of all random draws, see `ClassToImagePipeline`; as are the other arguments.
             callback_on_step_end: Called after each step.
             callback_on_step_end_tensor_inputs: Names of the tensors that it gets.
@@ -170,62 +175,21 @@ class TextToImagePipeline(HiergenPipeline):
         check_output_type(output_type, self.output_types)
         check_count("num_images_per_prompt", num_images_per_prompt)
         condition: TextCondition | Unconditional
-        if prompt is None:
-            if negative_prompt is not None:
-                raise ValueError(f"negative_prompt is {negative_prompt!r} beside no prompt, expected a prompt too")
-            count = 1 if num_images is None else check_count("num_images", num_images)
-            condition, total = Unconditional(count * num_images_per_prompt), count * num_images_per_prompt
+        told = self._told(prompt, negative_prompt)
+        if told is None:
+            total = num_images_per_prompt * (1 if num_images is None else check_count("num_images", num_images))
+            condition = Unconditional(total)
         else:
             if num_images is not None:
                 raise ValueError(
                     f"num_images is {num_images} beside a prompt, expected num_images_per_prompt: it counts those without a text"
                 )
-            condition = self.encode_prompt(prompt, negative_prompt).repeat_interleave(num_images_per_prompt)
+            condition = told.repeat_interleave(num_images_per_prompt)
             total = len(condition)
         rng: Rng | None = read_generators(generator, total, self.unit)
-        pyramid = self._generate(condition, settings, rng, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        pyramid = self._generate(
+            condition, settings, rng, callback_on_step_end, callback_on_step_end_tensor_inputs, known
+        )
         decoded = self._decode(pyramid)
         self.maybe_free_model_hooks()
-        return _output(decoded, pyramid, output_type, return_dict=return_dict)
-
-    def encode_prompt(self, prompt: Texts | TextCondition, negative_prompt: Texts = None) -> TextCondition:
-        """Return texts as the generator reads them.
-
-        Args:
-            prompt: One text or several; or what an encoder made of them.
-            negative_prompt: What guidance moves away from, one text for all or one per prompt.
-
-        Raises:
-            ValueError: If there is no text, one is none, there are not as many negative ones, or there is no encoder.
-        """
-        told = prompt if isinstance(prompt, TextCondition) else self._encode(read_texts("prompt", prompt))
-        if negative_prompt is None:
-            return told
-        against = read_texts("negative_prompt", negative_prompt)
-        if len(against) not in (1, len(told)):
-            raise ValueError(f"negative_prompt holds {len(against)} texts, expected 1 or {len(told)}, one per prompt")
-        negative = self._encode(against * (len(told) if len(against) == 1 else 1))
-        return TextCondition(told.features, told.mask, negative)
-
-    def _encode(self, texts: list[str]) -> TextCondition:
-        config = moved(self.generator).config
-        name, num_tokens = (config["text_encoder"] or {}).get("name"), config["text_shape"][0]
-        if name == "bytes":
-            return read_words(texts, num_tokens)
-        if self.text_encoder is None:
-            if name is None:
-                raise ValueError(
-                    f"the prompt is {texts[0]!r}, but the config of this {type(self.generator).__name__} names no encoder of texts: "
-                    "set pipe.text_encoder to a TextEncoder"
-                )
-            self.text_encoder = TextEncoder(name, num_tokens=num_tokens, device=self.generator.device)
-        return TextCondition(*self.text_encoder(texts))
-
-    def _previews(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
-        return {"images": lambda: None if pyramid is None else self._decode(pyramid)}
-
-
-def _output(decoded: Tensor, pyramid: TokenPyramid, output_type: str, *, return_dict: bool) -> Any:
-    """Return what a pipeline of images returns: decoded images in the kind that was asked for."""
-    images = to_pictures(decoded) if output_type == "pil" else to_arrays(decoded) if output_type == "np" else decoded
-    return ImagePipelineOutput(images, pyramid) if return_dict else (images, pyramid)
+        return self._output(decoded, pyramid, output_type, return_dict)

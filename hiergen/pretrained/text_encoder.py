@@ -82,10 +82,7 @@ class TextEncoder:
             TypeError: If one text is given in place of several.
             ValueError: If there is no text.
         """
-        if isinstance(texts, str):
-            raise TypeError(f"texts is the text {texts[:20]!r}, expected a list of texts")
-        if not texts:
-            raise ValueError("texts is empty, expected at least one text")
+        check_texts(texts)
         read = self.tokenizer(
             [text.strip().lower() for text in texts],
             max_length=self.num_tokens,
@@ -131,6 +128,19 @@ class TextEncoder:
                 save_file({"features": features, "mask": mask}, temporary)
         found = load_file(path)
         return found["features"], found["mask"]
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Check a list of texts.
+
+    Raises:
+        TypeError: If one text is given in place of several.
+        ValueError: If there is no text.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"texts is the text {texts[:20]!r}, expected a list of texts")
+    if not texts:
+        raise ValueError("texts is empty, expected at least one text")
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:

@@ -50,6 +50,8 @@ def test_reports_say_whether_sparse_attention_pays():
 def test_what_is_the_default_is_said_with_the_reason(monkeypatch):
     monkeypatch.setattr(dense, "DENSE_FROM", ((256, 0.2, 0.0), (1024, 0.5, 0.3)))
     small, large = (psa.config_of_density(0.4, *blocks, "pyramid") for blocks in ((32, 16), (128, 64)))
+    exact, sparse = psa.measure_pay(64, small, heads=1, repeats=1)
+    assert min(exact, sparse) > 0
     said = psa.describe_default(1000, small)
     assert said == (
         "A clip is 1,000 tokens, so few that dense attention is the default: "

@@ -81,3 +81,29 @@ def test_settings_that_do_not_fit_are_named(folder, values, said) -> None:
 def test_a_pipeline_of_clips_is_refused(folder, capsys) -> None:
     assert main(["edit", "--pipeline", "clips", "--image", "a.png"]) == 1
     assert "'clips' holds a ClassToVideoPipeline, expected a pipeline of images" in capsys.readouterr().err
+
+
+def test_pictures_are_edited_in_words(folder, capsys) -> None:
+    from hiergen.pipelines.image import TextToImagePipeline
+    from hiergen.pyramid import specs_to_json
+    from hiergen.registry import create
+
+    tokenizer = create("hieratok-tiny").eval()
+    sizes = {"dim": 16, "depth": 1, "num_heads": 2, "num_classes": None, "text_shape": [4, 8]}
+    words = {"text_encoder": {"name": "bytes", "num_pieces": 64, "depth": 0}}
+    maker = create("flow-tiny", level_specs=specs_to_json(tokenizer.specs), **sizes, **words)
+    for parameter in maker.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    TextToImagePipeline(tokenizer=tokenizer, generator=maker).save_pretrained("words")
+    call = ["edit", "--pipeline", "words", "--image", "a.png", "--mask", "mask.png", "--count", "1", "--num-steps", "2"]
+    call += ["--guidance-scale", "2"]
+    assert main([*call, "--prompt", "a cat", "--out", "cat"]) == 0
+    assert main([*call, "--prompt", "a cat", "--negative-prompt", "hat", "--out", "bare"]) == 0
+    upper = slice(0, 14)
+    assert np.array_equal(pixels("cat/a-000.png")[upper], pixels("a.png")[upper])
+    assert not np.array_equal(pixels("cat/a-000.png"), pixels("bare/a-000.png"))
+    assert main([*call, "--labels", "3"]) == 1
+    said = capsys.readouterr().err
+    assert "TextToImagePipeline, which takes texts: give --prompt TEXT, not --labels" in said
+    assert main(["edit", "--pipeline", "digits-1d", "--image", "a.png", "--prompt", "three"]) == 1
+    assert "ClassToImagePipeline, which takes no texts: give --labels, not" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from hiergen.config import to_json
 from hiergen.demo.library import NOTES_FILE, DemoModel, Library, ModelNotes
 from hiergen.files import write_json
 from hiergen.generators.sequences.hnet.model import HNet
-from hiergen.pipelines.image import ClassToImagePipeline
+from hiergen.pipelines.image import ClassToImagePipeline, TextToImagePipeline
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pretrained.image_encoder import ImageEncoder
@@ -33,6 +33,18 @@ def image_pipeline() -> ClassToImagePipeline:
     tokenizer = create("restok-tiny").eval()
     generator = create("har-tiny", depth=1, level_specs=specs_to_json(tokenizer.specs)).eval()
     pipe = ClassToImagePipeline(tokenizer=tokenizer, generator=generator)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def word_pipeline() -> TextToImagePipeline:
+    torch.manual_seed(4)
+    tokenizer = create("hieratok-tiny").eval()
+    told = {"num_classes": None, "text_shape": [4, 8], "text_encoder": {"name": "bytes", "num_pieces": 64, "depth": 0}}
+    generator = create("flow-tiny", depth=1, level_specs=specs_to_json(tokenizer.specs), **told).eval()
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe = TextToImagePipeline(tokenizer=tokenizer, generator=generator)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -81,10 +93,12 @@ def library() -> Library:
     digits = ModelNotes(classes=tuple("0123456789"), about="Random weights.")
     by_class = shape_pipeline()
     quick = ModelNotes(sampling={"num_steps": 1, "head_steps": 2, "guidance_scale": 1.0})
+    words = ModelNotes(sampling={"num_steps": 3, "guidance_scale": 2.0}, prompts=("red heart", "blue <cat> & dog"))
     return Library(
         {
             "one-dimensional": DemoModel(image_pipeline(), digits),
             "two-dimensional": DemoModel(create("hieratok-tiny").eval(), digits),
+            "words": DemoModel(word_pipeline(), words),
             "shapes": DemoModel(by_class, quick),
             "seen": DemoModel(picture_pipeline(by_class.tokenizer), quick),
             "clips": DemoModel(video_pipeline(), ModelNotes(sampling={"num_steps": 2, "timestep_shift": 1.0})),

@@ -88,11 +88,21 @@ def test_an_upload_is_reconstructed(client) -> None:
 
 
 def test_what_comes_out_of_generate_is_lossless_and_complete(client) -> None:
-    kind, answer = call(client, "generate", ["one-dimensional", 3, 2, 1.5, 1, 7])
+    kind, answer = call(client, "generate", ["one-dimensional", 3, 2, 1.5, 1, 7, "", ""])
     assert kind == "complete"
     assert answer[2].startswith("Done: 16 tokens")
     assert len(answer[1]) == 5
     assert all(item["image"]["path"].endswith(".png") for item in answer[1])
+
+
+def test_programs_ask_in_words(client) -> None:
+    asked = ["words", 0, 1, 2.0, 1, 7]
+    kind, answer = call(client, "generate", [*asked, "red heart", "hat"])
+    assert (kind, len(answer[1])) == ("complete", 2)
+    kind, answer = call(client, "generate", [*asked, "", ""])
+    assert kind == "error"
+    kind, answer = call(client, "edit", ["words", None, 0, None, None, "paint", 0, 0.5, 0, 2.0, 7, "red heart", ""])
+    assert (kind, len(answer[1])) == ("complete", 1)
 
 
 def test_a_picture_is_edited_under_a_mask(client) -> None:
@@ -100,7 +110,7 @@ def test_a_picture_is_edited_under_a_mask(client) -> None:
     mask.paste(255, (8, 8, 24, 24))
     mask.save(buffer := io.BytesIO(), "PNG")
     (path,) = upload(client, "mask.png", buffer.getvalue()).json()
-    values = ["one-dimensional", None, 0, as_input(path), None, "paint", 3, 1, 2, 1.5, 7]
+    values = ["one-dimensional", None, 0, as_input(path), None, "paint", 3, 1, 2, 1.5, 7, "", ""]
     kind, answer = call(client, "edit", values)
     assert kind == "complete"
     assert [item["image"]["path"].endswith(".png") for item in answer[1]] == [True]
@@ -170,9 +180,9 @@ def test_two_models_are_compared(client) -> None:
     ("name", "data", "sentence"),
     [
         ("reconstruct", ["one-dimensional", None, 77], "Example is 77, expected 0 to 9"),
-        ("generate", ["one-dimensional", 3, 2, 1.5, 1, 2**40], "is greater than maximum value|expected 0 to"),
-        ("generate", ["one-dimensional", 99, 2, 1.5, 1, 0], "not in the list of choices|expected 0 to 9"),
-        ("generate", ["one-dimensional", 3, 999, 1.5, 1, 0], "greater than maximum value"),
+        ("generate", ["one-dimensional", 3, 2, 1.5, 1, 2**40, "", ""], "is greater than maximum value|expected 0 to"),
+        ("generate", ["one-dimensional", 99, 2, 1.5, 1, 0, "", ""], "not in the list of choices|expected 0 to 9"),
+        ("generate", ["one-dimensional", 3, 999, 1.5, 1, 0, "", ""], "greater than maximum value"),
         ("reconstruct", ["../../../etc", None, 0], "not in the list of choices"),
         ("shapes", ["shapes", 1, None, 0, 1.0, 12, 0], "not in the list of choices"),
     ],

@@ -15,6 +15,7 @@ from hiergen.data.shapes.procedural import PROCEDURAL_CLASSES
 from hiergen.demo.inputs import examples_of
 from hiergen.demo.library import (
     NOTES_FILE,
+    DemoModel,
     Library,
     ModelNotes,
     load_library,
@@ -27,6 +28,7 @@ from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.card import papers
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.prefixes import rebuild_prefixes
+from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pretrained.packaged import packaged_models
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
@@ -79,17 +81,25 @@ def test_the_packaged_shape_model_makes_a_mesh_of_a_class() -> None:
 
 
 def test_a_library_lists_models_by_what_they_can_do(library) -> None:
-    assert library.image_tokenizers() == ["one-dimensional", "two-dimensional"]
-    assert library.image_generators() == ["one-dimensional"]
+    assert library.image_tokenizers() == ["one-dimensional", "two-dimensional", "words"]
+    assert library.image_generators() == ["one-dimensional", "words"]
     assert library.shape_generators() == ["shapes", "seen"]
     assert [library.get(title).is_by_picture for title in library.shape_generators()] == [False, True]
     assert library.get("seen").choices() == []
     assert library.video_generators() == ["clips"]
+    # Larger frames first: those of the fixture have 48 pixels.
+    small = ClassToVideoPipeline(
+        tokenizer=create("patches-tiny"),
+        generator=create("flow-video-tiny", depth=1),
+    )
+    both = Library({"small": DemoModel(small, ModelNotes()), **library.models})
+    assert both.video_generators() == ["clips", "small"]
     anything = dataclasses.replace(library.get("two-dimensional"), notes=ModelNotes(whole=True))
     assert Library({**library.models, "whole": anything}).image_tokenizers() == [
         "whole",
         "one-dimensional",
         "two-dimensional",
+        "words",
     ]
     with pytest.raises(ValueError, match="there is no model 'one-dimensionl'; did you mean one-dimensional"):
         library.get("one-dimensionl")
@@ -193,3 +203,13 @@ def test_notes_are_data_and_strict(tmp_path) -> None:
         (tmp_path / NOTES_FILE).write_text(text)
         with pytest.raises(ValueError, match=r"the notes .*demo\.json' cannot be used"):
             read_notes(str(tmp_path))
+
+
+def test_a_model_of_texts_is_refused_where_it_cannot_read_any(library, tmp_path) -> None:
+    library.get("words").model.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).takes_words
+    config = json.loads((tmp_path / "generator" / "config.json").read_text())
+    wide = {**config, "text_encoder": {"name": "t5:nowhere/at-all"}}
+    write_json(tmp_path / "generator" / "config.json", wide)
+    with pytest.raises(ValueError, match="makes pictures of texts, but cannot read any: "):
+        load_model(str(tmp_path))

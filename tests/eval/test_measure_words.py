@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hiergen.generators.conditioning import read_words
 from hiergen.pipelines.image import TextToImagePipeline
-from hiergen.pyramid import TokenPyramid, specs_to_json
+from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 
 PROGRAM = Path(__file__).resolve().parents[2] / "eval" / "measure_words.py"
@@ -27,17 +26,6 @@ def test_the_right_one_is_first_where_its_error_is_least(program) -> None:
     errors = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [0.0, 1.0, 0.5]])
     found = program["_ranks"](errors)
     assert found == {"first": pytest.approx(1 / 3), "in 5": 1.0, "median rank": 2.0}
-
-
-def test_nats_are_those_of_the_loss(program) -> None:
-    torch.manual_seed(0)
-    model = create("har-tiny", dim=16, depth=1, num_heads=2, **WORDS).eval()
-    torch.nn.init.normal_(model.head.weight)
-    ids = torch.randint(0, 8, (2, model.num_tokens))
-    pyramid, words = TokenPyramid.split(ids, model.specs), read_words(["a cat", "dogs"], 3)
-    told = model.class_embedding.resolve(words, torch.device("cpu"))
-    nats = program["_nats"](model, pyramid, told)
-    torch.testing.assert_close(nats.mean() / model.num_tokens, model.loss(pyramid, words)["loss"])
 
 
 def test_pictures_are_found_by_their_texts(program) -> None:

@@ -42,6 +42,12 @@ def test_every_prefix_is_probed(program: dict[str, Any], tmp_path: Path) -> None
     assert (tmp_path / "out" / "probes.png").is_file()
 
 
+def test_counts_are_those_of_the_foreground(program: dict[str, Any]) -> None:
+    images = torch.zeros(1, 3, 16, 16)
+    images[:, :, 2:5, 2:5] = images[:, :, 9:12, 9:12] = 1.0
+    assert program["make_targets"](("count",), images, torch.zeros(1), ("a",))["count"].tolist() == [[2.0]]
+
+
 def test_groups_are_what_stands_before_the_slash(program: dict[str, Any]) -> None:
     found = program["make_targets"](
         ("group", "class"), torch.zeros(3, 3, 4, 4), torch.tensor([2, 0, 1]), ("b/x", "a/x", "b/y")

@@ -26,7 +26,9 @@ DIGITS, SHAPES, CLIPS = (PACKAGED / name for name in ("digits-1d", "shapes-by-cl
 LONG_WORK = (
     "features.extractors._digits_network",
     "features.video_extractors.digit_clip_extractor",
+    "features.video_extractors.emoji_clip_extractor",
     "videos.sources.moving_digits",
+    "videos.sources.moving_emoji",
     "shapes.sources.procedural_shape",
     "features.references.run_parts",
     "runner.run_parts",

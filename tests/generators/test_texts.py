@@ -29,6 +29,9 @@ FAMILIES: dict[str, tuple[str, list[LevelSpec], dict[str, Any]]] = {
     "har": ("har-tiny", [LevelSpec(4, None, 4, 16)], SMALL),
     "var": ("var-tiny", IDS, SMALL),
     "var, one modulation": ("var-tiny", IDS, {**SMALL, "shares_modulation": True}),
+    "rar": ("rar-tiny", IDS, SMALL),
+    "maskgit": ("maskgit-tiny", IDS, {**SMALL, "depth": 2}),
+    "maskgit, post-norm": ("maskgit-tiny", IDS, {**SMALL, "blocks": "post_norm"}),
     "flow": ("flow-tiny", MAPS, SMALL),
     "mar": ("mar-tiny", MAPS, MAR),
 }
@@ -203,7 +206,36 @@ def test_the_encoder_is_trained_along_and_learns_nothing_of_dropped_texts(family
         assert (grads[0] is not None and bool(grads[0].any())) == (probability == 0)
 
 
-@pytest.mark.parametrize("family", ["flow", "var"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_text_is_padding_alone(family) -> None:
+    """No text, texts without a word, and in train mode texts that are all dropped, are one."""
+    dropout = "condition_drop" if family == "mar" else "label_dropout" if family == "flow" else "class_dropout"
+    model = make(family, **{dropout: 1.0})
+    empty = read_words(["", ""], 4)
+    if model.makes_unconditional:
+        # Of a prefix, rows that nobody sees and features that stand for no text are not the same.
+        same = torch.equal(generated(model, Unconditional(2)), generated(model, empty))
+        assert same == (family != "har")
+    data = tokens(model)
+    told, untold = (
+        model.train().loss(data, words, rng=torch.Generator().manual_seed(3))["loss"]
+        for words in (read_words(["a cat", "dogs"], 4), read_words(["hat", "two"], 4))
+    )
+    if family != "har":
+        torch.testing.assert_close(told, untold)
+
+
+@pytest.mark.parametrize("family", ["har", "var", "rar"])
+def test_the_likelihood_under_a_text_is_that_of_the_loss(family) -> None:
+    model = make(family)
+    data, words = tokens(model), read_words(["a cat", "dogs"], 4)
+    found = torch.stack(model.score(data, words), dim=1).sum()
+    expected = model.loss(data, words)["loss"].detach()
+    torch.testing.assert_close(-found / data.concat().numel(), expected)
+    assert not torch.allclose(torch.stack(model.score(data, Unconditional(2)), dim=1).sum(), found)
+
+
+@pytest.mark.parametrize("family", ["flow", "var", "rar"])
 def test_a_new_generator_does_not_look_at_the_words_before_it_is_trained(family) -> None:
     preset, specs, sizes = FAMILIES[family]
     model = create(preset, level_specs=specs_to_json(specs), **sizes, **TEXT)
@@ -213,7 +245,7 @@ def test_a_new_generator_does_not_look_at_the_words_before_it_is_trained(family)
     assert not any(bool(p.any()) for p in closed)
 
 
-@pytest.mark.parametrize("family", ["flow", "var"])
+@pytest.mark.parametrize("family", ["flow", "var", "rar"])
 @pytest.mark.parametrize("silent", [".pool.", ".cross.proj."])
 def test_a_text_is_told_by_its_mean_and_by_its_rows(family, silent) -> None:
     model = make(family)

@@ -3,19 +3,39 @@ from __future__ import annotations
 import torch
 
 from hiergen.data.videos.moving_digits import moving_digits
-from hiergen.metrics.clip_classifiers import FrameJudge, crop_brightest, train_clip_network
+from hiergen.data.videos.moving_emoji import moving_emoji
+from hiergen.metrics.clip_classifiers import FrameJudge, crop_thing, train_clip_network
 
 
 def test_the_crop_follows_what_is_bright() -> None:
     images = torch.zeros(3, 3, 12, 12, dtype=torch.uint8)
     images[0, :, 2:6, 5:9] = torch.arange(16, dtype=torch.uint8).reshape(4, 4) + 100
     images[1, :, 10:, 10:] = 255
-    crops = crop_brightest(images, 4)
+    crops = crop_thing(images, 4)
     assert crops.shape == (3, 3, 4, 4)
     assert torch.equal(crops[0], images[0, :, 2:6, 5:9])
     # In a corner the square stays inside; where all is black it is the middle.
     assert torch.equal(crops[1], images[1, :, 8:, 8:])
     assert torch.equal(crops[2], images[2, :, 4:8, 4:8])
+
+
+def test_the_crop_follows_what_is_not_white() -> None:
+    images = torch.full((2, 3, 12, 12), 255, dtype=torch.uint8)
+    # Yellow is as bright as can be but for the blue channel.
+    images[0, 2, 2:6, 5:9] = 0
+    crops = crop_thing(images, 4, on_white=True)
+    assert torch.equal(crops[0], images[0, :, 2:6, 5:9])
+    assert torch.equal(crops[1], images[1, :, 4:8, 4:8])
+
+
+def test_the_judge_knows_emoji_by_their_colors_too() -> None:
+    train, test = moving_emoji("train", 200, num_frames=4), moving_emoji("train", 40, num_frames=4, seed=1)
+    by_color, by_shape = (
+        FrameJudge(train.videos, train.labels, crop=36, every=2, in_color=color) for color in (True, False)
+    )
+    assert by_color.accuracy(test.videos, test.labels)[0] > 0.9
+    assert by_color.accuracy(test.videos, test.labels)[1] > by_shape.accuracy(test.videos, test.labels)[1]
+    assert by_color.accuracy(255 - test.videos, test.labels)[0] < 0.5
 
 
 def test_the_judge_knows_real_digits_wherever_they_are_and_not_noise() -> None:

@@ -32,6 +32,7 @@ def test_a_score_is_that_of_the_generator_and_of_each_picture(pipe: ClassToImage
     torch.testing.assert_close(one.levels, found.levels[:1], atol=1e-4, rtol=1e-4)
     pictures = pipe.score(to_pictures(IMAGES[:3]), [str(int(label)) for label in LABELS[:3]], batch_size=2)
     torch.testing.assert_close(pictures.levels, found.levels[:3], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pipe.score(pyramid, LABELS).levels, found.levels)
     free = pipe.score(IMAGES)
     assert free.total.mean() < found.total.mean()
 
@@ -59,7 +60,7 @@ def test_noise_is_new_to_a_generator(pipe: ClassToImagePipeline) -> None:
 
 
 def test_errors_say_what_came_and_what_was_expected(pipe: ClassToImagePipeline) -> None:
-    with pytest.raises(ValueError, match="class_labels holds 2 classes, expected 1 or 3, one per picture"):
+    with pytest.raises(ValueError, match="class_labels holds 2, expected 1 or 3, one per picture"):
         pipe.score(IMAGES[:3], [0, 1])
     with pytest.raises(ValueError, match="class labels span 0 to 12, expected 0 to 9"):
         pipe.score(IMAGES[:2], [0, 12])
@@ -70,7 +71,7 @@ def test_errors_say_what_came_and_what_was_expected(pipe: ClassToImagePipeline) 
     given = {name: pipe.generator.config[name] for name in ("class_dropout", "num_classes")}
     pipe.generator.register_to_config(class_dropout=0.0, num_classes=None)
     try:
-        with pytest.raises(ValueError, match="class_labels is None, but the labels of this LevelAR were never dropped"):
+        with pytest.raises(ValueError, match="class_labels is None, but what this LevelAR is told was never dropped"):
             pipe.score(IMAGES[:1])
         with pytest.raises(ValueError, match="class_labels is None, but this LevelAR has no classes"):
             pipe.classify(IMAGES[:1])

@@ -17,6 +17,7 @@ from hiergen.data.files.npz_files import open_npz, read_array
 from hiergen.data.images.columns import IMAGE_NAMES, LABEL_NAMES, classes_of, find_column
 from hiergen.data.images.files import read_image
 from hiergen.data.images.on_disk import PictureSource
+from hiergen.data.text.captions import Captions
 from hiergen.environment import require
 
 
@@ -85,7 +86,7 @@ class NpzPictures(PictureSource):
     """An .npz archive of encoded images: `webp` (all their bytes), `offsets`, `labels`, `classes`, and what else it says of each.
 
     Picture k is `webp[offsets[k]:offsets[k + 1]]`; `classes` names the labels. Further arrays of numbers, such as `styles`, have their
-    names beside them, such as `style_names`; `names` holds a name of each picture.
+    names beside them, such as `style_names`; `names` holds a name of each picture, and `texts` what it shows in words.
 
     Args:
         path: The file.
@@ -110,7 +111,7 @@ class NpzPictures(PictureSource):
                     f"{str(path)!r} is no archive of encoded images: it lacks {', '.join(missing)} and holds {', '.join(archive.files)}"
                 )
             arrays = {name: read_array(archive, name, path) for name in wanted}
-            names = read_array(archive, "names", path) if "names" in archive else ()
+            names, texts = (read_array(archive, name, path) if name in archive else () for name in ("names", "texts"))
         for numbers, named in parts.items():
             _check_archive(path, arrays, numbers, named)
         self._bytes, self._offsets = arrays["webp"], arrays["offsets"]
@@ -126,9 +127,13 @@ class NpzPictures(PictureSource):
                 " | ".join(str(table[number]) for table, number in zip(tables, numbers, strict=True))
                 for numbers in found
             )
-        if len(names) not in (0, len(self.labels)):
-            raise ValueError(f"names of {str(path)!r} are {len(names)}, expected {len(self.labels)}, one per picture")
+        for kind, said in (("names", names), ("texts", texts)):
+            if len(said) not in (0, len(self.labels)):
+                raise ValueError(
+                    f"{kind} of {str(path)!r} are {len(said)}, expected {len(self.labels)}, one per picture"
+                )
         self.names = tuple(str(name) for name in names)
+        self._texts = tuple((str(text),) for text in texts)
         digest = hashlib.sha256(self._bytes.tobytes())
         digest.update(np.asarray(self.labels, np.int64).tobytes())
         self.fingerprint = digest.hexdigest()[:16]
@@ -136,6 +141,9 @@ class NpzPictures(PictureSource):
     def read(self, index: int) -> Image.Image:
         start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
         return read_image(f"{self._path}[{index}]", data=self._bytes[start:stop].tobytes())
+
+    def captions(self) -> tuple[Captions, ...]:
+        return self._texts
 
 
 def _check_archive(path: str | Path, arrays: dict[str, np.ndarray], numbers: str, named: str) -> None:

@@ -62,13 +62,22 @@ def _entry(row: Mapping[str, Any], name: str, where: str) -> Captions:
     return tuple(found)
 
 
-def describe_pictures(names: Sequence[str], classes: Sequence[str], templates: Sequence[str]) -> tuple[Captions, ...]:
-    """Return texts made of the names and classes of pictures.
+def describe_pictures(
+    names: Sequence[str],
+    classes: Sequence[str],
+    templates: Sequence[str],
+    *,
+    texts: Sequence[Captions] = (),
+    colors: Sequence[str] = (),
+) -> tuple[Captions, ...]:
+    """Return texts made of what a source says of pictures, and of what is seen in them.
 
     Args:
         names: Name of each picture; empty where they have none. {name} is what stands behind the last slash, "_" and "-" as spaces.
         classes: Name of the class of each: {class}. Of "group/subgroup | attribute", {group}, {subgroup} and {attribute} are the parts.
         templates: Texts with these fields in braces.
+        texts: Captions of each in the source, of which {text} is the first.
+        colors: Main color of each: {color}. Where the next word is the same color, as in "{color} {name}" of a "blue heart", it is said once.
 
     Raises:
         ValueError: If a template has another field.
@@ -80,10 +89,15 @@ def describe_pictures(names: Sequence[str], classes: Sequence[str], templates: S
         fields = {"class": kind, "group": group, "subgroup": subgroup, "attribute": attribute}
         if names:
             fields["name"] = names[index].rpartition("/")[2]
+        if colors:
+            fields["color"] = colors[index]
+        if texts:
+            fields["text"] = texts[index][0]
         fields = {name: text.replace("_", " ").replace("-", " ") for name, text in fields.items()}
+        color = fields.get("color", "")
         try:
-            texts = (template.format(**fields) for template in templates)
-            found.append(tuple(dict.fromkeys(texts)))
+            made = (template.format(**fields).replace(f"{color} {color} ", f"{color} ") for template in templates)
+            found.append(tuple(dict.fromkeys(made)))
         except (KeyError, IndexError, ValueError) as error:
             asked = str(error.args[0])
             raise ValueError(

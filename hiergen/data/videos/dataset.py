@@ -69,6 +69,17 @@ class VideoSet(Dataset):
         return ImageSet(from_uint8(chosen.transpose(1, 2).flatten(0, 1)), labels, self.classes)
 
 
+@dataclasses.dataclass(frozen=True)
+class MovingThings(VideoSet):
+    """Clips of one moving thing each; the label is what it is.
+
+    Attributes:
+        directions: `(n,)`, int64: where the thing starts to: 0 up and left, 1 up and right, 2 down and left, 3 down and right.
+    """
+
+    directions: Int64[Tensor, " n"] = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+
 def from_uint8(values: UInt8[Tensor, ...]) -> Float[Tensor, ...]:
     """Return bytes as float32 in [-1, 1]: value k becomes k / 127.5 - 1."""
     return values.float().div(127.5).sub(1)

@@ -5,7 +5,7 @@ Letters: `c` channels, `t h w` a clip.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hiergen.data.files.folders import list_files
@@ -83,6 +83,31 @@ def tile_videos(rows: Sequence[Float[Tensor, "n 3 t h w"]], *, gap: int = 2) -> 
     sheet = torch.cat([torch.cat(list(row), dim=-1) for row in padded], dim=-2)
     height, width = sheet.shape[-2] + gap, sheet.shape[-1] + gap
     return F.pad(sheet, (0, gap + width % 2, 0, gap + height % 2), value=0.0)
+
+
+def caption_videos(
+    videos: Mapping[str, Float[Tensor, "3 t h w"]], *, enlarge: int = 1, gap: int = 8, is_smooth: bool = False
+) -> Float[Tensor, "3 t height width"]:
+    """Return one clip that shows several side by side, each under its name, so that they play in step.
+
+    Args:
+        videos: Clips of equal size by name.
+        enlarge: Number of times that every pixel is repeated along each side; names are written in pixels of the result.
+        gap: White pixels between clips and around them.
+        is_smooth: Enlarge bicubically instead.
+    """
+    mode = "bicubic" if is_smooth else "nearest"
+    columns = []
+    for name, video in videos.items():
+        large = F.interpolate(video.cpu().float(), scale_factor=enlarge, mode=mode).clamp(-1, 1)
+        font = ImageFont.load_default(max(10, min(16, large.shape[-1] // 12)))
+        title = Image.new("L", (large.shape[-1], 24), 255)
+        ImageDraw.Draw(title).text((title.width // 2, 12), name, fill=40, font=font, anchor="mm")
+        bar = torch.from_numpy(np.asarray(title, dtype=np.float32) / 127.5 - 1).expand(*large.shape[:2], -1, -1)
+        columns.append(F.pad(torch.cat([bar, large.to(bar.dtype)], dim=-2), (gap, 0, 0, gap), value=1.0))
+    sheet = torch.cat(columns, dim=-1)
+    height, width = sheet.shape[-2], sheet.shape[-1] + gap
+    return F.pad(sheet, (0, gap + width % 2, 0, height % 2), value=1.0)
 
 
 def _pixels(video: Tensor, enlarge: int) -> np.ndarray:

@@ -8,32 +8,20 @@ Letters: `n` clips, `t` frames.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from hiergen.data.images.digits import NUM_CLASSES, load_digits
 from hiergen.data.images.pixels import to_uint8
-from hiergen.data.videos.dataset import VideoSet
+from hiergen.data.videos.dataset import MovingThings
 from hiergen.seeding import make_rng
 
 #: Slowest and fastest speed, in pixels per frame, for frames of 32 pixels.
 SPEEDS = (0.25, 0.75)
-
-
-@dataclasses.dataclass(frozen=True)
-class MovingDigits(VideoSet):
-    """Clips of moving digits; the label is the digit.
-
-    Attributes:
-        directions: `(n,)`, int64: where the digit starts to: 0 up and left, 1 up and right, 2 down and left, 3 down and right.
-    """
-
-    directions: Int64[Tensor, " n"] = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 def moving_digits(
@@ -45,7 +33,7 @@ def moving_digits(
     digit_size: int | None = None,
     speeds: tuple[float, float] = SPEEDS,
     seed: int = 0,
-) -> MovingDigits:
+) -> MovingThings:
     """Return clips of one digit each, grey as RGB; clip k shows class k modulo 10.
 
     A digit is enlarged from 8 x 8 pixels and placed between pixels where its path is. It flies straight and is reflected at the
@@ -94,7 +82,7 @@ def moving_digits(
         ]
     )
     directions = 2 * (velocity[:, 0] > 0).long() + (velocity[:, 1] > 0).long()
-    return MovingDigits(videos, labels, digits.classes, directions=directions)
+    return MovingThings(videos, labels, digits.classes, directions=directions)
 
 
 def bounce(

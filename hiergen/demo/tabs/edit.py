@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from hiergen.data.images.pixels import to_pictures
-from hiergen.demo.classes import add_menus, menu_label, menu_path, show_menus
+from hiergen.demo.asking import add_asking, menu_path, title_of, told
 from hiergen.demo.inputs import (
     add_buttons,
     add_guidance,
@@ -27,7 +27,7 @@ from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.painting import add_painter, background
 from hiergen.demo.pictures import open_upload
-from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, to_seed
+from hiergen.demo.requests import GUIDANCE, SEED, check_asked, check_ranges, to_seed
 from hiergen.demo.stage import View, draw_stage, result
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.telling import counted
@@ -47,11 +47,13 @@ class EditRequest:
 
     Attributes:
         way: "paint", "vary" or "blend".
-        label: Class of what is made, from 0; with a class hierarchy any node. A blend makes nothing.
+        label: Class of what is made, from 0; with a class hierarchy any node. A blend makes nothing, and a model of texts does not read it.
         strength: How much a flow changes, 0 to 1.
         keep_levels: Number of levels that stay, for "vary".
         guidance_scale: Guidance scale; 1 is no guidance.
         seed: Seed of all random draws.
+        prompt: What a model of texts is told.
+        negative_prompt: What its guidance moves away from; "" is no text.
     """
 
     way: str = PAINT
@@ -60,6 +62,8 @@ class EditRequest:
     keep_levels: int = 1
     guidance_scale: float = 1.5
     seed: int = 0
+    prompt: str = ""
+    negative_prompt: str = ""
 
     def __post_init__(self) -> None:
         check_ranges(self, strength=(0, 1), keep_levels=(0, 100), guidance_scale=GUIDANCE, seed=SEED)
@@ -107,15 +111,17 @@ def edit(
         seconds: Time limit.
 
     Raises:
-        ValueError: If the class is unknown or a setting out of range.
+        ValueError: If the class is unknown, there are no words, or a setting is out of range.
         StoppedError: If it took longer than `seconds`.
     """
-    check_label(entry, request.label)
     if request.way == BLEND:
         yield Progress(0, 0, _blends(entry, image, image if other is None else other))
         return
+    check_asked(entry, request)
+    asked, more = told(entry, request)
     chosen = {**entry.notes.sampling, "guidance_scale": request.guidance_scale}
     chosen |= {"generator": torch.Generator(entry.model.device).manual_seed(request.seed), "output_type": "pt"}
+    chosen |= more
     is_flow = entry.model.starts_from_images
 
     def run(report: Callable[[Progress], None]) -> None:
@@ -125,11 +131,11 @@ def edit(
 
         chosen["callback_on_step_end"] = follow
         if request.way == VARY:
-            made = entry.model.vary(image, request.label, keep_levels=request.keep_levels, **chosen)
+            made = entry.model.vary(image, asked, keep_levels=request.keep_levels, **chosen)
         else:
             kept = request.keep_levels / num_levels(entry) if num_levels(entry) else 0.0
             chosen["strength"] = request.strength if is_flow else 1 - kept
-            made = entry.model.edit(image, mask, request.label, **chosen)
+            made = entry.model.edit(image, mask, asked, **chosen)
         report(Progress(0, 0, (_view(entry, request, image, made.images, mask),)))
 
     yield from stream_steps(run, seconds=seconds)
@@ -137,7 +143,7 @@ def edit(
 
 def _view(entry: DemoModel, request: EditRequest, image: Tensor, made: Tensor, mask: np.ndarray | None) -> View:
     before, after = to_pictures(image)[0], to_pictures(made)[0]
-    name, levels = entry.class_name(request.label), num_levels(entry)
+    name, levels = title_of(entry, request), num_levels(entry)
     if request.way == PAINT and mask is not None:
         what = "what was painted over is made anew"
     else:
@@ -165,7 +171,7 @@ def _blends(entry: DemoModel, image: Tensor, other: Tensor) -> tuple[View, ...]:
 
 def _entry(entry: DemoModel, request: EditRequest, views: Sequence[View]) -> dict[str, Any]:
     """Return the entry of the strip of results; its small picture is what was made."""
-    name = "blend" if request.way == BLEND else entry.class_name(request.label)
+    name = "blend" if request.way == BLEND else title_of(entry, request)
     made = [View((view.pictures[-1],), view.name, view.size, view.alt[-1]) for view in views]
     found = result(
         made, title=name, line="", chosen={**dataclasses.asdict(request), "path": menu_path(entry, request.label)}
@@ -198,7 +204,7 @@ def add_tab(page: Page, library: Library) -> None:
                 other = gr.Dropdown(
                     _numbers(len(images)), value=1, label="Fine levels of example", elem_id="edit-other"
                 )
-            menus = add_menus(library, titles, name="edit", path=_first_class(first))
+            asking = add_asking(library, titles, name="edit", chosen=_first_class(first))
             strength = gr.Slider(
                 *(0, 1),
                 value=1,
@@ -221,15 +227,14 @@ def add_tab(page: Page, library: Library) -> None:
                 seed, is_new = add_seed("edit")
 
     def run(title: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        entry, chosen = library.get(title), values[: len(menus)]
-        what, mask, upload, example, fine, much, kept, scale, number = values[len(menus) :]
+        entry, (*asked, what, mask, upload, example, fine, much, kept, scale, number) = library.get(title), values
         request = EditRequest(
             what,
-            menu_label(entry, chosen),
-            float(much),
-            min(int(kept), num_levels(entry)),
-            float(scale),
-            to_seed(number),
+            **asking.read(entry, asked),
+            strength=float(much),
+            keep_levels=min(int(kept), num_levels(entry)),
+            guidance_scale=float(scale),
+            seed=to_seed(number),
         )
         image = choose_image(entry, upload, int(example), max_pixels=limits.max_pixels)
         second_image = choose_image(entry, None, int(fine), max_pixels=limits.max_pixels)
@@ -250,29 +255,39 @@ def add_tab(page: Page, library: Library) -> None:
             gr.Slider(visible=entry.model.starts_from_images),
             gr.Slider(maximum=max(count, 1), value=count // 2, visible=count > 0),
             gr.Slider(value=entry.usual_guidance(1.5)),
-            *show_menus(entry, _first_class(entry), len(menus)),
+            *asking.show(entry, _first_class(entry)),
         )
 
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     shown = [model, inputs.upload, inputs.example]
-    model.input(change, model, [inputs.examples, way, strength, levels, guidance, *menus], **quick)
+    model.input(change, model, [inputs.examples, way, strength, levels, guidance, *asking.outputs], **quick)
     for trigger in (model.input, inputs.upload.upload):
         trigger(explained(show), shown, painter, **quick)
     picked(inputs).success(explained(show), shown, painter, **quick)
     way.input(lambda chosen: gr.Group(visible=chosen == BLEND), way, second, **quick)
-    for menu in menus if len(menus) > 1 else ():
-        menu.input(
-            lambda title, *chosen: show_menus(library.get(title), chosen, len(menus)), [model, *menus], menus, **quick
-        )
+    asking.connect(library, model)
     page.chooses(strip, made, [stage, status])
-    values = [model, *menus, way, painter, inputs.upload, inputs.example, other, strength, levels, guidance, seed]
-    page.starts(start, stop, explained(run), values, [stage, status, made], seed=(seed, is_new), strip=strip)
+    values = [
+        model,
+        *asking.inputs,
+        way,
+        painter,
+        inputs.upload,
+        inputs.example,
+        other,
+        strength,
+        levels,
+        guidance,
+        seed,
+    ]
+    outputs = [stage, status, made]
+    page.starts(start, stop, explained(run), values, outputs, seed=(seed, is_new), strip=strip, also=asking.prompt)
     _answer_programs(page, library)
 
 
-def _first_class(entry: DemoModel) -> tuple[int, ...]:
+def _first_class(entry: DemoModel) -> dict[str, Any]:
     """Return what the menus hold at first: any class of a hierarchy, which fits every picture, or else the first one."""
-    return (0,) if entry.hierarchy is None else ()
+    return {"path": (0,) if entry.hierarchy is None else ()}
 
 
 def _numbers(count: int) -> list[tuple[str, int]]:
@@ -308,9 +323,12 @@ def _answer_programs(page: Page, library: Library) -> None:
         keep_levels: float,
         guidance_scale: float,
         seed: float,
+        prompt: str,
+        negative_prompt: str,
     ) -> Iterator[tuple[Any, ...]]:
         entry, most = library.get(title), page.settings.max_pixels
-        request = EditRequest(way, int(label), float(strength), int(keep_levels), float(guidance_scale), to_seed(seed))
+        numbers = int(label), float(strength), int(keep_levels), float(guidance_scale), to_seed(seed)
+        request = EditRequest(way, *numbers, prompt, negative_prompt)
         image = choose_image(entry, upload, int(example), max_pixels=most)
         size = image.shape[-1]
         white = None if mask is None else open_upload(mask, size=size, max_pixels=most)[0, 0].numpy() > 0
@@ -337,6 +355,8 @@ def _answer_programs(page: Page, library: Library) -> None:
         gr.Number(1, precision=0, visible=False),
         gr.Slider(*GUIDANCE, value=1.5, visible=False),
         gr.Number(0, precision=0, visible=False),
+        gr.Textbox("", visible=False),
+        gr.Textbox("", visible=False),
     ]
     files = [gr.Image(visible=False, format="png"), gr.Gallery(visible=False, format="png")]
     page.answers(explained(answer), values, files, api_name="edit")

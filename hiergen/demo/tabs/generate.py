@@ -1,4 +1,4 @@
-"""Tab "Generate": pictures of a class, level by level as they are made, or out of noise."""
+"""Tab "Generate": pictures of a class or of words, level by level as they are made, or out of noise."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from hiergen.data.images.pixels import to_pictures
-from hiergen.demo.classes import add_menus, menu_label, menu_path, show_menus
+from hiergen.demo.asking import add_asking, invitation, menu_path, title_of, told
 from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import montage
-from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, to_seed
+from hiergen.demo.requests import GUIDANCE, SEED, check_asked, check_ranges, to_seed
 from hiergen.demo.stage import View, draw_empty, draw_stage, result
-from hiergen.demo.steps import stream_steps, thinned
+from hiergen.demo.steps import StoppedError, stream_steps, thinned
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.pipelines.prefixes import list_prefixes
 from hiergen.pyramid import TokenPyramid
@@ -36,18 +36,22 @@ class GenerateRequest:
     """What is asked for.
 
     Attributes:
-        label: Class, from 0; with a class hierarchy any node.
+        label: Class, from 0; with a class hierarchy any node. A model of texts does not read it.
         count: Number of pictures.
         guidance_scale: Guidance scale; 1 is no guidance.
         temperature: Temperature of the draws; generators that have none do not read it.
         seed: Seed of all random draws.
+        prompt: What a model of texts is told.
+        negative_prompt: What its guidance moves away from; "" is no text.
     """
 
-    label: int
+    label: int = 0
     count: int = 1
     guidance_scale: float = 1.5
     temperature: float = 1.0
     seed: int = 0
+    prompt: str = ""
+    negative_prompt: str = ""
 
     def __post_init__(self) -> None:
         check_ranges(self, count=(1, MAX_IMAGES), guidance_scale=GUIDANCE, temperature=(0, 4), seed=SEED)
@@ -94,26 +98,26 @@ def generate(entry: DemoModel, request: GenerateRequest, *, seconds: float) -> I
     """Yield the progress of a generation; the last one is the result.
 
     Raises:
-        ValueError: If the class is unknown or a setting out of range.
+        ValueError: If the class is unknown, there are no words, or a setting is out of range.
         StoppedError: If it took longer than `seconds`.
     """
-    check_label(entry, request.label)
+    check_asked(entry, request)
     yield from _generate(entry, [request], seconds=seconds)
 
 
 def _generate(entry: DemoModel, requests: Sequence[GenerateRequest], *, seconds: float) -> Iterator[Progress]:
-    """Yield the progress of one batch for requests that differ in class and seed alone; each draws as if it were alone."""
+    """Yield the progress of one batch for requests that differ in class or prompt and seed alone; each draws as if it were alone."""
     first, device = requests[0], entry.model.device
     chosen = {**entry.notes.sampling, "guidance_scale": first.guidance_scale}
     if has_setting(entry, "temperature"):
         chosen["temperature"] = first.temperature
+    chosen |= told(entry, first)[1] | {f"num_images_per_{'prompt' if entry.takes_words else 'label'}": first.count}
     draws = [torch.Generator(device).manual_seed(request.seed) for request in requests]
 
     def run(report: Callable[[Progress], None]) -> None:
         watcher = _Watcher(entry, report)
         made = entry.model(
-            [request.label for request in requests],
-            num_images_per_label=first.count,
+            [told(entry, request)[0] for request in requests],
             generator=draws if len(draws) > 1 else draws[0],
             callback_on_step_end=watcher,
             callback_on_step_end_tensor_inputs=("pyramid", "latents", "images"),
@@ -174,7 +178,7 @@ def _level_size(entry: DemoModel, pyramid: TokenPyramid) -> tuple[str, str]:
 
 def draw_views(entry: DemoModel, request: GenerateRequest, looks: Sequence[Look]) -> list[View]:
     """Return what the stage shows of a generation."""
-    name = entry.class_name(request.label)
+    name = title_of(entry, request)
     return [
         View(look.pictures, look.name, look.size, f"Generated: {name}, {look.name}, seed {request.seed}")
         for look in looks
@@ -182,16 +186,23 @@ def draw_views(entry: DemoModel, request: GenerateRequest, looks: Sequence[Look]
 
 
 def make_ready(entry: DemoModel, *, seconds: float, limit: float) -> list[dict[str, Any]]:
-    """Return finished results of a model, of different classes, as many as are done within some seconds."""
+    """Return finished results of a model, of different classes or prompts, as many as are done within some seconds."""
     made: list[dict[str, Any]] = []
     started = time.monotonic()
     # Those that the notes name, or classes spread over all of them. Samples are the first of their seeds either way.
     spread = [number * entry.num_classes // NUM_READY for number in range(min(NUM_READY, entry.num_classes))]
-    labels = list(entry.notes.shown) or spread
-    requests = [GenerateRequest(label, 1, entry.usual_guidance(1.5), seed=seed) for seed, label in enumerate(labels)]
+    asked: list[dict[str, Any]] = [{"label": label} for label in entry.notes.shown or spread]
+    if entry.takes_words:
+        asked = [{"prompt": prompt} for prompt in entry.notes.prompts[:NUM_READY]]
+    usual = entry.usual_guidance(1.5)
+    requests = [GenerateRequest(**one, guidance_scale=usual, seed=seed) for seed, one in enumerate(asked)]
     for batch in (requests[:READY_BATCH], requests[READY_BATCH:]):
         if batch and time.monotonic() - started < seconds:
-            *_, last = _generate(entry, batch, seconds=limit)
+            try:
+                *_, last = _generate(entry, batch, seconds=limit)
+            except StoppedError:
+                # A slow machine opens the page without them.
+                break
             made += [_result(entry, request, _part(last, number)) for number, request in enumerate(batch)]
     return made
 
@@ -202,7 +213,7 @@ def _part(progress: Progress, number: int) -> Progress:
 
 
 def _result(entry: DemoModel, request: GenerateRequest, last: Progress) -> dict[str, Any]:
-    name = entry.class_name(request.label)
+    name = title_of(entry, request)
     size = list_prefixes(entry.tokenizer)[-1]
     line = f"{name}, seed {request.seed}: {size}{' per picture' if request.count > 1 else ''}."
     chosen = {**dataclasses.asdict(request), "path": menu_path(entry, request.label)}
@@ -220,14 +231,14 @@ def add_tab(page: Page, library: Library) -> None:
         title: make_ready(library.get(title), seconds=settings.ready_seconds, limit=settings.max_seconds)
         for title in titles
     }
-    path = ready[titles[0]][0]["chosen"]["path"] if ready[titles[0]] else menu_path(first, 0)
+    opened = ready[titles[0]][0]["chosen"] if ready[titles[0]] else {"path": menu_path(first, 0)}
     with gr.Row(elem_classes="tab"):
         with gr.Column(scale=5, min_width=300):
-            stage = page.stage(ready[titles[0]], "Choose a class and press Generate.", name="generate-stage")
+            stage = page.stage(ready[titles[0]], invitation(first), name="generate-stage")
             status = page.status("generate-status")
         with gr.Column(scale=2, min_width=280):
             model = gr.Dropdown(titles, value=titles[0], label="Model", elem_id="generate-model")
-            menus = add_menus(library, titles, name="generate", path=path)
+            asking = add_asking(library, titles, name="generate", chosen=opened)
             start, stop = add_buttons("generate")
             with gr.Accordion("Settings", open=False, elem_id="generate-settings"):
                 count = gr.Slider(1, MAX_IMAGES, value=1, step=1, label="Pictures")
@@ -240,9 +251,14 @@ def add_tab(page: Page, library: Library) -> None:
             about = gr.Markdown(first.about, elem_classes="about")
 
     def run(title: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        entry, chosen = library.get(title), values[: len(menus)]
-        amount, scale, warmth, number = values[len(menus) :]
-        request = GenerateRequest(menu_label(entry, chosen), int(amount), float(scale), float(warmth), to_seed(number))
+        entry, (*asked, amount, scale, warmth, number) = library.get(title), values
+        request = GenerateRequest(
+            **asking.read(entry, asked),
+            count=int(amount),
+            guidance_scale=float(scale),
+            temperature=float(warmth),
+            seed=to_seed(number),
+        )
         yield from _updates(entry, request, generate(entry, request, seconds=settings.max_seconds))
 
     def change(title: str) -> tuple[Any, ...]:
@@ -251,9 +267,9 @@ def add_tab(page: Page, library: Library) -> None:
             gr.Slider(value=entry.usual_guidance(1.5)),
             gr.Slider(interactive=has_setting(entry, "temperature")),
             entry.about,
-            ready[title][0]["stage"] if ready[title] else draw_empty("Choose a class and press Generate."),
+            ready[title][0]["stage"] if ready[title] else draw_empty(invitation(entry)),
             {"items": ready[title], "at": 0},
-            *show_menus(entry, ready[title][0]["chosen"]["path"] if ready[title] else (), len(menus)),
+            *asking.show(entry, ready[title][0]["chosen"] if ready[title] else {}),
         )
 
     def restore(title: str, chosen: dict[str, Any]) -> tuple[Any, ...]:
@@ -261,18 +277,17 @@ def add_tab(page: Page, library: Library) -> None:
             chosen["seed"],
             chosen["guidance_scale"],
             chosen["count"],
-            *show_menus(library.get(title), chosen["path"], len(menus)),
+            *asking.show(library.get(title), chosen),
         )
 
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    model.input(change, model, [guidance, temperature, about, stage, strip, *menus], **quick)
-    for menu in menus if len(menus) > 1 else ():
-        menu.input(
-            lambda title, *chosen: show_menus(library.get(title), chosen, len(menus)), [model, *menus], menus, **quick
-        )
-    page.chooses(strip, made, [stage, status]).then(restore, [model, made], [seed, guidance, count, *menus], **quick)
-    inputs = [model, *menus, count, guidance, temperature, seed]
-    page.starts(start, stop, explained(run), inputs, [stage, status, made], seed=(seed, is_new), strip=strip)
+    model.input(change, model, [guidance, temperature, about, stage, strip, *asking.outputs], **quick)
+    asking.connect(library, model)
+    shown = [seed, guidance, count, *asking.outputs]
+    page.chooses(strip, made, [stage, status]).then(restore, [model, made], shown, **quick)
+    inputs = [model, *asking.inputs, count, guidance, temperature, seed]
+    outputs = [stage, status, made]
+    page.starts(start, stop, explained(run), inputs, outputs, seed=(seed, is_new), strip=strip, also=asking.prompt)
     _answer_programs(page, library)
 
 
@@ -302,9 +317,17 @@ def _answer_programs(page: Page, library: Library) -> None:
 
     # The parameters are named in the interface for programs.
     def answer(
-        title: str, label: float, count: float, guidance_scale: float, temperature: float, seed: float
+        title: str,
+        label: float,
+        count: float,
+        guidance_scale: float,
+        temperature: float,
+        seed: float,
+        prompt: str,
+        negative_prompt: str,
     ) -> Iterator[tuple[Any, ...]]:
-        request = GenerateRequest(int(label), int(count), float(guidance_scale), float(temperature), to_seed(seed))
+        numbers = int(label), int(count), float(guidance_scale), float(temperature), to_seed(seed)
+        request = GenerateRequest(*numbers, prompt, negative_prompt)
         with picture_files() as png:
             for now in generate(library.get(title), request, seconds=page.settings.max_seconds):
                 if now.is_done:
@@ -319,6 +342,8 @@ def _answer_programs(page: Page, library: Library) -> None:
         gr.Slider(*GUIDANCE, value=1.5, visible=False),
         gr.Slider(0, 4, value=1, visible=False),
         gr.Number(0, precision=0, visible=False),
+        gr.Textbox("", visible=False),
+        gr.Textbox("", visible=False),
     ]
     files = [gr.Image(visible=False, format="png"), gr.Gallery(visible=False, format="png"), gr.Markdown(visible=False)]
     page.answers(explained(answer), values, files, api_name="generate")

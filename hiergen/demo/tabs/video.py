@@ -1,13 +1,14 @@
-"""Tab "Video": clips of a class; folded away, dense beside pyramid sparse attention, and the plan of what is read."""
+"""Tab "Video": clips of a class; folded away, dense beside pyramid sparse attention, the plan of what is read, and when that pays."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hiergen.benchmarks.psa import config_of_density, describe_default, describe_pay
-from hiergen.data.videos.files import tile_videos, write_gif
+from hiergen.benchmarks.psa import config_of_density, describe_default, describe_pay, measure_pay
+from hiergen.data.videos.files import caption_videos, write_gif
 from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
 from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, to_seed
-from hiergen.demo.stage import View, draw_empty, draw_picture, result
+from hiergen.demo.stage import SMOOTH_CLIP, View, draw_empty, draw_picture, result
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan
@@ -32,13 +33,20 @@ from hiergen.pipelines.prefixes import list_prefixes
 BLOCKS = (32, 16)
 #: Programs get small clips this many times as large: a viewer does not scale a GIF with hard pixels, as the page does.
 ENLARGED = 6
+#: Pixels that two clips side by side are drawn in, names above them.
+SHEET = 640
+#: Lengths at which dense and sparse attention are timed beside each other, besides that of the model's clips, and the blocks of long ones.
+LENGTHS, LONG_BLOCKS = (1024, 4096), (128, 64)
 #: Most finished clips of a model.
 NUM_READY = 6
 #: What an empty stage says.
 EMPTY = "Choose a class and press Generate."
 EXPERIMENT = """
 Sparse attention reads what is near and important finely and the rest coarsely, from a pyramid of keys. Density is the share of all products that is left.
-Both clips start from the same noise; below them stands what each took on this machine.
+Both clips start from the same noise and play in step; below them stands what each took on this machine.
+
+**When it pays.** The products that are left out grow with the square of the tokens. In short clips, planning and gathering take longer than what that saves.
+So it takes clips of thousands of tokens, and a low density.
 """
 
 #: The attention of a model is switched while it samples: one request at a time, however many the queue lets through.
@@ -167,10 +175,28 @@ def describe_experiment(entry: DemoModel, density: float) -> str:
     return f"{EXPERIMENT.strip()} {describe_default(num_tokens, config_of_density(density, *BLOCKS, 'pyramid'))}"
 
 
+@functools.lru_cache(maxsize=64)
+def measure_lengths(num_tokens: int, density: float) -> str:
+    """Return, as an HTML table, how long dense and sparse attention take on this machine by the number of tokens; measured once."""
+    rows = []
+    for length in (num_tokens, *(length for length in LENGTHS if length > num_tokens)):
+        blocks = BLOCKS if length == num_tokens else LONG_BLOCKS
+        dense, sparse = measure_pay(length, config_of_density(density, *blocks, "pyramid"))
+        rows.append((f"{length:,}", f"{1e3 * dense:.1f}", f"{1e3 * sparse:.1f}", f"{sparse / dense:.2f}"))
+    head = ("tokens", "dense (ms)", "sparse (ms)", "ratio")
+    first = f"Attention alone, two heads of 64 channels, at density {density:g}. Sparse pays where the ratio is below 1. The first row is a clip of this model."
+    return f'<p class="hg-line">{first}</p>{_table((head, *rows))}'
+
+
 def draw_clips(clips: tuple[Clip, ...], *, enlarge: int = 1) -> bytes:
-    """Return the clips side by side as one GIF: they play in step."""
-    rows = torch.stack([clip.video for clip in clips])
-    video = tile_videos([rows], gap=2) if len(clips) > 1 else rows[0]
+    """Return a clip as a GIF, or several side by side in one, each under its name and larger: they play in step."""
+    if len(clips) > 1:
+        scale = max(1, SHEET // (len(clips) * clips[0].video.shape[-1]))
+        names = ["dense", *(f"sparse, {clip.density:.0%} of the products" for clip in clips[1:])]
+        named = dict(zip(names, (clip.video for clip in clips), strict=True))
+        video, enlarge = caption_videos(named, enlarge=scale, is_smooth=clips[0].video.shape[-1] >= SMOOTH_CLIP), 1
+    else:
+        video = clips[0].video
     with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
         path = Path(folder) / "clips.gif"
         write_gif(path, video, enlarge=enlarge)
@@ -220,10 +246,14 @@ def add_tab(page: Page, library: Library) -> None:
             with gr.Accordion("Settings", open=False, elem_id="video-settings"):
                 guidance = add_guidance(first.usual_guidance(2.0))
                 seed = add_seed("video")
-            with gr.Accordion("An experiment with attention", open=False, elem_id="video-attention"):
-                experiment = gr.Markdown(describe_experiment(first, 0.45), elem_classes="about")
-                compares = gr.Checkbox(False, label="Also with sparse attention", elem_id="video-compares")
+            with gr.Accordion("Sparse attention beside dense", open=False, elem_id="video-attention"):
+                compares = gr.Checkbox(
+                    False, label="Make each clip with both, from the same noise", elem_id="video-compares"
+                )
                 density = gr.Slider(0.05, 0.9, value=0.45, step=0.05, label="Density")
+                experiment = gr.Markdown(describe_experiment(first, 0.45), elem_classes="about")
+                measure = gr.Button("Measure on this machine", size="sm", elem_id="video-measure")
+                measured = gr.HTML(elem_id="video-measured", apply_default_css=False)
             strip, made = page.strip(ready[titles[0]], name="video-strip")
             about = gr.Markdown(first.about, elem_classes="about")
 
@@ -241,6 +271,9 @@ def add_tab(page: Page, library: Library) -> None:
             else:
                 yield gr.skip(), "", f"Step {steps}.", None
 
+    def measure_for(title: str, density: float) -> str:
+        return measure_lengths(len(library.get(title).generator.position_table()), float(density))
+
     def change(title: str, density: float) -> tuple[Any, ...]:
         entry = library.get(title)
         return (
@@ -257,6 +290,8 @@ def add_tab(page: Page, library: Library) -> None:
     density.release(
         lambda title, density: describe_experiment(library.get(title), density), [model, density], experiment, **quick
     )
+    event = {**page.event, "show_progress_on": measure, "api_visibility": "private"}
+    measure.click(explained(measure_for), [model, density], measured, **event)
     page.chooses(strip, made, [stage, status]).then(
         lambda chosen: (chosen["label"], chosen["guidance_scale"], chosen["seed"], ""),
         made,
@@ -274,14 +309,18 @@ def _describe(clips: tuple[Clip, ...]) -> str:
         return ""
     head, _, *rows = [line for line in describe_clips(clips).splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (head, *rows)]
-    table = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
     pays = describe_clips(clips).splitlines()[-1]
     with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder, Image.open(_plan(clips, Path(folder))) as plan:
         alt = "How coarsely each block of queries reads each block of keys"
         return (
-            f'<table class="hg-table">{table}</table><p class="hg-line">{html.escape(pays)}</p>'
+            f'{_table(cells)}<p class="hg-line">{html.escape(pays)}</p>'
             f'<div class="hg-chart hg-plan">{draw_picture(plan.convert("RGB"), alt)}</div><p class="hg-line">{alt}, in one head.</p>'
         )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<table class="hg-table">{cells}</table>'
 
 
 def _plan(clips: tuple[Clip, ...], folder: Path) -> Path:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiergen.config import fingerprint, to_json
-from hiergen.data.config import DataConfig
+from hiergen.data.config import EMBEDDED, DataConfig
 from hiergen.data.dataset import Dataset
 from hiergen.data.files.npz_files import open_npz, read_array
 from hiergen.data.images.in_memory import ImageSet
@@ -34,7 +34,7 @@ from hiergen.metrics.fidelity import check_count
 from hiergen.metrics.frechet import Moments
 
 #: Sources that are in memory already, or are read clip by clip.
-EMBEDDED = ("digits", "emoji", "moving-digits", "clips")
+IN_MEMORY = (*EMBEDDED, "clips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def check_source(source: str | DataConfig) -> int | None:
     _check_unchanged(source)
     if source.size < 1:
         raise ValueError(f"data.size is {source.size}, expected at least 1")
-    is_embedded = source.source.partition(":")[0] in EMBEDDED
+    is_embedded = source.source.partition(":")[0] in IN_MEMORY
     return None if is_embedded else len(open_pictures(source).labels)
 
 

@@ -15,7 +15,7 @@ from hiergen.config import nearest
 from hiergen.evaluation.features.extractors import EXTRACTORS, build_extractor, check_extractor
 from hiergen.evaluation.settings import ExtractorConfig
 from hiergen.evaluation.videos.settings import VideoExtractorConfig
-from hiergen.metrics.clip_classifiers import digit_clip_extractor
+from hiergen.metrics.clip_classifiers import digit_clip_extractor, emoji_clip_extractor
 from hiergen.metrics.video import VideoExtractor
 
 #: Beginning of the names of image extractors that are applied frame by frame.
@@ -92,5 +92,15 @@ def _build_moving_digits(
     return dataclasses.replace(found, network=found.network.to(device))
 
 
+def _build_moving_emoji(
+    config: VideoExtractorConfig, num_frames: int, size: int, device: torch.device
+) -> VideoExtractor:
+    found = emoji_clip_extractor(num_frames, size, seed=config.seed)
+    return dataclasses.replace(found, network=found.network.to(device))
+
+
 #: Extractors of clips by name.
-VIDEO_EXTRACTORS: dict[str, VideoBuilder] = {"moving-digits": _build_moving_digits}
+VIDEO_EXTRACTORS: dict[str, VideoBuilder] = {
+    "moving-digits": _build_moving_digits,
+    "moving-emoji": _build_moving_emoji,
+}

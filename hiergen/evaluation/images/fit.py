@@ -27,7 +27,7 @@ from hiergen.evaluation.features.extractors import (
     classifier_extractor,
 )
 from hiergen.evaluation.features.own import MIN_PER_CLASS, learned_classes, own_classifier, resized
-from hiergen.evaluation.features.references import EMBEDDED, read_batch
+from hiergen.evaluation.features.references import IN_MEMORY, read_batch
 from hiergen.evaluation.protocol import Rounding, quantize
 from hiergen.files import check_writable
 from hiergen.metrics.intervals import NORMAL_95
@@ -52,7 +52,7 @@ def check_image_extractor(config: ExtractorConfig, data: DataConfig | None) -> N
         ImportError: If torch-fidelity is not installed.
     """
     check_extractor(config, has_classes=data is not None)
-    if config.name == "own" and data is not None and data.source.partition(":")[0] not in EMBEDDED:
+    if config.name == "own" and data is not None and data.source.partition(":")[0] not in IN_MEMORY:
         source = open_pictures(data)
         learned_classes(source.labels, source.classes, data.source)
 

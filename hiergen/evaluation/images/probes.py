@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -187,6 +188,19 @@ def boxes(mask: Int[Tensor, "b h w"]) -> Float[Tensor, "b 4"]:
         found.append(((first + last) / 2 / side, (last - first) / side))
     (row, height), (column, width) = found
     return torch.stack((row, column, height, width), dim=1)
+
+
+def counts(mask: Int[Tensor, "b h w"], *, least: int = 4) -> Float[Tensor, "b 1"]:
+    """Return in how many connected parts the pixels that are not 0 lie; corners connect.
+
+    Args:
+        mask: Where something is, e.g. `foreground`.
+        least: Pixels of the smallest part that counts; smaller ones are mostly the smoothed rims of others.
+    """
+    from scipy.ndimage import label
+
+    found = [torch.from_numpy(label(part, np.ones((3, 3)))[0]).flatten().bincount()[1:] for part in mask.cpu().numpy()]
+    return torch.tensor([[float((sizes >= least).sum())] for sizes in found], device=mask.device)
 
 
 def mean_colors(images: Float[Tensor, "b c h w"], mask: Int[Tensor, "b h w"]) -> Float[Tensor, "b c"]:

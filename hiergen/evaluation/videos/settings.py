@@ -8,7 +8,8 @@ from typing import Literal
 from hiergen.checked import Checked, Count, CountOrZero
 from hiergen.evaluation.settings import DistanceConfig, GeneratorSettings, PassConfig
 
-EMBEDDED = "moving-digits"
+#: Clips that come with the package; the first are the reference where no other is named.
+EMBEDDED = ("moving-digits", "moving-emoji")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class VideoExtractorConfig(Checked):
     """Which feature extractor of clips is used.
 
     Attributes:
-        name: Name of the extractor: "moving-digits" (a small 3-D network trained on the embedded clips); "frames-NAME", NAME being an extractor of
+        name: Name of the extractor: "moving-digits" or "moving-emoji" (a small 3-D network trained on these embedded clips); "frames-NAME", NAME being an extractor of
             images ("frames-inception-768"): the mean of its features over the frames and the mean absolute change from frame to frame;
             or a name given to `register_video_extractor`.
         weights: File of the weights, for those that are read from a file.
@@ -58,7 +59,7 @@ class VideoSettings(GeneratorSettings):
         videos: Folder of video files.
         tokenizer: Folder or Hub id of a tokenizer of clips, which rebuilds the reference clips.
         prefixes: Also measure every prefix of a tokenizer's tokens (scales of every frame, or components): the rate-distortion page.
-        reference: Folder of video files, or "moving-digits", the embedded clips (test split).
+        reference: Folder of video files, or "moving-digits" or "moving-emoji", the embedded clips (test split).
         num_reference: Number of embedded clips to make.
         clips: How files are cut into clips, and the size of the embedded ones; a pipeline's or tokenizer's must be the same.
         num_videos: Number of clips to generate.
@@ -72,7 +73,7 @@ class VideoSettings(GeneratorSettings):
     videos: str = ""
     tokenizer: str = ""
     prefixes: bool = False
-    reference: str = EMBEDDED
+    reference: str = EMBEDDED[0]
     num_reference: Count = 256
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     out: str = "evaluation/video"

@@ -14,6 +14,7 @@ from hiergen.data.videos.dataset import VideoSet, from_uint8, load_clips
 from hiergen.data.videos.decoding import require_pyav
 from hiergen.data.videos.files import list_videos
 from hiergen.data.videos.moving_digits import moving_digits
+from hiergen.data.videos.moving_emoji import moving_emoji
 from hiergen.evaluation.images.rate_distortion import describe_rate
 from hiergen.evaluation.images.sampling import TokenSource, open_tokens
 from hiergen.evaluation.settings import check_one_given
@@ -163,8 +164,8 @@ def check_clips(settings: VideoSettings) -> None:
     check_one_given(settings, "pipeline", "videos", "tokenizer")
     if settings.pipeline:
         check_count(settings.num_videos, "the evaluation", "clips")
-    folders = [source for source in (settings.reference, settings.videos) if source and source != EMBEDDED]
-    if settings.reference == EMBEDDED:
+    folders = [source for source in (settings.reference, settings.videos) if source and source not in EMBEDDED]
+    if settings.reference in EMBEDDED:
         check_count(settings.num_reference, "the reference", "clips")
     for folder in folders:
         require_pyav()
@@ -178,7 +179,9 @@ def open_clips(source: str, settings: VideoSettings) -> VideoSet:
         ValueError: If there are none, or a file cannot be read: an evaluation is of all of them.
     """
     cut = settings.clips
-    if source == EMBEDDED:
+    if source == "moving-emoji":
+        return moving_emoji("test", settings.num_reference, num_frames=cut.num_frames, size=cut.size)
+    if source == "moving-digits":
         return moving_digits(
             "test",
             settings.num_reference,
@@ -199,7 +202,7 @@ def _pairs(
     settings: VideoSettings, reference: VideoSet, device: torch.device
 ) -> tuple[Callable[[range], Tensor] | None, str, str | None]:
     """Return each clip's own reference by the names of the files, what a report says of it, and digits of these references."""
-    if settings.reference == EMBEDDED or settings.clips.clips_per_file != 1:
+    if settings.reference in EMBEDDED or settings.clips.clips_per_file != 1:
         return None, "none: pairs are files of the same name, one clip each", None
     names = [
         [path.relative_to(folder).with_suffix("").as_posix() for path in list_videos(folder)]

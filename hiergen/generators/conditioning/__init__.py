@@ -22,7 +22,7 @@ from hiergen.generators.conditioning.taking import (
     resolve_texts,
     with_unguided_labels,
 )
-from hiergen.generators.conditioning.texts import TextPrefix, TextRows, TextTable
+from hiergen.generators.conditioning.texts import TextPrefix, TextRows, TextTable, check_text_entries
 
 __all__ = [
     "ByteTextEncoder",
@@ -37,6 +37,7 @@ __all__ = [
     "check_condition",
     "check_kind",
     "check_labels",
+    "check_text_entries",
     "class_table",
     "condition_table",
     "count_conditions",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hiergen.generators.conditioning.kinds import TextCondition
 from hiergen.kernels.attention import attention
 from hiergen.nn.blocks.transformer import TransformerBlock
+from hiergen.pretrained.text_encoder import check_texts
 
 #: Most pieces of a word that are read, the word as a whole among them.
 _NUM_PIECES = 16
@@ -41,10 +42,7 @@ def read_words(texts: Sequence[str], num_words: int) -> TextCondition:
         TypeError: If one text is given in place of several.
         ValueError: If there is no text.
     """
-    if isinstance(texts, str):
-        raise TypeError(f"texts is the text {texts[:20]!r}, expected a list of texts")
-    if not texts:
-        raise ValueError("texts is empty, expected at least one text")
+    check_texts(texts)
     pieces = torch.zeros(len(texts), num_words, _NUM_PIECES, dtype=torch.int64)
     for row, text in enumerate(texts):
         for place, word in enumerate(re.findall(r"[^\W_]+", text.lower())[:num_words]):

@@ -1,6 +1,6 @@
 """The transformer block of autoregression in any order: a condition of its own modulates every position (AdaLN-zero).
 
-Letters: `b` batch, `n` positions, `d` channels, `h` heads, `k` channels of a head.
+Letters: `b` batch, `n` positions, `d` channels, `h` heads, `k` channels of a head, `r` rows of a text.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.nn.blocks.cross import RowReader, read_rows
 from hiergen.nn.blocks.layers import Branch, GeluMLP, Linear, add_branches
 from hiergen.nn.cache import LayerCache
 
@@ -71,18 +72,22 @@ class PositionModulatedBlock(nn.Module):
         num_heads: Attention heads.
         ffn_dim: Hidden channels of the MLP.
         dropout: Probability of dropping an attention weight, or a channel after a linear layer, in train mode.
+        reads_rows: Whether tokens also look at rows, of a text, behind self-attention: x += Cross(x, rows), which is 0 at first.
 
     Source:
         RAR, arXiv:2411.00776.
     """
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, ffn_dim: int, *, dropout: float = 0.0, reads_rows: bool = False
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=_EPS)
         self.attn = CausalAttention(dim, num_heads, dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=_EPS)
         self.mlp = GeluMLP(dim, ffn_dim, dropout=dropout)
         self.modulation = Linear(dim, 6 * dim)
+        self.cross = RowReader(dim, num_heads) if reads_rows else None
 
     def forward(
         self,
@@ -90,13 +95,14 @@ class PositionModulatedBlock(nn.Module):
         condition: Float[Tensor, "b n d"],
         cache: LayerCache | None = None,
         *,
+        rows: Float[Tensor, "b r d"] | None = None,
         only: Branch | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Return the tokens after the block; `cache` as in `CausalAttention`, `only` as in `add_branches`."""
+        """Return the tokens after the block; `cache` as in `CausalAttention`, `rows` for `reads_rows`, `only` as in `add_branches`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
         return add_branches(
             x,
-            lambda x: gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, cache),
+            lambda x: read_rows(self.cross, x, gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, cache), rows),
             lambda x: gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2),
             only,
         )

@@ -29,10 +29,14 @@ from torch import Tensor, nn
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
+    TextCondition,
+    TextRows,
     Unconditional,
-    class_table,
+    condition_table,
     drop_labels,
+    embed_condition,
     resolve_labels,
+    resolve_texts,
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
@@ -41,6 +45,7 @@ from hiergen.generators.random_order.block import ModulatedNorm, PositionModulat
 from hiergen.generators.sampling import DrawSettings, draw_missing
 from hiergen.known import Known
 from hiergen.levels import shared_vocabulary
+from hiergen.nn.blocks.cross import RowReader
 from hiergen.nn.blocks.layers import Linear
 from hiergen.nn.cache import KVCache
 from hiergen.nn.depth.stack import BlockStack, PlanJson, generating
@@ -87,7 +92,9 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
 
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), all discrete, of one vocabulary; their tokens are one sequence.
-        num_classes: Number of classes; the class embedding has one row more, for no class.
+        num_classes: Number of classes; the class embedding has one row more, for no class. None for texts.
+        text_shape: Rows and channels of the features of texts, in place of the classes (`TextRows`); None for classes.
+        text_encoder: What makes the features, such as `{"name": "bytes"}` (`TextTable`).
         dim: Channels of a token.
         depth: Number of blocks.
         num_heads: Attention heads.
@@ -120,7 +127,9 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         self,
         *,
         level_specs: Sequence[dict[str, Any]],
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
+        text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         dim: int = 768,
         depth: int = 24,
         num_heads: int = 16,
@@ -145,18 +154,18 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         self.cls_token = nn.Parameter(torch.zeros(1, dim))
         # The last row of the tokens is never read: the published table has a mask there.
         self.token_embedding = nn.Embedding(vocab_size + 1, dim)
-        self.class_embedding = class_table(num_classes, dim, class_hierarchy)
+        self.class_embedding = condition_table(TextRows, dim, num_classes, text_shape, class_hierarchy, text_encoder)
         self.position_embedding = nn.Parameter(torch.empty(num_position_rows or needed, dim))
         self.target_embedding = nn.Parameter(torch.empty(num_position_rows or needed, dim))
         self.step_embedding = nn.Parameter(torch.empty(num_step_rows or needed, dim))
         hidden = 4 * dim if ffn_dim is None else ffn_dim
-        self.blocks = BlockStack(
-            (PositionModulatedBlock(dim, num_heads, hidden, dropout=dropout) for _ in range(depth)), plan, dim=dim
-        )
+        options: dict[str, Any] = {"dropout": dropout, "reads_rows": text_shape is not None}
+        blocks = (PositionModulatedBlock(dim, num_heads, hidden, **options) for _ in range(depth))
+        self.blocks = BlockStack(blocks, plan, dim=dim)
         self.norm_out = ModulatedNorm(dim)
         self.head = Linear(dim, vocab_size)
         self.apply(_init_weights)
-        if isinstance(self.class_embedding, ClassPathEmbedding):
+        if isinstance(self.class_embedding, ClassPathEmbedding | TextRows):
             self.class_embedding.reset_parameters()
         for table in (self.position_embedding, self.target_embedding, self.step_embedding):
             nn.init.trunc_normal_(table, std=0.02)
@@ -172,14 +181,15 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
     def forward(
         self,
         ids: Int[Tensor, "b m"],
-        condition: Int[Tensor, "b ..."],
+        condition: Int[Tensor, "b ..."] | TextCondition,
         order: Int[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b next v"]:
         """Return the logits of the tokens one by one: those of the first from the class alone, and of one more than are given.
 
         Args:
             ids: The first tokens in the order, int64; none up to all.
-            condition: Class labels `(b,)`; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
+            condition: Class labels `(b,)`; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`. Or
+                texts that are `aligned`, which `generate` and `loss` see to.
             order: Place of each token, a permutation for each sample; None is the raster order.
 
         Raises:
@@ -191,16 +201,17 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
             )
         if order is not None and order.shape != (len(ids), self.num_tokens):
             raise ValueError(f"order has shape {tuple(order.shape)}, expected {(len(ids), self.num_tokens)}")
-        return self._logits(self._embed(ids, condition, order), condition, first=0)
+        told, rows = embed_condition(self.class_embedding, condition)
+        return self._logits(self._embed(ids, told, order), told, first=0, rows=rows)
 
     def loss(
-        self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
+        self, pyramid: TokenPyramid, condition: Tensor | TextCondition, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Return the mean cross-entropy of all tokens in nats, and the share that is predicted exactly.
 
         Args:
             pyramid: All levels.
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or texts.
             rng: Source of the draws in train mode, in this order: a uniform number per sample for whether its label is dropped; and with a
                 `random_share`, one for whether its order is random, and one per token for the order. Module dropout follows PyTorch's
                 global generator.
@@ -210,6 +221,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         """
         self.check_pyramid(pyramid)
         ids, order = pyramid.concat(), None
+        condition = resolve_texts(condition, self.class_embedding)
         if self.training:
             condition = drop_labels(
                 condition, self.config["num_classes"], self.config["class_dropout"], self.class_embedding, rng=rng
@@ -236,7 +248,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
     @torch.no_grad()
     def generate(
         self,
-        condition: Tensor | Unconditional,
+        condition: Tensor | TextCondition | Unconditional,
         settings: RandomOrderARSettings | None = None,
         *,
         known: Known | None = None,
@@ -246,7 +258,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         """Return one pyramid of ids per label, generated in raster order with dropout off.
 
         Args:
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or `Unconditional`, where labels
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or texts; or `Unconditional`, where they
                 were dropped in training.
             settings: Guidance and drawing; None samples without guidance from all of the distribution.
             known: Ids that are given, of a prefix in raster order or of any places. Only later tokens see them. A step whose token is given
@@ -266,7 +278,8 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         if guided:
             null_label, against = self.config["num_classes"], settings.guidance_against
             labels = with_unguided_labels(labels, null_label, against, self.class_embedding)
-        ids, given = condition.new_empty(batch, self.num_tokens), None
+        told, rows = embed_condition(self.class_embedding, labels)
+        ids, given = torch.zeros(batch, self.num_tokens, dtype=torch.int64, device=self.device), None
         known = self.check_known(known, batch)
         if known is not None:
             if known.is_complete(len(self._specs)):
@@ -281,8 +294,8 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
                 before = ids[:, :step].repeat(2 if guided else 1, 1)
                 # Behind the first step a cache needs the newest token alone.
                 first = step + 1 if cache is not None and step else 0
-                x = self._embed(before, labels, None, first)
-                logits = widen(self._logits(x, labels, first=first, cache=cache)[:, -1])
+                x = self._embed(before, told, None, first)
+                logits = widen(self._logits(x, told, first=first, cache=cache, rows=rows)[:, -1])
                 finite.note(logits, f"step {step} of {self.num_tokens}")
                 if guided:
                     conditional, null = logits.chunk(2)
@@ -301,7 +314,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         return self(ids[:, :-1], resolve_labels(condition, num_classes, dropout, self.device, self.class_embedding))
 
     def _embed(
-        self, ids: Int[Tensor, "b m"], labels: Int[Tensor, "b ..."], order: Int[Tensor, "b n"] | None, first: int = 0
+        self, ids: Int[Tensor, "b m"], told: Float[Tensor, "b d"], order: Int[Tensor, "b n"] | None, first: int = 0
     ) -> Float[Tensor, "b some d"]:
         """Return the inputs of the positions from `first` on; the tokens end at `ids`, the order goes on."""
         count = ids.shape[1]
@@ -309,7 +322,7 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         if first >= _FRONT:
             x = self.token_embedding(ids[:, first - _FRONT :])
         else:
-            front = torch.stack((self.cls_token.expand(len(ids), -1), self.class_embedding(labels)), dim=1)
+            front = torch.stack((self.cls_token.expand(len(ids), -1), told), dim=1)
             x = torch.cat((front, self.token_embedding(ids)), dim=1)[:, first:]
         targets = min(count + 1, self.num_tokens)
         if order is None:
@@ -325,12 +338,18 @@ class RandomOrderAR(Generator, CheckpointedModule):  # type: ignore[misc]  # see
         return x + own + F.pad(target, (0, 0, start, end - first - start - target.shape[1]))
 
     def _logits(
-        self, x: Float[Tensor, "b some d"], labels: Int[Tensor, "b ..."], *, first: int, cache: KVCache | None = None
+        self,
+        x: Float[Tensor, "b some d"],
+        told: Float[Tensor, "b d"],
+        *,
+        first: int,
+        rows: dict[str, Tensor],
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "b next v"]:
         """Return the logits of the positions from `first` on, without the cls token's."""
         steps = self.step_embedding[first : first + x.shape[1]]
-        condition = F.silu(self.class_embedding(labels)[:, None] + steps)
-        x = self.blocks(x, condition, caches=None if cache is None else cache.layers)
+        condition = F.silu(told[:, None] + steps)
+        x = self.blocks(x, condition, caches=None if cache is None else cache.layers, **rows)
         skipped = 1 if first == 0 else 0
         return self.head(self.norm_out(x[:, skipped:], condition[:, skipped:]))
 
@@ -340,6 +359,8 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
+    if isinstance(module, RowReader):
+        module.close()
     if isinstance(module, PositionModulatedBlock | ModulatedNorm):
         # After their parts: at the start every block is the identity.
         nn.init.zeros_(module.modulation.weight)

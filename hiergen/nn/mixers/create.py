@@ -19,8 +19,10 @@ MIXERS: dict[str, tuple[str, str]] = {
     "linear": ("linear_attention", "LinearMixer"),
     "gated_conv": ("gated_conv", "GatedConvMixer"),
     "hyena": ("hyena", "HyenaMixer"),
-    "factorized": ("factorized", "FactorizedMixer"),
 }
+
+#: Mixers that were here once; docs/log.md says why each was taken out.
+TAKEN_OUT = ("factorized",)
 
 
 def create_mixer(name: str, dim: int, *, num_heads: int = 1, **options: Any) -> TokenMixer:
@@ -33,8 +35,12 @@ def create_mixer(name: str, dim: int, *, num_heads: int = 1, **options: Any) -> 
         options: Options of the mixer's class.
 
     Raises:
-        ValueError: If the name or an option is unknown, or a size does not fit.
+        ValueError: If the name or an option is unknown, the mixer was taken out, or a size does not fit.
     """
+    if name in TAKEN_OUT:
+        raise ValueError(
+            f"the mixer {name!r} was taken out because it did not pay (docs/log.md); known are {', '.join(MIXERS)}"
+        )
     if name not in MIXERS:
         raise ValueError(f"unknown mixer {name!r}{nearest(name, MIXERS)}; known are {', '.join(MIXERS)}")
     module, kind_name = MIXERS[name]

@@ -5,6 +5,7 @@ Letters: `b` batch, `c` channels, `t h w` a clip.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class ClipEditing(HiergenPipeline):
         frames: Frames,
         class_labels: Labels = None,
         *,
+        strength: float | None = None,
         num_videos_per_input: int = 1,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -46,17 +48,22 @@ class ClipEditing(HiergenPipeline):
     ) -> Any:
         """Continue clips from their first frames; the clips that come back begin with these.
 
-        A clip is never longer than the model's. The last frames of one clip may be the first of the next.
+        A clip is never longer than the model's. The last frames of one clip may be the first of the next. At
+        every time a flow sees the given frames as noisy as the others are. From noise alone it joins them badly, so it starts from a guess with
+        much noise in it: the last frame, standing still.
 
         Args:
             frames: First frames of one clip or several, of equally many frames: PIL pictures, or tensors of the model's size.
             class_labels: What is to be made: one class for all clips or one for each, by number or name; None for no class.
+            strength: Share of the path that a flow makes, 0 to 1: less joins more smoothly, and moves less. None is 0.8; 1 starts
+                from noise alone, as generators do that are no flows.
             num_videos_per_input: Number of continuations of each clip, next to each other.
             output_type: As for a call, like `return_dict`.
             options: Further arguments of a call, and settings of the generator.
 
         Raises:
-            ValueError: If frames are of another size, do not fill whole tokens or leave nothing to make, or an argument is out of range.
+            ValueError: If frames are of another size, do not fill whole tokens or leave nothing to make, an argument is out of range, or a
+                `strength` is given for a generator that is no flow.
             TypeError: If frames or a setting are of another kind.
             FloatingPointError: If a model gives NaN or infinity.
         """
@@ -65,6 +72,10 @@ class ClipEditing(HiergenPipeline):
         first = read_frames(frames, height, width)
         call = self._per_input(class_labels, len(first), num_videos_per_input)
         first = first.repeat_interleave(num_videos_per_input, dim=0)
+        if "strength" in {field.name for field in dataclasses.fields(self.generator.settings_class)}:
+            options["strength"] = 0.8 if strength is None else strength
+        elif strength is not None:
+            raise ValueError(f"strength is {strength}, but a {type(self.generator).__name__} is no flow: leave it out")
         made = self(**call, known=self._first(first, length), output_type="pt", **options)
         decoded = torch.cat((first.to(made.frames), made.frames[:, :, first.shape[2] :]), dim=2)
         return self._output(decoded, made.pyramid, output_type, return_dict)
@@ -78,9 +89,9 @@ class ClipEditing(HiergenPipeline):
         return config["num_frames"], config["frame"]["image_size"], config["frame"]["image_size"]
 
     def _first(self, first: Float[Tensor, "b c t h w"], length: int) -> Known:
-        """Return what is given of clips of which the first frames are known.
+        """Return what is given of clips of which the first frames are known; in the place of the others stands the last one.
 
-        Tokenizers of clips look at no frame beyond those of a token, so what stands in the place of the others does not matter.
+        Tokenizers of clips look at no frame beyond those of a token, so that changes no token that is given.
         """
         count, (spec,) = first.shape[2], self.tokenizer.specs
         assert spec.grid is not None

@@ -1,4 +1,4 @@
-"""How likely a generator finds pictures that are there, and under which class most: its likelihood as a tool.
+"""How likely a generator finds pictures that are there, and under which class or text most: its likelihood as a tool.
 
 Letters: `b` pictures, `k` levels, `c` classes.
 """
@@ -6,15 +6,17 @@ Letters: `b` pictures, `k` levels, `c` classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from hiergen.generators.conditioning import Unconditional
+from hiergen.generators.conditioning import TextCondition, Unconditional
+from hiergen.generators.flow.model import FlowTransformer
+from hiergen.generators.flow.velocity_errors import velocity_errors
 from hiergen.pipelines.arguments import Labels, check_count, read_labels
 from hiergen.pipelines.base import HiergenPipeline, moved
 from hiergen.pipelines.encoding import join
@@ -57,7 +59,7 @@ class Classification:
     """The class under which a generator finds each picture most likely, on the CPU.
 
     Attributes:
-        labels: Number of the likeliest class of each picture, `(b,)`.
+        labels: Number of the likeliest class of each picture, `(b,)`; of texts the place in their list.
         class_labels: Numbers of the classes that were compared, `(c,)`.
         log_likelihoods: Log-likelihood of each picture under each of them, in nats, `(b, c)`.
     """
@@ -73,14 +75,17 @@ class Classification:
 
 
 class ScoringPipeline(HiergenPipeline):
-    """A pipeline of images with what its generator's likelihood is good for, where it is exact (`Generator.score`)."""
+    """A pipeline of images with what its generator's likelihood is good for, where it is exact (`Generator.score`), and a flow's errors."""
+
+    #: The argument that says what is to be made.
+    told_by: ClassVar[str] = "class_labels"
 
     @torch.no_grad()
     def score(self, images: Any, class_labels: Labels = None, *, batch_size: int = 64) -> Likelihoods:
         """Return how likely the generator finds the tokens of pictures, by level.
 
         Args:
-            images: A picture, several, or a tensor `(b, 3, h, w)` in [-1, 1], as the tokenizer reads them.
+            images: A picture, several, or a tensor `(b, 3, h, w)` in [-1, 1], as the tokenizer reads them; or their tokens, a `TokenPyramid`.
             class_labels: The class of each picture, or one for all, by number or by name; None for no class.
             batch_size: Number of pictures per pass.
 
@@ -89,17 +94,8 @@ class ScoringPipeline(HiergenPipeline):
                 likelihood, or none without a class.
         """
         pyramid = self._encode(images, check_count("batch_size", batch_size))
-        count = pyramid.batch_size
-        if class_labels is None:
-            if not self.generator.makes_unconditional:
-                raise ValueError(
-                    f"class_labels is None, but the labels of this {type(self.generator).__name__} were never dropped in training: give them"
-                )
-            return self._likelihoods(pyramid, None, batch_size)
-        labels = read_labels(number_classes(class_labels, self.class_names))
-        if len(labels) not in (1, count):
-            raise ValueError(f"class_labels holds {len(labels)} classes, expected 1 or {count}, one per picture")
-        return self._likelihoods(pyramid, labels.expand(count), batch_size)
+        found = self._per_batch(self._score, pyramid, self._one_each(class_labels, pyramid.batch_size), batch_size)
+        return Likelihoods(found, tuple(spec.num_tokens for spec in pyramid.specs))
 
     @torch.no_grad()
     def classify(self, images: Any, class_labels: Labels = None, *, batch_size: int = 64) -> Classification:
@@ -115,19 +111,52 @@ class ScoringPipeline(HiergenPipeline):
         Raises:
             ValueError: As for `score`.
         """
-        if class_labels is None:
-            labels = torch.arange(self.generator.config["num_classes"] or 0)
-            if not len(labels):
-                raise ValueError(f"class_labels is None, but this {type(self.generator).__name__} has no classes")
-        else:
-            labels = read_labels(number_classes(class_labels, self.class_names))
+        numbers, told = self._candidates(class_labels)
         pyramid = self._encode(images, check_count("batch_size", batch_size))
         count = pyramid.batch_size
-        rows = torch.arange(count).repeat_interleave(len(labels))
-        found = self._likelihoods(pyramid[rows], labels.repeat(count), batch_size).total.unflatten(0, (count, -1))
-        return Classification(labels[found.argmax(dim=1)], labels, found)
+        rows = torch.arange(count).repeat_interleave(len(numbers))
+        each = told[torch.arange(len(numbers)).repeat(count)]
+        found = self._per_batch(self._score, pyramid[rows], each, batch_size).sum(dim=1).unflatten(0, (count, -1))
+        return Classification(numbers[found.argmax(dim=1)], numbers, found)
+
+    @torch.no_grad()
+    def velocity_errors(
+        self,
+        images: Any,
+        class_labels: Any = None,
+        *,
+        times: Sequence[float] = (0.3, 0.55, 0.8),
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> Float[Tensor, " b"]:
+        """Return how far a flow's velocity is from the right one for each picture, a mean over some times of its path.
+
+        It is no likelihood, and in no unit of one: of one picture, it can be compared between conditions, and with that of no condition
+        (None). What a condition gains over none can be compared between pictures. All pictures have the same noise, from the seed.
+
+        Args:
+            images: As for `score`.
+            class_labels: The class of each picture, or one for all; of a pipeline of texts these. None for no condition.
+            times: Times of the path, 0 (noise) to 1.
+            seed: Seed of the noise.
+            batch_size: Number of pictures per pass.
+
+        Raises:
+            ValueError: If an argument is out of range, there are neither one nor as many conditions as pictures, or the generator is no flow.
+        """
+        if not isinstance(self.generator, FlowTransformer):
+            raise ValueError(f"this pipeline has a {type(self.generator).__name__}, expected a flow: use score()")
+        pyramid = self._encode(images, check_count("batch_size", batch_size))
+
+        def measure(part: TokenPyramid, condition: Any) -> Tensor:
+            return velocity_errors(cast(FlowTransformer, self.generator), part, condition, times=times, seed=seed)
+
+        each = self._one_each(class_labels, pyramid.batch_size)
+        return self._per_batch(measure, pyramid, each, batch_size).mean(dim=1)
 
     def _encode(self, images: Any, batch_size: int) -> TokenPyramid:
+        if isinstance(images, TokenPyramid):
+            return images.to("cpu")
         pictures: Sequence[Any] | Tensor = [images] if isinstance(images, Image.Image) else images
         if not len(pictures):
             raise ValueError("images is empty, expected at least one picture")
@@ -137,12 +166,51 @@ class ScoringPipeline(HiergenPipeline):
             parts.append(tokenizer.encode(part.to(tokenizer.device) if isinstance(part, Tensor) else part).to("cpu"))
         return join(parts)
 
-    def _likelihoods(self, pyramid: TokenPyramid, labels: Int[Tensor, " b"] | None, batch_size: int) -> Likelihoods:
-        generator = moved(self.generator)
+    def _read_told(self, told: Any) -> Tensor | TextCondition:
+        """Return what a caller said of the pictures, as the generator reads it."""
+        return read_labels(number_classes(told, self.class_names))
+
+    def _candidates(self, told: Any) -> tuple[Int[Tensor, " c"], Tensor | TextCondition]:
+        """Return the numbers of what is chosen from, and it itself."""
+        if told is None:
+            count = self.generator.config["num_classes"] or 0
+            if not count:
+                raise ValueError(
+                    f"{self.told_by} is None, but this {type(self.generator).__name__} has no classes: give what to choose from"
+                )
+            told = torch.arange(count)
+        read = self._read_told(told)
+        return torch.arange(len(read)) if isinstance(read, TextCondition) else read, read
+
+    def _one_each(self, told: Any, count: int) -> Tensor | TextCondition | None:
+        """Return one condition per picture; None for none."""
+        if told is None:
+            if not self.generator.makes_unconditional:
+                raise ValueError(
+                    f"{self.told_by} is None, but what this {type(self.generator).__name__} is told was never dropped in training: give it"
+                )
+            return None
+        read = self._read_told(told)
+        if len(read) not in (1, count):
+            raise ValueError(f"{self.told_by} holds {len(read)}, expected 1 or {count}, one per picture")
+        return read[torch.zeros(count, dtype=torch.int64)] if len(read) == 1 else read
+
+    def _score(self, pyramid: TokenPyramid, condition: Any) -> Tensor:
+        return torch.stack(self.generator.score(pyramid, condition), dim=1)
+
+    def _per_batch(
+        self,
+        measure: Callable[[TokenPyramid, Any], Float[Tensor, "b k"]],
+        pyramid: TokenPyramid,
+        told: Tensor | TextCondition | None,
+        batch_size: int,
+    ) -> Float[Tensor, "n k"]:
+        """Return what is measured of tokens under their conditions, in passes of a batch."""
+        moved(self.generator)
         found = []
         for start in range(0, pyramid.batch_size, batch_size):
             part = pyramid[start : start + batch_size]
-            condition: Any = Unconditional(part.batch_size) if labels is None else labels[start : start + batch_size]
-            found.append(torch.stack(generator.score(part, condition), dim=1).cpu())
+            condition: Any = Unconditional(part.batch_size) if told is None else told[start : start + batch_size]
+            found.append(measure(part, condition).cpu())
         self.maybe_free_model_hooks()
-        return Likelihoods(torch.cat(found), tuple(spec.num_tokens for spec in pyramid.specs))
+        return torch.cat(found)

@@ -7,24 +7,26 @@ from typing import Any
 
 from hiergen.benchmarks.psa import describe_pay
 from hiergen.quickstart.report import table, training_sections
+from hiergen.quickstart.settings import MOVING
 
 
 def video_markdown(report: Mapping[str, Any]) -> str:
     """Return the report of `run_video_quickstart` as a page to read."""
     settings, extractor, tokenizer = report["settings"], report["extractor"], report["tokenizer"]
     before, after = tokenizer["numbers_per_clip"]
+    thing = MOVING[settings["data"]].thing
     sections = [
         "# hiergen quickstart video",
-        f"{report['what'].capitalize()}. Seed {settings['seed']}; {settings['num_clips']:,} training clips, "
+        f"{report['what'][:1].upper()}{report['what'][1:]}. Seed {settings['seed']}; {settings['num_clips']:,} training clips, "
         f"{report['samples_seen']:,} training samples for the generator; {report['seconds']['total']} s in all on "
         f"{report['threads']} threads.",
         "![contact sheet](contact_sheet.png)",
         "`samples.mp4` and `samples.gif` show the same clips moving: real, generated with dense attention, generated with sparse "
-        "attention from the same noise.",
-        "## Do the clips show the digit that was asked for, and look like real ones?",
+        "attention from the same noise; `attention.gif` has the last two side by side.",
+        f"## Do the clips show the {thing} that was asked for, and look like real ones?",
         f"Judge: {report['judge']}; a clip shows what most of its frames show. Fréchet distances are to the "
         f"{settings['num_clips']:,} real train clips, on `{extractor['name']}`: {extractor['description']}. On held-out clips it "
-        f"tells {extractor['digit_accuracy']:.1%} of the digits and {extractor['direction_accuracy']:.1%} of the directions.",
+        f"tells {extractor['class_accuracy']:.1%} of the classes and {extractor['direction_accuracy']:.1%} of the directions.",
         _sets_table(report["sets"]),
         "Flicker is the mean change of a pixel from frame to frame, of 1; real motion flickers too. Distances of few clips are "
         "biased upward: compare sets of equal count.",

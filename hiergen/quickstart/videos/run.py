@@ -1,4 +1,4 @@
-"""The video quickstart: moving digits -> tokens -> flow transformer -> clips, with dense and with sparse attention -> report.
+"""The video quickstart: moving digits or emoji -> tokens -> flow transformer -> clips, with dense and with sparse attention -> report.
 
 Every stage leaves its result in the output folder and is passed over when it is there, so a stopped run continues.
 """
@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from hiergen.benchmarks.psa import config_of_density, describe_default
-from hiergen.data.videos.dataset import from_uint8
+from hiergen.data.videos.dataset import MovingThings, from_uint8
 from hiergen.data.videos.decoding import require_pyav
-from hiergen.data.videos.files import tile_videos, write_gif, write_mp4
-from hiergen.data.videos.moving_digits import MovingDigits
+from hiergen.data.videos.files import caption_videos, tile_videos, write_gif, write_mp4
 from hiergen.figures import log_curves, save_curves, save_image_grid
 from hiergen.files import atomic_directory, check_writable
 from hiergen.generators.flow.model import FlowTransformer
@@ -25,7 +24,7 @@ from hiergen.pipelines.card import save_whole
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pipelines.video_encoding import encode_videos
 from hiergen.quickstart.report import publish
-from hiergen.quickstart.settings import NUM_DIGITS, VideoQuickstartSettings
+from hiergen.quickstart.settings import MOVING, NUM_DIGITS, VideoQuickstartSettings
 from hiergen.quickstart.stages import StageTimes
 from hiergen.quickstart.videos.clips import quickstart_clips
 from hiergen.quickstart.videos.report import video_markdown
@@ -36,9 +35,6 @@ from hiergen.tokenizers.videos.patch_components import PatchComponents
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.tasks.settings import GeneratorTaskConfig
-
-#: What the samples are drawn with.
-SAMPLING: dict[str, Any] = {"num_steps": 25, "solver": "euler", "timestep_shift": 0.4, "guidance_scale": 3.0}
 
 #: Queries and keys of a block: small, because there are 128 tokens.
 BLOCKS = (32, 16)
@@ -77,12 +73,12 @@ def run_video_quickstart(settings: VideoQuickstartSettings) -> dict[str, Any]:
     with times.stage("draw"):
         _draw(out, test, drawn)
         save_curves(out / "curves.png", {"generator: velocity error": log_curves(run.log, ["mse"])})
-    report["sampling"] = SAMPLING
+    report["sampling"] = MOVING[settings.data].sampling
     sparse = config_of_density(settings.densities[0], *BLOCKS, "pyramid")
     report["default_attention"] = describe_default(len(generator.position_table()), sparse)
     report["samples_seen"] = run.samples_seen
     dense = report["sets"]["dense"]
-    agreed = f"{dense['clips_agree']:.1%} of {dense['count']} clips, attending densely, as the digit asked for"
+    agreed = f"{dense['clips_agree']:.1%} of {dense['count']} clips, attending densely, as the {MOVING[settings.data].thing} asked for"
     report["summary"] = f"a judge ({report['judge']}) reads {agreed}"
     return publish(out, report, video_markdown, pipeline=pipeline, times=times, console=console)
 
@@ -110,12 +106,13 @@ def attention_kinds(settings: VideoQuickstartSettings) -> dict[str, PSAConfig | 
     return {"dense": None, **sparse}
 
 
-def _clips(settings: VideoQuickstartSettings, split: str) -> MovingDigits:
+def _clips(settings: VideoQuickstartSettings, split: str) -> MovingThings:
     count = settings.num_clips if split == "train" else settings.num_test
-    return quickstart_clips(split, count, get_preset(settings.tokenizer).config["video_size"], seed=settings.seed)
+    size = get_preset(settings.tokenizer).config["video_size"]
+    return quickstart_clips(split, count, size, seed=settings.seed, data=settings.data)
 
 
-def _tokenizer(settings: VideoQuickstartSettings, train: MovingDigits) -> PatchComponents:
+def _tokenizer(settings: VideoQuickstartSettings, train: MovingThings) -> PatchComponents:
     folder = Path(settings.out) / "tokenizer"
     if not folder.is_dir():
         tokenizer: PatchComponents = create(settings.tokenizer)
@@ -126,18 +123,20 @@ def _tokenizer(settings: VideoQuickstartSettings, train: MovingDigits) -> PatchC
 
 
 def _sample(pipeline: ClassToVideoPipeline, settings: VideoQuickstartSettings, console: Console) -> dict[str, Drawn]:
-    """Return the clips of each kind of attention, from the same noise: digit by digit in turn."""
+    """Return the clips of each kind of attention, from the same noise: class by class in turn."""
     pipeline.set_progress_bar_config(disable=True)
     labels = [number % NUM_DIGITS for number in range(settings.num_generated)]
     drawn = {}
     for name, attention in attention_kinds(settings).items():
         folder = Path(settings.out) / "samples"
-        drawn[name] = draw_samples(pipeline, attention, labels, folder / name, seed=settings.seed, sampling=SAMPLING)
+        drawn[name] = draw_samples(
+            pipeline, attention, labels, folder / name, seed=settings.seed, sampling=MOVING[settings.data].sampling
+        )
         console.print(f"{name}: {drawn[name].cpu_seconds / len(labels):.2f} CPU seconds per clip", highlight=False)
     return drawn
 
 
-def _draw(out: Path, test: MovingDigits, drawn: dict[str, Drawn]) -> None:
+def _draw(out: Path, test: MovingThings, drawn: dict[str, Drawn]) -> None:
     names = list(drawn)[:2]
     real = from_uint8(test.videos[:NUM_DIGITS])
     made = [drawn[name].videos[:NUM_DIGITS] for name in names]
@@ -147,11 +146,14 @@ def _draw(out: Path, test: MovingDigits, drawn: dict[str, Drawn]) -> None:
     save_image_grid(
         out / "contact_sheet.png",
         list(torch.stack(strips, dim=1)),
-        row_labels=[str(digit) for digit in range(NUM_DIGITS)],
+        row_labels=list(test.classes),
         column_labels=["real", *names],
-        title=f"Every {step}th frame of real clips, and of generated ones by the digit asked for (not selected)",
+        title=f"Every {step}th frame of real clips, and of generated ones by the class asked for (not selected)",
         scale=0.45,
     )
     sheet = tile_videos([real, *made])
     write_gif(out / "samples.gif", sheet, enlarge=2)
     write_mp4(out / "samples.mp4", sheet, enlarge=4)
+    titles = ["dense attention", f"pyramid sparse, {drawn[names[1]].density:.0%} of the products"]
+    halves = [tile_videos([clips[: len(clips) // 2], clips[len(clips) // 2 :]]) for clips in made]
+    write_gif(out / "attention.gif", caption_videos(dict(zip(titles, halves, strict=True)), enlarge=2))

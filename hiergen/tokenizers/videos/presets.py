@@ -31,6 +31,11 @@ PRESETS: dict[str, Preset] = {
         config={"video_size": [32, 24, 24], "patch_size": [4, 6, 6], "dim": 24},
         source="Ours: clips of 32 frames of 24 x 24 pixels, 128 tokens; fitted in closed form",
     ),
+    "patches-emoji-48": Preset(
+        model="PatchComponents",
+        config={"video_size": [16, 48, 48], "patch_size": [4, 8, 8], "dim": 64},
+        source="Ours: clips of 16 frames of 48 x 48 pixels in color, 144 tokens; fitted in closed form",
+    ),
     "frames-128": Preset(
         model="FrameTokenizer",
         config={"num_frames": 16, "frame": _FRAME_128},

@@ -23,6 +23,7 @@ EMBEDDED = {
     "python": "the sources of Python's standard library",
     "descriptions": "scikit-learn's descriptions of its data sets",
     "moving-digits": "moving handwritten digits made of scikit-learn's (UCI, Alpaydin and Kaynak, CC BY 4.0)",
+    "moving-emoji": "moving emoji drawn by Google (noto, Apache-2.0) and Microsoft (fluent-flat, MIT)",
 }
 
 

@@ -203,7 +203,7 @@ class TokenizerTaskConfig(TaskConfig):
         kind, _, path = self.data.source.rpartition(":")
         if kind == "clips":
             words = ["encode", "--tokenizer", model, "--videos", path]
-        elif kind or path == "moving-digits":
+        elif kind or path in ("moving-digits", "moving-emoji"):
             words = ["encode", "--tokenizer", model, "--data.source", self.data.source]
         else:
             words = ["reconstruct", "--tokenizer", model, "--images", path]

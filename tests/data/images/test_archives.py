@@ -12,7 +12,7 @@ from PIL import Image
 
 from hiergen.data.config import DataConfig
 from hiergen.data.images.archives import HubPictures, NpzPictures
-from hiergen.data.sources import open_images, open_pictures
+from hiergen.data.sources import open_captions, open_images, open_pictures
 from hiergen.seeding import derive_seed
 
 DATA = Path(os.environ.get("HIERGEN_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
@@ -124,6 +124,17 @@ def test_archives_are_divided_by_name_and_classes_joined(tmp_path) -> None:
     assert open_images(DataConfig(**config)).images.shape[0] == len(train.labels)
 
 
+def test_texts_of_an_archive_are_its_captions(tmp_path) -> None:
+    path = tmp_path / "set.npz"
+    styled_archive(path, 4)
+    assert open_captions(DataConfig(source=f"npz:{path}")) == ()
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays, texts=np.array([f"text {k}" for k in range(8)]))
+    assert open_captions(DataConfig(source=f"npz:{path}"))[5] == ("text 5",)
+    odd = DataConfig(source=f"npz:{path}", split="test", hold_out=5, captions=("{text} of {name}",))
+    assert open_captions(odd) == (("text 0 of thing 0",), ("text 5 of thing 1",))
+
+
 def test_refusals_of_archives_divided_by_name(tmp_path) -> None:
     path = tmp_path / "set.npz"
     styled_archive(path, 2)
@@ -135,6 +146,9 @@ def test_refusals_of_archives_divided_by_name(tmp_path) -> None:
     arrays = dict(np.load(path))
     np.savez(path, **{**arrays, "names": arrays["names"][:3]})
     with pytest.raises(ValueError, match=r"names of .* are 3, expected 4, one per picture"):
+        open_pictures(DataConfig(source=source))
+    np.savez(path, **arrays, texts=np.array(["a"]))
+    with pytest.raises(ValueError, match=r"texts of .* are 1, expected 4, one per picture"):
         open_pictures(DataConfig(source=source))
     np.savez(path, **{name: array for name, array in arrays.items() if name != "names"})
     with pytest.raises(ValueError, match="hold_out_by is 'name', but these pictures have no names"):

@@ -11,6 +11,7 @@ from hiergen.data.config import DataConfig
 from hiergen.data.sources import open_captions
 from hiergen.data.text.captioned import CaptionedCodes, caption_codes, text_entries
 from hiergen.data.text.captions import describe_pictures, read_captions, read_folder_captions, write_captions
+from hiergen.data.text.colors import main_color
 from hiergen.data.text.config import CaptionConfig
 from hiergen.pyramid import LevelSpec, TokenPyramid
 
@@ -57,7 +58,8 @@ def test_captions_of_a_folder_follow_its_pictures(folder, name, text) -> None:
     assert open_captions(DataConfig(source=str(folder))) == (("one",), two)
     assert open_captions(DataConfig(source=str(folder), split="test", hold_out=2)) == (("one",),)
     assert open_captions(DataConfig(source=str(folder), split="train", hold_out=2)) == (two,)
-    assert open_captions(DataConfig(source=str(folder), captions=("a {class}",))) == (("a a",), ("a b",))
+    config = DataConfig(source=str(folder), captions=("a {class}", "{text}!"))
+    assert open_captions(config) == (("a a", "one!"), ("a b", "two!"))
 
 
 def test_refusals_of_a_folders_captions(folder) -> None:
@@ -75,6 +77,7 @@ def test_refusals_of_a_folders_captions(folder) -> None:
         read_folder_captions(folder)
     with pytest.raises(ValueError, match=r"captions are \('a',\), but 'digits' has none: leave them out"):
         open_captions(DataConfig(captions=("a",)))
+    assert open_captions(DataConfig(source="emoji")) == ()
 
 
 def test_pictures_are_described_by_name_and_class() -> None:
@@ -88,6 +91,50 @@ def test_pictures_are_described_by_name_and_class() -> None:
         ValueError, match=r"captions hold the field 'nam', expected some of class, group, .*did you mean"
     ):
         describe_pictures(["x"], ["y"], ["{nam}"])
+
+
+def test_pictures_are_described_by_their_main_color(folder) -> None:
+    picture = Image.new("RGB", (8, 8), "white")
+    picture.paste((20, 60, 220), (1, 1, 5, 5))
+    picture.save(folder / "a/one.png")
+    config = DataConfig(source=str(folder), captions=("{color} {class}", "{class}"), size=8)
+    assert open_captions(config) == (("blue a", "a"), ("black b", "b"))
+    found = describe_pictures(["blue_heart", "heart"], ["x", "x"], ["{color} {name}"], colors=["blue", "red"])
+    assert found == (("blue heart",), ("red heart",))
+
+
+@pytest.mark.parametrize(
+    ("rgb", "color"),
+    [
+        ((255, 0, 0), "red"),
+        ((221, 46, 68), "red"),
+        ((255, 0, 20), "red"),
+        ((255, 165, 0), "orange"),
+        ((255, 220, 50), "yellow"),
+        ((0, 128, 0), "green"),
+        ((0, 0, 255), "blue"),
+        ((128, 0, 128), "purple"),
+        ((255, 105, 180), "pink"),
+        ((255, 192, 203), "pink"),
+        ((139, 69, 19), "brown"),
+        ((193, 105, 79), "brown"),
+        ((10, 10, 10), "black"),
+        ((128, 128, 128), "gray"),
+        ((255, 255, 255), "white"),
+    ],
+)
+def test_the_terms_of_colors(rgb, color) -> None:
+    assert main_color((torch.tensor(rgb) / 127.5 - 1)[:, None, None].expand(3, 6, 6)) == color
+
+
+def test_the_background_has_no_say_in_the_main_color() -> None:
+    picture = torch.tensor([-1.0, 1.0, -1.0])[:, None, None].repeat(1, 8, 8)
+    picture[:, 2:4, 2:4] = torch.tensor([1.0, -1.0, -1.0])[:, None, None]
+    assert main_color(picture) == "red"
+    picture[:, 0, 0] = 1.0  # the corners differ, so nothing is background
+    assert main_color(picture) == "green"
+    with pytest.raises(ValueError, match=r"image has shape \(1, 8, 8\), expected \(3, height, width\)"):
+        main_color(picture[:1])
 
 
 def test_each_visit_draws_one_of_a_samples_captions(codes) -> None:

@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from hiergen.data.videos.decoding import read_frames
-from hiergen.data.videos.files import list_videos, tile_videos, write_gif, write_mp4
+from hiergen.data.videos.files import caption_videos, list_videos, tile_videos, write_gif, write_mp4
 
 
 def clip(frames: int = 5, height: int = 16, width: int = 24) -> torch.Tensor:
@@ -52,6 +53,25 @@ def test_clips_are_tiled_in_rows() -> None:
     assert sheet[0, 0, 0].tolist() == [0.0] * 14
     assert sheet[0, 0, 1].tolist() == [0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0]
     assert sheet[0, 0, 8, 1] == -1
+
+
+def test_clips_stand_side_by_side_under_their_names() -> None:
+    left, right = torch.zeros(3, 4, 6, 30), torch.rand(3, 4, 6, 30)
+    sheet = caption_videos({"one": left, "another": right}, enlarge=2, gap=2)
+    # Names are 24 pixels high, and both clips are of 12 by 60.
+    assert sheet.shape == (3, 4, 24 + 12 + 2, 2 + 60 + 2 + 60 + 2)
+    assert torch.equal(sheet[:, :, 24:36, 2:62], torch.zeros(3, 4, 12, 60))
+    assert torch.equal(sheet[:, :, 24:36:2, 64:124:2], right)
+    assert torch.equal(sheet[:, :, 25:36:2, 65:124:2], right)
+    bars = sheet[:, :, :24, 2:62], sheet[:, :, :24, 64:124]
+    for bar in bars:
+        assert float(bar.min()) < 0
+        assert float((bar == 1).double().mean()) > 0.7
+    assert not torch.equal(*bars)
+    smooth = caption_videos({"one": right}, enlarge=2, gap=2, is_smooth=True)[:, :, 24:36, 2:62]
+    wanted = F.interpolate(right, size=(12, 60), mode="bicubic").clamp(-1, 1)
+    torch.testing.assert_close(smooth, wanted, rtol=0, atol=1e-6)
+    assert float(sheet[:, :, :, :2].min()) == 1
 
 
 def test_what_cannot_be_read_is_named(tmp_path) -> None:

@@ -72,7 +72,7 @@ def test_a_seed_repeats_and_splits_share_nothing() -> None:
 
 
 def test_frames_are_a_source_of_images(monkeypatch) -> None:
-    monkeypatch.setattr("hiergen.data.sources.NUM_DIGIT_CLIPS", 10)
+    monkeypatch.setattr("hiergen.data.sources.NUM_CLIPS", 10)
     images = open_images(DataConfig(source="moving-digits", size=16))
     assert images.images.shape == (80, 3, 16, 16)
     assert images.labels[:9].tolist() == [0] * 8 + [1]

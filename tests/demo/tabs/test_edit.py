@@ -50,6 +50,19 @@ def test_what_is_painted_over_is_made_anew_step_by_step(flow) -> None:
     assert num_levels(flow) == 0
 
 
+def test_what_is_painted_over_is_made_of_words(library) -> None:
+    entry, image = library.get("words"), digit_examples(32)[0][3:4]
+    request = EditRequest(seed=3, guidance_scale=2.0, prompt="red heart", negative_prompt="hat")
+    *_, last = edit(entry, request, image, mask=mask(), seconds=60.0)
+    (view,) = last.views
+    draws = {"generator": torch.Generator().manual_seed(3), "num_steps": 3, "guidance_scale": 2.0}
+    expected = entry.model.edit(image, mask(), "red heart", negative_prompt="hat", strength=1.0, **draws).images
+    assert list(view.pictures) == [*to_pictures(image), *expected]
+    assert view.alt[1] == "The picture after: red heart, what was painted over is made anew, seed 3"
+    with pytest.raises(ValueError, match="the field for the words is empty"):
+        list(edit(entry, EditRequest(), image, mask=mask(), seconds=60.0))
+
+
 def test_levels_are_kept_and_blended(library) -> None:
     entry = library.get("one-dimensional")
     assert num_levels(entry) == 5

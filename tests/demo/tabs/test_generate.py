@@ -101,11 +101,13 @@ def test_finished_results_are_what_their_settings_make(library) -> None:
     one = ready[3]
     assert one["chosen"] == {
         "label": 3, "count": 1, "guidance_scale": 1.5, "temperature": 1.0, "seed": 3, "path": [3],
+        "prompt": "", "negative_prompt": "",
     }  # fmt: skip
     (picture,) = entry.model(3, generator=torch.Generator().manual_seed(3), guidance_scale=1.5).images
     assert as_uri(picture) in one["stage"]
     assert one["line"] == "3, seed 3: 16 tokens, 144 bits."
     assert make_ready(entry, seconds=0.0, limit=60.0) == []
+    assert make_ready(entry, seconds=60.0, limit=1e-6) == []
     chosen = dataclasses.replace(entry, notes=dataclasses.replace(entry.notes, shown=(7, 2)))
     assert [one["chosen"]["path"] for one in make_ready(chosen, seconds=60.0, limit=60.0)] == [[7], [2]]
 
@@ -133,6 +135,36 @@ def test_settings_have_bounds_whoever_sends_them(values, message) -> None:
 def test_a_generation_that_takes_too_long_is_stopped(library) -> None:
     with pytest.raises(StoppedError, match="stopped after"):
         list(generate(library.get("one-dimensional"), GenerateRequest(label=0), seconds=1e-6))
+
+
+def test_a_model_of_texts_is_told_in_words(library) -> None:
+    entry = library.get("words")
+    request = GenerateRequest(count=2, guidance_scale=2.0, seed=5, prompt="red heart", negative_prompt="hat")
+    *_, last = generate(entry, request, seconds=60.0)
+    sampling = {"num_images_per_prompt": 2, "num_steps": 3, "guidance_scale": 2.0}
+    made = entry.model("red heart", "hat", generator=torch.Generator().manual_seed(5), **sampling).images
+    assert list(last.looks[-1].pictures) == made
+    plain = entry.model("red heart", generator=torch.Generator().manual_seed(5), **sampling).images
+    assert made != plain
+    one, two = make_ready(entry, seconds=60.0, limit=60.0)
+    assert [one["title"], two["title"]] == ["red heart", "blue &lt;cat&gt; &amp; dog"]
+    assert (two["chosen"]["prompt"], two["chosen"]["path"]) == ("blue <cat> & dog", [])
+    assert two["line"].startswith("blue <cat> & dog, seed 1: ")
+    nameless = dataclasses.replace(entry, notes=ModelNotes())
+    assert make_ready(nameless, seconds=60.0, limit=60.0) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompt": " "}, "the field for the words is empty: say what you want to see"),
+        ({"prompt": "a" * 301}, "prompt has 301 characters, expected at most 300"),
+        ({"prompt": "a", "negative_prompt": "a" * 301}, "negative_prompt has 301 characters, expected at most 300"),
+    ],
+)
+def test_words_that_are_missing_or_too_many(library, values, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(generate(library.get("words"), GenerateRequest(**values), seconds=60.0))
 
 
 def test_only_generators_that_draw_have_a_temperature(library) -> None:

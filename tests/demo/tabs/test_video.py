@@ -14,6 +14,7 @@ from hiergen.demo.tabs.video import (
     draw_clips,
     generate_clips,
     make_ready,
+    measure_lengths,
 )
 
 
@@ -49,8 +50,14 @@ def test_clips_play_in_step_in_one_picture(library) -> None:
     entry = library.get("clips")
     *_, (_, clips) = generate_clips(entry, VideoRequest(label=2, density=0.3, seed=4), seconds=60.0)
     one, both = (Image.open(io.BytesIO(draw_clips(part))) for part in (clips[:1], clips))
-    assert both.width > 2 * one.width
+    # Each under its name, and enlarged: 48 pixels six times, 24 for the name, 8 between and around.
+    assert one.size == (48, 48)
+    assert both.size == (3 * 8 + 2 * 6 * 48, 24 + 6 * 48 + 8)
     assert both.n_frames >= one.n_frames > 1
+    frame = both.convert("L")
+    names = [frame.crop((left, 0, left + 288, 24)) for left in (8, 304)]
+    assert all(name.getextrema()[0] < 128 for name in names)
+    assert names[0].tobytes() != names[1].tobytes()
 
 
 def test_without_a_density_there_is_one_clip(library) -> None:
@@ -78,6 +85,24 @@ def test_settings_have_bounds_whoever_sends_them(values, message) -> None:
 def test_a_class_that_is_not_there(library) -> None:
     with pytest.raises(ValueError, match="label is 10, expected 0 to 9"):
         list(generate_clips(library.get("clips"), VideoRequest(label=10), seconds=60.0))
+
+
+def test_when_it_pays_is_measured_once_by_length_and_density(monkeypatch) -> None:
+    asked = []
+
+    def measure(num_tokens, config):
+        asked.append((num_tokens, config.query_block))
+        return (0.25, 0.5) if num_tokens < 2000 else (2.0, 0.5)
+
+    monkeypatch.setattr("hiergen.demo.tabs.video.measure_pay", measure)
+    measure_lengths.cache_clear()
+    table = measure_lengths(128, 0.3)
+    assert measure_lengths(128, 0.3) == table
+    assert asked == [(128, 32), (1024, 128), (4096, 128)]
+    assert "<td>128</td><td>250.0</td><td>500.0</td><td>2.00</td>" in table
+    assert "<td>4,096</td><td>2000.0</td><td>500.0</td><td>0.25</td>" in table
+    assert "at density 0.3" in table
+    measure_lengths.cache_clear()
 
 
 def test_the_experiment_says_whether_it_will_pay(library) -> None:

@@ -9,6 +9,7 @@ from hiergen.evaluation.images.probes import (
     ProbeSettings,
     _score,
     boxes,
+    counts,
     edges,
     foreground,
     mean_colors,
@@ -146,3 +147,13 @@ def test_targets_of_an_object_on_a_background() -> None:
     assert mask[0].nonzero().tolist() == [[row, column] for row in (2, 3, 4) for column in (6, 7)]
     torch.testing.assert_close(boxes(mask), torch.tensor([[3.5 / 8, 0.7, 3 / 8, 0.2], [0.5, 0.5, 1.0, 1.0]]))
     assert torch.equal(mean_colors(images, mask), torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]))
+
+
+def test_parts_are_counted_that_touch_nowhere() -> None:
+    mask = torch.zeros(3, 6, 8, dtype=torch.long)
+    mask[0, :2, :2] = mask[0, 2:4, 2:4] = 1  # joined at a corner
+    mask[0, :2, 5:7] = 1
+    mask[0, 5, :3] = 1  # too small
+    mask[1] = 1
+    assert counts(mask).tolist() == [[2.0], [1.0], [0.0]]
+    assert counts(mask, least=1).tolist() == [[3.0], [1.0], [0.0]]

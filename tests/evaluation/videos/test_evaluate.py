@@ -10,6 +10,7 @@ import torch
 from hiergen.data.videos.dataset import from_uint8
 from hiergen.data.videos.files import write_mp4
 from hiergen.data.videos.moving_digits import moving_digits
+from hiergen.data.videos.moving_emoji import moving_emoji
 from hiergen.evaluation.comparison import compare
 from hiergen.evaluation.features.video_extractors import (
     VIDEO_EXTRACTORS,
@@ -19,7 +20,7 @@ from hiergen.evaluation.features.video_extractors import (
 from hiergen.evaluation.protocol import quantize
 from hiergen.evaluation.settings import DistanceConfig, PassConfig, SamplingConfig
 from hiergen.evaluation.videos.evaluate import evaluate_videos
-from hiergen.evaluation.videos.settings import EMBEDDED, ClipConfig, VideoExtractorConfig, VideoSettings
+from hiergen.evaluation.videos.settings import ClipConfig, VideoExtractorConfig, VideoSettings
 from hiergen.evaluation.videos.sources import open_clips
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.metrics.video import VideoExtractor, frame_psnr
@@ -161,7 +162,9 @@ def test_embedded_clips_have_digits_of_the_size_that_is_asked_for(
         folder, "sizes", clips=ClipConfig(num_frames=4, size=16, digit_size=12), videos=str(folder / "still")
     )
     expected = moving_digits("test", 10, num_frames=4, size=16, digit_size=12)
-    assert torch.equal(open_clips(EMBEDDED, chosen).videos, expected.videos)
+    assert torch.equal(open_clips("moving-digits", chosen).videos, expected.videos)
+    emoji = moving_emoji("test", 10, num_frames=4, size=16)
+    assert torch.equal(open_clips("moving-emoji", chosen).videos, emoji.videos)
     asked: list[int] = []
 
     def build(config: VideoExtractorConfig, *_: object) -> VideoExtractor:

@@ -59,6 +59,31 @@ def test_a_clip_begins_with_the_frames_that_are_given(name, side, per_token, req
     assert not torch.equal(several[0], several[1])
 
 
+@torch.no_grad()
+def test_a_flow_starts_from_the_last_frame_with_noise(boxes) -> None:
+    first = torch.rand(1, 3, 4, 24, 24, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    guess = boxes._decode(boxes.tokenizer.encode(first[:, :, [0, 1, 2, 3, 3, 3, 3, 3]]))
+    made = {
+        strength: boxes.extend(first, 3, strength=strength, **options()).frames for strength in (0.0, 0.8, 1.0, None)
+    }
+    torch.testing.assert_close(made[0.0][:, :, 4:], guess[:, :, 4:], atol=1e-5, rtol=0)
+    assert torch.equal(made[0.8], made[None])
+    assert not torch.equal(made[0.8], made[1.0])
+
+
+def test_generators_that_are_no_flows_take_no_strength(boxes) -> None:
+    sizes = {"encoder_dim": 16, "decoder_dim": 16, "encoder_depth": 1, "decoder_depth": 1, "head_dim": 16}
+    heads = {"encoder_heads": 2, "decoder_heads": 2, "head_depth": 1, "num_buffer": 2}
+    maker = create("mar-tiny", level_specs=specs_to_json(boxes.tokenizer.specs), **sizes, **heads).eval()
+    pipe = ClassToVideoPipeline(tokenizer=boxes.tokenizer, generator=maker)
+    pipe.set_progress_bar_config(disable=True)
+    first = torch.zeros(3, 4, 24, 24)
+    quick = {"num_steps": 2, "head_steps": 2, "head_spacing": "leading", "output_type": "pt"}
+    assert torch.equal(pipe.extend(first, 3, **quick).frames[0, :, :4], first)
+    with pytest.raises(ValueError, match=r"strength is 0\.5, but a MaskedAR is no flow: leave it out"):
+        pipe.extend(first, 3, strength=0.5, **quick)
+
+
 def test_frames_may_be_pictures(boxes) -> None:
     first = torch.rand(3, 4, 24, 24, generator=torch.Generator().manual_seed(3)) * 2 - 1
     frames = to_pictures(first.transpose(0, 1))

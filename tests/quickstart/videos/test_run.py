@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -8,9 +9,10 @@ import torch
 from PIL import Image
 
 import hiergen
+from hiergen.cli.quickstart import main
 from hiergen.data.videos.decoding import read_frames
 from hiergen.metrics import clip_classifiers
-from hiergen.quickstart.settings import VideoQuickstartSettings
+from hiergen.quickstart.settings import MOVING, VideoQuickstartSettings
 from hiergen.quickstart.videos import run as videos
 from hiergen.quickstart.videos import samples as video_samples
 from hiergen.quickstart.videos.report import video_markdown
@@ -31,7 +33,7 @@ def finished(tmp_path_factory):
         out=str(out), num_clips=100, num_test=10, samples_seen=12, num_generated=10, densities=(0.5,)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(videos, "SAMPLING", FEW)
+        patch.setitem(MOVING, "digits", dataclasses.replace(MOVING["digits"], sampling=FEW))
         patch.setattr(clip_classifiers, "EXTRACTOR_CLIPS", 20)
         yield out, settings, run_video_quickstart(settings)
 
@@ -43,6 +45,9 @@ def test_everything_that_is_promised_is_written(finished) -> None:
             assert min(picture.size) > 200
     for name in ("samples.gif", "samples.mp4"):
         assert read_frames(out / name, size=32).shape[1] == 32
+    with Image.open(out / "attention.gif") as both:
+        # Five digits per row, two rows, twice as large, under names.
+        assert both.size == (3 * 8 + 2 * 2 * (5 * 26 + 2), 24 + 2 * (2 * 26 + 2) + 8)
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
     assert (out / "report.md").read_text() == video_markdown(report)
     assert "A clip is 128 tokens, so few that dense attention is the default: on CPUs" in video_markdown(report)
@@ -84,7 +89,8 @@ def test_running_again_trains_and_draws_nothing_and_repeats_the_report(finished,
     for name in ("sets", "sparse_against_dense", "tokenizer", "extractor"):
         assert again[name] == report[name], name
     # Other noise is another set of samples.
-    monkeypatch.setattr(videos, "SAMPLING", {**FEW, "guidance_scale": 2.0})
+    other = dataclasses.replace(MOVING["digits"], sampling={**FEW, "guidance_scale": 2.0})
+    monkeypatch.setitem(MOVING, "digits", other)
     with pytest.raises(AssertionError, match="drawn again"):
         run_video_quickstart(settings)
 
@@ -102,6 +108,34 @@ def test_sampling_leaves_the_attention_as_it_was(finished, tmp_path) -> None:
     assert pipe.generator.config["attention"]["query_block"] == 32
     assert [round(kind.density, 1) for kind in drawn] == [1.0, 0.4]
     assert not torch.equal(drawn[0].videos, drawn[1].videos)
+
+
+def test_emoji_are_judged_in_color_and_named(tmp_path, monkeypatch) -> None:
+    """Everything of the run on digits, but clips, tokenizer, generator, judge and extractor are those of the emoji."""
+    usual = VideoQuickstartSettings.usual("emoji")
+    assert (usual.data, usual.tokenizer, usual.generator) == ("emoji", "patches-emoji-48", "flow-video-emoji-48")
+    assert VideoQuickstartSettings.usual("none") == VideoQuickstartSettings()
+    asked: list[VideoQuickstartSettings] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(videos, "run_video_quickstart", asked.append)
+        main(["video", "--data", "emoji", "--seed", "3"])
+        main(["video"])
+    assert asked == [dataclasses.replace(usual, seed=3), VideoQuickstartSettings()]
+    monkeypatch.setitem(MOVING, "emoji", dataclasses.replace(MOVING["emoji"], sampling=FEW))
+    monkeypatch.setattr(clip_classifiers, "EXTRACTOR_CLIPS", 20)
+    report = run_video_quickstart(
+        dataclasses.replace(
+            usual, out=str(tmp_path), num_clips=30, num_test=10, num_generated=10, samples_seen=4, densities=(0.5,)
+        )
+    )
+    assert report["sets"]["real test"]["clips_agree"] > 0.5
+    assert report["sets"]["dense"]["clips_agree"] < 0.5
+    assert {entry["frechet"]["extractor"] for entry in report["sets"].values()} == {"emoji-clips-cnn-32"}
+    page = video_markdown(report)
+    assert "Do the clips show the kind of emoji that was asked for" in page
+    assert "8 x 8 pixels in color around what is not white" in page
+    assert "A clip is 144 tokens" in page
+    assert "Quickstart on moving emoji drawn by Google" in page
 
 
 @pytest.mark.parametrize(

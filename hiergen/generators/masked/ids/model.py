@@ -14,7 +14,7 @@ Letters: `b` batch, `n` tokens, `d` channels, `v` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,15 @@ from torch import Tensor, nn
 from hiergen.generators.base import Generator, StepCallback
 from hiergen.generators.conditioning import (
     ClassPathEmbedding,
+    ConditionTable,
+    TextCondition,
+    TextRows,
     Unconditional,
+    check_text_entries,
     class_table,
     drop_labels,
     resolve_labels,
+    resolve_texts,
     with_unguided_labels,
 )
 from hiergen.generators.finite import FiniteSteps
@@ -48,7 +53,9 @@ class MaskedIds(Generator):
 
     Args:
         level_specs: The tokenizer's levels as JSON (`specs_to_json`), all discrete, of one vocabulary; their tokens are one sequence.
-        num_classes: Number of classes; the class embedding has one row more, for no class.
+        num_classes: Number of classes; the class embedding has one row more, for no class. None for texts.
+        text_shape: Rows and channels of the features of texts, which stand in front of the tokens in place of the class; None for classes.
+        text_encoder: What makes the features, such as `{"name": "bytes"}` (`TextTable`).
         blocks: "post_norm" (BERT's; TiTok-L-32 and TiTok-B-64) or "skip" (UViT; TiTok-S-128).
         dim: Channels of a token.
         depth: Number of blocks; "skip" has one more, in the middle.
@@ -79,7 +86,9 @@ class MaskedIds(Generator):
         self,
         *,
         level_specs: Sequence[dict[str, Any]],
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
+        text_shape: Sequence[int] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
         blocks: Literal["post_norm", "skip"] = "post_norm",
         dim: int = 768,
         depth: int = 24,
@@ -104,12 +113,23 @@ class MaskedIds(Generator):
             raise ValueError(f"blocks is {blocks!r}, expected 'post_norm' or 'skip'")
         # The last row of either stands for what is hidden: the mask, and no class.
         self.token_embedding = nn.Embedding(self.vocab_size + 1, dim)
-        self.class_embedding = class_table(num_classes, dim, class_hierarchy)
+        check_text_entries(num_classes, text_shape, text_encoder)
+        self.class_embedding: ConditionTable
+        if text_shape is None:
+            self.class_embedding = class_table(cast(int, num_classes), dim, class_hierarchy)
+        else:
+            self.class_embedding = TextRows(text_shape[0], text_shape[1], dim, text_encoder, has_mean=False)
         if plan is not None and blocks == "skip":
             raise ValueError("plan is given for blocks 'skip', expected None: every block has a place among the skips")
         options = {} if plan is None else {"plan": plan}
         self.transformer = kinds[blocks](
-            self.num_tokens + 1, dim, depth, num_heads, mlp_ratio=mlp_ratio, dropout=dropout, **options
+            self.num_tokens + (1 if text_shape is None else text_shape[0]),
+            dim,
+            depth,
+            num_heads,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            **options,
         )
         self._no_split_modules = ["PostNormBlock" if blocks == "post_norm" else "EncoderBlock"]  # type: ignore[assignment]
         self.head = Linear(dim, self.vocab_size)
@@ -118,7 +138,7 @@ class MaskedIds(Generator):
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        if isinstance(self.class_embedding, ClassPathEmbedding):
+        if isinstance(self.class_embedding, ClassPathEmbedding | TextRows):
             self.class_embedding.reset_parameters()
 
     @property
@@ -129,12 +149,15 @@ class MaskedIds(Generator):
     def makes_unconditional(self) -> bool:
         return self.config["class_dropout"] > 0
 
-    def forward(self, ids: Int[Tensor, "b n"], condition: Int[Tensor, "b ..."]) -> Float[Tensor, "b n v"]:
+    def forward(
+        self, ids: Int[Tensor, "b n"], condition: Int[Tensor, "b ..."] | TextCondition
+    ) -> Float[Tensor, "b n v"]:
         """Return the logits of every token.
 
         Args:
             ids: Tokens, int64; the vocabulary's size stands for a hidden one.
-            condition: Class labels `(b,)`; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`.
+            condition: Class labels `(b,)`; `num_classes` stands for no class. With a hierarchy also nodes, or paths `(b, l)`. Or
+                texts that are `aligned`, which `generate` and `loss` see to.
 
         Raises:
             ValueError: If the sequence has another length than the levels.
@@ -143,17 +166,19 @@ class MaskedIds(Generator):
             raise ValueError(
                 f"ids holds {ids.shape[1]} tokens per sample, this generator's levels hold {self.num_tokens}"
             )
-        x = torch.cat((self.class_embedding(condition)[:, None], self.token_embedding(ids)), dim=1)
-        return self.head(self.transformer(x)[:, 1:])
+        table = self.class_embedding
+        front = table.rows(cast(TextCondition, condition)) if isinstance(table, TextRows) else table(condition)[:, None]
+        x = torch.cat((front, self.token_embedding(ids)), dim=1)
+        return self.head(self.transformer(x)[:, front.shape[1] :])
 
     def loss(
-        self, pyramid: TokenPyramid, condition: Tensor, *, rng: torch.Generator | None = None
+        self, pyramid: TokenPyramid, condition: Tensor | TextCondition, *, rng: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Return the weighted mean cross-entropy in nats, and the share of hidden tokens that is predicted exactly, a mean over samples.
 
         Args:
             pyramid: All levels.
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`.
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`; or texts.
             rng: Source of the draws, in this order: a uniform number per sample for how many tokens are hidden, one per token for which,
                 and in train mode one per sample for whether its label is dropped. Module dropout follows PyTorch's global generator.
 
@@ -161,7 +186,7 @@ class MaskedIds(Generator):
             ValueError: If the pyramid is of another tokenizer or lacks levels.
         """
         self.check_pyramid(pyramid)
-        ids = pyramid.concat()
+        ids, condition = pyramid.concat(), resolve_texts(condition, self.class_embedding)
         counts = count_hidden(draw_uniform(ids.shape[:1], rng=rng, device=ids.device), self.num_tokens)
         ranks = draw_uniform(ids.shape, rng=rng, device=ids.device).argsort(dim=1)
         hidden = ranks < counts[:, None]
@@ -183,7 +208,7 @@ class MaskedIds(Generator):
     @torch.no_grad()
     def generate(
         self,
-        condition: Tensor | Unconditional,
+        condition: Tensor | TextCondition | Unconditional,
         settings: MaskedIdsSettings | None = None,
         *,
         known: Known | None = None,
@@ -193,7 +218,7 @@ class MaskedIds(Generator):
         """Return one pyramid of ids per label, with dropout off.
 
         Args:
-            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or `Unconditional`, where labels
+            condition: Class labels `(b,)`, int64, 0 to `num_classes - 1`, with a hierarchy any node; or texts; or `Unconditional`, where they
                 were dropped in training.
             settings: Steps, noise and guidance; None takes `MaskedIdsSettings()`.
             known: Ids that are given at any places. They are visible from the start, and the schedule counts the others of each sample.
@@ -229,7 +254,7 @@ class MaskedIds(Generator):
         return TokenPyramid.split(ids, self._specs)
 
     def _guided_logits(
-        self, ids: Tensor, labels: Tensor, settings: MaskedIdsSettings, step: int, rng: Rng | None
+        self, ids: Tensor, labels: Tensor | TextCondition, settings: MaskedIdsSettings, step: int, rng: Rng | None
     ) -> Float[Tensor, "b n v"]:
         total = settings.num_steps
         scale = settings.scale_at(step, total) if settings.is_guided else 1.0

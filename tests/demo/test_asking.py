@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hiergen.demo.classes import menu_choices, menu_label, menu_names, menu_path
+from hiergen.demo.asking import Asking, invitation, menu_choices, menu_label, menu_names, menu_path
 from hiergen.demo.library import DemoModel, ModelNotes
 from hiergen.generators.conditioning.class_hierarchy import OPEN, ClassHierarchy
 
@@ -79,6 +79,27 @@ def test_plain_classes_have_one_menu() -> None:
     assert menu_choices(plain, [9])[0][1] == 3
     assert menu_label(plain, [4, None]) == 4
     assert menu_path(plain, 4) == [4]
+
+
+def test_a_model_of_texts_has_words_in_place_of_menus(library) -> None:
+    entry = library.get("words")
+    assert (menu_names(entry), menu_choices(entry, [3]), menu_path(entry, 0), menu_label(entry, [])) == ([], [], [], 0)
+    asking = Asking(None, [None], None, None, None, None)
+    assert asking.read(entry, [3, " red heart ", None]) == {"prompt": "red heart", "negative_prompt": ""}
+    assert asking.read(library.get("one-dimensional"), [3, "words", ""]) == {"label": 3}
+    assert invitation(entry) == "Say in words what you want to see and press Generate."
+    pytest.importorskip("gradio")
+    row, menu, words, prompt, examples, negative = asking.show(entry, {"negative_prompt": "hat"})
+    assert (row.visible, menu.visible, words.visible, prompt.value, negative.value) == (
+        False,
+        False,
+        True,
+        "red heart",
+        "hat",
+    )
+    assert examples.raw_samples == [["red heart"], ["blue <cat> & dog"]]
+    row, menu, words, *_ = asking.show(library.get("one-dimensional"), {"path": [4], "prompt": ""})
+    assert (row.visible, menu.visible, menu.value, words.visible) == (True, True, 4, False)
 
 
 def test_trees_of_other_depths_and_more_attributes_have_menus_too() -> None:
