@@ -260,6 +260,25 @@ def volume_iou(triangles: Float[np.ndarray, "t 3 3"], reference: Float[np.ndarra
     return float((own & other).sum()) / union if union else 0.0
 
 
+def count_pieces(mesh: trimesh.Trimesh) -> int:
+    """Return the number of separate solids of a mesh: surfaces that hang together and enclose volume; the hollows in them are none.
+
+    Faces must point outward: the surface of a hollow then encloses less than nothing, by which it is told from a solid's. A mesh without
+    faces has 0 pieces.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    faces = np.asarray(mesh.faces)
+    if not len(faces):
+        return 0
+    edges, count = faces[:, [0, 1, 1, 2]].reshape(-1, 2), len(mesh.vertices)
+    _, group = connected_components(coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count)))
+    corners = np.asarray(mesh.triangles, np.float64)
+    volumes = np.bincount(group[faces[:, 0]], np.linalg.det(corners) / 6)
+    return int((volumes > 0).sum())
+
+
 def _icp(points: np.ndarray, reference: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     from scipy.spatial import cKDTree
 

@@ -38,6 +38,7 @@ _CAME_LATER: dict[str, Any] = {
     "chains": None,
     "share_kv": False,
     "chain_losses": False,
+    "anchor_reach": None,
 }
 
 

@@ -13,6 +13,7 @@ from hiergen.metrics.geometry import (
     align_by_yaw,
     chamfer_distance,
     compare_meshes,
+    count_pieces,
     f_score,
     nearest_distances,
     normal_consistency,
@@ -81,6 +82,21 @@ def test_volume_iou_of_shifted_boxes() -> None:
     assert volume_iou(box.triangles, far.triangles, 32) == 0
     half.update_faces(np.arange(12) > 0)
     assert compare_meshes(box, half, GeometryProtocol(num_points=10)).volume_iou is None
+
+
+def test_pieces_are_solids_and_hollows_are_none() -> None:
+    box = trimesh.creation.box(extents=(1, 1, 1))
+    far, hollow = box.copy(), trimesh.creation.box(extents=(0.5, 0.5, 0.5))
+    far.apply_translation((5, 3, -2))
+    hollow.invert()
+    assert [count_pieces(mesh) for mesh in (trimesh.Trimesh(), box, box + far, box + hollow, box + far + hollow)] == [
+        0,
+        1,
+        2,
+        1,
+        2,
+    ]
+    assert {count_pieces(procedural_shape(k).to_mesh()) for k in range(8)} == {1}
 
 
 def test_concentric_spheres_have_their_known_distance() -> None:

@@ -26,6 +26,7 @@ from hiergen.evaluation.shapes.sources import Meshes, ShapesEvaluation, open_mes
 from hiergen.evaluation.shapes.views import view_distances
 from hiergen.geometry.meshes import load_mesh
 from hiergen.geometry.surface_extraction import save_mesh
+from hiergen.metrics.geometry import count_pieces
 from hiergen.metrics.shape_sets import compare_shape_sets
 from hiergen.pipelines.shape import decode_meshes
 
@@ -108,6 +109,8 @@ class ShapeSets(ShapesEvaluation):
         if not self.judged:
             found.warnings.append("no shape has a surface: there are no sets to compare")
             return
+        for name, meshes in (("pieces", self.judged), ("pieces_reference", self.references)):
+            found.metrics[name] = sum(map(count_pieces, meshes.values())) / len(meshes)
         scores = compare_shape_sets(list(self.judged.values()), list(self.references.values()), self.settings.sets)
         found.metrics.update(
             {

@@ -18,7 +18,7 @@ from hiergen.evaluation.shapes.sources import Meshes, ShapesEvaluation, open_mes
 from hiergen.geometry.poses import fit_transform
 from hiergen.geometry.renders import STUDIO, render_mesh
 from hiergen.geometry.surface_sampling import sample_surface
-from hiergen.metrics.geometry import GeometryProtocol, compare_meshes
+from hiergen.metrics.geometry import GeometryProtocol, compare_meshes, count_pieces
 from hiergen.pipelines.encoding import tokenizer_fingerprint
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pipelines.prefixes import Prefix
@@ -128,7 +128,7 @@ class RebuiltShapes(ShapesEvaluation):
             "pairs": f"every shape with what it was rebuilt from, brought to center 0 and longest side 1.9; {self.protocol}",
             "extraction": str(self.extraction),
             "batches": self.settings.passes.rule,
-            "missing": "a shape without a surface has IoU and F of 0 and no distances",
+            "missing": "a shape without a surface has IoU, same_pieces and F of 0 and no distances",
         }
 
 
@@ -140,14 +140,16 @@ def meshes_fingerprint(meshes: Meshes) -> str:
 def pair_scores(mesh: trimesh.Trimesh, reference: trimesh.Trimesh, protocol: GeometryProtocol) -> dict[str, float]:
     """Return how far a shape is from its own reference; NaN for what cannot be measured.
 
-    A shape without a surface has IoU and F-scores of 0 and no distances. IoU needs both meshes to be watertight.
+    A shape without a surface has IoU and F-scores of 0 and no distances. IoU needs both meshes to be watertight. "same_pieces" is 1 where
+    both are of as many pieces, which a broken leg or a speck in the air changes.
     """
     if not len(mesh.faces):
-        missing = {"IoU": 0.0, "chamfer": float("nan"), "normal_consistency": float("nan")}
+        missing = {"IoU": 0.0, "same_pieces": 0.0, "chamfer": float("nan"), "normal_consistency": float("nan")}
         return missing | {f"F@{threshold:g}": 0.0 for threshold in protocol.thresholds}
     scores = compare_meshes(mesh, reference, protocol)
     found = {
         "IoU": float("nan") if scores.volume_iou is None else scores.volume_iou,
+        "same_pieces": float(count_pieces(mesh) == count_pieces(reference)),
         "chamfer": scores.chamfer,
         "normal_consistency": scores.normal_consistency,
     }

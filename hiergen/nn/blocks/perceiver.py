@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.kernels.attention import attention
+from hiergen.nn.blocks.anchors import PLACE_DIM
 from hiergen.nn.blocks.layers import Branch, Linear, add_branches
 from hiergen.nn.depth.stack import BlockStack, PlanJson
 from hiergen.nn.running.checkpointing import CheckpointedModule
@@ -89,14 +90,28 @@ class CrossAttention(nn.Module):
         self.key_value = Linear(width, 2 * width, bias=qkv_bias)
         self.output = Linear(width, width)
 
-    def project_data(self, data: Float[Tensor, "b n d"]) -> KeyValue:
-        """Return keys and values of the data, `(b, heads, n, k)` each."""
+    def project_data(self, data: Float[Tensor, "b n d"], places: Tensor | None = None) -> KeyValue:
+        """Return keys and values of the data, `(b, heads, n, k)` each; with places (`hiergen.nn.blocks.anchors`) these are in the keys."""
         heads = rearrange(self.key_value(data), "b n (h c k) -> c b h n k", h=self.num_heads, c=2)
-        return heads[0], heads[1]
+        if places is None:
+            return heads[0], heads[1]
+        # Attention wants values as wide as keys.
+        return _at(heads[0], places), nn.functional.pad(heads[1], (0, PLACE_DIM))
 
-    def forward(self, x: Float[Tensor, "b q d"], key_value: KeyValue) -> Float[Tensor, "b q d"]:
+    def forward(
+        self, x: Float[Tensor, "b q d"], key_value: KeyValue, places: Tensor | None = None
+    ) -> Float[Tensor, "b q d"]:
         query = rearrange(self.query(x), "b q (h k) -> b h q k", h=self.num_heads)
-        return self.output(rearrange(attention(query, *key_value), "b h q k -> b q (h k)"))
+        width, scale = query.shape[-1], None
+        if places is not None:
+            scale = width**-0.5
+            query = _at(query, places / scale)
+        found = attention(query, *key_value, scale=scale)[..., :width]
+        return self.output(rearrange(found, "b h q k -> b q (h k)"))
+
+
+def _at(heads: Tensor, places: Tensor) -> Tensor:
+    return torch.cat((heads, places.to(heads.dtype).expand(*heads.shape[:3], -1)), dim=-1)
 
 
 class SelfBlock(nn.Module):
@@ -127,17 +142,21 @@ class CrossBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = FeedForward(width)
 
-    def project_data(self, data: Float[Tensor, "b n d"]) -> KeyValue:
-        """Return keys and values of the normalized data, for `forward` and `change`."""
-        return self.attention.project_data(self.norm_data(data))
+    def project_data(self, data: Float[Tensor, "b n d"], places: Tensor | None = None) -> KeyValue:
+        """Return keys and values of the normalized data, for `forward` and `change`, which take places if this does."""
+        return self.attention.project_data(self.norm_data(data), places)
 
-    def forward(self, x: Float[Tensor, "b q d"], key_value: KeyValue) -> Float[Tensor, "b q d"]:
-        x = x + self.attention(self.norm_query(x), key_value)
+    def forward(
+        self, x: Float[Tensor, "b q d"], key_value: KeyValue, places: Tensor | None = None
+    ) -> Float[Tensor, "b q d"]:
+        x = x + self.attention(self.norm_query(x), key_value, places)
         return x + self.mlp(self.norm_mlp(x))
 
-    def change(self, x: Float[Tensor, "b q d"], key_value: KeyValue) -> Float[Tensor, "b q d"]:
-        """Return `forward(x, key_value) - x` without the rounding of that difference."""
-        read = self.attention(self.norm_query(x), key_value)
+    def change(
+        self, x: Float[Tensor, "b q d"], key_value: KeyValue, places: Tensor | None = None
+    ) -> Float[Tensor, "b q d"]:
+        """Return `forward(x, key_value, places) - x` without the rounding of that difference."""
+        read = self.attention(self.norm_query(x), key_value, places)
         return read + self.mlp(self.norm_mlp(x + read))
 
 

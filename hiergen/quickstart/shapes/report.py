@@ -33,6 +33,8 @@ def shape_markdown(report: Mapping[str, Any]) -> str:
                 ["real held-out", f"{made['class_agreement_real']:.1%}"],
             ],
         ),
+        f"{made['whole']} of the {settings['num_generated']} generated shapes are of as many pieces as most shapes of their class: no part "
+        "is broken off, and nothing hangs in the air.",
         "## Are shapes generated from one view the shapes that it shows?",
         f"One clay render of each of the {settings['num_test']} held-out shapes; scores as for the reconstructions.",
         _reconstruction_table([{"tokens": "from a view", **report["from_views"]}]),

@@ -5,6 +5,7 @@ Shapes come class by class in turn: shape k is of class k modulo the number of c
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from hiergen.figures import save_image_grid
 from hiergen.geometry.renders import STUDIO
 from hiergen.geometry.surface_sampling import sample_surface
 from hiergen.metrics.fidelity import FeatureExtractor
-from hiergen.metrics.geometry import GeometryProtocol, ShapeSetProtocol, compare_meshes
+from hiergen.metrics.geometry import GeometryProtocol, ShapeSetProtocol, compare_meshes, count_pieces
 from hiergen.metrics.shape_sets import compare_rendered_sets, compare_shape_sets, pairwise_chamfer
 from hiergen.training.tasks.shape_pictures import mesh_picture
 
@@ -89,7 +90,17 @@ def generation_scores(
         "judge": f"class of the nearest of {len(train)} real training shapes in Chamfer distance",
         "class_agreement": class_agreement(generated, train, protocol),
         "class_agreement_real": class_agreement(test, train, protocol),
+        "whole": whole_shapes(generated, train),
     }
+
+
+def whole_shapes(meshes: Sequence[trimesh.Trimesh], train: Sequence[trimesh.Trimesh]) -> int:
+    """Return how many shapes are of as many pieces as most training shapes of the class that was asked for."""
+    usual = [
+        collections.Counter(map(count_pieces, train[k :: len(PROCEDURAL_CLASSES)])).most_common(1)[0][0]
+        for k in range(len(PROCEDURAL_CLASSES))
+    ]
+    return sum(count_pieces(mesh) == usual[number % len(usual)] for number, mesh in enumerate(meshes))
 
 
 def rendered_scores(

@@ -45,6 +45,10 @@ class PyramidVAEConfig(Checked):
     encoder)."""
     queries: Literal["learned", "farthest"] = "learned"
     """Queries of the encoder: "learned", or "farthest", the embeddings of as many farthest points as the level has tokens."""
+    anchor_reach: tuple[float, ...] | None = None
+    """Give every token a place, the tokens of a level being the cells of a cubic grid, and let the attention of each head between points
+    and tokens fade with their distance: its standard deviation as a multiple of the grid's spacing, 0 for a head that does not fade. None
+    gives tokens no places (as published)."""
     share_input_projection: bool = True
     """Use one input projection for all point resolutions; False gives each its own."""
     residual_per_level: bool = False
@@ -81,8 +85,20 @@ class PyramidVAEConfig(Checked):
             raise ValueError(f"num_tokens is {tokens}, expected increasing numbers of tokens, coarse to fine")
         if points is not None and (not points or min(points) < 1 or list(points) != sorted(set(points), reverse=True)):
             raise ValueError(f"point_counts is {list(points)}, expected decreasing numbers of points, or None")
+        if self.anchor_reach is not None:
+            self._check_anchors(self.anchor_reach)
         if self.embed_point_features and self.point_features != 3:
             raise ValueError(f"point_features is {self.point_features}, embed_point_features expects 3 (normals)")
+
+    def _check_anchors(self, reach: tuple[float, ...]) -> None:
+        if len(reach) != self.num_heads or min(reach) < 0:
+            raise ValueError(
+                f"anchor_reach is {list(reach)}, expected {self.num_heads} numbers, one per head, at least 0"
+            )
+        if self.queries != "learned":
+            raise ValueError(f"queries is {self.queries!r}, anchor_reach expects 'learned'")
+        if any(round(count ** (1 / 3)) ** 3 != count for count in self.num_tokens):
+            raise ValueError(f"num_tokens is {list(self.num_tokens)}, anchor_reach expects cubes: 8, 27, 64, ...")
 
     @property
     def num_resolutions(self) -> int:

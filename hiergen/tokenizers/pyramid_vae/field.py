@@ -6,14 +6,28 @@ Letters: `b` batch, `p` points, `e` channels of an embedded point, `n` tokens of
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hiergen.nn.blocks.anchors import point_side
 from hiergen.nn.blocks.perceiver import CrossBlock, KeyValue, SelfStack
 from hiergen.nn.depth.plan import part_plan
 from hiergen.tokenizers.pyramid_vae.config import PyramidVAEConfig
+
+
+class Anchors(NamedTuple):
+    """The places of a level's tokens.
+
+    Attributes:
+        embedding: Fourier embedding of each, `(n, e)`.
+        places: What heads know of them (`hiergen.nn.blocks.anchors.anchor_side`).
+    """
+
+    embedding: Tensor
+    places: Tensor
 
 
 class FieldDecoder(nn.Module):
@@ -22,6 +36,7 @@ class FieldDecoder(nn.Module):
     def __init__(self, layout: PyramidVAEConfig) -> None:
         super().__init__()
         width, num_heads, qkv_bias = layout.width, layout.num_heads, layout.qkv_bias
+        self.head_dim = width // num_heads
         self.from_tokens = nn.Linear(layout.token_dim, width)
         self.stack = SelfStack(
             layout.decoder_depth,
@@ -35,13 +50,19 @@ class FieldDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, 1)
 
-    def read_tokens(self, tokens: Float[Tensor, "b n d"]) -> KeyValue:
-        """Return the keys and values that every query of these shapes attends to."""
-        return self.cross_block.project_data(self.stack(self.from_tokens(tokens.to(self.from_tokens.weight.dtype))))
+    def read_tokens(self, tokens: Float[Tensor, "b n d"], anchors: Anchors | None = None) -> KeyValue:
+        """Return the keys and values that every query of these shapes attends to; with anchors, the keys hold their places."""
+        x = self.from_tokens(tokens.to(self.from_tokens.weight.dtype))
+        if anchors is None:
+            return self.cross_block.project_data(self.stack(x))
+        x = x + self.query_projection(anchors.embedding.to(x.dtype))
+        return self.cross_block.project_data(self.stack(x), anchors.places)
 
-    def forward(self, embedding: Float[Tensor, "b p e"], key_value: KeyValue) -> Float[Tensor, "b p"]:
+    def forward(
+        self, embedding: Float[Tensor, "b p e"], key_value: KeyValue, places: Tensor | None = None
+    ) -> Float[Tensor, "b p"]:
         x = self.query_projection(embedding.to(self.query_projection.weight.dtype))
-        return self.output(self.norm(self.cross_block(x, key_value))).squeeze(-1)
+        return self.output(self.norm(self.cross_block(x, key_value, places))).squeeze(-1)
 
 
 class ShapeField:
@@ -55,6 +76,7 @@ class ShapeField:
         self._decoder = decoder
         self._embed = embed
         self._key_value = key_value
+        self._is_anchored = key_value[0].shape[-1] != decoder.head_dim
 
     @property
     def batch_size(self) -> int:
@@ -82,11 +104,14 @@ class ShapeField:
         if points.shape[0] != self.batch_size:
             raise ValueError(f"points are for {points.shape[0]} shapes, the field holds {self.batch_size}")
         if chunk_size is None:
-            return self._decoder(self._embed(points), self._key_value)
+            return self._read(points)
         if chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
-        parts = [self._decoder(self._embed(part), self._key_value) for part in points.split(chunk_size, dim=1)]
-        return torch.cat(parts, dim=1)
+        return torch.cat([self._read(part) for part in points.split(chunk_size, dim=1)], dim=1)
+
+    def _read(self, points: Tensor) -> Tensor:
+        places = point_side(points) if self._is_anchored else None
+        return self._decoder(self._embed(points), self._key_value, places)
 
     def shape(self, index: int) -> Callable[[Tensor], Tensor]:
         """Return the field of one shape as a function `(p, 3) -> (p,)`, e.g. for `extract_mesh`."""

@@ -22,13 +22,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hiergen.bottlenecks.gaussian import GaussianPosterior
+from hiergen.nn.blocks.anchors import anchor_grid, anchor_side, point_side
 from hiergen.nn.blocks.perceiver import CrossBlock, KeyValue, SelfStack, fourier_embedding, init_perceiver
 from hiergen.nn.depth.plan import part_plan
 from hiergen.nn.farthest_points import farthest_points
 from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.tokenizers.base import Tokenizer, TokenizerOutput, configured
 from hiergen.tokenizers.pyramid_vae.config import PyramidVAEConfig
-from hiergen.tokenizers.pyramid_vae.field import FieldDecoder, ShapeField
+from hiergen.tokenizers.pyramid_vae.field import Anchors, FieldDecoder, ShapeField
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ class PyramidVAE(Tokenizer[ShapeField]):
                 raise ValueError(
                     f"the pyramid holds the level {spec}, this model's are {self.specs}: it comes from another tokenizer"
                 )
-        return self._field(pyramid.levels[-1])
+        return self._field(pyramid.levels[-1], self.specs.index(pyramid.specs[-1]))
 
     def forward(
         self,
@@ -163,7 +164,7 @@ class PyramidVAE(Tokenizer[ShapeField]):
             posterior = self._posterior(memory, level, data.shape[0])
             tokens.append(posterior.sample(rng) if self.training else posterior.mean)
             divergences.append(posterior.kl() / posterior.mean[0].numel())
-            logits[f"logits_{level}"] = self._field(tokens[-1]).query(points)
+            logits[f"logits_{level}"] = self._field(tokens[-1], level).query(points)
         return TokenizerOutput(
             reconstruction=logits[f"logits_{chosen[-1]}"],
             pyramid=TokenPyramid(tuple(tokens), tuple(self.specs[level] for level in chosen)),
@@ -181,8 +182,15 @@ class PyramidVAE(Tokenizer[ShapeField]):
     def _embed(self, points: Tensor) -> Tensor:
         return fourier_embedding(points, self.layout.num_frequencies, include_pi=self.layout.include_pi)
 
-    def _field(self, tokens: Tensor) -> ShapeField:
-        return ShapeField(self.decoder, self._embed, self.decoder.read_tokens(tokens))
+    def _anchors(self, level: int) -> Anchors | None:
+        reach = self.layout.anchor_reach
+        if reach is None:
+            return None
+        anchors = anchor_grid(self.layout.num_tokens[level]).to(self.device)
+        return Anchors(self._embed(anchors), anchor_side(anchors, reach))
+
+    def _field(self, tokens: Tensor, level: int) -> ShapeField:
+        return ShapeField(self.decoder, self._embed, self.decoder.read_tokens(tokens, self._anchors(level)))
 
     def _read_cloud(self, data: Tensor, is_ordered: bool) -> _CloudMemory:
         """Return keys and values of every point resolution; they serve all levels of tokens."""
@@ -207,8 +215,10 @@ class PyramidVAE(Tokenizer[ShapeField]):
         key_values = []
         for index, count in enumerate(counts):
             cloud = embedding if count == num_points else prefix[:, :count]
+            # An embedding begins with the coordinates.
+            places = None if layout.anchor_reach is None else point_side(cloud[..., :3])
             block = cast("CrossBlock", self.cross_blocks[index])
-            key_values.append(block.project_data(self._input_projection(index)(cloud)))
+            key_values.append(block.project_data(self._input_projection(index)(cloud), places))
         return _CloudMemory(key_values, self._input_projection(0)(prefix[:, :num_queries]) if num_queries else None)
 
     def _input_projection(self, resolution: int) -> nn.Module:
@@ -219,10 +229,15 @@ class PyramidVAE(Tokenizer[ShapeField]):
             queries = self.query_banks[level].expand(batch, -1, -1)
         else:
             queries = memory.farthest[:, : self.layout.num_tokens[level]]
+        anchors, places = self._anchors(level), None
+        if anchors is not None:
+            embedding = nn.functional.pad(anchors.embedding, (0, self.layout.input_dim - self.layout.embed_dim))
+            queries, places = queries + self._input_projection(0)(embedding.to(queries.dtype)), anchors.places
         first, *others = cast("list[CrossBlock]", list(self.cross_blocks))
-        x = first(queries, memory.key_values[0])
+        x = first(queries, memory.key_values[0], places)
         for block, key_value in zip(others, memory.key_values[1:], strict=True):
-            x = x + (block(queries, key_value) if self.layout.residual_per_level else block.change(queries, key_value))
+            read = block.forward if self.layout.residual_per_level else block.change
+            x = x + read(queries, key_value, places)
         mean, log_variance = self.to_moments(self.encoder_norm(self.encoder_stack(x))).chunk(2, dim=-1)
         return GaussianPosterior(mean, log_variance)
 

@@ -49,4 +49,24 @@ PRESETS: dict[str, Preset] = {
         },
         source="The shape of pyramid-vae-shapes at a size that two CPU cores train in minutes.",
     ),
+    "pyramid-vae-small": Preset(
+        model="PyramidVAE",
+        config={
+            "num_tokens": [8, 64],
+            "token_dim": 16,
+            "width": 64,
+            "num_heads": 4,
+            "encoder_depth": 2,
+            "decoder_depth": 2,
+            # Half and quarter cubes repeat with the periods of these frequencies: a place in its cell is the same for all cells.
+            "num_frequencies": 6,
+            "include_pi": True,
+            "anchor_reach": [0.35, 0.5, 1.0, 0.0],
+            "point_counts": [1024],
+            "init_scale": 1.0,
+            "init_log_variance": -6.0,
+        },
+        source="ours: pyramid-vae-tiny with a place for every token, 2 and 4 cells along each axis, so that the fine level holds what the "
+        "coarse one cannot.",
+    ),
 }

@@ -7,7 +7,7 @@ import dataclasses
 import shlex
 from typing import TYPE_CHECKING, Any, Literal
 
-from hiergen.checked import Checked, CountOrZero, NotNegative
+from hiergen.checked import Checked, Count, CountOrZero, NotNegative
 from hiergen.data.config import DataConfig
 from hiergen.data.shapes.config import ShapeDataConfig
 from hiergen.data.text.config import CaptionConfig, TextDataConfig
@@ -237,6 +237,7 @@ class ShapeTokenizerTaskConfig(TaskConfig):
         near_weight: Weight of the queries near the surface beside those in the volume.
         levels: "all" trains every level on every sample; "in_turn" trains sample i of a batch at level i modulo their number only:
             about half of the work for two levels. The paper draws one level per step; in turn, each level gets its share of every step.
+        level_shares: How many of the samples of a turn each level gets; None gives every level one.
     """
 
     preset: str = "pyramid-vae-tiny"
@@ -245,11 +246,14 @@ class ShapeTokenizerTaskConfig(TaskConfig):
     validation: ShapeDataConfig | None = None
     near_weight: NotNegative = 1.0
     levels: Literal["all", "in_turn"] = "all"
+    level_shares: tuple[Count, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.levels not in ("all", "in_turn"):
             raise ValueError(f"levels is {self.levels!r}, expected 'all' or 'in_turn'")
+        if self.level_shares is not None and self.levels != "in_turn":
+            raise ValueError(f"level_shares is {list(self.level_shares)}, which expects levels 'in_turn'")
 
     def build(self) -> Task:
         from hiergen.training.tasks.shapes import ShapeTokenizerTask

@@ -57,24 +57,32 @@ class ShapeTokenizerTask(Task):
         self.dataset = open_shapes(config.data)
         if config.validation is not None:
             self.validation = open_shapes(dataclasses.replace(config.validation, batch=config.data.batch))
+        shares = config.level_shares or (1,) * len(model.specs)
+        if len(shares) != len(model.specs):
+            raise ValueError(
+                f"level_shares is {list(shares)}, expected {len(model.specs)} numbers, one per level of {config.preset}"
+            )
+        self._turn = [level for level, share in enumerate(shares) for _ in range(share)]
         self._is_ordered = config.data.batch.num_ordered >= num_ordered_points(model, config.data.batch.num_points)
 
     def losses(self, player: str, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
         inside = batch["occupancy"] > 0.5
-        parts: list[tuple[slice, list[int] | None]] = [(slice(None), None)]
+        parts: list[tuple[slice | Tensor, list[int] | None]] = [(slice(None), None)]
         if self._config.levels == "in_turn":
-            count = len(self.tokenizer.specs)
-            # A batch smaller than the number of levels trains its first ones.
-            parts = [(slice(level, None, count), [level]) for level in range(min(count, len(inside)))]
+            levels = torch.tensor([self._turn[row % len(self._turn)] for row in range(len(inside))])
+            # A batch smaller than a turn trains its first levels.
+            parts = [
+                ((levels == level).nonzero()[:, 0].to(inside.device), [level]) for level in sorted(set(levels.tolist()))
+            ]
         logits: dict[str, Tensor] = {}
         labels: dict[str, Tensor] = {}
         bottleneck: list[dict[str, Tensor]] = []
-        for rows, levels in parts:
+        for rows, chosen in parts:
             output = self.tokenizer(
                 batch["points"][rows],
                 rng=rng,
                 points=batch["queries"][rows],
-                levels=levels,
+                levels=chosen,
                 is_ordered=self._is_ordered,
             )
             logits |= output.features

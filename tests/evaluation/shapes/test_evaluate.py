@@ -36,6 +36,7 @@ def test_boxes_against_themselves_and_against_others(tmp_path: Path) -> None:
     same = evaluate_shapes(ShapesSettings(shapes=first, reference=first, out=str(tmp_path / "same"), **quick))
     assert same["metrics"]["coverage"] == 1
     assert same["metrics"]["IoU"] == pytest.approx(1)
+    assert [same["metrics"][name] for name in ("same_pieces", "pieces", "pieces_reference")] == [1, 1, 1]
     other = evaluate_shapes(ShapesSettings(shapes=first, reference=second, out=str(tmp_path / "other"), **quick))
     assert other["metrics"]["chamfer"] > same["metrics"]["chamfer"]
     assert other["counts"] == {"shapes": 3, "reference": 3, "pairs": 3}
@@ -143,7 +144,7 @@ def test_generated_meshes_are_scored_and_kept(models: Path, tmp_path: Path) -> N
     report = evaluate_shapes(chosen)
     assert report is not None
     assert report["metrics"]["without_surface"] == 0
-    assert {"coverage", "MMD", "1-NNA"} <= set(report["metrics"])
+    assert {"coverage", "MMD", "1-NNA", "pieces"} <= set(report["metrics"])
     assert sorted(path.name for path in (tmp_path / "made" / "meshes").iterdir()) == [f"00000{k}.glb" for k in range(3)]
     # The files it made give its figures.
     again = evaluate_shapes(_quick(tmp_path, "read", shapes=str(tmp_path / "made" / "meshes")))
@@ -173,10 +174,18 @@ def test_sources_that_do_not_fit_are_refused(models: Path, tmp_path: Path) -> No
         evaluate_shapes(_quick(tmp_path, "out", tokenizer=str(models / "pipeline")))
 
 
+def test_a_broken_shape_is_of_other_pieces_than_its_reference() -> None:
+    box, far = trimesh.creation.box((1.0, 1.0, 1.0)), trimesh.creation.box((0.1, 0.1, 0.1))
+    far.apply_translation((0, 2, 0))
+    quick = GeometryProtocol(num_points=100, resolution=8)
+    assert pair_scores(box + far, box, quick)["same_pieces"] == 0
+    assert pair_scores(box + far, box + far, quick)["same_pieces"] == 1
+
+
 def test_a_shape_without_a_surface_is_no_match() -> None:
     box = trimesh.creation.box((1.0, 1.0, 1.0))
     scores = pair_scores(trimesh.Trimesh(), box, GeometryProtocol(num_points=100, resolution=8))
-    assert scores["IoU"] == 0
+    assert (scores["IoU"], scores["same_pieces"]) == (0, 0)
     assert all(scores[name] == 0 for name in scores if name.startswith("F@"))
     assert math.isnan(scores["chamfer"])
     assert math.isnan(scores["normal_consistency"])

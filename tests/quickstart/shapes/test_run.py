@@ -18,7 +18,7 @@ from hiergen.quickstart.settings import ShapesQuickstartSettings
 from hiergen.quickstart.shapes import run as module
 from hiergen.quickstart.shapes.report import shape_markdown
 from hiergen.quickstart.shapes.run import run_shapes_quickstart
-from hiergen.quickstart.shapes.scores import draw_contact_sheet, generation_scores, reconstruction_scores
+from hiergen.quickstart.shapes.scores import draw_contact_sheet, generation_scores, reconstruction_scores, whole_shapes
 from hiergen.quickstart.stages import StageTimes
 
 COUNT = len(PROCEDURAL_CLASSES)
@@ -148,11 +148,14 @@ def test_the_judge_of_classes_knows_real_shapes_and_counts_failures() -> None:
     train = [procedural_shape(k).to_mesh() for k in range(2 * COUNT)]
     generated = train[:COUNT]
     scores = generation_scores(generated, train[COUNT:], train, seed=0)
-    assert scores["class_agreement"] == 1.0
+    assert (scores["class_agreement"], scores["whole"]) == (1.0, COUNT)
+    broken = [generated[0] + boxes(1, 0.1)[0].apply_translation((0, 3, 0)), *generated[1:]]
+    assert whole_shapes(broken, train) == COUNT - 1
     shuffled = [*generated[1:], generated[0]]
     assert generation_scores(shuffled, train[COUNT:], train, seed=0)["class_agreement"] == 0.0
     failed = generation_scores([trimesh.Trimesh()] * COUNT, train[COUNT:], train, seed=0)
     assert (failed["without_surface"], failed["class_agreement"], len(failed["sets"])) == (COUNT, 0.0, 1)
+    assert failed["whole"] == 0
 
 
 def test_the_contact_sheet_shows_a_missing_mesh_as_white(tmp_path) -> None:

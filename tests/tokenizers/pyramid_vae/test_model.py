@@ -25,6 +25,8 @@ TINY: dict[str, Any] = {
     "num_frequencies": 3,
     "point_counts": [24, 12, 6],
 }
+#: Tokens with places.
+PLACED: dict[str, Any] = {"num_tokens": [1, 8], "anchor_reach": [0.5, 0.0]}
 GRID = ExtractionSettings(depth=3, coarse_depth=3, chunk_size=50)
 
 
@@ -100,6 +102,41 @@ def test_levels_are_alternatives_and_the_finest_present_is_decoded() -> None:
     assert not torch.allclose(coarse, logits)
     changed = TokenPyramid((pyramid.levels[0] + 1, pyramid.levels[1]), pyramid.specs)
     assert torch.equal(model.decode(changed).query(points), logits)
+
+
+def test_places_cost_no_weights_and_tell_the_tokens_of_a_level_apart() -> None:
+    model = tiny(**PLACED)
+    assert model.state_dict().keys() == tiny().state_dict().keys()
+    data, points = clouds(), torch.rand(2, 7, 3, dtype=torch.float64)
+    pyramid = model.encode(data)
+    logits = model.decode(pyramid).query(points)
+    assert torch.equal(logits, model.decode(model.encode(data, levels=[1])).query(points))
+    assert not torch.allclose(logits, model.decode(pyramid.prefix(1)).query(points))
+    moved = TokenPyramid((pyramid.levels[0], pyramid.levels[1].flip(1)), pyramid.specs)
+    assert not torch.allclose(model.decode(moved).query(points), logits)
+    # Tokens know their places, also where no head fades; without places they are a set.
+    for reach, is_set in (([0.0, 0.0], False), (None, True)):
+        other = tiny(num_tokens=PLACED["num_tokens"], anchor_reach=reach)
+        fields = [other.decode(one).query(points) for one in (pyramid, moved)]
+        assert torch.allclose(*fields) == is_set
+
+
+def test_heads_with_a_short_reach_read_what_is_near() -> None:
+    model = tiny(**{**PLACED, "anchor_reach": [0.02, 0.02], "encoder_depth": 0, "decoder_depth": 0})
+    data, corner = clouds(), torch.full((2, 1, 3), -0.9, dtype=torch.float64)
+    pyramid = model.encode(data)
+    # The cell of the first anchor of 2 x 2 x 2 is that of the corner; far points do not reach its token.
+    far = data.clone()
+    far[:, 12:, 3:] += (data[:, 12:, :3].amax(dim=-1, keepdim=True) > 0.5) * 1.0
+    changed = model.encode(far)
+    assert torch.allclose(changed.levels[1][:, 0], pyramid.levels[1][:, 0])
+    assert not torch.allclose(changed.levels[1], pyramid.levels[1])
+    tokens = pyramid.levels[1].clone()
+    tokens[:, 1:] += 1
+    other = TokenPyramid((pyramid.levels[0], tokens), pyramid.specs)
+    fields = [model.decode(one) for one in (pyramid, other)]
+    torch.testing.assert_close(fields[0].query(corner), fields[1].query(corner))
+    assert not torch.allclose(fields[0].query(-corner), fields[1].query(-corner))
 
 
 def test_chunks_shapes_and_batches_do_not_change_the_field() -> None:
@@ -229,6 +266,10 @@ def test_presets_have_the_published_sizes(name: str, specs: list[int], parameter
         ({"num_tokens": []}, r"num_tokens is \[\], expected increasing"),
         ({"point_counts": [6, 12]}, r"point_counts is \[6, 12\], expected decreasing"),
         ({"queries": "random"}, "queries is 'random', expected one of 'learned', 'farthest'"),
+        ({"anchor_reach": [0.5]}, r"anchor_reach is \[0.5\], expected 2 numbers, one per head, at least 0"),
+        ({"anchor_reach": [0.5, -1.0]}, r"anchor_reach is \[0.5, -1.0\], expected 2 numbers"),
+        ({"anchor_reach": [0.5, 1]}, r"num_tokens is \[3, 5\], anchor_reach expects cubes: 8, 27, 64"),
+        ({**PLACED, "queries": "farthest"}, "queries is 'farthest', anchor_reach expects 'learned'"),
         ({"token_dim": 0}, "token_dim is 0, expected at least 1"),
         ({"encoder_depth": -1}, "encoder_depth is -1, expected at least 0"),
         ({"embed_point_features": True, "point_features": 1}, "point_features is 1, embed_point_features expects 3"),

@@ -104,6 +104,16 @@ def test_levels_in_turn_train_each_sample_at_one_level(monkeypatch) -> None:
     assert "iou_logits_1" not in task.losses("tokenizer", one, make_rng(0))
     with pytest.raises(ValueError, match="levels is 'one', expected 'all' or 'in_turn'"):
         dataclasses.replace(TOKENIZER, levels="one")
+    seen.clear()
+    shared = dataclasses.replace(TOKENIZER, levels="in_turn", level_shares=(1, 3)).build()
+    shared.losses("tokenizer", batch, make_rng(0))
+    assert seen == [(0, 2), (1, 3)]
+    with pytest.raises(
+        ValueError, match=r"level_shares is \[2\], expected 2 numbers, one per level of pyramid-vae-tiny"
+    ):
+        dataclasses.replace(TOKENIZER, levels="in_turn", level_shares=(2,)).build()
+    with pytest.raises(ValueError, match=r"level_shares is \[1, 3\], which expects levels 'in_turn'"):
+        dataclasses.replace(TOKENIZER, level_shares=(1, 3))
 
 
 def test_clouds_ordered_while_loading_give_the_same_loss() -> None:
