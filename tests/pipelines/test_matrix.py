@@ -167,7 +167,9 @@ TOYS: dict[str, dict[str, Any]] = {
         "window": 4,
     },
     "PyramidVAE": {
-        "num_tokens": lambda counts: [3, 5][-len(counts) :],
+        # Tokens with places are cells of a cube.
+        "num_tokens": lambda counts: ([1, 8] if counts == [8, 64] else [3, 5])[-len(counts) :],
+        "anchor_reach": lambda reaches: reaches[:2],
         "token_dim": 4,
         "width": 16,
         "num_heads": 2,
@@ -177,7 +179,7 @@ TOYS: dict[str, dict[str, Any]] = {
     },
     "HieraTok": _HIERATOK,
     "FrameTokenizer": {"num_frames": 2, "frame": _HIERATOK},
-    "PatchComponents": {"video_size": [4, 12, 12], "dim": 4},
+    "PatchComponents": {"video_size": [4, 12, 12], "patch_size": [4, 6, 6], "dim": 4},
     "LevelAR": _GENERATOR,
     "NextScaleAR": _GENERATOR,
     "MaskedIds": _GENERATOR,
