@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from hiergen.config import from_json, to_json
 from hiergen.data.images.digits import load_digits
@@ -94,6 +95,7 @@ def main() -> None:
         # What lets programs without hiergen's names load a folder by itself; these folders come with hiergen.
         (Path(temporary) / "pipeline.py").unlink(missing_ok=True)
         for file in Path(temporary).rglob("*.safetensors"):
+            halve(file, getattr(pipeline, file.parent.name))
             file.chmod(0o644)
     measured, about = kind.measure(folder, report, sampling)
     tokenizer, generator = report["settings"]["tokenizer"], report["settings"]["generator"]
@@ -103,6 +105,13 @@ def main() -> None:
     write_text(folder / "README.md", card(title, report, kind.data(report["settings"]), folder, sampling, measured))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB\n{about}")
+
+
+def halve(file: Path, model: torch.nn.Module) -> None:
+    """Store the parameters in half precision that a model keeps in float32 while it runs; its tables stay as they are."""
+    names = {name for name, _ in model.named_parameters()}
+    tensors = load_file(file)
+    save_file({name: x.half() if name in names else x for name, x in tensors.items()}, file, metadata={"format": "pt"})
 
 
 @torch.no_grad()
