@@ -48,7 +48,7 @@ def folder(tmp_path):
     heart = {"body": "heart", "height": 18}
     for package in ("iconify-json-twemoji", "iconify-json-noto"):
         icons = {"icons": {"cat": {"body": "cat"}, "heart": heart}, "aliases": {}, "width": 36, "height": 36}
-        pack(tmp_path, package, icons=icons, chars={"1f408": "cat", "2764-fe0f": "heart"})
+        pack(tmp_path, package, icons=icons, chars={"1f408": "cat", "2764-fe0f": "heart", "1f3c1": "cat"})
     mirrored = {"icons": {"left": heart}, "aliases": {"heart": {"parent": "left", "hFlip": True}}}
     for package in ("iconify-json-fluent-emoji-flat", "iconify-json-fluent-emoji"):
         pack(tmp_path, package, icons={**mirrored, "width": 32, "height": 32}, chars={"2764": "heart"})
