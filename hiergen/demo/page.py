@@ -35,10 +35,16 @@ class Page:
     Attributes:
         blocks: The page as gradio's blocks.
         settings: Limits of the demo.
+        tabs: The tabs, as gradio's component.
+        links: By the name of a tab, what sets its form to the settings in an address, and the parts of the form that it sets.
     """
 
     blocks: gr.Blocks
     settings: DemoSettings
+    tabs: gr.Tabs
+    links: dict[str, tuple[Callable[[dict[str, str]], Sequence[Any]], list[Any]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def event(self) -> dict[str, Any]:
@@ -117,6 +123,23 @@ class Page:
         # Only then: a step that was already on its way would have the last word.
         stopped.then(lambda: "Stopped.", None, status, show_progress="hidden", **quick)
 
+    def follow_links(self) -> None:
+        """Let an address that names a result open its tab, set the form to its settings, and make it again."""
+        import gradio as gr
+
+        def follow(asked: dict[str, str]) -> list[Any]:
+            updates: list[Any] = [gr.Tabs(selected=asked["tab"]) if asked.get("tab") in self.links else gr.skip()]
+            for name, (again, parts) in self.links.items():
+                updates += again(asked) if asked.get("tab") == name else [gr.skip()] * len(parts)
+            return updates
+
+        asked = gr.JSON(visible=False)
+        outputs = [self.tabs, *(part for _, parts in self.links.values() for part in parts)]
+        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        query = "Object.fromEntries(new URLSearchParams(location.search))"
+        loaded = self.blocks.load(explained(follow), asked, outputs, js=f"() => [{query}]", **quick)
+        loaded.success(None, js=f"() => {{document.getElementById({query}.tab + '-start')?.click()}}", **quick)
+
     def answers(self, run: Callable[..., Any], inputs: list[Any], outputs: list[Any], *, api_name: str) -> None:
         """Offer a function to programs; none of its components is on the page."""
         import gradio as gr
@@ -140,6 +163,14 @@ def picture_files() -> Iterator[Callable[[Image.Image], str]]:
             return str(path)
 
         yield write
+
+
+def cached(picture: Image.Image) -> str:
+    """Return the path of a picture in gradio's cache. There it is whole before it is named; what is there already is not written again."""
+    from gradio import processing_utils, utils
+
+    with picture_files() as png:
+        return processing_utils.save_file_to_cache(png(picture), utils.get_upload_folder())
 
 
 def explained(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ from hiergen.demo.inputs import (
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
 from hiergen.demo.pictures import shape_views
-from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, to_seed
+from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, read_query, to_seed
 from hiergen.demo.stage import View, draw_empty, draw_stage, result
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.geometry.field_grid import ExtractionSettings
@@ -174,7 +174,8 @@ def _result(
     name = "of the picture" if request.picture is not None else entry.class_name(request.label)
     line = f"{name}, seed {request.seed}. {describe_mesh(last.meshes[-1], last.tokens[-1])}."
     chosen = {"label": request.label, "guidance_scale": request.guidance_scale, "seed": request.seed}
-    return result(draw_views(entry, last, name, turning=turning), title=name, line=line, chosen=chosen)
+    place = ("shapes", entry.title) if request.picture is None else None
+    return result(draw_views(entry, last, name, turning=turning), title=name, line=line, chosen=chosen, place=place)
 
 
 def make_ready(entry: DemoModel, *, seconds: float, limit: float) -> list[dict[str, Any]]:
@@ -228,6 +229,7 @@ def add_tab(page: Page, library: Library) -> None:
             viewer = gr.Model3D(
                 label="All levels as a GLB file: drag to turn, scroll to zoom",
                 height=300,
+                visible=False,
                 interactive=False,
                 clear_color=(0.93, 0.94, 0.96, 1.0),
                 elem_id="shapes-viewer",
@@ -255,12 +257,20 @@ def add_tab(page: Page, library: Library) -> None:
             {"items": ready[title], "at": 0},
         )
 
+    def again(asked: dict[str, str]) -> tuple[Any, ...]:
+        request, (label, pictures, _, *others) = read_query(ShapeRequest, asked), change(asked.get("model", ""))
+        check_label(library.get(asked["model"]), request.label)
+        label = gr.Dropdown(choices=library.get(asked["model"]).choices(), value=request.label, visible=True)
+        return asked["model"], label, pictures, request.guidance_scale, *others, request.seed, False
+
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    form.model.input(change, form.model, [form.label, form.pictures, form.guidance, about, stage, strip], **quick)
+    changed = [form.label, form.pictures, form.guidance, about, stage, strip]
+    form.model.input(change, form.model, changed, **quick)
+    page.links["shapes"] = again, [form.model, *changed, *form.seed]
     picked(form.inputs)
     # The viewer still has the mesh before: it is taken away.
     page.chooses(strip, made, [stage, status]).then(
-        lambda chosen: (chosen["label"], chosen["guidance_scale"], chosen["seed"], None),
+        lambda chosen: (chosen["label"], chosen["guidance_scale"], chosen["seed"], _viewer(None)),
         made,
         [form.label, form.guidance, form.seed[0], viewer],
         **quick,
@@ -316,15 +326,27 @@ def _updates(
         for now in thinned(steps, lambda now: (len(now.meshes), now.is_done)):
             if now.is_done:
                 made = _result(entry, request, now)
-                yield made["stage"], _files(now, Path(folder))[-1], "Done." if not turns else "Turning it around.", made
+                yield (
+                    made["stage"],
+                    _viewer(_files(now, Path(folder))[-1]),
+                    "Done." if not turns else "Turning it around.",
+                    made,
+                )
                 if turns and (turning := _turn(now.meshes[-1])) is not None:
                     made = _result(entry, request, now, turning)
                 yield made["stage"], gr.skip(), "Done.", made
             elif len(now.meshes) > sent:
                 sent = len(now.meshes)
-                yield draw_stage(draw_views(entry, now, "a shape")), None, f"Step {now.step}.", None
+                yield draw_stage(draw_views(entry, now, "a shape")), _viewer(None), f"Step {now.step}.", None
             else:
                 yield *unchanged, f"Step {now.step}.", None
+
+
+def _viewer(file: str | None) -> Any:
+    """Return the viewer with a mesh; without one it is not there."""
+    import gradio as gr
+
+    return gr.Model3D(value=file, visible=file is not None)
 
 
 def _files(now: ShapeProgress, folder: Path) -> list[str | None]:
