@@ -102,7 +102,7 @@ def save_curves(
         if shows_points:
             places = sorted({value for x, *_ in curves.values() for value in x})
             axis.set_xscale("log", base=2)
-            places = _apart(places, 0.06)
+            places = _apart(places, 0.1 if point_labels else 0.04)
             texts = [f"{value:,.0f}\n{point_labels.get(value, '')}".rstrip() for value in places]
             # A text of two lines needs a fifth of the axis, one of one line less.
             is_narrow = len(_apart(places, 0.2 if point_labels else 0.1)) < len(places)

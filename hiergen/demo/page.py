@@ -135,10 +135,13 @@ class Page:
 
         asked = gr.JSON(visible=False)
         outputs = [self.tabs, *(part for _, parts in self.links.values() for part in parts)]
-        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         query = "Object.fromEntries(new URLSearchParams(location.search))"
+        # Not outside of the queue, where a refusal is not told to anybody.
         loaded = self.blocks.load(explained(follow), asked, outputs, js=f"() => [{query}]", **quick)
-        loaded.success(None, js=f"() => {{document.getElementById({query}.tab + '-start')?.click()}}", **quick)
+        # A tab is built when it is first opened: its button may be a moment late.
+        press = "const press = (tries) => {const button = document.getElementById(name + '-start'); if (button) button.click(); else if (tries) setTimeout(press, 100, tries - 1)}"
+        loaded.success(None, js=f"() => {{const name = {query}.tab; {press}; if (name) press(100)}}", **quick)
 
     def answers(self, run: Callable[..., Any], inputs: list[Any], outputs: list[Any], *, api_name: str) -> None:
         """Offer a function to programs; none of its components is on the page."""

@@ -62,7 +62,9 @@ def test_the_demo_and_the_readme_say_of_a_packaged_model_what_its_card_says(fold
     # How far an average may be off stands beside it.
     for number in (number for text in told for number in _numbers(re.sub(r"± [\d.]+", "", text))):
         places = len(number.partition(".")[2])
-        assert any(f"{float(one):.{places}f}" == number for one in card), f"{number} is not in the card of {folder.name}"
+        assert any(f"{float(one):.{places}f}" == number for one in card), (
+            f"{number} is not in the card of {folder.name}"
+        )
 
 
 def _numbers(text: str) -> list[str]:

@@ -87,7 +87,14 @@ def test_a_result_has_an_address_of_what_it_was_made_with_where_that_is_enough()
 
 
 def test_an_address_is_read_as_a_request_and_what_is_no_number_is_named() -> None:
-    asked = {"tab": "generate", "model": "m", "seed": "7", "guidance_scale": "2.5", "prompt": "red heart", "picture": "x"}
+    asked = {
+        "tab": "generate",
+        "model": "m",
+        "seed": "7",
+        "guidance_scale": "2.5",
+        "prompt": "red heart",
+        "picture": "x",
+    }
     assert read_query(GenerateRequest, asked) == GenerateRequest(seed=7, guidance_scale=2.5, prompt="red heart")
     assert read_query(ShapeRequest, {**asked, "label": "2"}) == ShapeRequest(2, None, 2.5, 7)
     with pytest.raises(ValueError, match="seed is 'x' in the address, expected a number"):

@@ -295,9 +295,9 @@ def add_tab(page: Page, library: Library) -> None:
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     shown = [model, inputs.upload, inputs.example]
     model.input(change, model, [inputs.examples, way, strength, levels, guidance, *asking.outputs], **quick)
-    for trigger in (model.input, inputs.upload.upload):
-        trigger(explained(show), shown, painter, **quick)
-    picked(inputs).success(explained(show), shown, painter, **quick)
+    for trigger in (model.input, inputs.upload.upload, picked(inputs).success):
+        # Not outside of the queue, where a refusal is not told to anybody.
+        trigger(explained(show), shown, painter, **{**quick, "queue": True})
     way.input(lambda chosen: gr.Group(visible=chosen == BLEND), way, second, **quick)
     asking.connect(library, model)
     page.chooses(strip, made, [stage, status])

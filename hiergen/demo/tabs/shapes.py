@@ -229,7 +229,6 @@ def add_tab(page: Page, library: Library) -> None:
             viewer = gr.Model3D(
                 label="All levels as a GLB file: drag to turn, scroll to zoom",
                 height=300,
-                visible=False,
                 interactive=False,
                 clear_color=(0.93, 0.94, 0.96, 1.0),
                 elem_id="shapes-viewer",
@@ -270,7 +269,7 @@ def add_tab(page: Page, library: Library) -> None:
     picked(form.inputs)
     # The viewer still has the mesh before: it is taken away.
     page.chooses(strip, made, [stage, status]).then(
-        lambda chosen: (chosen["label"], chosen["guidance_scale"], chosen["seed"], _viewer(None)),
+        lambda chosen: (chosen["label"], chosen["guidance_scale"], chosen["seed"], None),
         made,
         [form.label, form.guidance, form.seed[0], viewer],
         **quick,
@@ -328,7 +327,7 @@ def _updates(
                 made = _result(entry, request, now)
                 yield (
                     made["stage"],
-                    _viewer(_files(now, Path(folder))[-1]),
+                    _files(now, Path(folder))[-1],
                     "Done." if not turns else "Turning it around.",
                     made,
                 )
@@ -337,16 +336,9 @@ def _updates(
                 yield made["stage"], gr.skip(), "Done.", made
             elif len(now.meshes) > sent:
                 sent = len(now.meshes)
-                yield draw_stage(draw_views(entry, now, "a shape")), _viewer(None), f"Step {now.step}.", None
+                yield draw_stage(draw_views(entry, now, "a shape")), None, f"Step {now.step}.", None
             else:
                 yield *unchanged, f"Step {now.step}.", None
-
-
-def _viewer(file: str | None) -> Any:
-    """Return the viewer with a mesh; without one it is not there."""
-    import gradio as gr
-
-    return gr.Model3D(value=file, visible=file is not None)
 
 
 def _files(now: ShapeProgress, folder: Path) -> list[str | None]:
