@@ -100,7 +100,7 @@ def save_curves(
             if bars and any(bars[0]):
                 axis.errorbar(x, y, bars[0], fmt="none", ecolor=color, capsize=3, linewidth=1.2)
         if shows_points:
-            places = sorted({value for x, *_ in curves.values() for value in x})
+            places = sorted({float(value) for x, *_ in curves.values() for value in x})
             axis.set_xscale("log", base=2)
             places = _apart(places, 0.1 if point_labels else 0.04)
             texts = [f"{value:,.0f}\n{point_labels.get(value, '')}".rstrip() for value in places]
