@@ -147,8 +147,8 @@ def test_samples_are_kept_by_what_made_them(program, stage, monkeypatch) -> None
 
 def test_sheets_without_names(program, stage) -> None:
     program["blind"](*stage.args)
-    for name in ("blind", "blind-real"):
+    for name, splits in (("blind", {"train", "test"}), ("blind-real", {"test"})):
         answers = json.loads((stage.out / f"{name}.json").read_text())
         assert [answer["number"] for answer in answers] == list(range(1, 13))
         assert (stage.out / f"{name}-1.png").is_file()
-    assert {answer["split"] for answer in answers} == {"test"}
+        assert {answer["split"] for answer in answers} == splits
