@@ -75,7 +75,7 @@ class Settings:
         negative_prompt: What guidance moves away from in the sheet; "" is no text.
         extractor: Features of the Fréchet distance and of the judge by neighbors.
         cache: Folder of these features of real pictures.
-        same: Distance of pixels, and of LPIPS, up to which a held-out picture is the same as a training one ("likeness").
+        same: Root mean square difference of pixels in [0, 1] up to which a held-out picture is the same as a training one ("likeness").
         num_blind: Number of pictures that people are to name.
     """
 
@@ -102,7 +102,7 @@ class Settings:
     negative_prompt: str = ""
     extractor: ExtractorConfig = dataclasses.field(default_factory=lambda: ExtractorConfig(name="inception-768"))
     cache: str = "~/.cache/hiergen/references"
-    same: tuple[float, float] = (0.03, 0.01)
+    same: float = 0.01
     num_blind: int = 200
 
 
@@ -338,15 +338,15 @@ def _kept_samples(pipe: TextToImagePipeline, texts: list[str], settings: Setting
 
 def _nearness(samples: Tensor, real: Tensor, held_out: Tensor, settings: Settings) -> dict[str, dict[str, float]]:
     """Return how near samples and held-out pictures are to the training pictures and their mirror images."""
-    both, (pixels, lpips) = torch.cat([real, real.flip(-1)]), settings.same
+    both = torch.cat([real, real.flip(-1)])
     network = LPIPS.from_files("alex", folder=settings.lpips)
     asked = torch.cat([to_uint8(samples), held_out])
     by_pixels = nearest_by_pixels(asked, both).distances
     by_lpips = nearest_by_lpips(asked.float() / 127.5 - 1, both.float() / 127.5 - 1, network).distances
-    split = len(samples)
+    split, is_copy = len(samples), by_pixels[len(samples) :] <= settings.same
     return {
-        "root mean square": nearness(by_pixels[:split], by_pixels[split:], same=pixels),
-        "LPIPS (AlexNet)": nearness(by_lpips[:split], by_lpips[split:], same=lpips),
+        "root mean square": nearness(by_pixels[:split], by_pixels[split:], is_copy),
+        "LPIPS (AlexNet)": nearness(by_lpips[:split], by_lpips[split:], is_copy),
     }
 
 

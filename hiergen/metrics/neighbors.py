@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from hiergen.pretrained.perceptual import LPIPS
@@ -70,21 +70,20 @@ def nearest_by_lpips(
     return best
 
 
-def nearness(made: Float[Tensor, " n"], held_out: Float[Tensor, " m"], *, same: float) -> dict[str, float]:
+def nearness(made: Float[Tensor, " n"], held_out: Float[Tensor, " m"], is_copy: Bool[Tensor, " m"]) -> dict[str, float]:
     """Return percentiles of distances to the nearest training image, and the share of images that are nearer than held-out ones are.
 
     Args:
         made: Distances of generated images.
         held_out: Distances of held-out images.
-        same: Distance up to which a held-out image is taken for the same picture as a training one. Data may hold a picture twice; "copies
-            left out" measures without those.
+        is_copy: Whether a held-out image is also a training image: data may hold a picture twice. "copies left out" measures without those.
 
     Raises:
-        ValueError: If no held-out image is further away than `same`.
+        ValueError: If all held-out images are copies.
     """
-    different = held_out[held_out > same]
+    different = held_out[~is_copy]
     if not len(different):
-        raise ValueError(f"same is {same}, expected less than the largest distance of held-out images")
+        raise ValueError(f"is_copy marks all {len(held_out)} held-out images, expected one that is no training image")
     found: dict[str, float] = {}
     for name, values in (("made", made), ("held out", held_out), ("held out, copies left out", different)):
         found |= {

@@ -110,7 +110,6 @@ def stage(program, tmp_path, monkeypatch) -> SimpleNamespace:
         num_samples=40,
         num_blind=12,
         sampling={"num_steps": 1},
-        same=(0.01, 0.001),
     )
     sides = [program["Pictures"].of(settings, split) for split in ("train", "test")]
     pipe = toy_pipeline(image_size=64, patch_size=32)

@@ -52,7 +52,7 @@ def test_nearest_by_lpips_is_that_of_all_pairs() -> None:
 def test_nearness_with_and_without_copies_in_the_data() -> None:
     held_out = torch.tensor([0.0, 0.0, *(0.2 + 0.01 * k for k in range(101))])
     made = torch.tensor([0.1, 0.205, 0.3, 0.4])
-    found = nearness(made, held_out, same=0.05)
+    found = nearness(made, held_out, held_out < 0.05)
     assert found["copies among held out"] == 2
     assert found["held out, 1 %"] == pytest.approx(0.004)
     assert found["held out, copies left out, 1 %"] == pytest.approx(0.21)
@@ -60,5 +60,7 @@ def test_nearness_with_and_without_copies_in_the_data() -> None:
     assert found["share below 1 % of held out"] == 0
     assert found["share below 1 % of held out, copies left out"] == 0.5
     assert found["nearest made"] == pytest.approx(0.1)
-    with pytest.raises(ValueError, match=r"same is 2\.0, expected less than the largest distance of held-out images"):
-        nearness(made, held_out, same=2.0)
+    with pytest.raises(
+        ValueError, match="is_copy marks all 103 held-out images, expected one that is no training image"
+    ):
+        nearness(made, held_out, held_out < 2)
