@@ -31,7 +31,7 @@ from hiergen.data.config import DataConfig
 from hiergen.data.images.on_disk import PictureSet
 from hiergen.data.images.pixels import to_uint8
 from hiergen.data.sources import open_captions, open_images
-from hiergen.evaluation.features.extractors import Extractor, build_extractor
+from hiergen.evaluation.features.extractors import build_extractor
 from hiergen.evaluation.features.references import open_reference
 from hiergen.evaluation.images.samples import open_samples, write_adm_npz
 from hiergen.evaluation.settings import ExtractorConfig, PassConfig
@@ -41,7 +41,7 @@ from hiergen.generators.flow.model import FlowTransformer
 from hiergen.metrics.classifiers import FeatureClassifier, LabelClassifier, stage_features
 from hiergen.metrics.frechet import frechet_beside_halves
 from hiergen.metrics.neighbors import nearest_by_lpips, nearest_by_pixels, nearness
-from hiergen.pipelines.encoding import encode_batches, tokenizer_fingerprint
+from hiergen.pipelines.encoding import decode_batches, encode_batches, tokenizer_fingerprint
 from hiergen.pipelines.image import TextToImagePipeline
 from hiergen.pipelines.loading import from_pretrained
 from hiergen.pretrained.perceptual import LPIPS
@@ -288,42 +288,53 @@ def likeness(pipe: TextToImagePipeline, train: Pictures, test: Pictures, setting
     chosen = draw(len(train), settings.num_samples)
     samples = _kept_samples(pipe, [train.captions[index] for index in chosen], settings, out)
     classes = [train.classes[index] for index in chosen]
+    groups = {
+        kind: _groups(of, train)
+        for kind, of in (("train", train.classes), ("made", classes), ("held out", test.classes))
+    }
     judge, found = Judge(train, settings), dict[str, Any](count=len(samples), sampling=settings.sampling)
     found["judge"] = {
         "made": judge.agreement(samples, classes),
         "held out": judge.agreement(test.images(), test.classes),
     }
-    real, held_out = to_uint8(train.images()), to_uint8(test.images())
-    found["nearness"] = _nearness(samples, real, held_out, settings)
-    write_json(out / "likeness.json", found)
-    extractor = build_extractor(settings.extractor)
-    features = {"made": _features(extractor, to_uint8(samples))}
-    for kind in (train, test):
-        config = dataclasses.replace(settings.data, split=kind.name)
-        reference = open_reference(
-            config, extractor, rounding="nearest", passes=PassConfig(), cache=settings.cache, device=torch.device("cpu")
-        )
-        features[kind.name] = cast(Tensor, reference.features)
-    sets = {"made": features["made"], "held out": features["test"]}
-    # All sets as large as the smaller one, and without the held-out pictures as large as the samples and half of the data allow.
-    few, many = min(len(test), len(samples)), min(len(train) // 2, len(samples))
-    found[extractor.distance] = {
-        few: frechet_beside_halves(sets, features["train"], count=few, seed=settings.seeds[0]),
-        many: frechet_beside_halves({"made": sets["made"]}, features["train"], count=many, seed=settings.seeds[0]),
-    }
-    groups = {
-        kind: _numbers(of, train.classes)
-        for kind, of in (("train", train.classes), ("made", classes), ("held out", test.classes))
-    }
+    real, images = to_uint8(train.images()), {"made": to_uint8(samples), "held out": to_uint8(test.images())}
     machine = LabelClassifier(real, groups["train"], in_color=True)
-    images = {"made": to_uint8(samples), "held out": held_out}
     found["support vector machine on 8x8 pixels"] = {k: machine.accuracy(x, groups[k]) for k, x in images.items()}
-    found[f"5 nearest neighbors, {extractor.name}"] = {
-        kind: float((_vote(x, features["train"], groups["train"]) == groups[kind]).double().mean())
-        for kind, x in sets.items()
-    }
+    found["nearness"] = _nearness(images["made"], real, images["held out"], settings)
+    write_json(out / "likeness.json", found)
+    rebuilt = decode_batches(pipe.tokenizer, encode_batches(pipe.tokenizer, test.images()))
+    found |= _by_features({"made": images["made"], "rebuilt": to_uint8(rebuilt)}, groups, settings)
     write_json(out / "likeness.json", found)
     say(f"measure_words: {found}")
+
+
+def _by_features(images: dict[str, Tensor], groups: dict[str, Tensor], settings: Settings) -> dict[str, Any]:
+    """Return the Fréchet distances of images and of real held-out ones, and what the judge by neighbors says of both."""
+    extractor = build_extractor(settings.extractor)
+    sets = {kind: torch.cat([extractor(part)["pool"] for part in of.split(64)]) for kind, of in images.items()}
+    for name, split in (("train", "train"), ("held out", "test")):
+        reference = open_reference(
+            dataclasses.replace(settings.data, split=cast(Any, split)),
+            extractor,
+            rounding="nearest",
+            passes=PassConfig(),
+            cache=settings.cache,
+            device=torch.device("cpu"),
+        )
+        sets[name] = cast(Tensor, reference.features)
+    train = sets.pop("train")
+    # By as many as there are samples, or half of the data; and by as many as are held out, where these are fewer.
+    most = min(len(sets["made"]), len(train) // 2)
+    distances = {}
+    for count in sorted({min(most, len(sets["held out"])), most}):
+        large = {name: rows for name, rows in sets.items() if len(rows) >= count}
+        distances[count] = frechet_beside_halves(large, train, count=count, seed=settings.seeds[0])
+    agreement = {}
+    for name in ("made", "held out"):
+        nearest = torch.cdist(sets[name], train).topk(5, largest=False).indices
+        said = groups["train"][nearest].mode(dim=1).values
+        agreement[name] = float((said == groups[name]).double().mean())
+    return {extractor.distance: distances, f"5 nearest neighbors, {extractor.name}": agreement}
 
 
 def _kept_samples(pipe: TextToImagePipeline, texts: list[str], settings: Settings, out: Path) -> Tensor:
@@ -336,33 +347,22 @@ def _kept_samples(pipe: TextToImagePipeline, texts: list[str], settings: Setting
     return open_samples(str(path), 0).read(range(len(texts))).float() / 127.5 - 1
 
 
-def _nearness(samples: Tensor, real: Tensor, held_out: Tensor, settings: Settings) -> dict[str, dict[str, float]]:
+def _nearness(made: Tensor, real: Tensor, held_out: Tensor, settings: Settings) -> dict[str, dict[str, float]]:
     """Return how near samples and held-out pictures are to the training pictures and their mirror images."""
-    both = torch.cat([real, real.flip(-1)])
+    both, asked, split = torch.cat([real, real.flip(-1)]), torch.cat([made, held_out]), len(made)
     network = LPIPS.from_files("alex", folder=settings.lpips)
-    asked = torch.cat([to_uint8(samples), held_out])
     by_pixels = nearest_by_pixels(asked, both).distances
     by_lpips = nearest_by_lpips(asked.float() / 127.5 - 1, both.float() / 127.5 - 1, network).distances
-    split, is_copy = len(samples), by_pixels[len(samples) :] <= settings.same
+    is_copy = by_pixels[split:] <= settings.same
     return {
         "root mean square": nearness(by_pixels[:split], by_pixels[split:], is_copy),
         "LPIPS (AlexNet)": nearness(by_lpips[:split], by_lpips[split:], is_copy),
     }
 
 
-def _features(extractor: Extractor, images: Tensor) -> Tensor:
-    return torch.cat([extractor(part)["pool"] for part in images.split(64)])
-
-
-def _numbers(classes: list[str], known: list[str]) -> Tensor:
+def _groups(classes: list[str], known: Pictures) -> Tensor:
     """Return the number of each class's group."""
-    return torch.from_numpy(np.searchsorted(np.unique(_parts(known)[0]), _parts(classes)[0]))
-
-
-def _vote(features: Tensor, known: Tensor, labels: Tensor) -> Tensor:
-    """Return the label that most of the five nearest known features have."""
-    nearest = torch.cdist(features, known).topk(5, largest=False).indices
-    return labels[nearest].mode(dim=1).values
+    return torch.from_numpy(np.searchsorted(np.unique(_parts(known.classes)[0]), _parts(classes)[0]))
 
 
 PARTS = {"sheet": sheet, "retrieval": find_pictures, "drawn": judge_drawn, "likeness": likeness, "blind": blind}
