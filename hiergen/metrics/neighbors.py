@@ -21,7 +21,7 @@ class Nearest:
 
     Attributes:
         distances: How far it is.
-        indices: Its index in the other set.
+        indices: Index of that image in the other set.
     """
 
     distances: Float[Tensor, " n"]
