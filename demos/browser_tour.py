@@ -32,6 +32,7 @@ def generate(visitor: Visitor) -> None:
     visitor.wait(lambda: visitor.count("#generate-strip button") == ready + 1, "the new result in the strip")
     visitor.keep("generate")
     if visitor.is_brief:
+        share(visitor)
         return
     made = visitor.picture("generate-stage")
     # The slider, and the way back.
@@ -56,6 +57,20 @@ def generate(visitor: Visitor) -> None:
     visitor.wait(lambda: visitor.text("generate-status").startswith(("Stopped", "Done")), "an answer to stopping")
     for title in visitor.choices("generate-model")[1:]:
         menus(visitor, title)
+    share(visitor)
+
+
+def share(visitor: Visitor) -> None:
+    """Take the address of what is on the stage, and come back by it: the same picture is made again."""
+    shown = visitor.picture("generate-stage")
+    visitor.click("#generate-stage .hg-tools [data-link]")
+    address = visitor.driver.current_url
+    if "tab=generate" not in address:
+        raise SystemExit(f"The address of a result is {address}")
+    visitor.driver.get("about:blank")
+    visitor.driver.get(address)
+    visitor.wait(lambda: visitor.text("generate-status") == "Done.", "a result made again by its address")
+    visitor.wait(lambda: visitor.picture("generate-stage") == shown, "the same picture by its address")
 
 
 def menus(visitor: Visitor, title: str) -> None:
@@ -300,7 +315,7 @@ def tour(visitor: Visitor, login: str | None) -> None:
             if title in tabs:
                 visit(visitor)
         if unnamed := visitor.unnamed():
-            raise SystemExit(f"{visitor.window}: pictures without words: {unnamed}")
+            raise SystemExit(f"{visitor.window}: pictures, buttons and fields without words: {unnamed}")
         width = visitor.driver.execute_script("return document.documentElement.scrollWidth")
         if width > WINDOWS[visitor.window][0]:
             raise SystemExit(f"{visitor.window}: the page is {width} pixels wide, wider than its window")

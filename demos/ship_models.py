@@ -100,7 +100,13 @@ def main() -> None:
     measured, about = kind.measure(folder, report, sampling)
     tokenizer, generator = report["settings"]["tokenizer"], report["settings"]["generator"]
     title = f"{kind.title}: {tokenizer} + {generator}"
-    notes = {"title": title, "about": about, "classes": list(kind.classes), "sampling": sampling}
+    # Menus say what it makes; the card, of which parts it is.
+    notes = {
+        "title": DIGITS.get(folder.name, kind.title),
+        "about": about,
+        "classes": list(kind.classes),
+        "sampling": sampling,
+    }
     write_json(folder / NOTES_FILE, notes)
     write_text(folder / "README.md", card(title, report, kind.data(report["settings"]), folder, sampling, measured))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -122,7 +128,7 @@ def measure_digits(folder: Path, report: dict[str, Any], sampling: dict[str, Any
     found = rebuild_prefixes(pipe.tokenizer, test.images)
     ratios = [float(psnr(images, test.images).mean()) for images in found.images]
     judge = LabelClassifier(to_uint8(train.images), train.labels)
-    labels = [digit for digit in range(10) for _ in range(20)]
+    labels = [digit for digit in range(10) for _ in range(50)]
     made = pipe(labels, generator=make_rng(1, "card"), output_type="pt", **sampling).images
     agreement = judge.accuracy(to_uint8(made), torch.tensor(labels))
     real = judge.accuracy(to_uint8(test.images), test.labels)
@@ -130,11 +136,11 @@ def measure_digits(folder: Path, report: dict[str, Any], sampling: dict[str, Any
         f"- PSNR on the {len(test)} held-out digits by number of tokens read: "
         + ", ".join(f"{ratio:.2f} dB ({tokens})" for ratio, tokens in zip(ratios, found.tokens, strict=True)),
         f"- a support vector machine trained on the real train split agrees with {agreement:.1%} of {len(labels)} generated "
-        f"digits, 20 a class, and with {real:.1%} of the real held-out ones",
+        f"digits, 50 per class, and with {real:.1%} of the real held-out ones",
     ]
     about = (
         f"Trained on 1,442 handwritten digits, nothing else. {ratios[-1]:.1f} dB on held-out digits from {found.tokens[-1]} "
-        f"tokens; a classifier reads {agreement:.0%} of its samples as the digit asked for."
+        f"tokens; a classifier reads {agreement:.1%} of its samples as the digit asked for."
     )
     return lines, about
 
@@ -226,7 +232,8 @@ def measure_clips(folder: Path, report: dict[str, Any], sampling: dict[str, Any]
     agreement, _ = judge.accuracy(to_uint8(torch.cat(made)), torch.tensor(labels))
     yardstick, _ = judge.accuracy(test.videos, test.labels)
     lines = [
-        f"- tokenizer: {rebuilt['psnr_db']:.2f} dB on {len(test.labels)} held-out clips",
+        f"- tokenizer: {rebuilt['psnr_db']:.2f} dB on {len(test.labels)} held-out clips "
+        f"from {sum(spec.num_tokens for spec in pipe.tokenizer.specs)} tokens",
         f"- a support vector machine on the frames of real training clips reads {agreement:.0%} of {len(labels)} generated clips, "
         f"10 per class, dense attention, as the {thing} asked for, and {yardstick:.0%} of real held-out clips; chance is 10%",
     ]
@@ -306,6 +313,8 @@ def _shapes(settings: dict[str, Any]) -> str:
 
 
 NUMERALS = tuple("0123456789")
+#: Titles of the two models of digits, by folder.
+DIGITS = {"digits-1d": "Digits, level by level", "digits-2d": "Digits, out of noise"}
 #: By the pipeline's class. The order of the folders is that of the demo's menus.
 KINDS = {
     "ClassToImagePipeline": Kind(
@@ -332,7 +341,7 @@ KINDS = {
         measure_views,
     ),
     "ClassToVideoPipeline": Kind(
-        "Clips",
+        "Clips of digits",
         NUMERALS,
         lambda settings: "clips",
         lambda settings: MOVING_DIGITS.format(count=settings["num_clips"]),

@@ -37,6 +37,15 @@ COMPLETE = """
 for (const picture of document.images) picture.loading = 'eager';
 return [...document.images].every(picture => picture.complete);
 """
+#: Pictures, buttons and fields without a name. A picture in a button that has one needs none.
+UNNAMED = """
+const by = (e) => (e.getAttribute('aria-labelledby') ?? '').split(' ').map((id) => document.getElementById(id)?.innerText);
+const texts = (e) => [e.ariaLabel, e.title, e.placeholder, e.alt, e.innerText, ...by(e), ...[...(e.labels ?? [])].map((label) => label.innerText)];
+const says = (e) => texts(e).some((text) => text?.trim()) || [...e.querySelectorAll('img, button')].some(says);
+const used = [...document.querySelectorAll('button, input, select, textarea, a[href], [role=button], [role=slider], [role=tab]')];
+const pictures = [...document.images].filter((picture) => !(picture.closest('button') && says(picture.closest('button'))));
+return [...used, ...pictures].filter((e) => !says(e)).map((e) => e.outerHTML.slice(0, 160));
+"""
 
 
 class Visitor:
@@ -190,9 +199,8 @@ class Visitor:
         return len(self.driver.find_elements(By.CSS_SELECTOR, selector))
 
     def unnamed(self) -> list[str]:
-        """Return the beginnings of the pictures on stages and in rows that say nothing to whoever cannot see them."""
-        shown = "return [...document.querySelectorAll('.hg-view img, .hg-row img, .hg-strip img')]"
-        return self.driver.execute_script(f"{shown}.filter((p) => !p.alt).map((p) => p.src.slice(0, 40))")
+        """Return the beginnings of the pictures, buttons and fields that say nothing to whoever cannot see them."""
+        return self.driver.execute_script(UNNAMED)
 
     def choices(self, name: str) -> list[str]:
         """Return the words of a menu."""

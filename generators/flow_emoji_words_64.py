@@ -3,9 +3,11 @@
 It goes on from the flow by class of `flow_emoji_64.py`, whose blocks then also look at the words.
 
 First: `hiergen encode --tokenizer emoji --data.source npz:FILE --data.size 64 --data.hold-out 10 --data.hold-out-by name
---data.label-column labels+styles --data.in-memory False --views flips --out runs/emoji_words_64/codes --data.captions "{text}"
-"{color} {text}" "{color} {text}, {attribute}" "{name}, {subgroup}, {attribute}" "{color} {subgroup}, {attribute}"
-"{group}, {subgroup}, {text}"`. FILE is made by `demos/render_emoji.py`; texts are Unicode's names, colors are seen in the pictures.
+--data.label-column labels+styles --data.in-memory False --out runs/emoji_words_64/codes --data.captions "{text}" "{color} {text}"
+"{text}, {attribute}" "{color} {text}, {attribute}" "{text}, {subgroup}, {attribute}" "{color} {subgroup}, {attribute}"`. FILE is made by
+`demos/render_emoji.py`; texts are Unicode's names, colors are seen in the pictures. No mirror images: they would have the same captions.
+
+The packaged "emoji" was trained twice as long, in two runs (docs/results/words.md). `--compile True` is a third faster with a C++ compiler.
 
 Data: codes of the packaged tokenizer "emoji". Time: an hour or two on a CPU. Extra: none.
 """

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from hiergen.files import atomic_path
 
+#: Titles of panels, where others than the names of what they show.
+TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 INK = "#1c2333"
 PALETTE = ("#2f6fde", "#e0763a", "#3a9c6e", "#a04fb5", "#c23b54", "#7c8aa5")
 
@@ -98,14 +100,17 @@ def save_curves(
             if bars and any(bars[0]):
                 axis.errorbar(x, y, bars[0], fmt="none", ecolor=color, capsize=3, linewidth=1.2)
         if shows_points:
-            places = sorted({value for x, *_ in curves.values() for value in x})
+            places = sorted({float(value) for x, *_ in curves.values() for value in x})
             axis.set_xscale("log", base=2)
+            places = _apart(places, 0.1 if point_labels else 0.04)
             texts = [f"{value:,.0f}\n{point_labels.get(value, '')}".rstrip() for value in places]
-            axis.set_xticks(places, texts, rotation=45 if len(places) > (5 if point_labels else 8) else 0)
+            # A text of two lines needs a fifth of the axis, one of one line less.
+            is_narrow = len(_apart(places, 0.2 if point_labels else 0.1)) < len(places)
+            axis.set_xticks(places, texts, rotation=45 if is_narrow else 0)
             axis.minorticks_off()
         if title in logarithmic and all(value > 0 for _, y, *_ in curves.values() for value in y):
             axis.set_yscale("log", nonpositive="clip")
-        axis.set_title(title, fontsize=10, color=INK)
+        axis.set_title(TITLES.get(title, title), fontsize=10, color=INK)
         axis.set_xlabel(x_label, fontsize=8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -113,6 +118,15 @@ def save_curves(
         if len(curves) > 1:
             axis.legend(fontsize=8, frameon=False)
     _save(figure, path)
+
+
+def _apart(places: Sequence[float], share: float) -> list[float]:
+    """Return the increasing places without those that are nearer to the one before than a share of a logarithmic axis."""
+    kept = list(places[:1])
+    for place in places[1:]:
+        if np.log(place / kept[-1]) >= share * np.log(places[-1] / places[0]) * (1 - 1e-6):
+            kept.append(place)
+    return kept
 
 
 def log_curves(log: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, tuple[list[float], list[float]]]:

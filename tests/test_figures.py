@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiergen.figures import PALETTE, byte_symbols, save_chunks
+from hiergen.figures import PALETTE, _apart, byte_symbols, save_chunks
 
 
 def colors(path: Path) -> dict[str, int]:
@@ -42,3 +42,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         save_chunks(tmp_path / "x.png", list("abc"), {"inner": [True, False]})
     with pytest.raises(ValueError, match="there are 0 symbols and 0 stages, expected some of each"):
         save_chunks(tmp_path / "x.png", [], {})
+
+
+def test_labels_of_an_axis_keep_apart() -> None:
+    assert _apart([9.0, 18.0, 36.0, 72.0, 128.0, 144.0, 640.0, 2048.0], 0.1) == [9, 18, 36, 72, 128, 640, 2048]
+    # Five at equal distances are not too near for a quarter of the axis.
+    assert _apart([1.0, 2.0, 4.0, 8.0, 16.0], 0.25) == [1, 2, 4, 8, 16]
+    assert _apart([16.0], 0.1) == [16]

@@ -18,6 +18,7 @@ from hiergen.demo.stage import SCRIPT
 from hiergen.demo.tabs import compare, edit, generate, reconstruct, shapes, text, video
 from hiergen.environment import choose_device, require
 from hiergen.pipelines.card import papers
+from hiergen.telling import counted
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -59,11 +60,13 @@ def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
     ]
     with gr.Blocks(title="hiergen", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True) as blocks:
         gr.HTML(HEADER.format(_drawing()), apply_default_css=False)
-        page = Page(blocks, settings)
-        for title, is_shown, add_tab in tabs:
-            if is_shown:
-                with gr.Tab(title, id=title.lower()):
-                    add_tab(page, library)
+        with gr.Tabs() as shown:
+            page = Page(blocks, settings, shown)
+            for title, is_shown, add_tab in tabs:
+                if is_shown:
+                    with gr.Tab(title, id=title.lower()):
+                        add_tab(page, library)
+        page.follow_links()
         with gr.Accordion("Models, papers and licence", open=False, elem_id="models"):
             _add_models(library)
         gr.Markdown(
@@ -137,24 +140,28 @@ def _theme() -> Any:
 
     # Fonts of the reader's system: gradio's own would be fetched from elsewhere.
     fonts = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
-    return gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"])
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"])
+    # Base's own grey is too pale on white for small print: 2.6 to 1, where 4.5 can be read.
+    return theme.set(body_text_color_subdued="*neutral_500")
 
 
 def _drawing() -> str:
-    """Return a drawing of levels, a square for each token, with what is known by then beside them."""
-    rows, y = [], 4
-    for number, tokens in enumerate(DRAWN_LEVELS, start=1):
-        squares = "".join(
-            f'<rect class="token" x="{62 + 14 * k}" y="{y}" width="11" height="11" rx="2"/>' for k in range(tokens)
-        )
+    """Return a drawing of levels: what is known from one level of squares, the tokens, from two, and so on."""
+    steps = []
+    for number in range(1, len(DRAWN_LEVELS) + 1):
+        middle, count = 45 + 90 * (number - 1), sum(DRAWN_LEVELS[:number]) + 3
         # A round thing, drawn by more and more corners.
-        corners = [2 * math.pi * (k + 0.5) / (2 * tokens + 2) for k in range(2 * tokens + 2)]
-        outline = " ".join(f"{205 + 34 * number + 12 * math.sin(t):.1f},{42 - 12 * math.cos(t):.1f}" for t in corners)
-        shape = f'<polygon points="{outline}" fill="currentColor" opacity="{0.35 + 0.16 * number:.2f}"/>'
-        rows.append(f'<text x="4" y="{y + 10}">level {number}</text>{squares}{shape}')
-        y += 20
-    about = "Four levels of 1, 2, 4 and 8 tokens; from more of them a shape becomes rounder."
-    return f'<svg viewBox="0 0 364 84" role="img" aria-label="{about}"><title>{about}</title>{"".join(rows)}</svg>'
+        corners = [2 * math.pi * (k + 0.5) / count for k in range(count)]
+        outline = " ".join(f"{middle + 19 * math.sin(t):.1f},{21 - 19 * math.cos(t):.1f}" for t in corners)
+        squares = "".join(
+            f'<rect class="token{"" if row < number - 1 else " is-new"}" x="{middle + 8 * (k - tokens / 2) + 0.5}" y="{50 + 8 * row}" width="7" height="7" rx="1.5"/>'
+            for row, tokens in enumerate(DRAWN_LEVELS[:number])
+            for k in range(tokens)
+        )
+        name = f'<text x="{middle}" y="98" text-anchor="middle">{counted(number, "level")}</text>'
+        steps.append(f'<polygon points="{outline}"/>{squares}{name}')
+    about = "From one level of tokens a round thing is a lozenge; from four, of 1, 2, 4 and 8 tokens, it is round."
+    return f'<svg viewBox="0 0 360 104" role="img" aria-label="{about}"><title>{about}</title>{"".join(steps)}</svg>'
 
 
 def _add_models(library: Library) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hiergen.data.images.files import SUFFIXES, read_image
 from hiergen.data.images.pixels import center_crop, to_pictures, to_tensor
 from hiergen.demo.library import DemoModel, Library
-from hiergen.demo.page import ROLL, Page, explained
+from hiergen.demo.page import ROLL, Page, cached, explained
 from hiergen.demo.pictures import digit_examples, open_upload, open_view, open_whole, shape_views
 from hiergen.demo.requests import MAX_SEED
 
@@ -89,7 +89,7 @@ def add_picture(
     import gradio as gr
 
     gallery = gr.Gallery(
-        list(examples),
+        [cached(picture) for picture in examples],
         label=label,
         columns=columns,
         height="auto",
@@ -154,7 +154,7 @@ def follow_model(library: Library, model: Any, inputs: PictureInputs) -> None:
 
     def change(title: str) -> Any:
         images, label = examples_of(library.get(title))
-        return gr.Gallery(value=to_pictures(images), label=label)
+        return gr.Gallery(value=[cached(picture) for picture in to_pictures(images)], label=label)
 
     model.input(change, model, inputs.examples, queue=False, api_visibility="private")
 

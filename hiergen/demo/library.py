@@ -68,12 +68,14 @@ class DemoModel:
         card: Text of the model's card in Markdown, without its head; empty where it has none.
         examples: Picture files of the kind of data that the tokenizer was trained on: those in the folder `examples` of the model, or else
             of the training data, where that is still there.
+        title: Title in its library.
     """
 
     model: Any
     notes: ModelNotes
     card: str = ""
     examples: tuple[Path, ...] = ()
+    title: str = ""
 
     @property
     def tokenizer(self) -> Any:
@@ -233,7 +235,7 @@ def load_library(sources: Sequence[str] = (), *, packaged: bool = True, device: 
         title = entry.notes.title or _folder_title(Path(path))
         while title in models:
             title += "'"
-        models[title] = entry
+        models[title] = dataclasses.replace(entry, title=title)
     if not models:
         raise ValueError("there is no model to show: name a folder or a Hub id, or leave the packaged models in")
     return Library(models)

@@ -35,10 +35,16 @@ class Page:
     Attributes:
         blocks: The page as gradio's blocks.
         settings: Limits of the demo.
+        tabs: The tabs, as gradio's component.
+        links: By the name of a tab, what sets its form to the settings in an address, and the parts of the form that it sets.
     """
 
     blocks: gr.Blocks
     settings: DemoSettings
+    tabs: gr.Tabs
+    links: dict[str, tuple[Callable[[dict[str, str]], Sequence[Any]], list[Any]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def event(self) -> dict[str, Any]:
@@ -117,6 +123,26 @@ class Page:
         # Only then: a step that was already on its way would have the last word.
         stopped.then(lambda: "Stopped.", None, status, show_progress="hidden", **quick)
 
+    def follow_links(self) -> None:
+        """Let an address that names a result open its tab, set the form to its settings, and make it again."""
+        import gradio as gr
+
+        def follow(asked: dict[str, str]) -> list[Any]:
+            updates: list[Any] = [gr.Tabs(selected=asked["tab"]) if asked.get("tab") in self.links else gr.skip()]
+            for name, (again, parts) in self.links.items():
+                updates += again(asked) if asked.get("tab") == name else [gr.skip()] * len(parts)
+            return updates
+
+        asked = gr.JSON(visible=False)
+        outputs = [self.tabs, *(part for _, parts in self.links.values() for part in parts)]
+        quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        query = "Object.fromEntries(new URLSearchParams(location.search))"
+        # Not outside of the queue, where a refusal is not told to anybody.
+        loaded = self.blocks.load(explained(follow), asked, outputs, js=f"() => [{query}]", **quick)
+        # A tab is built when it is first opened: its button may be a moment late.
+        press = "const press = (tries) => {const button = document.getElementById(name + '-start'); if (button) button.click(); else if (tries) setTimeout(press, 100, tries - 1)}"
+        loaded.success(None, js=f"() => {{const name = {query}.tab; {press}; if (name) press(100)}}", **quick)
+
     def answers(self, run: Callable[..., Any], inputs: list[Any], outputs: list[Any], *, api_name: str) -> None:
         """Offer a function to programs; none of its components is on the page."""
         import gradio as gr
@@ -140,6 +166,14 @@ def picture_files() -> Iterator[Callable[[Image.Image], str]]:
             return str(path)
 
         yield write
+
+
+def cached(picture: Image.Image) -> str:
+    """Return the path of a picture in gradio's cache. There it is whole before it is named; what is there already is not written again."""
+    from gradio import processing_utils, utils
+
+    with picture_files() as png:
+        return processing_utils.save_file_to_cache(png(picture), utils.get_upload_folder())
 
 
 def explained(run: Callable[..., Any]) -> Callable[..., Any]:

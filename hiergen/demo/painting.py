@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from hiergen.data.images.files import read_image
+from hiergen.demo.page import cached
 
 #: Side of the picture that is painted on, in pixels; smaller ones are enlarged.
 SIDE = 512
@@ -33,7 +34,7 @@ def add_painter(picture: Image.Image, *, name: str, max_bytes: int) -> Any:
     brush = gr.Brush(default_size=BRUSH, colors=[COLOR], default_color=COLOR, color_mode="fixed")
     painter = gr.ImageEditor(
         background(picture),
-        label="Paint over what is to be made anew",
+        label="Paint over a part",
         brush=brush,
         eraser=gr.Eraser(default_size=BRUSH),
         sources=(),
@@ -74,7 +75,7 @@ def add_painter(picture: Image.Image, *, name: str, max_bytes: int) -> Any:
 
 def background(picture: Image.Image) -> Any:
     """Return a picture as the editor shows it, nothing painted on it."""
-    large = picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    large = cached(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST))
     return {"background": large, "layers": [], "composite": large}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from hiergen.demo.library import DemoModel
 
@@ -11,6 +13,8 @@ MAX_SEED = 2**32 - 1
 GUIDANCE, SEED = (0, 20), (0, MAX_SEED)
 #: Most characters of what is asked for in words.
 MAX_PROMPT = 300
+
+T = TypeVar("T")
 
 
 def check_ranges(request: Any, **ranges: tuple[float | int, float | int]) -> None:
@@ -24,6 +28,22 @@ def check_ranges(request: Any, **ranges: tuple[float | int, float | int]) -> Non
         # Written so that NaN is refused too.
         if not least <= value <= most:
             raise ValueError(f"{name} is {value}, expected {least} to {most}")
+
+
+def read_query(kind: type[T], asked: Mapping[str, str]) -> T:
+    """Return a request from what stands in an address; what is not there has its default.
+
+    Raises:
+        ValueError: If a number is none, or out of range.
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass, as all requests
+        if field.name in asked and isinstance(field.default, (int, float, str)):
+            try:
+                found[field.name] = type(field.default)(asked[field.name])
+            except ValueError as error:
+                raise ValueError(f"{field.name} is {asked[field.name]!r} in the address, expected a number") from error
+    return kind(**found)
 
 
 def to_seed(value: float | None) -> int:

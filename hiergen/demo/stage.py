@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import html
 import io
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,12 +44,13 @@ class View:
     captions: Sequence[str] = ()
 
 
-def draw_stage(views: Sequence[View], *, line: str = "") -> str:
+def draw_stage(views: Sequence[View], *, line: str = "", link: str = "") -> str:
     """Return the HTML of a stage on which the last view is chosen.
 
     Args:
         views: The steps of the slider, coarse to fine; a single one has no slider.
         line: A sentence below the pictures; text, not HTML.
+        link: What an address ends in that makes the same again; none where it is empty.
     """
     last = len(views)
     blocks = "".join(
@@ -56,9 +58,16 @@ def draw_stage(views: Sequence[View], *, line: str = "") -> str:
         for number, view in enumerate(views, start=1)
     )
     told = f'<p class="hg-line">{html.escape(line)}</p>' if line else ""
-    return (
-        f'<div class="hg-stage" style="--steps:{last}"><div class="hg-views">{blocks}</div>{_slider(views)}{told}</div>'
+    return f'<div class="hg-stage" style="--steps:{last}"><div class="hg-views">{blocks}</div>{_slider(views)}{told}{_tools(link)}</div>'
+
+
+def _tools(link: str) -> str:
+    """Return the buttons that keep what is on the stage: its picture as a file, its settings as an address."""
+    save = '<button type="button" onclick="hiergenSave(this)">Save the picture</button>'
+    copy = (
+        f'<button type="button" data-link="{html.escape(link)}" onclick="hiergenLink(this)">Copy a link to it</button>'
     )
+    return f'<p class="hg-tools">{save}{copy if link else ""}</p>'
 
 
 def draw_empty(text: str) -> str:
@@ -97,7 +106,9 @@ def as_uri(picture: Image.Image | bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def result(views: Sequence[View], *, title: str, line: str, chosen: dict[str, Any]) -> dict[str, Any]:
+def result(
+    views: Sequence[View], *, title: str, line: str, chosen: dict[str, Any], place: tuple[str, str] | None = None
+) -> dict[str, Any]:
     """Return an entry of the strip of results, as JSON values.
 
     Args:
@@ -105,11 +116,14 @@ def result(views: Sequence[View], *, title: str, line: str, chosen: dict[str, An
         title: Words below its small picture; text, not HTML.
         line: A sentence below the pictures on the stage.
         chosen: What the form is set to when the entry is chosen.
+        place: Tab and model, where these and what is chosen are all that is needed to make it again: it then has an address.
     """
+    asked = {name: value for name, value in chosen.items() if name != "path" and value not in ("", None)}
+    link = "" if place is None else urllib.parse.urlencode({"tab": place[0], "model": place[1], **asked})
     return {
         "thumb": as_uri(_small(views[-1].pictures[0])),
         "title": html.escape(title, quote=True),
-        "stage": draw_stage(views, line=line),
+        "stage": draw_stage(views, line=line, link=link),
         "line": line,
         "chosen": chosen,
     }
@@ -166,6 +180,21 @@ function hiergenShow(part, number) {
   for (const kind of ['.hg-view', '.hg-step'])
     stage.querySelectorAll(kind).forEach((node, index) => node.classList.toggle('is-shown', index + 1 === Number(number)));
   stage.querySelector('input[type=range]').value = number;
+}
+function hiergenSave(button) {
+  for (const picture of button.closest('.hg-stage').querySelectorAll('.hg-view.is-shown figure:last-child img')) {
+    const link = document.createElement('a');
+    link.href = picture.src;
+    link.download = picture.alt.replace(/[^\\p{L}\\p{N}]+/gu, '-').slice(0, 100) + '.' + picture.src.match(/^data:image.(\\w+)/)[1];
+    link.click();
+  }
+}
+function hiergenLink(button) {
+  const address = location.origin + location.pathname + '?' + button.dataset.link;
+  history.replaceState(null, '', address);
+  // Browsers give pages that are not encrypted no clipboard; the address is in its bar all the same.
+  if (navigator.clipboard) navigator.clipboard.writeText(address).catch(() => {});
+  button.textContent = navigator.clipboard ? 'Copied' : 'In the address bar';
 }
 </script>
 """

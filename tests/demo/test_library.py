@@ -33,6 +33,7 @@ from hiergen.pretrained.packaged import packaged_models
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 PACKAGED_DIGITS = [path for path in packaged_models() if path.name.startswith("digits")]
 
 
@@ -51,6 +52,23 @@ def test_models_come_with_the_package_each_with_a_card_and_a_few_megabytes() -> 
             ".png",
             ".webp",
         }
+
+
+@pytest.mark.parametrize("folder", packaged_models(), ids=lambda path: path.name)
+def test_the_demo_and_the_readme_say_of_a_packaged_model_what_its_card_says(folder) -> None:
+    card = _numbers((folder / "README.md").read_text())
+    rows = [line for line in README.read_text().splitlines() if line.startswith("|") and f"(`{folder.name}`)" in line]
+    told = [read_notes(str(folder)).about, *(" ".join(row.split("|")[2:5]) for row in rows)]
+    # How far an average may be off stands beside it.
+    for number in (number for text in told for number in _numbers(re.sub(r"± [\d.]+", "", text))):
+        places = len(number.partition(".")[2])
+        assert any(f"{float(one):.{places}f}" == number for one in card), (
+            f"{number} is not in the card of {folder.name}"
+        )
+
+
+def _numbers(text: str) -> list[str]:
+    return [number.replace(",", "") for number in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", text)]
 
 
 @pytest.mark.parametrize("folder", PACKAGED_DIGITS, ids=lambda path: path.name)

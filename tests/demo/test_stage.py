@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
+import urllib.parse
 
+import pytest
 from PIL import Image
 
+from hiergen.demo.requests import read_query
 from hiergen.demo.stage import MAX_SCALE, THUMB, View, as_uri, draw_empty, draw_picture, draw_row, draw_stage, result
+from hiergen.demo.tabs.generate import GenerateRequest
+from hiergen.demo.tabs.shapes import ShapeRequest
 
 
 def decoded(uri: str) -> Image.Image:
@@ -68,3 +74,30 @@ def test_an_entry_of_the_strip_is_small_and_its_words_are_no_html() -> None:
     assert entry["title"] == "&lt;img src=&quot;x&quot;&gt;"
     assert entry["chosen"] == {"seed": 3}
     assert "a line" in entry["stage"]
+    assert "data-link" not in entry["stage"]
+
+
+def test_a_result_has_an_address_of_what_it_was_made_with_where_that_is_enough() -> None:
+    view = View([Image.new("RGB", (8, 8))], "1 level", "9 bits", "a heart")
+    chosen = {"label": 0, "seed": 3, "path": [], "prompt": '"a" & b', "negative_prompt": ""}
+    stage = result([view], title="a", line="", chosen=chosen, place=("generate", "By words"))["stage"]
+    (query,) = re.findall('data-link="([^"]*)"', stage)
+    asked = dict(urllib.parse.parse_qsl(html.unescape(query), strict_parsing=True))
+    assert asked == {"tab": "generate", "model": "By words", "label": "0", "seed": "3", "prompt": '"a" & b'}
+
+
+def test_an_address_is_read_as_a_request_and_what_is_no_number_is_named() -> None:
+    asked = {
+        "tab": "generate",
+        "model": "m",
+        "seed": "7",
+        "guidance_scale": "2.5",
+        "prompt": "red heart",
+        "picture": "x",
+    }
+    assert read_query(GenerateRequest, asked) == GenerateRequest(seed=7, guidance_scale=2.5, prompt="red heart")
+    assert read_query(ShapeRequest, {**asked, "label": "2"}) == ShapeRequest(2, None, 2.5, 7)
+    with pytest.raises(ValueError, match="seed is 'x' in the address, expected a number"):
+        read_query(GenerateRequest, {"seed": "x"})
+    with pytest.raises(ValueError, match="count is 99, expected 1 to 8"):
+        read_query(GenerateRequest, {"count": "99"})

@@ -46,11 +46,22 @@ def draw_comparison(results: Mapping[str, Reconstruction]) -> Image.Image:
         return Image.open(path).convert("RGB")
 
 
+def first_pair(library: Library) -> tuple[str, str]:
+    """Return the titles of two tokenizers to begin with: the first two with the same examples, which are then of the data of both."""
+    titles = library.image_tokenizers()
+    for index, title in enumerate(titles):
+        for other in titles[index + 1 :]:
+            if library.get(title).examples == library.get(other).examples:
+                return title, other
+    return titles[0], titles[1]
+
+
 def add_tab(page: Page, library: Library) -> None:
     """Add the tab to the page that is being built."""
     import gradio as gr
 
-    titles = library.image_tokenizers()
+    pair = first_pair(library)
+    titles = [*pair, *(title for title in library.image_tokenizers() if title not in pair)]
 
     def look(title: str, upload: bytes | None, example: float, other: str) -> dict[str, Reconstruction]:
         results = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from hiergen.demo.inputs import (
     picked,
 )
 from hiergen.demo.library import DemoModel, Library
-from hiergen.demo.page import Page, explained, picture_files
+from hiergen.demo.page import Page, cached, explained, picture_files
 from hiergen.demo.painting import add_painter, background
 from hiergen.demo.pictures import open_upload
 from hiergen.demo.requests import GUIDANCE, SEED, check_asked, check_ranges, to_seed
@@ -32,6 +33,8 @@ from hiergen.demo.stage import View, draw_stage, result
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.telling import counted
 
+#: Number of finished results that the tab opens with.
+NUM_READY = 4
 #: What can be done with a picture, and how it is called.
 PAINT, VARY, BLEND = "paint", "vary", "blend"
 WAYS = {
@@ -142,7 +145,7 @@ def edit(
 
 
 def _view(entry: DemoModel, request: EditRequest, image: Tensor, made: Tensor, mask: np.ndarray | None) -> View:
-    before, after = to_pictures(image)[0], to_pictures(made)[0]
+    before, after = _marked(to_pictures(image)[0], mask), to_pictures(made)[0]
     name, levels = title_of(entry, request), num_levels(entry)
     if request.way == PAINT and mask is not None:
         what = "what was painted over is made anew"
@@ -152,6 +155,36 @@ def _view(entry: DemoModel, request: EditRequest, image: Tensor, made: Tensor, m
         )
     alts = ("The picture before", f"The picture after: {name}, {what}, seed {request.seed}")
     return View((before, after), name, what, alts, ("before", "after"))
+
+
+def _marked(picture: Image.Image, mask: np.ndarray | None) -> Image.Image:
+    """Return a picture with a blue veil where it was painted over."""
+    if mask is None:
+        return picture
+    veil = Image.fromarray(mask.astype(np.uint8) * 130).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.composite(Image.new("RGB", picture.size, (37, 99, 235)), picture, veil)
+
+
+def make_ready(entry: DemoModel, *, seconds: float, limit: float) -> list[dict[str, Any]]:
+    """Return finished edits of a model's examples, of which the middle is made anew, as many as are done within some seconds."""
+    made: list[dict[str, Any]] = []
+    started = time.monotonic()
+    images, _ = examples_of(entry)
+    y, x = np.ogrid[-1:1:64j, -1:1:64j]
+    for number in range(NUM_READY):
+        if time.monotonic() - started >= seconds:
+            break
+        prompts = entry.notes.prompts or ("",)
+        request = EditRequest(
+            label=number % max(entry.num_classes, 1),
+            guidance_scale=entry.usual_guidance(1.5),
+            keep_levels=0,
+            prompt=prompts[number % len(prompts)],
+        )
+        middle = images[number : number + 1]
+        *_, last = edit(entry, request, middle, mask=x**2 + y**2 < 0.3, seconds=limit)
+        made.append(_entry(entry, request, last.views))
+    return made
 
 
 def _blends(entry: DemoModel, image: Tensor, other: Tensor) -> tuple[View, ...]:
@@ -186,12 +219,13 @@ def add_tab(page: Page, library: Library) -> None:
     titles = library.image_editors()
     first, limits = library.get(titles[0]), page.settings
     images, label = examples_of(first)
+    ready = make_ready(first, seconds=limits.ready_seconds, limit=limits.max_seconds)
     most = max(num_levels(library.get(title)) for title in titles)
     with gr.Row(elem_classes="tab"):
         with gr.Column(scale=5, min_width=300):
-            stage = page.stage((), "Paint over a part of the picture and press Generate.", name="edit-stage")
+            stage = page.stage(ready, "Paint over a part of the picture and press Generate.", name="edit-stage")
             status = page.status("edit-status")
-            strip, made = page.strip((), name="edit-strip")
+            strip, made = page.strip(ready, name="edit-strip")
         with gr.Column(scale=4, min_width=300):
             model = gr.Dropdown(titles, value=titles[0], label="Model", elem_id="edit-model")
             way = gr.Radio(
@@ -205,14 +239,6 @@ def add_tab(page: Page, library: Library) -> None:
                     _numbers(len(images)), value=1, label="Fine levels of example", elem_id="edit-other"
                 )
             asking = add_asking(library, titles, name="edit", chosen=_first_class(first))
-            strength = gr.Slider(
-                *(0, 1),
-                value=1,
-                step=0.05,
-                label="Strength",
-                visible=first.model.starts_from_images,
-                elem_id="edit-strength",
-            )
             levels = gr.Slider(
                 *(0, most),
                 value=most // 2,
@@ -223,6 +249,14 @@ def add_tab(page: Page, library: Library) -> None:
             )
             start, stop = add_buttons("edit")
             with gr.Accordion("Settings", open=False, elem_id="edit-settings"):
+                strength = gr.Slider(
+                    *(0, 1),
+                    value=1,
+                    step=0.05,
+                    label="Strength: how much may change",
+                    visible=first.model.starts_from_images,
+                    elem_id="edit-strength",
+                )
                 guidance = add_guidance(first.usual_guidance(1.5))
                 seed, is_new = add_seed("edit")
 
@@ -250,7 +284,7 @@ def add_tab(page: Page, library: Library) -> None:
         entry, count = library.get(title), num_levels(library.get(title))
         examples, caption = examples_of(entry)
         return (
-            gr.Gallery(value=to_pictures(examples), label=caption),
+            gr.Gallery(value=[cached(picture) for picture in to_pictures(examples)], label=caption),
             gr.Radio(choices=ways(entry), value=PAINT, visible=count > 0),
             gr.Slider(visible=entry.model.starts_from_images),
             gr.Slider(maximum=max(count, 1), value=count // 2, visible=count > 0),
@@ -261,9 +295,9 @@ def add_tab(page: Page, library: Library) -> None:
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     shown = [model, inputs.upload, inputs.example]
     model.input(change, model, [inputs.examples, way, strength, levels, guidance, *asking.outputs], **quick)
-    for trigger in (model.input, inputs.upload.upload):
-        trigger(explained(show), shown, painter, **quick)
-    picked(inputs).success(explained(show), shown, painter, **quick)
+    for trigger in (model.input, inputs.upload.upload, picked(inputs).success):
+        # Not outside of the queue, where a refusal is not told to anybody.
+        trigger(explained(show), shown, painter, **{**quick, "queue": True})
     way.input(lambda chosen: gr.Group(visible=chosen == BLEND), way, second, **quick)
     asking.connect(library, model)
     page.chooses(strip, made, [stage, status])

@@ -16,7 +16,7 @@ from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.pictures import montage
-from hiergen.demo.requests import GUIDANCE, SEED, check_asked, check_ranges, to_seed
+from hiergen.demo.requests import GUIDANCE, SEED, check_asked, check_ranges, read_query, to_seed
 from hiergen.demo.stage import View, draw_empty, draw_stage, result
 from hiergen.demo.steps import StoppedError, stream_steps, thinned
 from hiergen.generators.flow.model import FlowTransformer
@@ -215,9 +215,11 @@ def _part(progress: Progress, number: int) -> Progress:
 def _result(entry: DemoModel, request: GenerateRequest, last: Progress) -> dict[str, Any]:
     name = title_of(entry, request)
     size = list_prefixes(entry.tokenizer)[-1]
-    line = f"{name}, seed {request.seed}: {size}{' per picture' if request.count > 1 else ''}."
+    way = ", all at once, out of noise" if isinstance(entry.generator, FlowTransformer) else ""
+    line = f"{name}, seed {request.seed}: {size}{' per picture' if request.count > 1 else ''}{way}."
     chosen = {**dataclasses.asdict(request), "path": menu_path(entry, request.label)}
-    return result(draw_views(entry, request, last.looks), title=name, line=line, chosen=chosen)
+    place = "generate", entry.title
+    return result(draw_views(entry, request, last.looks), title=name, line=line, chosen=chosen, place=place)
 
 
 def add_tab(page: Page, library: Library) -> None:
@@ -272,6 +274,15 @@ def add_tab(page: Page, library: Library) -> None:
             *asking.show(entry, ready[title][0]["chosen"] if ready[title] else {}),
         )
 
+    def again(asked: dict[str, str]) -> tuple[Any, ...]:
+        title, request = asked.get("model", ""), read_query(GenerateRequest, asked)
+        entry = library.get(title)
+        check_asked(entry, request)
+        chosen = {**dataclasses.asdict(request), "path": menu_path(entry, request.label)}
+        warmth = gr.Slider(value=request.temperature, interactive=has_setting(entry, "temperature"))
+        strip = {"items": ready[title], "at": 0}
+        return title, False, warmth, entry.about, strip, *restore(title, chosen)
+
     def restore(title: str, chosen: dict[str, Any]) -> tuple[Any, ...]:
         return (
             chosen["seed"],
@@ -285,6 +296,7 @@ def add_tab(page: Page, library: Library) -> None:
     asking.connect(library, model)
     shown = [seed, guidance, count, *asking.outputs]
     page.chooses(strip, made, [stage, status]).then(restore, [model, made], shown, **quick)
+    page.links["generate"] = again, [model, is_new, temperature, about, strip, *shown]
     inputs = [model, *asking.inputs, count, guidance, temperature, seed]
     outputs = [stage, status, made]
     page.starts(start, stop, explained(run), inputs, outputs, seed=(seed, is_new), strip=strip, also=asking.prompt)

@@ -27,7 +27,7 @@ from hiergen.demo.inputs import (
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
 from hiergen.demo.pictures import shape_views
-from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, to_seed
+from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, read_query, to_seed
 from hiergen.demo.stage import View, draw_empty, draw_stage, result
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.geometry.field_grid import ExtractionSettings
@@ -174,7 +174,8 @@ def _result(
     name = "of the picture" if request.picture is not None else entry.class_name(request.label)
     line = f"{name}, seed {request.seed}. {describe_mesh(last.meshes[-1], last.tokens[-1])}."
     chosen = {"label": request.label, "guidance_scale": request.guidance_scale, "seed": request.seed}
-    return result(draw_views(entry, last, name, turning=turning), title=name, line=line, chosen=chosen)
+    place = ("shapes", entry.title) if request.picture is None else None
+    return result(draw_views(entry, last, name, turning=turning), title=name, line=line, chosen=chosen, place=place)
 
 
 def make_ready(entry: DemoModel, *, seconds: float, limit: float) -> list[dict[str, Any]]:
@@ -255,8 +256,16 @@ def add_tab(page: Page, library: Library) -> None:
             {"items": ready[title], "at": 0},
         )
 
+    def again(asked: dict[str, str]) -> tuple[Any, ...]:
+        request, (label, pictures, _, *others) = read_query(ShapeRequest, asked), change(asked.get("model", ""))
+        check_label(library.get(asked["model"]), request.label)
+        label = gr.Dropdown(choices=library.get(asked["model"]).choices(), value=request.label, visible=True)
+        return asked["model"], label, pictures, request.guidance_scale, *others, request.seed, False
+
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    form.model.input(change, form.model, [form.label, form.pictures, form.guidance, about, stage, strip], **quick)
+    changed = [form.label, form.pictures, form.guidance, about, stage, strip]
+    form.model.input(change, form.model, changed, **quick)
+    page.links["shapes"] = again, [form.model, *changed, *form.seed]
     picked(form.inputs)
     # The viewer still has the mesh before: it is taken away.
     page.chooses(strip, made, [stage, status]).then(
@@ -316,7 +325,12 @@ def _updates(
         for now in thinned(steps, lambda now: (len(now.meshes), now.is_done)):
             if now.is_done:
                 made = _result(entry, request, now)
-                yield made["stage"], _files(now, Path(folder))[-1], "Done." if not turns else "Turning it around.", made
+                yield (
+                    made["stage"],
+                    _files(now, Path(folder))[-1],
+                    "Done." if not turns else "Turning it around.",
+                    made,
+                )
                 if turns and (turning := _turn(now.meshes[-1])) is not None:
                     made = _result(entry, request, now, turning)
                 yield made["stage"], gr.skip(), "Done.", made

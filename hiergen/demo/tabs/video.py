@@ -21,7 +21,7 @@ from hiergen.data.videos.files import caption_videos, write_gif
 from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
-from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, to_seed
+from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, read_query, to_seed
 from hiergen.demo.stage import SMOOTH_CLIP, View, draw_empty, draw_picture, result
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.generators.flow.model import FlowTransformer
@@ -64,7 +64,7 @@ class VideoRequest:
         seed: Seed of all random draws; both clips start from the same noise.
     """
 
-    label: int
+    label: int = 0
     density: float | None = 0.45
     guidance_scale: float = 2.0
     seed: int = 0
@@ -208,7 +208,7 @@ def _result(entry: DemoModel, request: VideoRequest, clips: tuple[Clip, ...]) ->
     line = f"{name}, seed {request.seed}" + (": dense attention, and pyramid sparse." if len(clips) > 1 else ".")
     view = View((draw_clips(clips),), "the clip", str(list_prefixes(entry.tokenizer)[-1]), f"Generated clip: {line}")
     chosen = {"label": request.label, "guidance_scale": request.guidance_scale, "seed": request.seed}
-    return result((view,), title=name, line=line, chosen=chosen)
+    return result((view,), title=name, line=line, chosen=chosen, place=("video", entry.title))
 
 
 def make_ready(entry: DemoModel, *, seconds: float, limit: float) -> list[dict[str, Any]]:
@@ -285,8 +285,18 @@ def add_tab(page: Page, library: Library) -> None:
             {"items": ready[title], "at": 0},
         )
 
+    def again(asked: dict[str, str]) -> tuple[Any, ...]:
+        request, title = read_query(VideoRequest, asked), asked.get("model", "")
+        entry = library.get(title)
+        check_label(entry, request.label)
+        _, _, *others = change(title, 0.45)
+        label = gr.Dropdown(choices=entry.choices(), value=request.label)
+        return title, label, request.guidance_scale, *others, request.seed, False
+
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    model.input(change, [model, density], [label, guidance, about, experiment, stage, strip], **quick)
+    changed = [label, guidance, about, experiment, stage, strip]
+    model.input(change, [model, density], changed, **quick)
+    page.links["video"] = again, [model, *changed, *seed]
     density.release(
         lambda title, density: describe_experiment(library.get(title), density), [model, density], experiment, **quick
     )

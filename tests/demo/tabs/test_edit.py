@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from PIL import Image
 
 from hiergen.data.images.pixels import to_pictures
 from hiergen.demo.library import DemoModel, ModelNotes
-from hiergen.demo.painting import background, painted
+from hiergen.demo.painting import SIDE, background, painted
 from hiergen.demo.pictures import digit_examples
-from hiergen.demo.tabs.edit import EditRequest, _updates, edit, num_levels, ways
+from hiergen.demo.stage import as_uri
+from hiergen.demo.tabs.edit import EditRequest, _updates, edit, make_ready, num_levels, ways
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
@@ -44,7 +46,12 @@ def test_what_is_painted_over_is_made_anew_step_by_step(flow) -> None:
     expected = flow.model.edit(
         image, mask(), 5, strength=1.0, generator=torch.Generator().manual_seed(3), num_steps=4, guidance_scale=1.5
     ).images
-    assert list(view.pictures) == [*to_pictures(image), *expected]
+    assert view.pictures[1] == expected[0]
+    before, given = np.asarray(view.pictures[0]), np.asarray(to_pictures(image)[0])
+    # Where was painted is blue, and nowhere else.
+    is_blue = (before[..., 2] > before[..., 0]).reshape(32, 32)
+    assert np.array_equal(is_blue, mask()[::16, ::16])
+    assert np.array_equal(before[~is_blue], given[~is_blue])
     assert "what was painted over is made anew, seed 3" in view.alt[1]
     assert ways(flow) == [("Make anew what I paint over", "paint")]
     assert num_levels(flow) == 0
@@ -57,7 +64,7 @@ def test_what_is_painted_over_is_made_of_words(library) -> None:
     (view,) = last.views
     draws = {"generator": torch.Generator().manual_seed(3), "num_steps": 3, "guidance_scale": 2.0}
     expected = entry.model.edit(image, mask(), "red heart", negative_prompt="hat", strength=1.0, **draws).images
-    assert list(view.pictures) == [*to_pictures(image), *expected]
+    assert view.pictures[1] == expected[0]
     assert view.alt[1] == "The picture after: red heart, what was painted over is made anew, seed 3"
     with pytest.raises(ValueError, match="the field for the words is empty"):
         list(edit(entry, EditRequest(), image, mask=mask(), seconds=60.0))
@@ -98,6 +105,31 @@ def test_the_page_gets_a_stage_and_an_entry_for_the_strip(library) -> None:
     assert "before" in stage
 
 
+def test_the_tab_opens_with_finished_edits(library) -> None:
+    entry = library.get("words")
+    ready = make_ready(entry, seconds=60.0, limit=60.0)
+    assert [made["title"] for made in ready] == ["red heart", "blue &lt;cat&gt; &amp; dog"] * 2
+    middle = np.hypot(*np.mgrid[-1:1:64j, -1:1:64j]) ** 2 < 0.3
+    draws = {"generator": torch.Generator().manual_seed(0), "num_steps": 3, "guidance_scale": 2.0}
+    (expected,) = entry.model.edit(digit_examples(32)[0][:1], middle, "red heart", strength=1.0, **draws).images
+    assert as_uri(expected) in ready[0]["stage"]
+    assert make_ready(entry, seconds=0.0, limit=60.0) == []
+
+
+def test_a_picture_that_is_there_is_not_written_again(tmp_path, monkeypatch) -> None:
+    """Another visitor may be fetching it."""
+    pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    picture = digit_examples(32)[1][0]
+    found = Path(background(picture)["background"])
+    with Image.open(found) as stored:
+        assert stored.size == (SIDE, SIDE)
+    found.write_bytes(b"as it is")
+    assert background(picture)["background"] == str(found)
+    assert found.read_bytes() == b"as it is"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [found.name]
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -130,7 +162,7 @@ def test_paint_is_read_from_the_layers() -> None:
     with pytest.raises(ValueError, match="at most 1,048,576 are read"):
         painted([layer(np.zeros((1025, 1024), np.uint8))])
     shown = background(Image.new("RGB", (32, 32), "red"))
-    assert shown["background"].size == (512, 512)
+    assert shown["background"] == shown["composite"]
     assert shown["layers"] == []
 
 
