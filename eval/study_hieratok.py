@@ -2,6 +2,8 @@
 
     python eval/study_hieratok.py --data idx:DATA/fashion-mnist --lpips DATA/lpips --out runs/study_hieratok
     python eval/study_hieratok.py --data npz:DATA/caltech101-64/caltech101_64_25classes.npz --hold-out 5 --lpips DATA/lpips --patch-size 4
+    python eval/study_hieratok.py --data npz:DATA/emoji_64.npz --hold-out 10 --hold-out-by name --size 64 --lpips DATA/lpips --chosen 1-scale 4-scales \
+        --overrides '{"conv_channels": 64, "encoder_depth": 0, "decoder_depth": 2, "latent_dim": 16, "kl_weight": 0.001}' --precision bf16
 
 A stopped study continues. The variants differ in what `variants` says and in nothing else; no setting was tuned for one of them.
 Masks "block_diagonal" and "reverse" are missing on purpose: under both the finest tokens see no other scale, so their image is the
@@ -45,9 +47,6 @@ from hiergen.training.tasks.settings import GeneratorTaskConfig, TokenizerTaskCo
 
 #: What all have in common: `hieratok-tiny`, narrower, without preview heads, whose loss a single scale could not have.
 MODEL = {"encoder_dim": 96, "decoder_dim": 96, "has_preview_heads": False}
-IMAGE_SIZE = 32
-#: Samples that the network behind the Fréchet distance is trained on.
-EXTRACTOR_SAMPLES = 80_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class Settings(TwoPartSettings):
     Attributes:
         part: Part of the study: "reconstruction" (all variants) or "generation" (after it, on the tokenizers of one and of all scales).
         chosen: Names of the variants to rebuild with; all if none is named.
-        patch_size: Pixels along a side of a patch, a power of two: the finest map is 32 / patch_size wide, and scales go down to 1.
+        patch_size: Pixels along a side of a patch, a power of two: the finest map is size / patch_size wide, and scales go down to 1.
         checkpoints: Number of places on a generator's way, evenly spaced, where it is scored.
         num_codes: Number of training images that generators are trained on: the first ones, so a source sorted by class must be taken
             whole.
@@ -70,12 +69,11 @@ class Settings(TwoPartSettings):
     num_codes: int = 20_000
 
 
-def variants(patch_size: int) -> dict[str, dict[str, Any]]:
-    """Return what each variant changes: first the number of scales, then mask and placement of all of them.
+def variants(finest: int) -> dict[str, dict[str, Any]]:
+    """Return what each variant changes: first the number of scales up to the finest one, then mask and placement of all of them.
 
     Blocks in the encoder's tail are taken from the encoder, so that all variants have the same number.
     """
-    finest = IMAGE_SIZE // patch_size
     scales = [2**k for k in range(finest.bit_length())]
     names = ["1-scale", *(f"{count}-scales" for count in range(2, len(scales) + 1))]
     found: dict[str, dict[str, Any]] = {name: {"scales": scales[-k:]} for k, name in enumerate(names, 1)}
@@ -93,7 +91,7 @@ class Study(ImageStudy[Settings]):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, settings.num_codes)
-        self.variants = variants(settings.patch_size)
+        self.variants = variants(settings.size // settings.patch_size)
         scales_only = [name for name, changes in self.variants.items() if changes.keys() == {"scales"}]
         self.generated_on = (scales_only[0], scales_only[-1])
 
@@ -153,13 +151,20 @@ class Study(ImageStudy[Settings]):
         config = TrainConfig(
             task=TokenizerTaskConfig(
                 preset="hieratok-tiny",
-                overrides={**MODEL, "patch_size": self.settings.patch_size, **self.variants[variant]},
+                overrides={
+                    **MODEL,
+                    "image_size": self.settings.size,
+                    "patch_size": self.settings.patch_size,
+                    **self.settings.overrides,
+                    **self.variants[variant],
+                },
                 data=self.data("train"),
                 pixel_weight=10.0,
             ),
             out=str(folder / "tokenizer"),
             samples=self.settings.tokenizer_samples,
             batch_size=32,
+            precision=self.settings.precision,
             seed=seed,
             optim=OptimConfig(lr=1e-3, warmup_samples=1_000, final_lr_ratio=0.05),
             ema_decay=0.99,

@@ -3,6 +3,9 @@
     python eval/study_restok.py --data idx:DATA/fashion-mnist --lpips DATA/lpips --out runs/study_restok
     python eval/study_restok.py --data idx:DATA/fashion-mnist --lpips DATA/lpips --out runs/study_restok --part generation
     python eval/study_restok.py --data npz:DATA/caltech101-64/caltech101_64_25classes.npz --hold-out 5 --lpips DATA/lpips
+    python eval/study_restok.py --data npz:DATA/emoji_64.npz --hold-out 10 --hold-out-by name --size 64 --lpips DATA/lpips --variants preset no-residuals flat \
+        --revive-after 2000 --precision bf16 --overrides '{"cnn_stem": 4, "cnn_channels": 64, "cnn_multipliers": [1, 2], "encoder_dim": 128,
+        "decoder_dim": 128, "num_latent_tokens": 64, "vocab_size": 4096, "entropy_weight": 0.0}'
 
 A stopped study continues. The variants differ in what `TOKENIZERS` and `GENERATORS` say and in nothing else; no setting was tuned for
 one of them.
@@ -134,7 +137,12 @@ class Study(ImageStudy[Settings]):
         config = TrainConfig(
             task=TokenizerTaskConfig(
                 preset="restok-tiny",
-                overrides={**MODEL, **TOKENIZERS[variant]},
+                overrides={
+                    **MODEL,
+                    "image_size": self.settings.size,
+                    **self.settings.overrides,
+                    **TOKENIZERS[variant],
+                },
                 data=self.data("train"),
                 pixel_weight=10.0,
                 codebook=CodebookConfig(revive_after=self.settings.revive_after),
@@ -142,6 +150,7 @@ class Study(ImageStudy[Settings]):
             out=str(folder / "tokenizer"),
             samples=self.settings.tokenizer_samples,
             batch_size=self.settings.batch_size,
+            precision=self.settings.precision,
             seed=seed,
             optim=OptimConfig(lr=2e-3, warmup_samples=1_000, final_lr_ratio=0.05),
             ema_decay=0.99,

@@ -238,20 +238,3 @@ def stage_features(network: LPIPS, images: Float[Tensor, "n 3 h w"], *, batch_si
         stages = network.stages(batch)[1:]
         found.append(torch.cat([torch.cat((x.mean((2, 3)), x.amax((2, 3))), dim=1) for x in stages], dim=1))
     return torch.cat(found).numpy()
-
-
-def nearest_distances(
-    images: UInt8[Tensor, "n c h w"], reference: UInt8[Tensor, "m c h w"], *, leave_one_out: bool = False
-) -> Float[Tensor, " n"]:
-    """Return each image's distance to its nearest reference image: root mean square difference of pixels in [0, 1].
-
-    Args:
-        images: Images whose neighbors are looked for.
-        reference: Images among which they are looked for.
-        leave_one_out: Whether the sets are the same one, so that an image is not its own neighbor.
-    """
-    a, b = (x.float().flatten(1) / 255 for x in (images, reference))
-    distances = torch.cdist(a, b) / a.shape[1] ** 0.5
-    if leave_one_out:
-        distances.fill_diagonal_(torch.inf)
-    return distances.min(dim=1).values

@@ -6,12 +6,14 @@ Letters: `n m` features of two sets, `d` channels of a feature.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+from hiergen.seeding import make_rng
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +174,49 @@ def frechet_by_count(
         drawn = [resampler(rng.permutation(len(features))[:count]) for _ in range(rounds)]
         found.append((count, float(np.mean(drawn))))
     return found
+
+
+def frechet_beside_halves(
+    sets: Mapping[str, Shaped[Tensor, "n d"]],
+    real: Shaped[Tensor, "m d"],
+    *,
+    count: int,
+    seed: int,
+    repeats: int = 3,
+) -> dict[str, tuple[float, float]]:
+    """Return the distance of some sets to a random half of real features, beside that of the other half ("other half").
+
+    All are measured by `count` features of each, so that what is due to their number is the same for all.
+
+    Args:
+        sets: Features of each set by its name.
+        real: Real features, which are cut into two halves anew each time.
+        count: Number of features that are drawn of each set and of the other half, without repeats.
+        seed: Seed of all draws.
+        repeats: Number of times, at least 2.
+
+    Returns:
+        Mean and standard deviation over the times, by name of the set.
+
+    Raises:
+        ValueError: If a set or half of the real features holds fewer than `count`, or there are fewer than two times.
+    """
+    half = len(real) // 2
+    sizes = {"other half": half, **{name: len(features) for name, features in sets.items()}}
+    short = {name: size for name, size in sizes.items() if size < count}
+    if short or count < 2 or repeats < 2:
+        raise ValueError(
+            f"count is {count} and repeats is {repeats}, expected at least 2 of both; of the sets {sizes} none may be smaller than count"
+        )
+    rng = make_rng(seed, "beside-halves")
+    found: dict[str, list[float]] = {name: [] for name in sizes}
+    for _ in range(repeats):
+        order = torch.randperm(len(real), generator=rng)
+        reference = Moments.of(real[order[:half]])
+        for name, features in {"other half": real[order[half : 2 * half]], **sets}.items():
+            drawn = torch.randperm(len(features), generator=rng)[:count]
+            found[name].append(FrechetResampler(features, reference)(drawn.numpy()))
+    return {name: (float(np.mean(values)), float(np.std(values, ddof=1))) for name, values in found.items()}
 
 
 def _weights(indices: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -135,6 +135,19 @@ class LPIPS(nn.Module):
                 distance = distance + (difference * head[:, None, None]).sum(dim=1).mean(dim=(1, 2))
             return distance
 
+    def embed(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Return vectors of images in [-1, 1] whose squared distance is the distance of the images, for many pairs of few images.
+
+        Raises:
+            ValueError: If a weight of the heads is negative, so that there are none.
+        """
+        parts = []
+        for number, (head, x) in enumerate(zip(self.heads, self.stages(images), strict=True)):
+            if bool((head < 0).any()):
+                raise ValueError(f"head {number} has a negative weight, {float(head.min())}; expected none below zero")
+            parts.append((_unit_channels(x) * (head / x[0, 0].numel()).sqrt()[:, None, None]).flatten(1))
+        return torch.cat(parts, dim=1)
+
     def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return the features that are compared, fine to coarse."""
         constants = self.constants.on(images.device)

@@ -10,6 +10,7 @@ from hiergen.metrics.frechet import (
     Moments,
     MomentSum,
     PairedFrechetResampler,
+    frechet_beside_halves,
     frechet_by_count,
     frechet_distance,
 )
@@ -112,3 +113,22 @@ def test_small_samples_look_worse_than_they_are() -> None:
     # To first order the bias is d/n for the mean and d (d + 1) / (4 n) for the covariance.
     expected = (6 + 6 * 7 / 4) / 50
     assert values[0] == pytest.approx(expected, rel=0.35)
+
+
+def test_sets_beside_the_other_half_of_real_features() -> None:
+    """A draw of the same features is as far as the other half, a shifted one by the square of its shift further; all of equal count."""
+    rng = torch.Generator().manual_seed(0)
+    real, same = torch.randn(400, 3, generator=rng), torch.randn(150, 3, generator=rng)
+    found = frechet_beside_halves({"same": same, "shifted": same + 2}, real, count=100, seed=0, repeats=8)
+    assert found["same"][0] == pytest.approx(found["other half"][0], abs=0.05)
+    assert found["shifted"][0] == pytest.approx(12, abs=1.5)
+    assert all(deviation > 0 for _, deviation in found.values())
+    # The other half has no sample of this one: with all of both it is the distance of two disjoint sets.
+    whole = frechet_beside_halves({}, real[:20], count=10, seed=0)
+    assert whole["other half"][0] > 0.05
+    for count, repeats in ((151, 3), (1, 3), (100, 1)):
+        with pytest.raises(
+            ValueError,
+            match=rf"count is {count} and repeats is {repeats}, expected at least 2 of both; of .*'same': 150",
+        ):
+            frechet_beside_halves({"same": same}, real, count=count, seed=0, repeats=repeats)

@@ -9,7 +9,7 @@ from torch import nn
 
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_uint8
-from hiergen.metrics.classifiers import LabelClassifier, nearest_distances, train_feature_network
+from hiergen.metrics.classifiers import LabelClassifier, train_feature_network
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
 from hiergen.metrics.fidelity import (
     FeatureExtractor,
@@ -129,15 +129,6 @@ def test_the_judges_recognize_digits_and_are_deterministic() -> None:
     second = train_feature_network(real[:256], train.labels[:256], epochs=1)
     assert torch.equal(first(held_out[:8]), second(held_out[:8]))
     assert first(held_out[:8]).shape == (8, 32)
-
-
-def test_nearest_distances_against_a_loop() -> None:
-    a = torch.randint(0, 256, (5, 1, 3, 3), dtype=torch.uint8)
-    b = torch.randint(0, 256, (7, 1, 3, 3), dtype=torch.uint8)
-    loop = [min(float(((x.double() - y.double()) / 255).square().mean().sqrt()) for y in b) for x in a]
-    assert nearest_distances(a, b).tolist() == pytest.approx(loop, abs=1e-4)
-    assert float(nearest_distances(a, a).max()) == pytest.approx(0, abs=1e-3)
-    assert float(nearest_distances(a, a, leave_one_out=True).min()) > 0.01
 
 
 def test_kernel_distance_by_block_against_torch_fidelity() -> None:

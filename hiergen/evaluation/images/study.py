@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from hiergen.metrics.classifiers import FeatureNetwork
 from hiergen.metrics.fidelity import compare_image_sets
 from hiergen.pretrained.perceptual import LPIPS
 
-IMAGE_SIZE = 32
 #: Number of samples that the network behind the Fréchet distance is trained on.
 EXTRACTOR_SAMPLES = 80_000
+#: Settings that results of before do not know, with the value that those had.
+CAME_LATER: dict[str, Any] = {"size": 32, "hold_out_by": "number", "overrides": {}, "precision": "no"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class ImageStudySettings(StudySettings):
     Attributes:
         data: Source of the images, as `DataConfig.source`.
         hold_out: Held-out share of a source without a test split, as `DataConfig.hold_out`.
+        hold_out_by: What is held out together, as `DataConfig.hold_out_by`.
+        size: Height and width of the images in pixels.
         lpips: Folder of LPIPS' AlexNet weights.
         extractor: Name of the network behind the Fréchet distance in the tables.
         num_test: Number of held-out images: the first ones, so a source sorted by class must be taken whole.
@@ -40,6 +43,8 @@ class ImageStudySettings(StudySettings):
 
     data: str = "idx:DATA/fashion-mnist"
     hold_out: int = 0
+    hold_out_by: Literal["number", "name"] = "number"
+    size: int = 32
     lpips: str = "DATA/lpips"
     extractor: str = "fashion-cnn-32"
     num_test: int = 2_000
@@ -54,11 +59,15 @@ class TwoPartSettings(ImageStudySettings):
         part: Part of the study: "reconstruction" (all tokenizers) or "generation" (after it, on two of them).
         tokenizer_samples: Number of training samples of a tokenizer.
         generator_samples: Number of training samples of a generator.
+        overrides: Entries of the config of all tokenizers to replace, before what a variant changes.
+        precision: Number format of the tokenizers' training, as `TrainConfig.precision`.
     """
 
     part: Literal["reconstruction", "generation"] = "reconstruction"
     tokenizer_samples: int = 24_000
     generator_samples: int = 25_000
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precision: Literal["no", "bf16"] = "no"
 
 
 S = TypeVar("S", bound=ImageStudySettings)
@@ -84,11 +93,21 @@ class ImageStudy(Study[S]):
         share = self.agreement(self.test.images, self.test.labels)
         print(f"{settings.extractor}: {share:.1%} of {len(self.test)} test images", file=sys.stderr)
 
+    def common(self) -> dict[str, Any]:
+        return {
+            key: value for key, value in super().common().items() if key not in CAME_LATER or CAME_LATER[key] != value
+        }
+
     def data(self, split: Literal["train", "test"]) -> DataConfig:
         """Return the images of a split, read from disk as they are needed."""
         settings = self.settings
         return DataConfig(
-            source=settings.data, split=split, hold_out=settings.hold_out, size=IMAGE_SIZE, in_memory=False
+            source=settings.data,
+            split=split,
+            hold_out=settings.hold_out,
+            hold_out_by=settings.hold_out_by,
+            size=settings.size,
+            in_memory=False,
         )
 
     def agreement(self, images: Tensor, labels: Tensor) -> float:

@@ -12,11 +12,12 @@ from hiergen.config import to_json
 from hiergen.data.codes import CodeSet
 from hiergen.data.images.in_memory import ImageSet
 from hiergen.data.images.pixels import to_uint8
-from hiergen.metrics.classifiers import LabelClassifier, nearest_distances, train_feature_network
+from hiergen.metrics.classifiers import LabelClassifier, train_feature_network
 from hiergen.metrics.codebook import codebook_use, codebook_use_by_level
 from hiergen.metrics.fidelity import FeatureExtractor, compare_image_sets, paired_kernel_distance
 from hiergen.metrics.frechet import Moments, frechet_distance
 from hiergen.metrics.latents import channel_statistics
+from hiergen.metrics.neighbors import nearest_by_pixels
 from hiergen.metrics.pixel import psnr
 from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.quickstart.images.trainings import generator_config, tokenizer_config
@@ -92,8 +93,8 @@ def score(
         },
         "nearest_train_image": {
             "what": "root mean square pixel distance in [0, 1] to the nearest real train image",
-            "generated": _spread(nearest_distances(made, real)),
-            "real_test": _spread(nearest_distances(held_out, real)),
+            "generated": _spread(nearest_by_pixels(made, real).distances),
+            "real_test": _spread(nearest_by_pixels(held_out, real).distances),
         },
     }
 
