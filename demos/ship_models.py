@@ -40,7 +40,7 @@ from hiergen.pipelines.prefixes import rebuild_prefixes
 from hiergen.pretrained.packaged import PACKAGED
 from hiergen.quickstart.settings import MOVING, QuickstartSettings, ShapesQuickstartSettings, VideoQuickstartSettings
 from hiergen.quickstart.shapes.run import measure_pipeline
-from hiergen.quickstart.shapes.scores import reconstruction_scores
+from hiergen.quickstart.shapes.scores import SPECK, reconstruction_scores
 from hiergen.quickstart.videos.clips import quickstart_clips
 from hiergen.quickstart.videos.scores import clip_judge
 from hiergen.seeding import make_rng
@@ -100,7 +100,7 @@ def main() -> None:
     measured, about = kind.measure(folder, report, sampling)
     tokenizer, generator = report["settings"]["tokenizer"], report["settings"]["generator"]
     title = f"{kind.title}: {tokenizer} + {generator}"
-    notes = {"title": title, "about": about, "classes": list(kind.classes), "sampling": sampling}
+    notes = {"title": title, "about": about, "classes": list(kind.classes), "sampling": sampling, **kind.notes}
     write_json(folder / NOTES_FILE, notes)
     write_text(folder / "README.md", card(title, report, kind.data(report["settings"]), folder, sampling, measured))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -164,7 +164,9 @@ def describe_shapes(report: dict[str, Any]) -> Measured:
         f"{made['without_surface']} of them without a surface, and with {made['class_agreement_real']:.1%} of real held-out ones"
     )
     lines.append(
-        f"- {made['whole']} of {made['sets'][0]['count']} generated shapes are of as many pieces as their class"
+        f"- {made['whole']} of {made['sets'][0]['count']} generated shapes are of as many pieces as their class, and "
+        f"{made['whole_but_for_specks']} when detached pieces of less than {SPECK:.1%} of the volume are left out, as the demo does "
+        "(`ExtractionSettings.min_piece`)"
     )
     about = (
         f"Trained on {report['settings']['num_shapes']:,} procedural shapes of {len(PROCEDURAL_CLASSES)} classes, nothing else. "
@@ -299,6 +301,7 @@ class Kind:
     folder: Callable[[dict[str, Any]], str]
     data: Callable[[dict[str, Any]], str]
     measure: Callable[[Path, dict[str, Any], dict[str, Any]], Measured]
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _shapes(settings: dict[str, Any]) -> str:
@@ -321,6 +324,7 @@ KINDS = {
         lambda settings: "shapes-by-class",
         _shapes,
         measure_shapes,
+        {"extraction": {"min_piece": SPECK}},
     ),
     "ImageToShapePipeline": Kind(
         "Shapes by picture",

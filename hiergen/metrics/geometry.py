@@ -261,16 +261,20 @@ def volume_iou(triangles: Float[np.ndarray, "t 3 3"], reference: Float[np.ndarra
     return float((own & other).sum()) / union if union else 0.0
 
 
-def count_pieces(mesh: trimesh.Trimesh) -> int:
+def count_pieces(mesh: trimesh.Trimesh, *, min_share: float = 0.0) -> int:
     """Return the number of separate solids of a mesh: surfaces that hang together and enclose volume; the hollows in them are none.
 
     Faces must point outward: the surface of a hollow then encloses less than nothing, by which it is told from a solid's. A mesh without
     faces has 0 pieces.
+
+    Args:
+        mesh: The mesh.
+        min_share: Solids that enclose less than this share of what all enclose are not counted.
     """
     if not len(mesh.faces):
         return 0
     volumes, _ = enclosed_volumes(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces))
-    return int((volumes > 0).sum())
+    return int(((volumes > 0) & (volumes >= min_share * volumes.sum())).sum())
 
 
 def _icp(points: np.ndarray, reference: np.ndarray, matrix: np.ndarray) -> np.ndarray:
