@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import trimesh
 
 #: A detached piece of less than this share of a shape's volume is a speck.
-SPECK = 0.005
+SPECK = 0.002
 
 
 def reconstruction_scores(
