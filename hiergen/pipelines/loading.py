@@ -15,7 +15,7 @@ from hiergen.config import nearest
 from hiergen.environment import choose_device, choose_dtype
 from hiergen.pretrained.hub import fetch
 from hiergen.pretrained.official import OFFICIAL, by_repository, of_preset
-from hiergen.pretrained.packaged import packaged_models
+from hiergen.pretrained.packaged import CONFIGS, packaged_models
 from hiergen.registry import MODEL_CLASSES, PIPELINE_CLASSES, model_class, pipeline_class, presets
 
 #: The class of diffusers' that `hiergen convert ldm-vae` writes and that is loaded as a `KLAutoencoder`.
@@ -30,7 +30,7 @@ def from_pretrained(
     Official weights are downloaded and converted at their first use; a generator comes as a pipeline with its tokenizer.
 
     Args:
-        path: A folder, the name of a model that comes with the package ("digits-1d") or of official weights ("vq-16.in1k",
+        path: A folder with a saved model, the name of a model that comes with the package ("digits-1d") or of official weights ("vq-16.in1k",
             `hiergen info` lists them), or the id `owner/name` of a Hub repository.
         dtype: A `torch.dtype` of the weights; None is float32. "auto" is bfloat16 where the GPU that is there, or else the processor,
             has its products, and float32 elsewhere; a line says which. For a pipeline also a dict of the parts' names, with "default"
@@ -130,7 +130,8 @@ def resolve(path: str) -> str:
         ValueError: If it is none of these, with the nearest names.
     """
     packaged = {folder.name: str(folder) for folder in packaged_models()}
-    if Path(path).is_dir():
+    # A folder of that name without a model, such as a user's pictures in "emoji", does not hide the packaged one.
+    if Path(path).is_dir() and (path not in packaged or any((Path(path) / file).is_file() for file in CONFIGS)):
         return path
     if (path := by_repository(path)) in OFFICIAL:
         return path
@@ -197,7 +198,7 @@ def _check_components(path: str, stored: dict[str, Any], pipeline: type[Any]) ->
 
 
 def _config(path: str) -> dict[str, Any]:
-    for file in ("model_index.json", "config.json"):
+    for file in CONFIGS:
         found = Path(path) / file if Path(path).is_dir() else _download(path, file)
         if found is not None and found.is_file():
             try:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 #: The folder that holds one folder per model.
 PACKAGED = Path(__file__).parent / "models"
+#: A folder that holds one of these files is a saved pipeline or model.
+CONFIGS = ("model_index.json", "config.json")
 
 
 def packaged_models() -> list[Path]:
     """Return the folders of the models that come with the package, pipelines and tokenizers; a folder's name is the model's."""
-    return sorted(path.parent for file in ("model_index.json", "config.json") for path in PACKAGED.glob(f"*/{file}"))
+    return sorted(path.parent for file in CONFIGS for path in PACKAGED.glob(f"*/{file}"))

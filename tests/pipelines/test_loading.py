@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ import hiergen
 from hiergen.environment import choose_device
 from hiergen.pipelines import loading
 from hiergen.pipelines.video import ClassToVideoPipeline
+from hiergen.pretrained.packaged import PACKAGED
 from hiergen.pyramid import LevelSpec, specs_to_json
 from hiergen.registry import create
 
@@ -142,6 +144,14 @@ def test_a_generator_of_ids_compiles_its_blocks(name, counters) -> None:
     graphs = counters["unique_graphs"]
     generate()
     assert 1 <= graphs == counters["unique_graphs"], "what was compiled must serve again"
+
+
+def test_a_folder_of_data_does_not_hide_the_packaged_model_of_its_name(folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-1d").mkdir()
+    assert loading.resolve("digits-1d") == str(PACKAGED / "digits-1d")
+    shutil.copy(folder / "model_index.json", tmp_path / "digits-1d")
+    assert loading.resolve("digits-1d") == "digits-1d"
 
 
 def test_loading_draws_no_bars_and_leaves_those_of_others(folder, capsys) -> None:
