@@ -171,7 +171,8 @@ def describe_shapes(report: dict[str, Any]) -> Measured:
     about = (
         f"Trained on {report['settings']['num_shapes']:,} procedural shapes of {len(PROCEDURAL_CLASSES)} classes, nothing else. "
         f"Held-out shapes come back with an IoU of {levels[-1]['iou']:.2f}; {made['class_agreement']:.0%} of its samples are "
-        "nearest to a training shape of the class asked for. The thinnest parts, such as a lamp's stem or the legs of a table, can come out in pieces."
+        "nearest to a training shape of the class asked for. Arm rests of chairs and boards of shelves, which are thin, can break; specks beside a "
+        f"shape, below {SPECK:.1%} of its volume, are left out."
     )
     return lines, about
 
