@@ -15,6 +15,7 @@ from hiergen.training.tasks.term_settings import (
     AdversarialConfig,
     AlignmentConfig,
     CodebookConfig,
+    DecoderConfig,
     PerceptualConfig,
     ProxyConfig,
     VAEConfig,
@@ -170,6 +171,7 @@ class TokenizerTaskConfig(TaskConfig):
         vae: Settings of VA-VAE's objective, which replaces the weighted means above; None keeps those.
         proxy: Settings of TiTok's first stage, whose decoder predicts the ids of another tokenizer; None for none.
         codebook: Log the use of the codebook by each level, and revive dead codes; None for neither.
+        decoder: Train the decoder alone, of a tokenizer of continuous tokens that `init` names; None trains all of it.
     """
 
     preset: str = "restok-tiny"
@@ -184,9 +186,13 @@ class TokenizerTaskConfig(TaskConfig):
     vae: VAEConfig | None = None
     proxy: ProxyConfig | None = None
     codebook: CodebookConfig | None = None
+    decoder: DecoderConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        beside = [name for name in ("alignment", "vae", "proxy", "codebook") if getattr(self, name) is not None]
+        if self.decoder is not None and beside:
+            raise ValueError(f"{beside[0]} is set beside decoder, which trains no encoder: leave one out")
         if self.vae is not None and self.alignment is not None:
             raise ValueError("alignment is set beside vae, which has its own: use vae.foundation")
         if self.vae is not None and self.proxy is not None:

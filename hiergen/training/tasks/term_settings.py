@@ -32,6 +32,19 @@ class PerceptualConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class DecoderConfig(Checked):
+    """The decoder alone is trained, on the encoder's mean tokens: codes stay what they are, and generators of them stay good.
+
+    Attributes:
+        noise: Most noise on the tokens, in deviations of each channel over the batch; every sample draws its share from 0 up to it.
+            Tokens that a generator makes are off by a little, which a decoder that has seen noise forgives. RAE (arXiv:2510.11690) has the
+            idea, and draws the share from half of a normal distribution.
+    """
+
+    noise: NotNegative = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class AdversarialConfig(Checked):
     """A discriminator as second player.
 

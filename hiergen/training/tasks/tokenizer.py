@@ -12,8 +12,9 @@ from hiergen.bottlenecks.multiscale import MultiScaleQuantizer
 from hiergen.data.sources import open_images
 from hiergen.losses.adversarial import Adversary
 from hiergen.metrics.pixel import psnr
-from hiergen.pyramid import LevelSpec
+from hiergen.pyramid import LevelSpec, TokenPyramid
 from hiergen.registry import create
+from hiergen.seeding import draw_normal, draw_uniform
 from hiergen.tokenizers.base import TokenizerOutput
 from hiergen.training.optim import OptimConfig
 from hiergen.training.tasks.base import Task
@@ -40,6 +41,8 @@ def make_players(config: TokenizerTaskConfig) -> dict[str, nn.Module]:
     """Return "tokenizer" (the bare model where nothing is trained beside it) and, if configured, "discriminator"."""
     tokenizer = create(config.preset, **config.overrides)
     _check_size(config, tokenizer)
+    if config.decoder:
+        _freeze_encoder(tokenizer, config.preset)
     alignment = Alignment(config.alignment, tokenizer) if config.alignment else None
     after = config.codebook.revive_after if config.codebook else None
     if after and tokenizer.config.get("vocab_size") is None:
@@ -51,6 +54,22 @@ def make_players(config: TokenizerTaskConfig) -> dict[str, nn.Module]:
     if config.adversarial:
         players["discriminator"] = make_adversary(config.adversarial)
     return players
+
+
+def _freeze_encoder(tokenizer: Any, name: str) -> None:
+    """Freeze the parameters that decoding does not read, which are found by decoding once.
+
+    Raises:
+        ValueError: If the tokens are discrete: the codebook is the encoder's too.
+    """
+    if any(spec.is_discrete for spec in tokenizer.specs):
+        raise ValueError(f"decoder is set, but the tokens of {name!r} are discrete, expected continuous ones")
+    device = next(tokenizer.parameters()).device
+    levels = [torch.zeros(1, spec.num_tokens, spec.dim, device=device) for spec in tokenizer.specs]
+    tokenizer.decode(TokenPyramid(tuple(levels), tokenizer.specs)).sum().backward()
+    for parameter in tokenizer.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
 
 
 def _check_size(config: TokenizerTaskConfig, tokenizer: Any) -> None:
@@ -145,12 +164,25 @@ class TokenizerTask(Task):
         if self._revives:
             self._revives = False
             terms["revived"] = self._revive(image, rng)
-        output = self.tokenizer(image, rng=rng)
+        output = self._decode(image, rng) if self._config.decoder else self.tokenizer(image, rng=rng)
         total = self._objective(image, output, terms, rng)
         self._watch(output)
         if "is_substitute" in batch:
             terms["broken_images"] = batch["is_substitute"].float().mean()
         return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
+
+    def _decode(self, image: Tensor, rng: torch.Generator) -> TokenizerOutput:
+        """Return what the decoder makes of the mean tokens with noise on them; it alone has gradients."""
+        with torch.no_grad():
+            pyramid = self.tokenizer.encode(image)
+        assert self._config.decoder is not None
+        levels = []
+        for level in pyramid.levels:
+            share = self._config.decoder.noise * draw_uniform((len(level), 1, 1), rng=rng, device=level.device)
+            noise = draw_normal(level.shape, rng=rng, device=level.device) * level.float().std((0, 1))
+            levels.append(level + (share * noise).to(level.dtype))
+        pyramid = TokenPyramid(tuple(levels), pyramid.specs)
+        return TokenizerOutput(self.tokenizer.decode(pyramid), pyramid)
 
     def _objective(
         self, image: Tensor, output: TokenizerOutput, terms: dict[str, Tensor], rng: torch.Generator

@@ -7,12 +7,20 @@ import torch
 
 from hiergen.losses.adaptive_weight import adaptive_weight
 from hiergen.losses.alignment import cosine_hinge_loss
+from hiergen.pipelines.loading import from_pretrained
+from hiergen.registry import create
 from hiergen.training.config import OptimConfig, TrainConfig
 from hiergen.training.loop import fit
 from hiergen.training.tasks.perceptual_term import PerceptualTerm
 from hiergen.training.tasks.settings import TokenizerTaskConfig
 from hiergen.training.tasks.teacher_alignment import Alignment, _match_grid
-from hiergen.training.tasks.term_settings import AdversarialConfig, AlignmentConfig, CodebookConfig, PerceptualConfig
+from hiergen.training.tasks.term_settings import (
+    AdversarialConfig,
+    AlignmentConfig,
+    CodebookConfig,
+    DecoderConfig,
+    PerceptualConfig,
+)
 from hiergen.training.tasks.tokenizer import TokenizerPlayer, TokenizerTask
 
 SMALL = {
@@ -227,3 +235,37 @@ def test_codes_of_a_tokenizer_without_codebook_cannot_be_revived() -> None:
     config = TokenizerTaskConfig("hieratok-tiny", codebook=CodebookConfig(revive_after=8))
     with pytest.raises(ValueError, match="revive_after is 8, but 'hieratok-tiny' has no codebook: leave it out"):
         config.build()
+
+
+MAP = TokenizerTaskConfig(
+    preset="hieratok-tiny", overrides={"encoder_depth": 1, "decoder_depth": 1}, decoder=DecoderConfig(noise=0.5)
+)
+
+
+def test_the_decoder_alone_is_trained_and_codes_stay(tmp_path) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=rng()) * 2 - 1
+    start = create("hieratok-tiny", **MAP.overrides).eval()
+    start.save_pretrained(tmp_path / "start")
+    model = from_pretrained(fit(run(MAP, str(tmp_path / "run"), init=str(tmp_path / "start"))).model_dir)
+    codes = start.encode(images)
+    assert all(torch.equal(a, b) for a, b in zip(codes.levels, model.encode(images).levels, strict=True))
+    assert not torch.equal(start.decode(codes), model.decode(codes))
+
+
+def test_the_decoder_is_trained_on_noisy_codes() -> None:
+    batch = {"image": torch.rand(4, 3, 32, 32, generator=rng()) * 2 - 1}
+    tasks = [TokenizerTask(dataclasses.replace(MAP, decoder=DecoderConfig(noise=noise))) for noise in (0.0, 0.5, 0.5)]
+    for task in tasks[1:]:
+        task.tokenizer.load_state_dict(tasks[0].tokenizer.state_dict())
+    clean, noisy, again = (task.losses("tokenizer", batch, rng())["loss"].item() for task in tasks)
+    assert noisy == again != clean
+    image = batch["image"]
+    whole = tasks[0].tokenizer.eval()(image).reconstruction
+    assert clean == pytest.approx(((whole - image) / 2).square().mean().item(), rel=1e-4)
+
+
+def test_a_decoder_alone_is_refused_where_the_encoder_has_terms_or_ids() -> None:
+    with pytest.raises(ValueError, match="codebook is set beside decoder, which trains no encoder"):
+        dataclasses.replace(MAP, codebook=CodebookConfig())
+    with pytest.raises(ValueError, match="the tokens of 'restok-tiny' are discrete, expected continuous ones"):
+        TokenizerTask(dataclasses.replace(BARE, decoder=DecoderConfig()))
