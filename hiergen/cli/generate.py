@@ -39,6 +39,7 @@ class GenerateSettings(Checked):
         batch_size: Number of samples per pass. The draws of more samples than one pass depend on it.
         npz: File that all images are written to in place of PNG files, as the evaluator of ADM reads them (`arr_0`, uint8, n h w 3).
         depth: Depth of the grid that meshes are extracted on, of 2**depth cells per axis.
+        min_piece: Share of a mesh's volume below which a detached piece of it is left out; 0 keeps every piece.
         max_faces: Number of triangles that meshes are simplified to, about; by default they are not simplified.
         mesh_format: Format of the files of meshes, all of which have normals.
         seed: Seed of all random draws.
@@ -65,6 +66,7 @@ class GenerateSettings(Checked):
     batch_size: int = 64
     npz: str = ""
     depth: int = 7
+    min_piece: float = 0.0
     max_faces: int | None = None
     mesh_format: Literal["glb", "obj", "ply", "stl"] = "glb"
     seed: int = 0
@@ -292,7 +294,7 @@ def _write_meshes(make: Callable[..., Any], wanted: Wanted, out: Path) -> str:
     from hiergen.quickstart.shapes.scores import draw_contact_sheet
 
     settings = wanted.settings
-    extraction = ExtractionSettings(depth=settings.depth, max_faces=settings.max_faces)
+    extraction = ExtractionSettings(depth=settings.depth, min_piece=settings.min_piece, max_faces=settings.max_faces)
     shown, written = [], 0
     for index, mesh in wanted.passes(lambda conditions: make(conditions, extraction=extraction).meshes):
         if wanted.is_shown(index):

@@ -44,6 +44,7 @@ class ModelNotes:
         about: One sentence about the model: what it was trained on, and how good it is.
         classes: Names of the classes.
         sampling: Settings of the generator, by the names of their fields.
+        extraction: Settings of the extraction of meshes, by the names of their fields; the visitor chooses the grid's fineness.
         shown: Numbers of the classes that the page opens with; a spread over all where it is empty.
         prompts: Words to try, for a model of texts; the page opens with the first of them.
         whole: Pictures are kept as they are and taken apart in overlapping windows of the tokenizer's size.
@@ -53,6 +54,7 @@ class ModelNotes:
     about: str = ""
     classes: tuple[str, ...] = ()
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    extraction: dict[str, Any] = dataclasses.field(default_factory=dict)
     shown: tuple[int, ...] = ()
     prompts: tuple[str, ...] = ()
     whole: bool = False

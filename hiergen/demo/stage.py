@@ -17,10 +17,8 @@ from PIL import Image
 
 #: Side in pixels of the small pictures in the strip of results, and under the slider; smaller pictures are left as they are.
 THUMB = 96
-#: Pictures of at least so many pixels are shown smoothly; smaller ones with hard pixels, as they are.
-SMOOTH = 96
-#: The same of clips, which are small, and in which what moves hides that it is smoothed.
-SMOOTH_CLIP = 48
+#: Pictures and clips of at least so many pixels are shown smoothly; smaller ones with hard pixels, as they are.
+SMOOTH = 48
 #: Largest size of a pixel on the stage.
 MAX_SCALE = 14
 
@@ -90,7 +88,7 @@ def draw_picture(picture: Image.Image | bytes, alt: str) -> str:
         is_small = min(picture.size) < SMOOTH
     else:
         # A GIF begins with its name and version, in six bytes, and its width.
-        is_small = picture.startswith(b"GIF") and int.from_bytes(picture[6:8], "little") < SMOOTH_CLIP
+        is_small = picture.startswith(b"GIF") and int.from_bytes(picture[6:8], "little") < SMOOTH
     kind = "pixels" if is_small else "smooth"
     return f'<img class="hg-{kind}" src="{as_uri(picture)}" alt="{html.escape(alt, quote=True)}">'
 

@@ -42,6 +42,8 @@ class ExtractionSettings(Checked):
         bound: Half the side of the box, which is centered at the origin.
         chunk_size: Number of points evaluated at once; it bounds the memory and does not change the result.
         is_closed: Close the mesh where the shape leaves the box.
+        min_piece: Leave out detached pieces that enclose less than this share of what all enclose, and fill hollows that are smaller, before
+            simplifying; the largest piece stays. 0 keeps every piece. It needs `is_closed`, as open surfaces enclose nothing.
         max_faces: Simplify to at most about as many triangles; None keeps all. What was closed stays closed, unless these are
             too few for its holes and handles.
     """
@@ -54,6 +56,7 @@ class ExtractionSettings(Checked):
     bound: float = 1.05
     chunk_size: int = 32_768
     is_closed: bool = True
+    min_piece: float = 0.0
     max_faces: int | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +66,10 @@ class ExtractionSettings(Checked):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if self.bound <= 0:
             raise ValueError(f"bound is {self.bound}, expected a positive number")
+        if not 0 <= self.min_piece < 1:
+            raise ValueError(f"min_piece is {self.min_piece}, expected 0 to below 1")
+        if self.min_piece and not self.is_closed:
+            raise ValueError(f"min_piece is {self.min_piece}, expected 0 where is_closed is False")
         if self.max_faces is not None and self.max_faces < 4:
             raise ValueError(f"max_faces is {self.max_faces}, expected at least 4, or None")
 

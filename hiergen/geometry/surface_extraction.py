@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 from hiergen.environment import require
@@ -80,6 +80,8 @@ def mesh_from_grid(values: Float[Tensor, "n n n"], settings: ExtractionSettings 
     cells = values.shape[0] - 1 - 2 * offset
     vertices = (vertices.astype("float64") - offset) * (2 * settings.bound / cells) - settings.bound
     vertices = vertices.clip(-settings.bound, settings.bound)
+    if settings.min_piece:
+        vertices, faces = _without_small_pieces(vertices, faces, settings.min_piece)
     if settings.max_faces is not None and len(faces) > settings.max_faces:
         simplifier = require("fast_simplification", "shapes", "surface extraction")
         vertices, faces = simplifier.simplify(
@@ -93,6 +95,30 @@ def _leaves_box(values: Tensor, level: float) -> bool:
     """Return whether a node on the box's faces is inside, so that the mesh is open there; seldom, and closing copies the grid."""
     faces = [values.select(axis, end) for axis in range(3) for end in (0, -1)]
     return any(bool((face > level).any()) for face in faces)
+
+
+def enclosed_volumes(
+    vertices: Float[np.ndarray, "v 3"], faces: Integer[np.ndarray, "f 3"]
+) -> tuple[Float[np.ndarray, " k"], Int64[np.ndarray, " f"]]:
+    """Return what each surface that hangs together encloses, less than nothing for that of a hollow, and which one each face is of."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges, count = faces[:, [0, 1, 1, 2]].reshape(-1, 2), len(vertices)
+    _, group = connected_components(coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count)))
+    which = np.unique(group[faces[:, 0]], return_inverse=True)[1].astype(np.int64)
+    return np.bincount(which, np.linalg.det(vertices[faces].astype(np.float64)) / 6), which
+
+
+def _without_small_pieces(
+    vertices: Float[np.ndarray, "v 3"], faces: Integer[np.ndarray, "f 3"], share: float
+) -> tuple[Float[np.ndarray, "w 3"], Int64[np.ndarray, "g 3"]]:
+    volumes, which = enclosed_volumes(vertices, faces)
+    # A hollow encloses less than the piece around it, so none outlives its piece.
+    is_kept = np.abs(volumes) >= share * volumes.sum()
+    is_kept[volumes.argmax()] = True
+    used, numbers = np.unique(faces[is_kept[which]], return_inverse=True)
+    return vertices[used], numbers.reshape(-1, 3)
 
 
 def _unpinch(

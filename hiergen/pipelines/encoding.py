@@ -39,6 +39,7 @@ _CAME_LATER: dict[str, Any] = {
     "share_kv": False,
     "chain_losses": False,
     "anchor_reach": None,
+    "extent": None,
 }
 
 

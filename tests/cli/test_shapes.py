@@ -16,6 +16,7 @@ from hiergen.cli.recipes import find_recipe
 from hiergen.cli.train import load_recipe
 from hiergen.data.shapes import preparation
 from hiergen.data.shapes.building import PRESETS, PrepareShapesSettings, build_record
+from hiergen.metrics.geometry import count_pieces
 from hiergen.pipelines.shape import ClassToShapePipeline, ImageToShapePipeline
 from hiergen.pretrained.image_encoder import ImageEncoder
 from hiergen.pyramid import specs_to_json
@@ -193,7 +194,10 @@ def test_meshes_are_written_in_the_format_and_size_asked_for(pipelines, tmp_path
 
 def test_pictures_become_glb_files(pipelines, tmp_path, capsys) -> None:
     picture = str(pipelines / "mug.png")
-    assert generate(pipelines / "images", tmp_path, "--image", picture, picture, "--count", "1") == 0
+    options = ["--image", picture, picture, "--count", "1", "--min-piece", "0.9"]
+    assert generate(pipelines / "images", tmp_path, *options) == 0
+    for path in tmp_path.glob("*.glb"):
+        assert count_pieces(trimesh.load(path, force="mesh", process=False)) == 1
     assert "2 meshes and grid.png in" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000-mug-000.glb", "001-mug-000.glb", "grid.png"]
 

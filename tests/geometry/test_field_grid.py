@@ -141,5 +141,10 @@ def test_settings_that_cannot_be_are_refused() -> None:
             ExtractionSettings(**{name: value})
     with pytest.raises(ValueError, match=r"bound is 0\.0, expected a positive number"):
         ExtractionSettings(bound=0.0)
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"min_piece is {share}, expected 0 to below 1"):
+            ExtractionSettings(min_piece=share)
+    with pytest.raises(ValueError, match=r"min_piece is 0\.1, expected 0 where is_closed is False"):
+        ExtractionSettings(min_piece=0.1, is_closed=False)
     with pytest.raises(ValueError, match="max_faces is 3, expected at least 4"):
         ExtractionSettings(max_faces=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hiergen.geometry.surface_extraction import (
     EmptySurfaceError,
     _unpinch,
     _without_folds,
+    enclosed_volumes,
     extract_mesh,
     save_mesh,
 )
@@ -107,6 +109,37 @@ def test_folded_faces_and_pinched_edges_are_opened() -> None:
     points, faces = _unpinch(vertices, np.concatenate([first, fold]))
     assert points.shape == (4, 3)
     np.testing.assert_array_equal(points[faces], vertices[first])
+
+
+def test_small_detached_pieces_are_left_out_where_that_is_asked_for() -> None:
+    # A ball with a large and a small hollow, a ball of a twelfth of its volume, and a speck with a hollow of its own.
+    ball, hollow, bubble = sphere(0.5), sphere(0.2), sphere(0.09, (0.0, 0.0, 0.35))
+    second, speck, within = (
+        sphere(0.22, (0.0, 0.78, 0.0)),
+        sphere(0.15, (0.0, -0.78, 0.0)),
+        sphere(0.08, (0.0, -0.78, 0.0)),
+    )
+
+    def field(points: Tensor) -> Tensor:
+        large = torch.minimum(ball(points), -torch.maximum(hollow(points), bubble(points)))
+        return torch.maximum(torch.maximum(large, second(points)), torch.minimum(speck(points), -within(points)))
+
+    def volumes(share: float) -> list[float]:
+        mesh = extract_mesh(field, ExtractionSettings(depth=6, coarse_depth=6, min_piece=share))
+        assert mesh.is_watertight
+        assert len(np.unique(mesh.faces)) == len(mesh.vertices)
+        found, which = enclosed_volumes(mesh.vertices, mesh.faces)
+        assert len(which) == len(mesh.faces)
+        return sorted(found.tolist())
+
+    def balls(*radii: float) -> Any:
+        return pytest.approx([4 / 3 * np.pi * radius**3 for radius in radii], rel=0.1)
+
+    assert volumes(0.0) == balls(-0.2, -0.09, -0.08, 0.15, 0.22, 0.5)
+    # With the speck goes its hollow; the bubble is filled.
+    assert volumes(0.05) == balls(-0.2, 0.22, 0.5)
+    # The largest piece stays, whatever its share.
+    assert volumes(0.99) == balls(0.5)
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply", ".stl"])

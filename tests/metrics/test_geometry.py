@@ -96,6 +96,9 @@ def test_pieces_are_solids_and_hollows_are_none() -> None:
         1,
         2,
     ]
+    speck = trimesh.creation.box(extents=(0.1, 0.1, 0.1))
+    speck.apply_translation((5, 3, -2))
+    assert [count_pieces(box + speck, min_share=share) for share in (0.0, 0.0009, 0.0011)] == [2, 2, 1]
     assert {count_pieces(procedural_shape(k).to_mesh()) for k in range(8)} == {1}
 
 

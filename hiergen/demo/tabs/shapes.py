@@ -99,7 +99,7 @@ def generate_shape(entry: DemoModel, request: ShapeRequest, *, seconds: float) -
         raise ValueError("picture is None, expected a picture: this model makes shapes of what it sees")
     if not entry.is_by_picture:
         check_label(entry, request.label)
-    extraction = ExtractionSettings(depth=request.depth)
+    extraction = ExtractionSettings(**{**entry.notes.extraction, "depth": request.depth})
     meshes: list[trimesh.Trimesh] = []
     tokens: list[int] = []
 

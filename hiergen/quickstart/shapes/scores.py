@@ -25,6 +25,9 @@ from hiergen.training.tasks.shape_pictures import mesh_picture
 if TYPE_CHECKING:
     import trimesh
 
+#: A detached piece of less than this share of a shape's volume is a speck.
+SPECK = 0.002
+
 
 def reconstruction_scores(
     meshes: Sequence[trimesh.Trimesh], references: Sequence[trimesh.Trimesh], *, seed: int
@@ -91,16 +94,21 @@ def generation_scores(
         "class_agreement": class_agreement(generated, train, protocol),
         "class_agreement_real": class_agreement(test, train, protocol),
         "whole": whole_shapes(generated, train),
+        "whole_but_for_specks": whole_shapes(generated, train, min_share=SPECK),
     }
 
 
-def whole_shapes(meshes: Sequence[trimesh.Trimesh], train: Sequence[trimesh.Trimesh]) -> int:
-    """Return how many shapes are of as many pieces as most training shapes of the class that was asked for."""
+def whole_shapes(meshes: Sequence[trimesh.Trimesh], train: Sequence[trimesh.Trimesh], *, min_share: float = 0.0) -> int:
+    """Return how many shapes are of as many pieces as most training shapes of the class that was asked for.
+
+    Pieces of less than `min_share` of a shape's volume are not counted.
+    """
     usual = [
         collections.Counter(map(count_pieces, train[k :: len(PROCEDURAL_CLASSES)])).most_common(1)[0][0]
         for k in range(len(PROCEDURAL_CLASSES))
     ]
-    return sum(count_pieces(mesh) == usual[number % len(usual)] for number, mesh in enumerate(meshes))
+    found = [count_pieces(mesh, min_share=min_share) for mesh in meshes]
+    return sum(count == usual[number % len(usual)] for number, count in enumerate(found))
 
 
 def rendered_scores(

@@ -49,6 +49,10 @@ class PyramidVAEConfig(Checked):
     """Give every token a place, the tokens of a level being the cells of a cubic grid, and let the attention of each head between points
     and tokens fade with their distance: its standard deviation as a multiple of the grid's spacing, 0 for a head that does not fade. None
     gives tokens no places (as published)."""
+    extent: float | None = None
+    """Half the side of the cube that shapes lie in: beyond it the field is that of empty space, whatever the network says. With
+    `include_pi` the embedding repeats with period 2, so beyond 1 the network sees the shape's other end. None asks it everywhere (as
+    published)."""
     share_input_projection: bool = True
     """Use one input projection for all point resolutions; False gives each its own."""
     residual_per_level: bool = False
@@ -85,6 +89,8 @@ class PyramidVAEConfig(Checked):
             raise ValueError(f"num_tokens is {tokens}, expected increasing numbers of tokens, coarse to fine")
         if points is not None and (not points or min(points) < 1 or list(points) != sorted(set(points), reverse=True)):
             raise ValueError(f"point_counts is {list(points)}, expected decreasing numbers of points, or None")
+        if self.extent is not None and self.extent <= 0:
+            raise ValueError(f"extent is {self.extent}, expected a positive number, or None")
         if self.anchor_reach is not None:
             self._check_anchors(self.anchor_reach)
         if self.embed_point_features and self.point_features != 3:

@@ -17,6 +17,9 @@ from hiergen.nn.blocks.perceiver import CrossBlock, KeyValue, SelfStack
 from hiergen.nn.depth.plan import part_plan
 from hiergen.tokenizers.pyramid_vae.config import PyramidVAEConfig
 
+#: Largest logit of empty space.
+EMPTY = -10.0
+
 
 class Anchors(NamedTuple):
     """The places of a level's tokens.
@@ -70,12 +73,25 @@ class ShapeField:
 
     The tokens' part of the decoder has run: a query costs one cross-attention block. Queries do not see each other. Gradients
     reach the tokens, the weights and the points.
+
+    Args:
+        decoder: The network.
+        embed: The embedding of points.
+        key_value: What points read of the tokens.
+        extent: Half the side of the cube beyond which space is empty; None asks the network everywhere.
     """
 
-    def __init__(self, decoder: FieldDecoder, embed: Callable[[Tensor], Tensor], key_value: KeyValue) -> None:
+    def __init__(
+        self,
+        decoder: FieldDecoder,
+        embed: Callable[[Tensor], Tensor],
+        key_value: KeyValue,
+        extent: float | None = None,
+    ) -> None:
         self._decoder = decoder
         self._embed = embed
         self._key_value = key_value
+        self._extent = extent
         self._is_anchored = key_value[0].shape[-1] != decoder.head_dim
 
     @property
@@ -89,7 +105,7 @@ class ShapeField:
     def __getitem__(self, samples: slice) -> ShapeField:
         """Return the field of some shapes of the batch."""
         key, value = self._key_value
-        return ShapeField(self._decoder, self._embed, (key[samples], value[samples]))
+        return ShapeField(self._decoder, self._embed, (key[samples], value[samples]), self._extent)
 
     def query(self, points: Float[Tensor, "b p 3"], *, chunk_size: int | None = None) -> Float[Tensor, "b p"]:
         """Return one logit per point, positive inside.
@@ -111,7 +127,11 @@ class ShapeField:
 
     def _read(self, points: Tensor) -> Tensor:
         places = point_side(points) if self._is_anchored else None
-        return self._decoder(self._embed(points), self._key_value, places)
+        logits = self._decoder(self._embed(points), self._key_value, places)
+        if self._extent is None:
+            return logits
+        beyond = (points.abs() > self._extent).any(dim=-1)
+        return torch.where(beyond, logits.clamp(max=EMPTY), logits)
 
     def shape(self, index: int) -> Callable[[Tensor], Tensor]:
         """Return the field of one shape as a function `(p, 3) -> (p,)`, e.g. for `extract_mesh`."""

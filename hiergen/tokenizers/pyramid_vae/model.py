@@ -190,7 +190,8 @@ class PyramidVAE(Tokenizer[ShapeField]):
         return Anchors(self._embed(anchors), anchor_side(anchors, reach))
 
     def _field(self, tokens: Tensor, level: int) -> ShapeField:
-        return ShapeField(self.decoder, self._embed, self.decoder.read_tokens(tokens, self._anchors(level)))
+        key_value = self.decoder.read_tokens(tokens, self._anchors(level))
+        return ShapeField(self.decoder, self._embed, key_value, self.layout.extent)
 
     def _read_cloud(self, data: Tensor, is_ordered: bool) -> _CloudMemory:
         """Return keys and values of every point resolution; they serve all levels of tokens."""

@@ -61,6 +61,8 @@ PRESETS: dict[str, Preset] = {
             # Half and quarter cubes repeat with the periods of these frequencies: a place in its cell is the same for all cells.
             "num_frequencies": 6,
             "include_pi": True,
+            # Shapes end at 0.95. Beyond 1 is the other end of these periods.
+            "extent": 1.0,
             "anchor_reach": [0.35, 0.5, 1.0, 0.0],
             "point_counts": [1024],
             "init_scale": 1.0,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 from pathlib import Path
 
@@ -26,13 +27,14 @@ from hiergen.pipelines.shape import decode_meshes
 
 def test_the_coarse_mesh_comes_first_and_both_are_the_pipelines_own(library) -> None:
     entry = library.get("shapes")
+    entry = dataclasses.replace(entry, notes=dataclasses.replace(entry.notes, extraction={"bound": 0.9, "depth": 7}))
     progress = list(generate_shape(entry, ShapeRequest(label=2, seed=4, depth=5), seconds=60.0))
     counts = [len(now.meshes) for now in progress]
     assert counts == sorted(counts)
     assert 1 in counts
     assert progress[-1].is_done
     assert progress[-1].tokens == tuple(spec.num_tokens for spec in entry.tokenizer.specs)
-    settings = ExtractionSettings(depth=5)
+    settings = ExtractionSettings(depth=5, bound=0.9)
     expected = entry.model(
         2,
         generator=torch.Generator().manual_seed(4),

@@ -148,9 +148,11 @@ def test_the_judge_of_classes_knows_real_shapes_and_counts_failures() -> None:
     train = [procedural_shape(k).to_mesh() for k in range(2 * COUNT)]
     generated = train[:COUNT]
     scores = generation_scores(generated, train[COUNT:], train, seed=0)
-    assert (scores["class_agreement"], scores["whole"]) == (1.0, COUNT)
+    assert (scores["class_agreement"], scores["whole"], scores["whole_but_for_specks"]) == (1.0, COUNT, COUNT)
     broken = [generated[0] + boxes(1, 0.1)[0].apply_translation((0, 3, 0)), *generated[1:]]
     assert whole_shapes(broken, train) == COUNT - 1
+    share = 1 - generated[0].volume / broken[0].volume
+    assert [whole_shapes(broken, train, min_share=share * factor) for factor in (0.9, 1.1)] == [COUNT - 1, COUNT]
     shuffled = [*generated[1:], generated[0]]
     assert generation_scores(shuffled, train[COUNT:], train, seed=0)["class_agreement"] == 0.0
     failed = generation_scores([trimesh.Trimesh()] * COUNT, train[COUNT:], train, seed=0)

@@ -13,6 +13,7 @@ from hiergen.geometry.field_grid import ExtractionSettings, evaluate_grid
 from hiergen.nn.blocks.perceiver import fourier_embedding
 from hiergen.nn.farthest_points import farthest_points
 from hiergen.pyramid import LevelSpec, TokenPyramid
+from hiergen.tokenizers.pyramid_vae.field import EMPTY
 from hiergen.tokenizers.pyramid_vae.model import PyramidVAE
 
 TINY: dict[str, Any] = {
@@ -102,6 +103,21 @@ def test_levels_are_alternatives_and_the_finest_present_is_decoded() -> None:
     assert not torch.allclose(coarse, logits)
     changed = TokenPyramid((pyramid.levels[0] + 1, pyramid.levels[1]), pyramid.specs)
     assert torch.equal(model.decode(changed).query(points), logits)
+
+
+def test_beyond_its_extent_a_field_is_that_of_empty_space() -> None:
+    open_ended, model = tiny(include_pi=True), tiny(include_pi=True, extent=1.0)
+    assert model.state_dict().keys() == open_ended.state_dict().keys()
+    pyramid = model.encode(clouds())
+    points = torch.rand(2, 400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 2.4 - 1.2
+    beyond = (points.abs() > 1).any(dim=-1)
+    logits, all_of_it = model.decode(pyramid).query(points), open_ended.decode(pyramid).query(points)
+    assert torch.equal(logits[~beyond], all_of_it[~beyond])
+    assert logits[beyond].max() <= EMPTY < all_of_it[beyond].max()
+    # A part of the batch has the same extent, and the border belongs to the inside.
+    assert torch.equal(model.decode(pyramid)[1:].query(points[1:]), logits[1:])
+    edge = torch.tensor([[[1.0, -1.0, 1.0]]] * 2, dtype=torch.float64)
+    assert torch.equal(model.decode(pyramid).query(edge), open_ended.decode(pyramid).query(edge))
 
 
 def test_places_cost_no_weights_and_tell_the_tokens_of_a_level_apart() -> None:
@@ -266,6 +282,7 @@ def test_presets_have_the_published_sizes(name: str, specs: list[int], parameter
         ({"num_tokens": []}, r"num_tokens is \[\], expected increasing"),
         ({"point_counts": [6, 12]}, r"point_counts is \[6, 12\], expected decreasing"),
         ({"queries": "random"}, "queries is 'random', expected one of 'learned', 'farthest'"),
+        ({"extent": 0.0}, r"extent is 0\.0, expected a positive number, or None"),
         ({"anchor_reach": [0.5]}, r"anchor_reach is \[0.5\], expected 2 numbers, one per head, at least 0"),
         ({"anchor_reach": [0.5, -1.0]}, r"anchor_reach is \[0.5, -1.0\], expected 2 numbers"),
         ({"anchor_reach": [0.5, 1]}, r"num_tokens is \[3, 5\], anchor_reach expects cubes: 8, 27, 64"),
