@@ -22,7 +22,7 @@ from hiergen.demo.inputs import add_buttons, add_guidance, add_seed
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import Page, explained
 from hiergen.demo.requests import GUIDANCE, SEED, check_label, check_ranges, read_query, to_seed
-from hiergen.demo.stage import SMOOTH_CLIP, View, draw_empty, draw_picture, result
+from hiergen.demo.stage import SMOOTH, View, draw_empty, draw_picture, result
 from hiergen.demo.steps import stream_steps, thinned
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.kernels.pyramid_attention import PSAConfig, PyramidPlan, draw_plan
@@ -194,7 +194,7 @@ def draw_clips(clips: tuple[Clip, ...], *, enlarge: int = 1) -> bytes:
         scale = max(1, SHEET // (len(clips) * clips[0].video.shape[-1]))
         names = ["dense", *(f"sparse, {clip.density:.0%} of the products" for clip in clips[1:])]
         named = dict(zip(names, (clip.video for clip in clips), strict=True))
-        video, enlarge = caption_videos(named, enlarge=scale, is_smooth=clips[0].video.shape[-1] >= SMOOTH_CLIP), 1
+        video, enlarge = caption_videos(named, enlarge=scale, is_smooth=clips[0].video.shape[-1] >= SMOOTH), 1
     else:
         video = clips[0].video
     with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
