@@ -18,7 +18,6 @@ from hiergen.checked import Checked
 from hiergen.geometry.meshes import require_shape_libraries
 from hiergen.geometry.poses import apply_transform, fit_transform, yaw_rotation
 from hiergen.geometry.ray_crossings import occupancy_grid
-from hiergen.geometry.surface_extraction import enclosed_volumes
 from hiergen.geometry.surface_sampling import sample_surface
 
 if TYPE_CHECKING:
@@ -271,6 +270,9 @@ def count_pieces(mesh: trimesh.Trimesh, *, min_share: float = 0.0) -> int:
         mesh: The mesh.
         min_share: Solids that enclose less than this share of what all enclose are not counted.
     """
+    # It loads PyTorch, for which no help of the command line waits.
+    from hiergen.geometry.surface_extraction import enclosed_volumes
+
     if not len(mesh.faces):
         return 0
     volumes, _ = enclosed_volumes(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces))
