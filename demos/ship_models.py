@@ -102,7 +102,7 @@ def main() -> None:
     title = f"{kind.title}: {tokenizer} + {generator}"
     # Menus say what it makes; the card, of which parts it is.
     notes = {
-        "title": DIGITS.get(folder.name, kind.title),
+        "title": TITLES.get(folder.name, kind.title),
         "about": about,
         "classes": list(kind.classes),
         "sampling": sampling,
@@ -319,7 +319,7 @@ def _shapes(settings: dict[str, Any]) -> str:
 
 NUMERALS = tuple("0123456789")
 #: Titles of the two models of digits, by folder.
-DIGITS = {"digits-1d": "Digits, level by level", "digits-2d": "Digits, out of noise"}
+TITLES = {"digits-1d": "Digits, level by level", "digits-2d": "Digits, out of noise"}
 #: By the pipeline's class. The order of the folders is that of the demo's menus.
 KINDS = {
     "ClassToImagePipeline": Kind(

@@ -110,6 +110,8 @@ class _Run:
     def _build(self) -> Task:
         """Return the task; with `init` its model has those sizes and weights, with `lora` adapters are what is trained."""
         config, fresh = self.config, set[str]()
+        if config.init is None and getattr(config.task, "decoder", None) is not None:
+            raise ValueError("task.decoder is set, but init is None: give --init, whose encoder stays as it is")
         source = None if config.init is None else load_source(config.init, config.task)
         if source is not None:
             self.config = dataclasses.replace(config, task=take_sizes(config.task, source))

@@ -171,7 +171,7 @@ class TokenizerTaskConfig(TaskConfig):
         vae: Settings of VA-VAE's objective, which replaces the weighted means above; None keeps those.
         proxy: Settings of TiTok's first stage, whose decoder predicts the ids of another tokenizer; None for none.
         codebook: Log the use of the codebook by each level, and revive dead codes; None for neither.
-        decoder: Train the decoder alone, of a tokenizer of continuous tokens that `init` names; None trains all of it.
+        decoder: Train the decoder alone, of a tokenizer of one level of continuous tokens that `init` names; None trains all of it.
     """
 
     preset: str = "restok-tiny"

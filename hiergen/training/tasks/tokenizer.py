@@ -60,10 +60,13 @@ def _freeze_encoder(tokenizer: Any, name: str) -> None:
     """Freeze the parameters that decoding does not read, which are found by decoding once.
 
     Raises:
-        ValueError: If the tokens are discrete: the codebook is the encoder's too.
+        ValueError: If the tokens are discrete (the codebook is the encoder's too), or prefixes of levels are decoded too, which
+            nothing would train.
     """
     if any(spec.is_discrete for spec in tokenizer.specs):
         raise ValueError(f"decoder is set, but the tokens of {name!r} are discrete, expected continuous ones")
+    if len(tokenizer.specs) > 1 or len(getattr(tokenizer, "preview_heads", ())):
+        raise ValueError(f"decoder is set, but {name!r} also decodes its first levels, which it would not train")
     device = next(tokenizer.parameters()).device
     levels = [torch.zeros(1, spec.num_tokens, spec.dim, device=device) for spec in tokenizer.specs]
     tokenizer.decode(TokenPyramid(tuple(levels), tokenizer.specs)).sum().backward()
@@ -179,7 +182,7 @@ class TokenizerTask(Task):
         levels = []
         for level in pyramid.levels:
             share = self._config.decoder.noise * draw_uniform((len(level), 1, 1), rng=rng, device=level.device)
-            noise = draw_normal(level.shape, rng=rng, device=level.device) * level.float().std((0, 1))
+            noise = draw_normal(level.shape, rng=rng, device=level.device) * level.float().std((0, 1), correction=0)
             levels.append(level + (share * noise).to(level.dtype))
         pyramid = TokenPyramid(tuple(levels), pyramid.specs)
         return TokenizerOutput(self.tokenizer.decode(pyramid), pyramid)

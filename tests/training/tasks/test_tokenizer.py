@@ -238,7 +238,9 @@ def test_codes_of_a_tokenizer_without_codebook_cannot_be_revived() -> None:
 
 
 MAP = TokenizerTaskConfig(
-    preset="hieratok-tiny", overrides={"encoder_depth": 1, "decoder_depth": 1}, decoder=DecoderConfig(noise=0.5)
+    preset="hieratok-tiny",
+    overrides={"encoder_depth": 1, "decoder_depth": 1, "has_preview_heads": False},
+    decoder=DecoderConfig(noise=0.5),
 )
 
 
@@ -264,7 +266,11 @@ def test_the_decoder_is_trained_on_noisy_codes() -> None:
     assert clean == pytest.approx(((whole - image) / 2).square().mean().item(), rel=1e-4)
 
 
-def test_a_decoder_alone_is_refused_where_the_encoder_has_terms_or_ids() -> None:
+def test_a_decoder_alone_is_refused_where_more_would_have_to_be_trained(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"task\.decoder is set, but init is None: give --init"):
+        fit(run(MAP, str(tmp_path / "run")))
+    with pytest.raises(ValueError, match="'hieratok-tiny' also decodes its first levels, which it would not train"):
+        TokenizerTask(dataclasses.replace(MAP, overrides={}))
     with pytest.raises(ValueError, match="codebook is set beside decoder, which trains no encoder"):
         dataclasses.replace(MAP, codebook=CodebookConfig())
     with pytest.raises(ValueError, match="the tokens of 'restok-tiny' are discrete, expected continuous ones"):
