@@ -22,7 +22,7 @@ def recipe() -> TrainConfig:
         out="runs/flow_emoji_64",
         samples=1_200_000,
         batch_size=32,
-        precision="bf16",
+        precision="auto",
         optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup_samples=5_000, final_lr_ratio=0.05),
         ema_decay=0.999,
         log_every=2_000,

@@ -30,7 +30,7 @@ def recipe() -> TrainConfig:
         out="runs/flow_emoji_words_64",
         samples=320_000,
         batch_size=64,
-        precision="bf16",
+        precision="auto",
         optim=OptimConfig(lr=1.5e-3, betas=(0.9, 0.99), warmup_samples=3_000, final_lr_ratio=0.05),
         ema_decay=0.999,
         log_every=2_000,

@@ -22,7 +22,7 @@ def recipe() -> TrainConfig:
         out="runs/har_emoji_64",
         samples=400_000,
         batch_size=32,
-        precision="bf16",
+        precision="auto",
         optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_samples=5_000, final_lr_ratio=0.05),
         ema_decay=0.999,
         log_every=2_000,

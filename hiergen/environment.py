@@ -135,17 +135,23 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     """
     import torch
 
-    fast = ""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        fast = "the GPU"
-    elif device.type == "cpu":
-        sets = {"AMX": torch.cpu._is_amx_tile_supported, "AVX512-BF16": torch.cpu._is_avx512_bf16_supported}
-        fast = next((f"the processor, by {name}," for name, has in sets.items() if has()), "")
-    if fast:
+    if fast := computes_bfloat16(device):
         say(f"dtype auto: bfloat16, whose products {fast} computes fast")
         return torch.bfloat16
     say(f"dtype auto: float32, since this {device.type.upper()} is not known to compute products in bfloat16 fast")
     return torch.float32
+
+
+def computes_bfloat16(device: torch.device) -> str:
+    """Return what computes products in bfloat16 fast on a device, in words; "" if nothing is known to."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "the GPU"
+    if device.type != "cpu":
+        return ""
+    sets = {"AMX": torch.cpu._is_amx_tile_supported, "AVX512-BF16": torch.cpu._is_avx512_bf16_supported}
+    return next((f"the processor, by {name}," for name, has in sets.items() if has()), "")
 
 
 def settle_threads() -> None:

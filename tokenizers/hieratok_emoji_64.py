@@ -28,7 +28,7 @@ def recipe() -> TrainConfig:
         out="runs/hieratok_emoji_64",
         samples=800_000,
         batch_size=24,
-        precision="bf16",
+        precision="auto",
         optim=OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup_samples=2_000, final_lr_ratio=0.02),
         ema_decay=0.999,
         log_every=1_000,

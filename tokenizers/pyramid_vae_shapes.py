@@ -22,7 +22,7 @@ def recipe() -> TrainConfig:
         out="runs/pyramid_vae_shapes",
         samples=52_000_000,
         batch_size=256,
-        precision="bf16",
+        precision="auto",
         num_workers=8,
         optim=OptimConfig(lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01, warmup_samples=1_280_000, final_lr_ratio=0.0),
         ema_decay=0.9999,

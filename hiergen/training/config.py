@@ -56,7 +56,8 @@ class TrainConfig(Checked):
         batch_size: Samples per optimizer step, over all processes and accumulation steps.
         accumulation: Number of parts into which each process cuts its share of a batch.
         seed: Seed of all random draws.
-        precision: Number format of the passes: "no" is float32, "bf16" and "fp16" are autocast.
+        precision: Number format of the passes: "no" is float32, "bf16" and "fp16" are autocast. "auto" is "bf16" where the device
+            has instructions for its products and "no" elsewhere, where "bf16" takes many times as long on a CPU.
         num_workers: Number of processes that load data, per training process.
         optim: Settings of the optimizer of every player that has none of its own.
         ema_decay: Decay of the averaged weights, ramped as min(decay, (1 + s) / (10 + s)); None for no averaging.
@@ -93,7 +94,7 @@ class TrainConfig(Checked):
     batch_size: Count = 64
     accumulation: Count = 1
     seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     num_workers: CountOrZero = 0
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     ema_decay: Share | None = 0.9999

@@ -167,7 +167,7 @@ class _Run:
                 self.title, config.samples, not accelerator.is_main_process, done=self.state.samples_seen
             ) as progress,
         ):
-            meter = Meter(config, accelerator.device)
+            meter = Meter(config, accelerator.device, precision=accelerator.mixed_precision)
             batches = stream_batches(stream, steps, num_workers=config.num_workers)
             for step, batch in zip(steps, meter.timed(batches), strict=True):
                 with meter.counting(self.stepper.active(self.state.samples_seen)):

@@ -47,6 +47,30 @@ def test_the_average_is_ramped_up_as_stated(tmp_path, monkeypatch) -> None:
     torch.testing.assert_close(saved(tmp_path)[0]["ema"]["first.weight"].double(), average)
 
 
+@pytest.mark.parametrize(
+    ("asked", "fast", "given", "said"),
+    [
+        (
+            "auto",
+            "the processor, by AMX,",
+            "bf16",
+            "precision auto: 'bf16', whose products the processor, by AMX, computes fast",
+        ),
+        ("auto", "", "no", "precision auto: 'no', for this device is not known to compute bfloat16 fast"),
+        ("bf16", "", "bf16", "precision is 'bf16', for which this processor has no instructions"),
+        ("bf16", "the processor, by AMX,", "bf16", ""),
+        ("no", "", "no", ""),
+    ],
+)
+def test_a_precision_fits_the_device_or_is_told_about(asked, fast, given, said, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("hiergen.training.processes.launch.computes_bfloat16", lambda device: fast)
+    accelerator = launch.make_accelerator(toy.toy_run(str(tmp_path), precision=asked), (), cpu=True)
+    assert accelerator.mixed_precision == given
+    told = capsys.readouterr().err
+    assert said in told
+    assert bool(said) == ("precision" in told)
+
+
 def test_bfloat16_is_autocast_and_weights_stay_float32(tmp_path) -> None:
     task = TokenizerTaskConfig(preset="hieratok-tiny", overrides=HIERATOK)
     logs = {}

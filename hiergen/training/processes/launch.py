@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator, DistributedType
 
-from hiergen.environment import leave_processes_at_exit, settle_threads
+from hiergen.environment import computes_bfloat16, leave_processes_at_exit, settle_threads
+from hiergen.telling import say
 from hiergen.training.config import TrainConfig
 from hiergen.training.processes.sharding import launcher_shards, without_launchers_sharding
 
@@ -27,11 +28,12 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool 
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     # Unless it is told, Accelerate lets every process that a launcher started on CPUs train by itself.
-    on_cpus = cpu is None and started > 1 and not torch.accelerator.is_available()
+    on_cpus = bool(cpu) or (cpu is None and started > 1 and not torch.accelerator.is_available())
+    precision = _number_format(config, torch.device("cpu" if on_cpus or not torch.cuda.is_available() else "cuda"))
     with without_launchers_sharding():
         accelerator = Accelerator(
-            mixed_precision=None if config.precision == "no" else config.precision,
-            cpu=bool(cpu) or on_cpus,
+            mixed_precision=None if precision == "no" else precision,
+            cpu=on_cpus,
             step_scheduler_with_optimizer=False,
             log_with=list(trackers) or None,
             project_dir=config.out,
@@ -48,6 +50,22 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], *, cpu: bool 
         # Accelerate would train in float32 without saying so.
         raise ValueError("precision is 'fp16', which needs a GPU for its scaler: on a CPU use 'bf16' or 'no'")
     return accelerator
+
+
+def _number_format(config: TrainConfig, device: torch.device) -> str:
+    """Return the precision that a run has on a device; say it where it was "auto", or where the device has no instructions for it."""
+    fast, precision, said = computes_bfloat16(device), config.precision, ""
+    if precision == "auto":
+        precision = "bf16" if fast else "no"
+        why = (
+            f"whose products {fast} computes fast" if fast else "for this device is not known to compute bfloat16 fast"
+        )
+        said = f"precision auto: {precision!r}, {why}"
+    elif precision == "bf16" and device.type == "cpu" and not fast:
+        said = "precision is 'bf16', for which this processor has no instructions: 'no' or 'auto' may be many times as fast"
+    if said and os.environ.get("RANK", "0") == "0":
+        say(said)
+    return precision
 
 
 def is_sharded(config: TrainConfig, accelerator: Accelerator) -> bool:

@@ -26,15 +26,16 @@ class Meter:
     Args:
         config: The run.
         device: The device of this process.
+        precision: Number format of the passes, in which the peak is measured: "no", "bf16" or "fp16".
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, *, precision: str = "no") -> None:
         self._config, self._device = config, device
         self._flops: StepFlops | None = None
         if config.peak_tflops is not None:
             self._flops = StepFlops(is_compiled=config.compile)
             is_given = config.peak_tflops != "measure"
-            self._peak = float(config.peak_tflops) if is_given else measure_peak(device, _DTYPES[config.precision])
+            self._peak = float(config.peak_tflops) if is_given else measure_peak(device, _DTYPES[precision])
         self._sums: dict[str, Tensor] = {}
         # Terms that begin later, or come now and then, are means over the steps that had them.
         self._counts: dict[str, int] = {}
