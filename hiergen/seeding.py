@@ -66,6 +66,10 @@ class SampleRng:
             [rng if wanted else torch.Generator(rng.device) for rng, wanted in zip(self._rngs, active, strict=True)]
         )
 
+    def repeated(self, count: int) -> SampleRng:
+        """Return a source for `count` samples in place of each, next to each other, which draw in turn from its generator."""
+        return SampleRng([rng for rng in self._rngs for _ in range(count)])
+
     def __len__(self) -> int:
         return len(self._rngs)
 

@@ -34,9 +34,11 @@ class GenerateSettings(Checked):
         negative_prompt: What guidance moves away from, for all prompts; "" is no text.
         image: Picture files to make shapes of, in place of labels; each shows one object, on white or transparent.
         count: Number of images, clips or meshes for each label, text or picture.
+        best_of: Number of candidates for each image, of which the one is kept that gains most by its class or text; a call takes as many times
+            as long. The generator compares them, so it must be a flow or have an exact likelihood.
         out: Folder for the files, named by their classes: PNG of images, MP4 and `grid.gif` of clips, or meshes; and for the contact
             sheet, `grid.png`.
-        batch_size: Number of samples per pass. The draws of more samples than one pass depend on it.
+        batch_size: Number of samples per pass, candidates counted. The draws of more samples than one pass depend on it.
         npz: File that all images are written to in place of PNG files, as the evaluator of ADM reads them (`arr_0`, uint8, n h w 3).
         depth: Depth of the grid that meshes are extracted on, of 2**depth cells per axis.
         min_piece: Share of a mesh's volume below which a detached piece of it is left out; 0 keeps every piece.
@@ -62,6 +64,7 @@ class GenerateSettings(Checked):
     negative_prompt: str = ""
     image: tuple[str, ...] = ()
     count: int = 4
+    best_of: int = 1
     out: str = "generated"
     batch_size: int = 64
     npz: str = ""
@@ -84,7 +87,7 @@ class GenerateSettings(Checked):
 
 def main(args: list[str]) -> None:
     settings = parse(GenerateSettings(), args, prog="hiergen generate")
-    for name in ("count", "batch_size"):
+    for name in ("count", "best_of", "batch_size"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is {getattr(settings, name)}, expected at least 1")
     check_model("--pipeline", settings.pipeline)
@@ -118,6 +121,10 @@ def main(args: list[str]) -> None:
     wanted = Wanted.of(settings, pictures, pipeline.generator)
     rng = torch.Generator(choose_device(settings.device)).manual_seed(settings.seed)
     sampling = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
+    if settings.best_of > 1:
+        if write is not _write_images:
+            raise ValueError(f"best_of is {settings.best_of}, but {settings.pipeline!r} makes no images: expected 1")
+        sampling["best_of"] = settings.best_of
     if settings.negative_prompt:
         sampling["negative_prompt"] = settings.negative_prompt
     say(f"generate: {counted(len(wanted), wanted.unit)} by {describe(pipeline)} -> {out}")
@@ -207,7 +214,9 @@ class Wanted:
 
     def passes(self, make: Callable[[list[Any]], Any]) -> Iterator[tuple[int, Any]]:
         """Yield the index of each sample with the sample."""
-        size, count = self.settings.batch_size, self.settings.count
+        count = self.settings.count
+        # Candidates are in the same pass.
+        size = max(self.settings.batch_size // self.settings.best_of, 1)
         with progress("generate", len(self), self.unit) as show:
             for start in range(0, len(self), size):
                 indices = range(start, min(start + size, len(self)))

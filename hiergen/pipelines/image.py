@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,7 +29,7 @@ from hiergen.pipelines.editing.images import ImageEditing
 from hiergen.pipelines.mixins.prompts import PromptedPipeline
 from hiergen.pipelines.mixins.scoring import ScoringPipeline
 from hiergen.pyramid import TokenPyramid
-from hiergen.seeding import Rng
+from hiergen.seeding import Rng, SampleRng
 from hiergen.tokenizers.base import Tokenizer
 
 
@@ -50,6 +50,32 @@ class ImagePipeline(ImageEditing, ScoringPipeline):
     """What the pipelines to images share: previews, and the kinds of output."""
 
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("pyramid", "latents", "images")
+
+    def _best(
+        self,
+        best_of: int,
+        condition: Any,
+        rng: Rng | None,
+        known: Known | None,
+        generate: Callable[[Any, Rng | None], TokenPyramid],
+    ) -> TokenPyramid:
+        """Return the tokens of each image: of `best_of` that are drawn, those that gain most by what they are told.
+
+        Raises:
+            ValueError: If `best_of` is below 1; or above 1 beside given tokens, or where candidates cannot be compared.
+        """
+        if check_count("best_of", best_of) == 1:
+            return generate(condition, rng)
+        if known is not None:
+            raise ValueError(f"best_of is {best_of} beside tokens that are given, expected 1")
+        self._check_gains(best_of, condition)
+        each = condition.repeat_interleave(best_of)
+        pyramid = generate(each, rng.repeated(best_of) if isinstance(rng, SampleRng) else rng)
+        firsts = torch.arange(0, len(each), best_of)
+        if self.interrupt:
+            # What is unfinished cannot be compared.
+            return pyramid[firsts]
+        return pyramid[firsts + self._gains(pyramid, each).unflatten(0, (-1, best_of)).argmax(dim=1)]
 
     def _output(self, decoded: Tensor, pyramid: TokenPyramid, output_type: str, return_dict: bool) -> Any:
         images = (
@@ -76,6 +102,7 @@ class ClassToImagePipeline(ImagePipeline):
         *,
         num_images_per_label: int = 1,
         num_images: int | None = None,
+        best_of: int = 1,
         known: Known | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
@@ -92,6 +119,8 @@ class ClassToImagePipeline(ImagePipeline):
                 generator was trained with dropout of labels.
             num_images_per_label: Images for each label, next to each other in the result.
             num_images: Number of images without a class.
+            best_of: Number of candidates that are drawn for each image, of which the one is kept that the generator finds to gain most by its class:
+                by likelihood, or of a flow by the error of its velocity. It takes as many times as long, and a little to compare them.
             known: Tokens that are given and stay, one row per image; `edit` and `vary` make them of pictures.
             generator: Source of all random draws: one for the batch, or a list of one per image (or `SampleRng`), so that each image
                 equals a call of its own; None seeds from the operating system.
@@ -109,7 +138,13 @@ class ClassToImagePipeline(ImagePipeline):
         """
         condition, rng = self._condition(class_labels, num_images_per_label, num_images, generator, output_type)
         asked = callback_on_step_end_tensor_inputs
-        pyramid = self._generate(condition, settings, rng, callback_on_step_end, asked, known)
+        pyramid = self._best(
+            best_of,
+            condition,
+            rng,
+            known,
+            lambda each, draws: self._generate(each, settings, draws, callback_on_step_end, asked, known),
+        )
         decoded = self._decode(pyramid)
         self.maybe_free_model_hooks()
         return self._output(decoded, pyramid, output_type, return_dict)
@@ -144,6 +179,7 @@ class TextToImagePipeline(PromptedPipeline, ImagePipeline):
         *,
         num_images_per_prompt: int = 1,
         num_images: int | None = None,
+        best_of: int = 1,
         known: Known | None = None,
         generator: Generators = None,
         callback_on_step_end: StepCallback | None = None,
@@ -159,6 +195,7 @@ class TextToImagePipeline(PromptedPipeline, ImagePipeline):
             negative_prompt: What guidance moves away from, one text for all or one per prompt; None is no text. Without guidance nothing.
             num_images_per_prompt: Images for each text, next to each other in the result.
             num_images: Number of images without a text.
+            best_of: Number of candidates that are drawn for each image, of which the one is kept that gains most by its text.
             known: Tokens that are given and stay, one row per image; `edit` and `vary` make them of pictures.
             generator: Source of all random draws, see `ClassToImagePipeline`; as are the other arguments.
             callback_on_step_end: Called after each step.
@@ -187,8 +224,13 @@ class TextToImagePipeline(PromptedPipeline, ImagePipeline):
             condition = told.repeat_interleave(num_images_per_prompt)
             total = len(condition)
         rng: Rng | None = read_generators(generator, total, self.unit)
-        pyramid = self._generate(
-            condition, settings, rng, callback_on_step_end, callback_on_step_end_tensor_inputs, known
+        asked = callback_on_step_end_tensor_inputs
+        pyramid = self._best(
+            best_of,
+            condition,
+            rng,
+            known,
+            lambda each, draws: self._generate(each, settings, draws, callback_on_step_end, asked, known),
         )
         decoded = self._decode(pyramid)
         self.maybe_free_model_hooks()

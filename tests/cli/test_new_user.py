@@ -61,6 +61,8 @@ ROOT = Path(__file__).resolve().parents[2]
         ("convert har nowhere out", "source is 'nowhere', which does not exist; expected a file of weights"),
         ("generate --pipeline digits-1d --count 0", "count is 0, expected at least 1"),
         ("generate --pipeline digits-1d --batch-size 0", "batch_size is 0, expected at least 1"),
+        ("generate --pipeline digits-1d --best-of 0", "best_of is 0, expected at least 1"),
+        ("generate --pipeline clips --best-of 2", "best_of is 2, but 'clips' makes no images: expected 1"),
         ("generate --pipeline clips --npz a.npz", "npz is 'a.npz', but 'clips' makes no images"),
         ("reconstruct --tokenizer digits-1d --whole True", "whole is set and images is 'digits', expected one picture"),
         ("reconstruct --tokenizer digits-1d --count 0", "count is 0, expected at least 1"),

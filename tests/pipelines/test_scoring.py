@@ -8,6 +8,9 @@ import torch
 import hiergen
 from hiergen.data.images.digits import load_digits
 from hiergen.data.images.pixels import to_pictures
+from hiergen.generators.base import Generator
+from hiergen.generators.level_ar.model import LevelAR
+from hiergen.known import Known
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pipelines.mixins.scoring import Likelihoods
 
@@ -80,3 +83,45 @@ def test_errors_say_what_came_and_what_was_expected(pipe: ClassToImagePipeline) 
     flow = hiergen.from_pretrained("digits-2d")
     with pytest.raises(ValueError, match="has no exact likelihood"):
         flow.classify(torch.zeros(1, 3, 32, 32))
+
+
+def test_the_best_of_several_is_the_one_that_gains_most_by_its_class(pipe: ClassToImagePipeline) -> None:
+    def drawn(**options: object) -> torch.Tensor:
+        rngs = [torch.Generator().manual_seed(seed) for seed in (4, 9)]
+        return pipe(["3", "7"], generator=rngs, output_type="pt", **options).pyramid.concat()
+
+    best = drawn(best_of=3)
+    # Candidates draw in turn from the generator of their image.
+    first, second = (torch.Generator().manual_seed(seed) for seed in (4, 9))
+    labels = torch.tensor([3, 3, 3, 7, 7, 7])
+    candidates = pipe(labels, generator=[first] * 3 + [second] * 3, output_type="pt").pyramid
+    gains = pipe.score(candidates, labels).total - pipe.score(candidates).total
+    for image, rows in enumerate((slice(0, 3), slice(3, 6))):
+        assert torch.equal(best[image], candidates.concat()[rows][gains[rows].argmax()])
+    alone = pipe(3, generator=[torch.Generator().manual_seed(4)], best_of=3, output_type="pt").pyramid.concat()
+    assert torch.equal(alone[0], best[0])
+    assert torch.equal(drawn(best_of=1), drawn())
+
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = step == 0
+        return tensors
+
+    assert pipe([3, 7], best_of=2, callback_on_step_end=stop).pyramid.batch_size == 2
+
+
+def test_what_cannot_be_compared_is_refused(pipe: ClassToImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="best_of is 0, expected at least 1"):
+        pipe(3, best_of=0)
+    with pytest.raises(
+        ValueError, match="best_of is 2 without class_labels, by which candidates are compared: expected 1"
+    ):
+        pipe(num_images=1, best_of=2)
+    with pytest.raises(ValueError, match="best_of is 2 beside tokens that are given, expected 1"):
+        pipe(3, best_of=2, known=Known(pipe.tokenizer.encode(IMAGES[:1])))
+    with monkeypatch.context() as patch:
+        patch.setattr(LevelAR, "makes_unconditional", False)
+        with pytest.raises(ValueError, match="but what this LevelAR is told was never dropped in training"):
+            pipe(3, best_of=2)
+    monkeypatch.setattr(LevelAR, "id_logits", Generator.id_logits)
+    with pytest.raises(ValueError, match="best_of is 2, but a LevelAR has no exact likelihood to compare by"):
+        pipe(3, best_of=2)

@@ -11,6 +11,7 @@ import hiergen
 from hiergen.cli import generate
 from hiergen.generators.conditioning import TextCondition, read_words
 from hiergen.pipelines.image import ClassToImagePipeline, TextToImagePipeline
+from hiergen.pipelines.mixins.scoring import COMPARED_AT
 from hiergen.pretrained.text_encoder import TextEncoder
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
@@ -49,6 +50,19 @@ def test_prompts_become_pictures(pipe) -> None:
     assert not torch.equal(made, drawn(pipe, ["a cat", "a dog"]))
     assert isinstance(pipe("a cat", num_steps=2).images[0], Image.Image)
     assert len(pipe(num_images=2, num_images_per_prompt=2, num_steps=2).images) == 4
+
+
+def test_the_best_of_several_is_the_one_whose_error_its_text_lowers_most(pipe) -> None:
+    shared = [torch.Generator().manual_seed(5)] * 4
+    options = {"num_steps": 2, "output_type": "pt", "guidance_scale": 3.0, "negative_prompt": "a hat"}
+    drawn = pipe("a cat", num_images_per_prompt=4, generator=shared, **options)
+    with_text, without = (pipe.velocity_errors(drawn.pyramid, told, times=COMPARED_AT) for told in ("a cat", None))
+    gains = without - with_text
+    assert gains.argmax() != 0
+    best = pipe("a cat", generator=[torch.Generator().manual_seed(5)], best_of=4, **options).images
+    torch.testing.assert_close(best[0], drawn.images[gains.argmax()])
+    with pytest.raises(ValueError, match="best_of is 2 without prompt, by which candidates are compared: expected 1"):
+        pipe(num_images=1, best_of=2)
 
 
 def test_negative_prompts(pipe) -> None:
@@ -108,7 +122,7 @@ def test_a_generator_of_classes_takes_no_texts(pipe) -> None:
 def test_the_command_line_takes_prompts(pipe, tmp_path, capsys) -> None:
     pipe.save_pretrained(tmp_path / "pipe")
     words = ["--pipeline", str(tmp_path / "pipe"), "--count", "1", "--num-steps", "2", "--out", str(tmp_path / "out")]
-    generate.main([*words, "--prompt", "red cat, big", "a dog", "--negative-prompt", "hat"])
+    generate.main([*words, "--prompt", "red cat, big", "a dog", "--negative-prompt", "hat", "--best-of", "2"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a-dog-000.png",
         "grid.png",

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from hiergen.generators.base import Generator
 from hiergen.generators.conditioning import TextCondition, Unconditional
 from hiergen.generators.flow.model import FlowTransformer
 from hiergen.generators.flow.velocity_errors import velocity_errors
@@ -22,6 +23,9 @@ from hiergen.pipelines.base import HiergenPipeline, moved
 from hiergen.pipelines.encoding import join
 from hiergen.pipelines.labels import number_classes
 from hiergen.pyramid import TokenPyramid
+
+#: Times of a flow's path at which candidates are compared: later ones tell details, not what a picture shows (docs/results/words.md).
+COMPARED_AT = (0.2, 0.4, 0.6)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,6 +157,34 @@ class ScoringPipeline(HiergenPipeline):
 
         each = self._one_each(class_labels, pyramid.batch_size)
         return self._per_batch(measure, pyramid, each, batch_size).mean(dim=1)
+
+    def _check_gains(self, best_of: int, told: Any) -> None:
+        """Check that candidates can be compared by what they gain by their condition.
+
+        Raises:
+            ValueError: If there is no condition, it was never dropped in training, or the generator is no flow and has no exact likelihood.
+        """
+        kind, what = type(self.generator), self.told_by
+        if isinstance(told, Unconditional):
+            raise ValueError(f"best_of is {best_of} without {what}, by which candidates are compared: expected 1")
+        if not self.generator.makes_unconditional:
+            raise ValueError(
+                f"best_of is {best_of}, but what this {kind.__name__} is told was never dropped in training, "
+                "so what a candidate gains by it is not known: expected 1"
+            )
+        if not isinstance(self.generator, FlowTransformer) and kind.id_logits is Generator.id_logits:
+            raise ValueError(
+                f"best_of is {best_of}, but a {kind.__name__} has no exact likelihood to compare by: expected 1"
+            )
+
+    def _gains(self, pyramid: TokenPyramid, told: Tensor | TextCondition) -> Float[Tensor, " b"]:
+        """Return what tokens gain by their condition: log-likelihood over that without one, or of a flow the error that it saves."""
+        if isinstance(told, TextCondition):
+            told = TextCondition(told.features, told.mask)
+        if isinstance(self.generator, FlowTransformer):
+            with_it, without = (self.velocity_errors(pyramid, c, times=COMPARED_AT) for c in (told, None))
+            return without - with_it
+        return self.score(pyramid, told).total - self.score(pyramid).total
 
     def _encode(self, images: Any, batch_size: int) -> TokenPyramid:
         if isinstance(images, TokenPyramid):
