@@ -148,7 +148,11 @@ def draw_reconstruction(result: Reconstruction, *, line: str = "") -> str:
         else:
             both, small, kind = (_drawn(result.source), _drawn(step.picture)), None, "picture"
             alt = ("The picture as the model sees it", f"The same from {step.caption}")
-        views.append(View(both, step.name, step.caption, alt, (f"the {kind}", f"from {step.name}"), small))
+        name, size = step.name, step.caption
+        if result.unit == "components":
+            # Many steps, and a long word.
+            name, size = f"{step.prefix.count} of {result.steps[-1].prefix.count}", f"components: {size}"
+        views.append(View(both, name, size, alt, (f"the {kind}", f"from {step.name}"), small))
     return draw_stage(views, line=line)
 
 
