@@ -99,8 +99,8 @@ def add_tab(page: Page, library: Library) -> None:
             model = add_model(titles, name="compare-model")
             other = gr.Dropdown(list(titles), value=titles[1], label="Against", elem_id="compare-other")
             inputs = add_picture(to_pictures(images), name="compare", label=label, example=min(3, len(images) - 1))
-    follow_model(library, model, inputs)
-    connect(page, show, model, inputs, [shown, table], more=[other], busy=shown)
+    followed = follow_model(library, model, inputs)
+    connect(page, show, model, inputs, [shown, table], more=[other], followed=followed, busy=shown)
     values = [*hidden_inputs(titles), gr.Dropdown(list(titles), value=titles[1], visible=False)]
     pictures: list[Any] = [
         gr.Image(visible=False, format="png"),
