@@ -44,6 +44,13 @@ def has_onednn() -> bool:
 
 
 @functools.cache
+def number_formats() -> tuple[torch.dtype, ...]:
+    """Return the number formats of oneDNN's products: it refuses bfloat16 on processors without instructions for it."""
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
+
+
+@functools.cache
 def is_amd() -> bool:
     """Return whether the processor is AMD's, on which MKL computes float32 products at less than half of oneDNN's rate."""
     try:
@@ -123,12 +130,12 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
         is_fast_cpu(x.device)
         and x.ndim > 1
         and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.bfloat16)
         # No subclass of a tensor, by which others quantize and distribute weights.
         and type(weight) in (nn.Parameter, Tensor)
         and type(x) in (nn.Parameter, Tensor)
         and x.numel() * weight.shape[0] >= _LEAST_WORK
         and has_onednn()
+        and x.dtype in number_formats()
         and not torch.is_autocast_enabled("cpu")
     )
 
