@@ -42,7 +42,15 @@ def test_products_agree_with_the_plain_layer_packed_or_not(rows, has_bias, dtype
         assert made.dtype == dtype
         assert float((made - exact).abs().max() / exact.abs().max()) < tolerance
     few = x.shape[:-1].numel() <= 128
-    assert (packed._packed is not None) == few
+    assert (packed._packed is not None) == (few and dtype in products.number_formats())
+
+
+def test_bfloat16_is_left_to_pytorch_on_a_processor_without_instructions_for_it(monkeypatch) -> None:
+    x, weight, bias = _inputs(64, dtype=torch.bfloat16)
+    monkeypatch.setattr(products, "number_formats", lambda: (torch.float32,))
+    packed = PackedWeight()
+    assert torch.equal(linear(x, weight, bias, packed=packed), F.linear(x, weight, bias))
+    assert packed._packed is None
 
 
 def test_gradients_and_their_gradients_agree_with_the_plain_layer() -> None:
