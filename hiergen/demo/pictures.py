@@ -109,7 +109,7 @@ def draw_tokens(tokens: Tensor, spec: LevelSpec) -> Image.Image:
         colors = _main_directions(tokens).numpy()
     columns = spec.grid[-1] if spec.grid is not None else min(ROW, spec.num_tokens)
     rows = math.ceil(spec.num_tokens / columns)
-    cells = np.full((rows * columns, 4), 0.0)
+    cells: np.ndarray = np.full((rows * columns, 4), 0.0)
     cells[: spec.num_tokens, :3], cells[: spec.num_tokens, 3] = colors, 1
     cells = cells.reshape(rows, columns, 4)
     if spec.grid is not None and len(spec.grid) == 3:

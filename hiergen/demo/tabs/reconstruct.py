@@ -101,16 +101,16 @@ def reconstruct(tokenizer: Tokenizer, image: Tensor, *, windows: Windows | None 
     """
     found = rebuild_prefixes(tokenizer, image, windows=windows)
     count = 1 if windows is None else windows.count(*image.shape[-2:])
-    steps = []
+    steps: list[Step] = []
     for index, (of_one, rebuilt) in enumerate(zip(list_prefixes(tokenizer), found.images, strict=True)):
         prefix = of_one.times(count)
         added = difference(rebuilt, found.images[index - 1]) if index else rebuilt
         since = steps[-1].prefix.count if steps else 0
         steps.append(Step(prefix, float(_psnr(rebuilt, image)), _shown(rebuilt), _shown(added), since))
-    drawn = () if windows is not None else zip(found.pyramid.levels, found.pyramid.specs, strict=True)
+    levels = () if windows is not None else zip(found.pyramid.levels, found.pyramid.specs, strict=True)
     codes = tuple(
         (draw_tokens(level[0], spec), f"level {number}: {counted(spec.num_tokens, 'token')}")
-        for number, (level, spec) in enumerate(drawn, start=1)
+        for number, (level, spec) in enumerate(levels, start=1)
     )
     return Reconstruction(found.unit, _shown(image), tuple(steps), codes)
 
@@ -124,7 +124,8 @@ def _psnr(rebuilt: Tensor, images: Tensor) -> Tensor:
     return psnr(rebuilt.flatten(2, -2), images.flatten(2, -2))
 
 
-def _drawn(picture: Shown) -> Image.Image | bytes:
+def drawn(picture: Shown) -> Image.Image | bytes:
+    """Return what is shown of a picture or clip as a page holds it."""
     return picture.encoded() if isinstance(picture, Film) else picture
 
 
@@ -140,13 +141,16 @@ def draw_reconstruction(result: Reconstruction, *, line: str = "") -> str:
     Both clips are one animated picture: only so do they play in step.
     """
     views = []
+    both: tuple[Image.Image | bytes, ...]
+    alt: tuple[str, ...]
+    small: bytes | None
     for step in result.steps:
         if isinstance(result.source, Film) and isinstance(step.picture, Film):
             both = (result.source.beside(step.picture).encoded(),)
             alt = (f"The clip as the model sees it, and the same from {step.caption}",)
             small, kind = step.picture.encoded(), "clip"
         else:
-            both, small, kind = (_drawn(result.source), _drawn(step.picture)), None, "picture"
+            both, small, kind = (drawn(result.source), drawn(step.picture)), None, "picture"
             alt = ("The picture as the model sees it", f"The same from {step.caption}")
         name, size = step.name, step.caption
         if result.unit == "components":
@@ -158,7 +162,7 @@ def draw_reconstruction(result: Reconstruction, *, line: str = "") -> str:
 
 def draw_details(result: Reconstruction) -> str:
     """Return rows of pictures: what each level added, and the tokens."""
-    added = [(_drawn(step.added), step.news) for step in result.steps]
+    added = [(drawn(step.added), step.news) for step in result.steps]
     kind = "equal colors: alike vectors" if "number" in str(result.steps[-1].prefix) else "equal colors: equal ids"
     what = "more components" if result.unit == "components" else f"each {result.unit.removesuffix('s')}"
     rows = draw_row(f"What {what} added (grey: nothing)", added)
@@ -240,8 +244,13 @@ def add_tab(page: Page, library: Library) -> None:
         with gr.Column(scale=2, min_width=280):
             model = add_model(titles, name="reconstruct-model")
             about = gr.Markdown(first.about, elem_classes="about")
-            chosen = {"label": label, "example": min(3, len(examples) - 1), "of_clips": first.clip_size is not None}
-            inputs = add_picture(examples, name="reconstruct", **chosen)
+            inputs = add_picture(
+                examples,
+                name="reconstruct",
+                label=label,
+                example=min(3, len(examples) - 1),
+                of_clips=first.clip_size is not None,
+            )
     followed = follow_model(library, model, inputs)
     connect(page, show, model, inputs, [stage, details, numbers, about], followed=followed, busy=stage)
     files: list[Any] = [
