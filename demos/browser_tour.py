@@ -32,7 +32,7 @@ def generate(visitor: Visitor) -> None:
     visitor.wait(lambda: visitor.count("#generate-strip button") == ready + 1, "the new result in the strip")
     visitor.keep("generate")
     if visitor.is_brief:
-        share(visitor)
+        share(visitor, "generate")
         return
     made = visitor.picture("generate-stage")
     # The slider, and the way back.

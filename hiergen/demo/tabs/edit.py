@@ -138,7 +138,6 @@ def add_tab(page: Page, library: Library) -> None:
             gr.Slider(maximum=max(count, 1), value=min(request.keep_levels, count), visible=count > 0),
             request.guidance_scale,
             *asking.show(entry, chosen),
-            show(title, None, request.example),
             request.example,
             request.other,
             gr.Group(visible=is_blend),
@@ -150,8 +149,9 @@ def add_tab(page: Page, library: Library) -> None:
     shown = [model, inputs.upload, inputs.example]
     changed = [inputs.examples, way, strength, levels, guidance, *asking.outputs]
     model.input(change, model, changed, **quick)
-    page.links["edit"] = again, [model, *changed, painter, inputs.example, other, second, seed, is_new]
-    for trigger in (model.input, inputs.upload.upload, picked(inputs).success):
+    page.links["edit"] = again, [model, *changed, inputs.example, other, second, seed, is_new]
+    # A link changes the example, and by it what is painted on: set by the page's opening itself, the painter would never send its picture.
+    for trigger in (model.input, inputs.upload.upload, picked(inputs).success, inputs.example.change):
         # Not outside of the queue, where a refusal is not told to anybody.
         trigger(explained(show), shown, painter, **{**quick, "queue": True})
     way.input(lambda chosen: gr.Group(visible=chosen == BLEND), way, second, **quick)

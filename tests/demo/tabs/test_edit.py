@@ -119,7 +119,7 @@ def test_a_result_of_an_example_without_paint_has_an_address_that_says_it_all(li
     *_, last = edit(entry, request, digit_examples(32)[0][4:5], seconds=60.0)
     stage = edited(entry, request, last.views, is_whole=True)["stage"]
     (query,) = re.findall('data-link="([^"]*)"', stage)
-    asked = dict(urllib.parse.parse_qsl(html.unescape(query), strict_parsing=True))
+    asked = dict(urllib.parse.parse_qsl(html.unescape(query), keep_blank_values=True))
     assert (asked["tab"], asked["model"]) == ("edit", entry.title)
     assert read_query(EditRequest, asked) == request
     # What was painted, and an upload, are in no address.

@@ -116,7 +116,8 @@ def test_noise_is_the_callers_or_a_fixed_one() -> None:
     model = small().eval()
     pyramid = model.encode(images())
     fixed = model.decode(pyramid)
-    torch.testing.assert_close(model.decode(pyramid[1:2]), fixed[1:2])
+    # Products of another batch are summed in another order on some processors, over all steps.
+    torch.testing.assert_close(model.decode(pyramid[1:2]), fixed[1:2], atol=1e-4, rtol=1e-4)
     first, again, other = (model.decode(pyramid, rng=rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
