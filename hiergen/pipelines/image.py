@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,9 +55,11 @@ class ImagePipeline(ImageEditing, ScoringPipeline):
         self,
         best_of: int,
         condition: Any,
+        settings: dict[str, Any],
         rng: Rng | None,
+        callback: StepCallback | None,
+        shown: Sequence[str],
         known: Known | None,
-        generate: Callable[[Any, Rng | None], TokenPyramid],
     ) -> TokenPyramid:
         """Return the tokens of each image: of `best_of` that are drawn, those that gain most by what they are told.
 
@@ -65,12 +67,13 @@ class ImagePipeline(ImageEditing, ScoringPipeline):
             ValueError: If `best_of` is below 1; or above 1 beside given tokens, or where candidates cannot be compared.
         """
         if check_count("best_of", best_of) == 1:
-            return generate(condition, rng)
+            return self._generate(condition, settings, rng, callback, shown, known)
         if known is not None:
             raise ValueError(f"best_of is {best_of} beside tokens that are given, expected 1")
         self._check_gains(best_of, condition)
         each = condition.repeat_interleave(best_of)
-        pyramid = generate(each, rng.repeated(best_of) if isinstance(rng, SampleRng) else rng)
+        draws = rng.repeated(best_of) if isinstance(rng, SampleRng) else rng
+        pyramid = self._generate(each, settings, draws, callback, shown, None)
         firsts = torch.arange(0, len(each), best_of)
         if self.interrupt:
             # What is unfinished cannot be compared.
@@ -137,14 +140,8 @@ class ClassToImagePipeline(ImagePipeline):
             TypeError: If a setting is unknown to the generator.
         """
         condition, rng = self._condition(class_labels, num_images_per_label, num_images, generator, output_type)
-        asked = callback_on_step_end_tensor_inputs
-        pyramid = self._best(
-            best_of,
-            condition,
-            rng,
-            known,
-            lambda each, draws: self._generate(each, settings, draws, callback_on_step_end, asked, known),
-        )
+        shown = callback_on_step_end_tensor_inputs
+        pyramid = self._best(best_of, condition, settings, rng, callback_on_step_end, shown, known)
         decoded = self._decode(pyramid)
         self.maybe_free_model_hooks()
         return self._output(decoded, pyramid, output_type, return_dict)
@@ -224,14 +221,8 @@ class TextToImagePipeline(PromptedPipeline, ImagePipeline):
             condition = told.repeat_interleave(num_images_per_prompt)
             total = len(condition)
         rng: Rng | None = read_generators(generator, total, self.unit)
-        asked = callback_on_step_end_tensor_inputs
-        pyramid = self._best(
-            best_of,
-            condition,
-            rng,
-            known,
-            lambda each, draws: self._generate(each, settings, draws, callback_on_step_end, asked, known),
-        )
+        shown = callback_on_step_end_tensor_inputs
+        pyramid = self._best(best_of, condition, settings, rng, callback_on_step_end, shown, known)
         decoded = self._decode(pyramid)
         self.maybe_free_model_hooks()
         return self._output(decoded, pyramid, output_type, return_dict)
