@@ -32,7 +32,7 @@ def generate(visitor: Visitor) -> None:
     visitor.wait(lambda: visitor.count("#generate-strip button") == ready + 1, "the new result in the strip")
     visitor.keep("generate")
     if visitor.is_brief:
-        share(visitor)
+        share(visitor, "generate")
         return
     made = visitor.picture("generate-stage")
     # The slider, and the way back.
@@ -57,20 +57,20 @@ def generate(visitor: Visitor) -> None:
     visitor.wait(lambda: visitor.text("generate-status").startswith(("Stopped", "Done")), "an answer to stopping")
     for title in visitor.choices("generate-model")[1:]:
         menus(visitor, title)
-    share(visitor)
+    share(visitor, "generate")
 
 
-def share(visitor: Visitor) -> None:
+def share(visitor: Visitor, name: str) -> None:
     """Take the address of what is on the stage, and come back by it: the same picture is made again."""
-    shown = visitor.picture("generate-stage")
-    visitor.click("#generate-stage .hg-tools [data-link]")
+    shown = visitor.picture(f"{name}-stage")
+    visitor.click(f"#{name}-stage .hg-tools [data-link]")
     address = visitor.driver.current_url
-    if "tab=generate" not in address:
+    if f"tab={name}" not in address:
         raise SystemExit(f"The address of a result is {address}")
     visitor.driver.get("about:blank")
     visitor.driver.get(address)
-    visitor.wait(lambda: visitor.text("generate-status") == "Done.", "a result made again by its address")
-    visitor.wait(lambda: visitor.picture("generate-stage") == shown, "the same picture by its address")
+    visitor.wait(lambda: visitor.text(f"{name}-status") == "Done.", "a result made again by its address")
+    visitor.wait(lambda: visitor.picture(f"{name}-stage") == shown, "the same picture by its address")
 
 
 def menus(visitor: Visitor, title: str) -> None:
@@ -138,6 +138,7 @@ def edit(visitor: Visitor) -> None:
         visitor.wait(lambda: visitor.text("edit-status") == "Done.", f"the end of {name}")
         made = visitor.picture("edit-stage")
         visitor.keep(f"edit-{name}")
+    share(visitor, "edit")
     slide(visitor, "edit-stage")
 
 
@@ -203,6 +204,25 @@ def upload(visitor: Visitor) -> None:
     before = visitor.picture("reconstruct-stage")
     visitor.click("#reconstruct-examples .gallery-item:nth-child(2) button")
     visitor.wait(lambda: visitor.picture("reconstruct-stage") not in ("", before), "a picture after bad files")
+
+
+def clip(visitor: Visitor) -> None:
+    """Take a model of clips, where there is one: an example, and a clip of one's own."""
+    titles = [title for title in visitor.choices("reconstruct-model") if "clips" in title.lower()]
+    if not titles:
+        return
+    before = visitor.picture("reconstruct-stage")
+    visitor.choose("reconstruct-model", titles[0])
+    visitor.wait(lambda: visitor.picture("reconstruct-stage") not in ("", before), "the first clip")
+    visitor.keep("clip")
+    before = visitor.picture("reconstruct-stage")
+    gradient = Image.linear_gradient("L").resize((96, 96)).convert("RGB")
+    frames = [gradient.rotate(90 * turn) for turn in range(4)]
+    frames[0].save(visitor.folder / "mine.gif", save_all=True, append_images=frames[1:], duration=100)
+    visitor.find("#reconstruct-upload input[type=file]").send_keys(str(visitor.folder / "mine.gif"))
+    visitor.wait(lambda: visitor.picture("reconstruct-stage") not in ("", before), "the clip of the upload")
+    visitor.wait(lambda: "frames were repeated" in visitor.text("reconstruct-stage"), "what was done with its frames")
+    visitor.keep("clip-upload")
 
 
 def shapes(visitor: Visitor) -> None:
@@ -284,6 +304,7 @@ def looks(visitor: Visitor) -> None:
     reconstruct(visitor)
     if not visitor.is_brief:
         upload(visitor)
+        clip(visitor)
 
 
 TABS: dict[str, Callable[[Visitor], None]] = {

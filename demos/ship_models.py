@@ -352,6 +352,7 @@ KINDS = {
         lambda settings: "clips",
         lambda settings: MOVING_DIGITS.format(count=settings["num_clips"]),
         measure_clips,
+        {"clips": "digits"},
     ),
     "ClassToVideoPipeline of emoji": Kind(
         "Clips of emoji",
@@ -359,6 +360,7 @@ KINDS = {
         lambda settings: "emoji-clips",
         lambda settings: MOVING_EMOJI.format(count=settings["num_clips"]),
         measure_clips,
+        {"clips": "emoji"},
     ),
 }
 

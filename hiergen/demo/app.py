@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hiergen.demo.clips import MAX_FRAMES
+from hiergen.demo.inputs import FRAME_SHARE
 from hiergen.demo.library import Library, load_library
 from hiergen.demo.page import Page
 from hiergen.demo.settings import DemoSettings, read_accounts
@@ -52,7 +54,7 @@ def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
     tabs: list[tuple[str, bool, Callable[[Page, Library], None]]] = [
         ("Generate", len(library.image_generators()) > 0, generate.add_tab),
         ("Edit", len(library.image_editors()) > 0, edit.add_tab),
-        ("Reconstruct", len(library.image_tokenizers()) > 0, reconstruct.add_tab),
+        ("Reconstruct", len(reconstruct.reconstructors(library)) > 0, reconstruct.add_tab),
         ("Compare", len(library.image_tokenizers()) > 1, compare.add_tab),
         ("Shapes", len(library.shape_generators()) > 0, shapes.add_tab),
         ("Video", len(library.video_generators()) > 0, video.add_tab),
@@ -72,6 +74,7 @@ def build_app(settings: DemoSettings, library: Library) -> gr.Blocks:
         gr.Markdown(
             f"One request is computed at a time, up to {settings.max_queue} wait; each may take {settings.max_seconds:g} s. "
             f"Uploads: at most {settings.max_upload_mb} MiB and {settings.max_pixels / 1e6:g} megapixels, deleted within an hour. "
+            f"Of a clip the first {MAX_FRAMES} frames are read, of at most {settings.max_pixels / FRAME_SHARE / 1e6:g} megapixels each. "
             "hiergen is free software under the Apache License 2.0.",
             elem_classes="about",
         )

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from hiergen.data.images.files import SUFFIXES, read_image
 from hiergen.data.images.pixels import center_crop, to_pictures, to_tensor
+from hiergen.demo import clips
+from hiergen.demo.clips import Film
 from hiergen.demo.library import DemoModel, Library
 from hiergen.demo.page import ROLL, Page, cached, explained
 from hiergen.demo.pictures import digit_examples, open_upload, open_view, open_whole, shape_views
 from hiergen.demo.requests import MAX_SEED
+
+#: A frame of a clip has at most this share of the pixels that a picture may have.
+FRAME_SHARE = 4
 
 
 def choose_image(
@@ -45,6 +50,31 @@ def examples_of(entry: DemoModel, size: int | None = None) -> tuple[Tensor, str]
         return digit_examples(size)[0], "A held-out digit"
     images = [to_tensor(center_crop(read_image(path), size)) for path in entry.examples]
     return torch.stack(images), "A picture of its own data"
+
+
+def choose_clip(entry: DemoModel, upload: bytes | None, example: int, *, max_pixels: int) -> tuple[Tensor, str]:
+    """Return the upload, or where there is none the example, `(1, 3, t, h, w)` in [-1, 1], and what was done with its frames, in a sentence.
+
+    Raises:
+        ValueError: If the upload is no clip, or the number names no example.
+        ImportError: If there is an upload and PyAV is not installed.
+    """
+    assert entry.clip_size is not None
+    if upload is not None:
+        # Many of them are decoded.
+        return clips.open_clip(upload, *entry.clip_size, max_pixels=max_pixels // FRAME_SHARE)
+    examples = clips.embedded_clips(entry.notes.clips, *entry.clip_size)
+    _check_example(example, len(examples))
+    return examples[example : example + 1], ""
+
+
+def shown_examples(entry: DemoModel) -> tuple[Sequence[Image.Image | Film], str]:
+    """Return the pictures or clips to try a model on, as the page shows them, with a caption."""
+    if entry.clip_size is None:
+        images, caption = examples_of(entry)
+        return to_pictures(images), caption
+    examples = clips.embedded_clips(entry.notes.clips, *entry.clip_size)
+    return [Film.of(clip) for clip in examples], f"A held-out clip of {entry.notes.clips or 'digits'}"
 
 
 def choose_view(upload: bytes | None, example: int, *, max_pixels: int) -> Image.Image:
@@ -83,9 +113,15 @@ def add_model(titles: Sequence[str], *, name: str) -> Any:
 
 
 def add_picture(
-    examples: Sequence[Image.Image], *, name: str, label: str, example: int, columns: int = 5
+    examples: Sequence[Image.Image | Film],
+    *,
+    name: str,
+    label: str,
+    example: int,
+    columns: int = 5,
+    of_clips: bool = False,
 ) -> PictureInputs:
-    """Add examples and a place for uploads to the page that is being built."""
+    """Add examples and a place for uploads, of pictures or of clips, to the page that is being built."""
     import gradio as gr
 
     gallery = gr.Gallery(
@@ -102,16 +138,16 @@ def add_picture(
         elem_classes=["pixels", "examples", f"columns-{columns}"],
     )
     # As bytes: gradio would leave an empty file behind for each path that it hands over.
-    upload = gr.File(
-        label="or a picture of yours",
-        type="binary",
-        file_types=list(SUFFIXES),
-        height=150,
-        elem_id=f"{name}-upload",
-        elem_classes="upload",
-    )
+    upload = gr.File(type="binary", **_taken(of_clips), height=150, elem_id=f"{name}-upload", elem_classes="upload")
     number = gr.Number(example, label="example", precision=0, visible=False)
     return PictureInputs(upload, number, gallery)
+
+
+def _taken(is_of_clips: bool) -> dict[str, Any]:
+    """Return how the place for uploads is called, and the suffixes that a browser offers there."""
+    if is_of_clips:
+        return {"label": "or a clip of yours: GIF, MP4, WebM", "file_types": list(clips.SUFFIXES)}
+    return {"label": "or a picture of yours", "file_types": list(SUFFIXES)}
 
 
 def add_guidance(usual: float) -> Any:
@@ -145,18 +181,25 @@ def add_buttons(name: str) -> tuple[Any, Any]:
         return start, gr.Button("Stop", elem_id=f"{name}-stop", min_width=80)
 
 
-def follow_model(library: Library, model: Any, inputs: PictureInputs) -> None:
-    """Show the examples of whichever model is chosen, where they are not the same for all."""
+def follow_model(library: Library, model: Any, inputs: PictureInputs) -> Any:
+    """Show the examples of whichever model is chosen, and take away an upload that is of another kind; return the event."""
     import gradio as gr
 
-    if not any(entry.examples for entry in library.models.values()):
-        return
+    was_of_clips = gr.Checkbox(library.get(model.value).clip_size is not None, visible=False)
 
-    def change(title: str) -> Any:
-        images, label = examples_of(library.get(title))
-        return gr.Gallery(value=[cached(picture) for picture in to_pictures(images)], label=label)
+    def change(title: str, was_of_clips: bool) -> tuple[Any, ...]:
+        entry = library.get(title)
+        examples, label = shown_examples(entry)
+        is_of_clips = entry.clip_size is not None
+        gallery = gr.Gallery(value=[cached(picture) for picture in examples], label=label)
+        return (
+            gallery,
+            gr.skip() if is_of_clips == was_of_clips else gr.File(value=None, **_taken(is_of_clips)),
+            is_of_clips,
+        )
 
-    model.input(change, model, inputs.examples, queue=False, api_visibility="private")
+    changed = [inputs.examples, inputs.upload, was_of_clips]
+    return model.input(change, [model, was_of_clips], changed, queue=False, api_visibility="private")
 
 
 def picked(inputs: PictureInputs) -> Any:
@@ -178,28 +221,30 @@ def connect(
     inputs: PictureInputs,
     outputs: list[Any],
     *,
+    followed: Any,
     busy: Any,
     more: Sequence[Any] = (),
 ) -> None:
     """Run a function of (model, upload, example, *more) when the page opens and whenever one of these is chosen.
 
-    Progress and errors are shown on `busy`.
+    The model's event is the one that `follow_model` returned; progress and errors are shown on `busy`.
     """
     import gradio as gr
 
     values = [model, inputs.upload, inputs.example, *more]
     event = {**page.event, "show_progress_on": busy, "api_visibility": "private"}
-    picked(inputs).success(explained(run), values, outputs, **event)
-    triggers = [page.blocks.load, inputs.upload.upload, *(part.input for part in (model, *more))]
+    for chosen in (picked(inputs), followed):
+        chosen.success(explained(run), values, outputs, **event)
+    triggers = [page.blocks.load, inputs.upload.upload, *(part.input for part in more)]
     gr.on(triggers, explained(run), values, outputs, **event)
 
 
-def hidden_inputs(titles: Sequence[str]) -> list[Any]:
-    """Return components for the model, the upload and the example that a program sends; none is on the page."""
+def hidden_inputs(titles: Sequence[str], *, also: Sequence[str] = ()) -> list[Any]:
+    """Return components for the model, the upload (of pictures, `also` other suffixes) and the example that a program sends; none is on the page."""
     import gradio as gr
 
     return [
         gr.Dropdown(list(titles), value=titles[0], visible=False),
-        gr.File(type="binary", file_types=list(SUFFIXES), visible=False),
+        gr.File(type="binary", file_types=[*SUFFIXES, *also], visible=False),
         gr.Number(0, precision=0, visible=False),
     ]

@@ -26,6 +26,8 @@ from hiergen.pipelines.shape import ImageToShapePipeline, ShapePipeline
 from hiergen.pipelines.video import ClassToVideoPipeline
 from hiergen.pretrained.packaged import packaged_models
 from hiergen.tokenizers.base import Tokenizer
+from hiergen.tokenizers.videos.frames import FrameTokenizer
+from hiergen.tokenizers.videos.patch_components import PatchComponents
 
 #: What a model's folder may say about it to the demo.
 NOTES_FILE = "demo.json"
@@ -48,6 +50,8 @@ class ModelNotes:
         shown: Numbers of the classes that the page opens with; a spread over all where it is empty.
         prompts: Words to try, for a model of texts; the page opens with the first of them.
         whole: Pictures are kept as they are and taken apart in overlapping windows of the tokenizer's size.
+        clips: Embedded clips that a model of clips was trained on, "digits" or "emoji": its examples are held-out ones. Digits are shown where it
+            is empty.
     """
 
     title: str = ""
@@ -58,6 +62,7 @@ class ModelNotes:
     shown: tuple[int, ...] = ()
     prompts: tuple[str, ...] = ()
     whole: bool = False
+    clips: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,9 +115,19 @@ class DemoModel:
         return not isinstance(self.model, others) and "image_size" in self.tokenizer.config
 
     @property
+    def clip_size(self) -> tuple[int, int] | None:
+        """Number of frames, and their height and width in pixels, of the clips that it encodes; None where it encodes none of square frames."""
+        if not isinstance(self.tokenizer, (FrameTokenizer, PatchComponents)):
+            return None
+        if isinstance(self.tokenizer, FrameTokenizer):
+            return int(self.tokenizer.config["num_frames"]), self.tokenizer.frame_size
+        frames, height, width = self.tokenizer.config["video_size"]
+        return (int(frames), int(height)) if height == width else None
+
+    @property
     def windows(self) -> Windows | None:
         """The windows that pictures are taken apart in; None where they are scaled to the tokenizer's size."""
-        size = int(self.tokenizer.config["image_size"]) if self.notes.whole else 0
+        size = self.image_size if self.notes.whole else 0
         return Windows(size=size, overlap=size // 4) if size else None
 
     @property
@@ -196,6 +211,12 @@ class Library:
         """Return the titles of the models that encode pictures (their config has an `image_size`): first those that take any size."""
         titles = [title for title, entry in self.models.items() if entry.is_of_images]
         return sorted(titles, key=lambda title: not self.models[title].notes.whole)
+
+    def clip_tokenizers(self) -> list[str]:
+        """Return the titles of the models that encode clips, those of larger frames first; the embedded clips have even sides from 16 pixels on."""
+        sizes = {title: entry.clip_size for title, entry in self.models.items()}
+        sides = {title: size[1] for title, size in sizes.items() if size is not None}
+        return sorted((title for title, side in sides.items() if side >= 16 and side % 2 == 0), key=lambda t: -sides[t])
 
     def image_generators(self) -> list[str]:
         """Return the titles of the models that make pictures."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from hiergen.demo.clips import Film
 from hiergen.demo.requests import MAX_SEED
 from hiergen.demo.settings import DemoSettings
 from hiergen.demo.stage import CHOOSE, KEEP, STRIP_SCRIPT, STRIP_TEMPLATE, draw_empty
@@ -151,8 +152,8 @@ class Page:
 
 
 @contextlib.contextmanager
-def picture_files() -> Iterator[Callable[[Image.Image], str]]:
-    """Yield a function that writes a picture to a PNG file and returns its path; the files are gone afterwards.
+def picture_files(*, of_clips: str = "GIF") -> Iterator[Callable[[Image.Image | Film], str]]:
+    """Yield a function that writes a picture to a PNG file, or a clip to a GIF or WebP file, and returns its path; the files are gone afterwards.
 
     gradio copies a file whole into its cache before it is named to anybody. A picture in memory it would write in place, over the
     same picture that another visitor is just fetching.
@@ -160,20 +161,25 @@ def picture_files() -> Iterator[Callable[[Image.Image], str]]:
     with tempfile.TemporaryDirectory(prefix="hiergen-demo-") as folder:
         numbers = itertools.count()
 
-        def write(picture: Image.Image) -> str:
-            path = Path(folder) / f"hiergen-{next(numbers)}.png"
-            picture.save(path)
+        def write(picture: Image.Image | Film) -> str:
+            path = Path(folder) / f"hiergen-{next(numbers)}"
+            if isinstance(picture, Film):
+                path = path.with_suffix(f".{of_clips.lower()}")
+                path.write_bytes(picture.encoded(of_clips))
+            else:
+                path = path.with_suffix(".png")
+                picture.save(path)
             return str(path)
 
         yield write
 
 
-def cached(picture: Image.Image) -> str:
-    """Return the path of a picture in gradio's cache. There it is whole before it is named; what is there already is not written again."""
+def cached(picture: Image.Image | Film) -> str:
+    """Return the path of a picture or clip in gradio's cache. There it is whole before it is named; what is there already is not written again."""
     from gradio import processing_utils, utils
 
-    with picture_files() as png:
-        return processing_utils.save_file_to_cache(png(picture), utils.get_upload_folder())
+    with picture_files(of_clips="WEBP") as write:
+        return processing_utils.save_file_to_cache(write(picture), utils.get_upload_folder())
 
 
 def explained(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -94,7 +94,7 @@ def shape_views(size: int = 128) -> list[Image.Image]:
 
 
 def draw_tokens(tokens: Tensor, spec: LevelSpec) -> Image.Image:
-    """Return a picture of one level's tokens, one square per token, in the order of its grid or in rows.
+    """Return a picture of one level's tokens, one square per token, in the order of its grid or in rows; those of a clip are side by side.
 
     The color of an id is its own (equal ids, equal colors). That of a vector is its three main directions among the tokens of
     this level, each over its range: colors of one picture compare with each other, not with those of another.
@@ -109,13 +109,16 @@ def draw_tokens(tokens: Tensor, spec: LevelSpec) -> Image.Image:
         colors = _main_directions(tokens).numpy()
     columns = spec.grid[-1] if spec.grid is not None else min(ROW, spec.num_tokens)
     rows = math.ceil(spec.num_tokens / columns)
-    cells = np.full((rows * columns, 3), 1.0)
-    cells[: spec.num_tokens] = colors
-    small = (cells.reshape(rows, columns, 3) * 255).round().astype(np.uint8)
-    large = np.kron(small, np.ones((CELL, CELL, 1), np.uint8))
+    cells: np.ndarray = np.full((rows * columns, 4), 0.0)
+    cells[: spec.num_tokens, :3], cells[: spec.num_tokens, 3] = colors, 1
+    cells = cells.reshape(rows, columns, 4)
+    if spec.grid is not None and len(spec.grid) == 3:
+        # A clear column after the rows of each moment.
+        moments = np.pad(cells.reshape(*spec.grid, 4), ((0, 0), (0, 0), (0, 1), (0, 0)))
+        cells = np.concatenate(list(moments), axis=1)[:, :-1]
+    large = np.kron((cells * 255).round().astype(np.uint8), np.ones((CELL, CELL, 1), np.uint8))
     # A clear line between neighbors, which may be equal; cells without a token are clear as well.
-    filled = np.arange(rows * columns).reshape(rows, columns) < spec.num_tokens
-    alpha = np.kron(filled * np.uint8(255), np.ones((CELL, CELL), np.uint8))
+    large, alpha = large[..., :3], large[..., 3]
     alpha[CELL - 1 :: CELL] = 0
     alpha[:, CELL - 1 :: CELL] = 0
     return Image.fromarray(np.dstack([large, alpha])[:-1, :-1])

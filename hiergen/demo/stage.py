@@ -28,11 +28,12 @@ class View:
     """What is on the stage while one step of the slider is chosen.
 
     Attributes:
-        pictures: What is shown, side by side: pictures, or the bytes of an animated WebP.
+        pictures: What is shown, side by side: pictures, or the bytes of an animated WebP or GIF.
         name: Name of the step, e.g. "2 levels".
         size: What it holds, in small print below the name.
         alt: What the pictures show, in words, for who cannot see them; one text for all, or one for each.
-        captions: A line below each picture; none where it is empty.
+        captions: A line below each picture; none where it is empty. A single picture that shows several side by side has one for each of them.
+        small: What stands for it below the slider; None for the last of the pictures.
     """
 
     pictures: Sequence[Image.Image | bytes]
@@ -40,6 +41,7 @@ class View:
     size: str
     alt: str | Sequence[str]
     captions: Sequence[str] = ()
+    small: Image.Image | bytes | None = None
 
 
 def draw_stage(views: Sequence[View], *, line: str = "", link: str = "") -> str:
@@ -73,7 +75,7 @@ def draw_empty(text: str) -> str:
     return f'<div class="hg-stage"><div class="hg-views"><div class="hg-empty">{html.escape(text)}</div></div></div>'
 
 
-def draw_row(title: str, pictures: Sequence[tuple[Image.Image, str]], *, is_natural: bool = False) -> str:
+def draw_row(title: str, pictures: Sequence[tuple[Image.Image | bytes, str]], *, is_natural: bool = False) -> str:
     """Return the HTML of a row of pictures, each with a caption, under a title: all equally wide, or pixel for pixel."""
     cells = "".join(
         f"<figure>{draw_picture(picture, f'{title}: {caption}')}<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -84,12 +86,8 @@ def draw_row(title: str, pictures: Sequence[tuple[Image.Image, str]], *, is_natu
 
 def draw_picture(picture: Image.Image | bytes, alt: str) -> str:
     """Return the HTML of a picture that holds its data. A GIF is a clip, an animated WebP a render."""
-    if isinstance(picture, Image.Image):
-        is_small = min(picture.size) < SMOOTH
-    else:
-        # A GIF begins with its name and version, in six bytes, and its width.
-        is_small = picture.startswith(b"GIF") and int.from_bytes(picture[6:8], "little") < SMOOTH
-    kind = "pixels" if is_small else "smooth"
+    size = picture.size if isinstance(picture, Image.Image) else Image.open(io.BytesIO(picture)).size
+    kind = "pixels" if min(size) < SMOOTH else "smooth"
     return f'<img class="hg-{kind}" src="{as_uri(picture)}" alt="{html.escape(alt, quote=True)}">'
 
 
@@ -116,8 +114,7 @@ def result(
         chosen: What the form is set to when the entry is chosen.
         place: Tab and model, where these and what is chosen are all that is needed to make it again: it then has an address.
     """
-    asked = {name: value for name, value in chosen.items() if name != "path" and value not in ("", None)}
-    link = "" if place is None else urllib.parse.urlencode({"tab": place[0], "model": place[1], **asked})
+    link = "" if place is None else address(place, chosen)
     return {
         "thumb": as_uri(_small(views[-1].pictures[0])),
         "title": html.escape(title, quote=True),
@@ -125,6 +122,12 @@ def result(
         "line": line,
         "chosen": chosen,
     }
+
+
+def address(place: tuple[str, str], chosen: dict[str, Any]) -> str:
+    """Return what an address ends in that makes a result of a tab and model again, from what was chosen; `path` is told by the label."""
+    asked = {name: value for name, value in chosen.items() if name != "path" and value not in ("", None)}
+    return urllib.parse.urlencode({"tab": place[0], "model": place[1], **asked})
 
 
 def _small(picture: Image.Image | bytes) -> Image.Image | bytes:
@@ -147,10 +150,13 @@ def _side(view: View) -> int:
 
 def _figures(view: View) -> str:
     alts = [view.alt] * len(view.pictures) if isinstance(view.alt, str) else view.alt
-    captions = [*view.captions, *[""] * (len(view.pictures) - len(view.captions))]
+    captions = [html.escape(caption) for caption in view.captions]
+    if len(view.pictures) == 1 and captions:
+        captions = ["".join(f"<span>{caption}</span>" for caption in captions)]
+    captions += [""] * (len(view.pictures) - len(captions))
     return "".join(
         f"<figure>{draw_picture(picture, alt)}"
-        + (f"<figcaption>{html.escape(caption)}</figcaption>" if caption else "")
+        + (f"<figcaption>{caption}</figcaption>" if caption else "")
         + "</figure>"
         for picture, alt, caption in zip(view.pictures, alts, captions, strict=True)
     )
@@ -162,7 +168,7 @@ def _slider(views: Sequence[View]) -> str:
     last = len(views)
     steps = "".join(
         f'<button type="button" class="hg-step{" is-shown" if number == last else ""}" onclick="hiergenShow(this, {number})">'
-        f"{draw_picture(_small(view.pictures[-1]), '')}<span>{html.escape(view.name)}</span><small>{html.escape(view.size)}</small></button>"
+        f"{draw_picture(_small(view.pictures[-1] if view.small is None else view.small), '')}<span>{html.escape(view.name)}</span><small>{html.escape(view.size)}</small></button>"
         for number, view in enumerate(views, start=1)
     )
     name = html.escape(f"From {views[0].name} to {views[-1].name}", quote=True)

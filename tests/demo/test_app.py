@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hiergen.data.videos.files import write_gif
 from hiergen.demo import app
 from hiergen.demo.settings import DemoSettings
 from hiergen.pretrained.packaged import PACKAGED
@@ -85,6 +86,26 @@ def test_an_upload_is_reconstructed(client) -> None:
         assert shown.format == "PNG"
         assert shown.size == (32, 32)
     assert answer[-1].startswith("| levels | size |")
+
+
+def test_an_uploaded_clip_is_reconstructed(client, tmp_path) -> None:
+    pytest.importorskip("av")
+    write_gif(tmp_path / "clip.gif", torch.linspace(-1, 1, 12)[None, :, None, None].expand(3, 12, 40, 40))
+    (path,) = upload(client, "clip.gif", (tmp_path / "clip.gif").read_bytes()).json()
+    kind, answer = call(client, "reconstruct", ["clips", as_input(path), 0])
+    assert kind == "complete"
+    files = [answer[0], *(item["image"] for item in answer[1])]
+    assert len(files) == 1 + 6
+    for file in files:
+        with Image.open(io.BytesIO(client.get(urllib.parse.urlparse(file["url"]).path).content)) as shown:
+            assert (shown.format, shown.size) == ("GIF", (48, 48))
+            assert shown.is_animated
+    assert "| components | size |" in answer[-1]
+    assert "Your clip has 12 frames in 1.4 s; the model takes 8, which were taken at even times." in answer[-1]
+    (path,) = upload(client, "clip.mp4", picture(40, 40)).json()
+    kind, answer = call(client, "reconstruct", ["clips", as_input(path), 0])
+    assert kind == "error"
+    assert "cannot be read as a clip" in str(answer)
 
 
 def test_what_comes_out_of_generate_is_lossless_and_complete(client) -> None:

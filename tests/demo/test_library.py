@@ -105,13 +105,18 @@ def test_a_library_lists_models_by_what_they_can_do(library) -> None:
     assert [library.get(title).is_by_picture for title in library.shape_generators()] == [False, True]
     assert library.get("seen").choices() == []
     assert library.video_generators() == ["clips"]
+    assert library.clip_tokenizers() == ["clips"]
+    assert library.get("clips").clip_size == (8, 48)
+    assert library.get("one-dimensional").clip_size is None
     # Larger frames first: those of the fixture have 48 pixels.
     small = ClassToVideoPipeline(
         tokenizer=create("patches-tiny"),
         generator=create("flow-video-tiny", depth=1),
     )
     both = Library({"small": DemoModel(small, ModelNotes()), **library.models})
-    assert both.video_generators() == ["clips", "small"]
+    assert both.video_generators() == both.clip_tokenizers() == ["clips", "small"]
+    oblong = DemoModel(create("patches-tiny", video_size=[8, 48, 24]), ModelNotes())
+    assert Library({"oblong": oblong}).clip_tokenizers() == []
     anything = dataclasses.replace(library.get("two-dimensional"), notes=ModelNotes(whole=True))
     assert Library({**library.models, "whole": anything}).image_tokenizers() == [
         "whole",

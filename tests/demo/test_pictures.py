@@ -117,6 +117,17 @@ def test_ids_without_a_grid_fill_rows_and_leave_the_rest_clear() -> None:
     assert (alpha == 255).sum(axis=1).tolist() == [16, 2]
 
 
+def test_the_tokens_of_a_clip_are_side_by_side_with_a_clear_column_between() -> None:
+    ids = torch.arange(12)
+    drawn = draw_tokens(ids, LevelSpec(num_tokens=12, grid=(2, 2, 3), vocab_size=512))
+    alone = [draw_tokens(part, LevelSpec(num_tokens=6, grid=(2, 3), vocab_size=512)) for part in ids.split(6)]
+    assert cells(drawn).shape == (2, 7, 3)
+    assert (cells(drawn)[:, :3] == cells(alone[0])).all()
+    assert (cells(drawn)[:, 4:] == cells(alone[1])).all()
+    alpha = np.asarray(drawn)[CELL // 2 :: CELL, CELL // 2 :: CELL, 3]
+    assert (alpha == 255).tolist() == [[True] * 3 + [False] + [True] * 3] * 2
+
+
 def test_no_line_is_drawn_around_tokens() -> None:
     drawn = np.asarray(draw_tokens(torch.arange(2), LevelSpec(num_tokens=2, vocab_size=512)))
     assert drawn.shape == (CELL - 1, 2 * CELL - 1, 4)

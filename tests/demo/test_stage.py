@@ -9,6 +9,7 @@ import urllib.parse
 import pytest
 from PIL import Image
 
+from hiergen.demo.clips import Film
 from hiergen.demo.requests import read_query
 from hiergen.demo.stage import MAX_SCALE, THUMB, View, as_uri, draw_empty, draw_picture, draw_row, draw_stage, result
 from hiergen.demo.tabs.generate import GenerateRequest
@@ -61,8 +62,9 @@ def test_pictures_are_kept_without_loss_and_animations_as_they_are() -> None:
 def test_small_pictures_have_hard_pixels_and_large_ones_none() -> None:
     row = draw_row("Rows", [(Image.new("RGB", (32, 32)), "small"), (Image.new("RGB", (200, 200)), "large")])
     assert re.findall(r'class="hg-(pixels|smooth)"', row) == ["pixels", "smooth"]
-    clips = [b"GIF89a" + width.to_bytes(2, "little") + bytes(8) for width in (24, 48)]
-    assert [re.findall(r"hg-(\w+)", draw_picture(clip, "a clip")) for clip in clips] == [["pixels"], ["smooth"]]
+    clips = [Film((Image.new("RGB", (100, height)),)).encoded(kind) for height in (24, 48) for kind in ("GIF", "WEBP")]
+    found = [re.findall(r"hg-(\w+)", draw_picture(clip, "a clip")) for clip in clips]
+    assert found == [["pixels"], ["pixels"], ["smooth"], ["smooth"]]
     assert 'alt="Rows: small"' in row
     assert 'class="hg-row is-natural"' in draw_row("Tokens", [], is_natural=True)
 

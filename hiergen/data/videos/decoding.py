@@ -5,6 +5,8 @@ Letters: `t h w` a clip.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import struct
 from collections.abc import Iterator
@@ -57,24 +59,93 @@ def read_frames(
     """
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps is {fps}, expected above 0, or None for every frame of the file")
-    av = require_pyav()
     frames: list[np.ndarray] = []
+    with _opened(path) as (decoded, stream):
+        for frame, count in _once(decoded) if fps is None else _at_rate(decoded, stream, float(fps)):
+            pixels = np.asarray(center_crop(_picture(frame, stream, MAX_PIXELS), size))
+            frames += [pixels] * min(count, count if max_frames is None else max_frames - len(frames))
+            if len(frames) == max_frames:
+                break
+        if not frames:
+            raise ValueError("it holds no frame")
+    return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).contiguous()
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledFrames:
+    """A fixed number of frames of a file, evenly over the time that it plays.
+
+    Attributes:
+        frames: The frames; one that is shown for long may be there more than once.
+        found: Number of frames that were read of the file.
+        seconds: Seconds that these play.
+        is_whole: Whether these are all that the file holds.
+    """
+
+    frames: UInt8[Tensor, "3 t h w"]
+    found: int
+    seconds: float
+    is_whole: bool
+
+
+def sample_frames(
+    path: str | Path, num_frames: int, *, size: int, max_frames: int, max_pixels: int, formats: tuple[str, ...]
+) -> SampledFrames:
+    """Return `num_frames` frames of a video file that nobody vouches for, as `read_frames` shows them: at the middle of equal parts of its time.
+
+    Args:
+        path: The file, as for `read_frames`.
+        num_frames: Number of frames to return.
+        size: Height and width in pixels.
+        max_frames: Most frames that are read; of a longer file these are the first.
+        max_pixels: Most pixels of a frame; larger ones are refused before they are decoded.
+        formats: FFmpeg's names of the kinds of file that are read; some that it knows are lists of other files.
+
+    Raises:
+        ValueError: If a number is below 1, or as `read_frames`; the file is named.
+        ImportError: If PyAV is not installed.
+    """
+    for name, value in (("num_frames", num_frames), ("max_frames", max_frames)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    frames: list[np.ndarray] = []
+    starts: list[float] = []
+    end, is_whole = 0.0, True
+    with _opened(path, formats) as (decoded, stream):
+        _check_pixels(stream.width, stream.height, max_pixels)
+        rate = float(stream.average_rate or stream.guessed_rate or 1)
+        for number, frame in enumerate(decoded):
+            if number == max_frames:
+                is_whole = False
+                break
+            frames.append(np.asarray(center_crop(_picture(frame, stream, max_pixels), size)))
+            start = number / rate if frame.time is None else frame.time
+            starts.append(max([start, *starts[-1:]]))
+            end = starts[-1] + (float((frame.duration or 0) * (frame.time_base or 0)) or 1 / rate)
+        if not frames:
+            raise ValueError("it holds no frame")
+    seconds = end - starts[0]
+    # A middle often is where a frame begins. Time stamps are rounded, to milliseconds in some files.
+    middles = starts[0] + seconds * (np.arange(num_frames) + 0.5) / num_frames + 0.001
+    chosen = np.searchsorted(starts, middles, side="right") - 1
+    pixels = torch.from_numpy(np.stack(frames)[chosen]).permute(3, 0, 1, 2).contiguous()
+    return SampledFrames(pixels, len(frames), seconds, is_whole)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, formats: tuple[str, ...] = ()) -> Iterator[tuple[Iterator[Any], Any]]:
+    """Yield the frames of a file and their stream; whatever goes wrong, then or later inside, is a ValueError that names the file."""
+    av = require_pyav()
+    # A file may name others to be read; none of them on a network.
+    options = {"protocol_whitelist": "file", **({"format_whitelist": ",".join(formats)} if formats else {})}
     try:
-        # A file may name others to be read; none of them on a network.
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+        with av.open(str(path), options=options) as container:
             stream = _video_stream(av, container)
-            decoded = container.decode(stream)
-            for frame, count in _once(decoded) if fps is None else _at_rate(decoded, stream, float(fps)):
-                pixels = np.asarray(center_crop(_picture(frame, stream), size))
-                frames += [pixels] * min(count, count if max_frames is None else max_frames - len(frames))
-                if len(frames) == max_frames:
-                    break
+            yield container.decode(stream), stream
     # PyAV raises its own errors, all of them OSError or ValueError.
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise ValueError(f"video {str(path)!r} cannot be read: {error}") from error
-    if not frames:
-        raise ValueError(f"video {str(path)!r} cannot be read: it holds no frame")
-    return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).contiguous()
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"video {str(path)!r} cannot be read: {reason}") from error
 
 
 def _video_stream(av: ModuleType, container: Any) -> Any:
@@ -122,13 +193,18 @@ def _tick(seconds: float, fps: float, before: int) -> int:
     return nearest
 
 
-def _picture(frame: Any, stream: Any) -> Image.Image:
+def _check_pixels(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise ValueError(f"{width}x{height} pixels, at most {most:,} are read")
+
+
+def _picture(frame: Any, stream: Any, max_pixels: int) -> Image.Image:
     """Return a frame in RGB as it is meant to be seen."""
     ratio = float(stream.sample_aspect_ratio or 1)
     # Enlarged along one side, so that nothing is lost.
     width, height = round(frame.width * max(ratio, 1)), round(frame.height * max(1 / ratio, 1))
-    if max(width * height, frame.width * frame.height) > MAX_PIXELS:
-        raise ValueError(f"{width}x{height} pixels, at most {MAX_PIXELS:,} are read")
+    for sides in ((width, height), (frame.width, frame.height)):
+        _check_pixels(*sides, max_pixels)
     if any(component.is_alpha for component in frame.format.components):
         picture = to_color(Image.fromarray(frame.to_ndarray(format="rgba")))
     else:

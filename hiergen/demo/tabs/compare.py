@@ -22,7 +22,7 @@ from hiergen.demo.inputs import (
 from hiergen.demo.library import Library
 from hiergen.demo.page import Page, explained, picture_files
 from hiergen.demo.stage import draw_picture, draw_row
-from hiergen.demo.tabs.reconstruct import Reconstruction, reconstruct
+from hiergen.demo.tabs.reconstruct import Reconstruction, drawn, reconstruct
 from hiergen.evaluation.images.rate_distortion import draw_rates, rate_row
 
 
@@ -77,9 +77,9 @@ def add_tab(page: Page, library: Library) -> None:
 
     def show(title: str, upload: bytes | None, example: float, other: str) -> tuple[str, str]:
         results = look(title, upload, example, other)
-        rows = draw_row("The picture", [(results[title].source, "as the models see it")])
+        rows = draw_row("The picture", [(drawn(results[title].source), "as the models see it")])
         for name, result in results.items():
-            rows += draw_row(name, [(step.picture, step.caption) for step in result.steps])
+            rows += draw_row(name, [(drawn(step.picture), step.caption) for step in result.steps])
         chart = draw_picture(draw_comparison(results), f"PSNR over the bits of the code: {' and '.join(results)}")
         return f'{rows}<div class="hg-chart">{chart}</div>', comparison_table(results)
 
@@ -99,8 +99,8 @@ def add_tab(page: Page, library: Library) -> None:
             model = add_model(titles, name="compare-model")
             other = gr.Dropdown(list(titles), value=titles[1], label="Against", elem_id="compare-other")
             inputs = add_picture(to_pictures(images), name="compare", label=label, example=min(3, len(images) - 1))
-    follow_model(library, model, inputs)
-    connect(page, show, model, inputs, [shown, table], more=[other], busy=shown)
+    followed = follow_model(library, model, inputs)
+    connect(page, show, model, inputs, [shown, table], more=[other], followed=followed, busy=shown)
     values = [*hidden_inputs(titles), gr.Dropdown(list(titles), value=titles[1], visible=False)]
     pictures: list[Any] = [
         gr.Image(visible=False, format="png"),

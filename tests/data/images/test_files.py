@@ -137,7 +137,7 @@ def test_pictures_are_opened_in_one_place() -> None:
     shown = re.compile(r"(pipe|processor)\((PIL\.)?Image\.open\(")
     opening = {name for name, text in code.items() if re.search(r"\bImage\.open\(|imread", shown.sub("", text))}
     # The others read what they have just drawn.
-    assert opening == {"data/images/files.py", "demo/tabs/compare.py", "demo/tabs/video.py"}
+    assert opening == {"data/images/files.py", "demo/stage.py", "demo/tabs/compare.py", "demo/tabs/video.py"}
 
 
 def test_plain_pictures_keep_every_pixel(tmp_path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hiergen.data.videos import decoding
 from hiergen.data.videos.dataset import load_clips
-from hiergen.data.videos.decoding import read_frames
+from hiergen.data.videos.decoding import read_frames, sample_frames
+from hiergen.data.videos.files import write_gif
 
 av = pytest.importorskip("av")
 
@@ -217,3 +219,44 @@ def test_clips_are_cut_after_they_are_resampled(tmp_path) -> None:
     assert videos.labels.tolist() == [0, 0, 1]
     with pytest.raises(ValueError, match="fps is 0, expected above 0"):
         load_clips(tmp_path, fps=0)
+
+
+def sampled(path: Path, count: int, **more):
+    values = {"size": 32, "max_frames": 100, "max_pixels": 10_000, "formats": ("mov", "matroska", "gif")}
+    return sample_frames(path, count, **{**values, **more})
+
+
+def test_frames_are_taken_at_even_times(tmp_path) -> None:
+    found = sampled(write(tmp_path / "six.mp4", shaded(6)), 6)
+    assert numbers(found.frames) == [0, 1, 2, 3, 4, 5]
+    assert (found.found, found.is_whole) == (6, True)
+    assert found.seconds == pytest.approx(0.6)
+    assert numbers(sampled(tmp_path / "six.mp4", 3).frames) == [1, 3, 5]
+    assert numbers(sampled(tmp_path / "six.mp4", 12).frames) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    cut = sampled(tmp_path / "six.mp4", 4, max_frames=4)
+    assert (numbers(cut.frames), cut.found, cut.is_whole) == ([0, 1, 2, 3], 4, False)
+    # What lasts longer is there more often: the third frame is shown from 80 to 480 ms, the fifth from 520 to 1000.
+    varying = sampled(write(tmp_path / "varying.mkv", shaded(6), times=TIMES), 10)
+    assert numbers(varying.frames)[:9] == [1, 2, 2, 2, 3, 4, 4, 4, 4]
+
+
+def test_a_gif_that_holds_equal_frames_once_comes_back_whole(tmp_path) -> None:
+    video = torch.linspace(-1, 1, 8)[[0, 1, 1, 1, 4, 5, 5, 7]].expand(3, 32, 32, 8).permute(0, 3, 1, 2)
+    write_gif(tmp_path / "clip.gif", video)
+    found = sampled(tmp_path / "clip.gif", 8)
+    assert found.found == 5
+    assert found.seconds == pytest.approx(1.0, abs=0.05)
+    assert (found.frames.float() / 127.5 - 1 - video).abs().max() < 0.01
+
+
+def test_a_file_from_anybody_is_read_within_limits(tmp_path) -> None:
+    path = write(tmp_path / "clip.mp4", shaded(3))
+    with pytest.raises(ValueError, match="32x32 pixels, at most 1,000 are read"):
+        sampled(path, 3, max_pixels=1_000)
+    with pytest.raises(ValueError, match="num_frames is 0, expected at least 1"):
+        sampled(path, 0)
+    # A list of other files, which FFmpeg would read as well.
+    (tmp_path / "list").write_text(f"ffconcat version 1.0\nfile '{path.name}'\n")
+    assert numbers(read_frames(tmp_path / "list", size=32)) == [0, 1, 2]
+    with pytest.raises(ValueError, match="list' cannot be read: Invalid"):
+        sampled(tmp_path / "list", 3)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import html
 import io
+import re
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,10 @@ from hiergen.data.images.pixels import to_pictures
 from hiergen.demo.library import DemoModel, ModelNotes
 from hiergen.demo.painting import SIDE, background, painted
 from hiergen.demo.pictures import digit_examples
+from hiergen.demo.requests import read_query
 from hiergen.demo.stage import as_uri
-from hiergen.demo.tabs.edit import EditRequest, _updates, edit, make_ready, num_levels, ways
+from hiergen.demo.tabs.edit import _updates
+from hiergen.demo.tabs.editing import EditRequest, edit, edited, make_ready, num_levels, ways
 from hiergen.pipelines.image import ClassToImagePipeline
 from hiergen.pyramid import specs_to_json
 from hiergen.registry import create
@@ -93,16 +98,33 @@ def test_the_page_gets_a_stage_and_an_entry_for_the_strip(library) -> None:
     pytest.importorskip("gradio")
     entry, image = library.get("one-dimensional"), digit_examples(32)[0][3:4]
     request = EditRequest("blend", 4, keep_levels=2)
-    (stage, status, made), *rest = _updates(entry, request, edit(entry, request, image, other=-image, seconds=60.0))
+    steps = edit(entry, request, image, other=-image, seconds=60.0)
+    (stage, status, made), *rest = _updates(entry, request, steps, is_whole=False)
     assert (rest, status) == ([], "Done.")
     assert stage == made["stage"]
     assert stage.count("<figure>") == 3 * 6
     assert made["title"] == "blend"
     assert made["chosen"]["path"] == [4]
     request = EditRequest("paint", 4, keep_levels=2)
-    *_, (stage, status, made) = _updates(entry, request, edit(entry, request, image, mask=mask(), seconds=60.0))
+    steps = edit(entry, request, image, mask=mask(), seconds=60.0)
+    *_, (stage, status, made) = _updates(entry, request, steps, is_whole=False)
     assert (status, made["title"]) == ("Done.", "4")
     assert "before" in stage
+
+
+def test_a_result_of_an_example_without_paint_has_an_address_that_says_it_all(library) -> None:
+    entry = library.get("words")
+    chosen = {"strength": 0.5, "keep_levels": 0, "guidance_scale": 2.0, "seed": 9, "prompt": "a & b"}
+    request = EditRequest("paint", **chosen, example=4, other=2)
+    *_, last = edit(entry, request, digit_examples(32)[0][4:5], seconds=60.0)
+    stage = edited(entry, request, last.views, is_whole=True)["stage"]
+    (query,) = re.findall('data-link="([^"]*)"', stage)
+    asked = dict(urllib.parse.parse_qsl(html.unescape(query), keep_blank_values=True))
+    assert (asked["tab"], asked["model"]) == ("edit", entry.title)
+    assert read_query(EditRequest, asked) == request
+    # What was painted, and an upload, are in no address.
+    assert "data-link" not in edited(entry, request, last.views)["stage"]
+    assert "data-link" not in make_ready(entry, seconds=60.0, limit=60.0)[0]["stage"]
 
 
 def test_the_tab_opens_with_finished_edits(library) -> None:

@@ -8,7 +8,9 @@ import torch
 
 from hiergen.data.images.pixels import to_pictures
 from hiergen.data.images.windows import Windows
-from hiergen.demo.inputs import examples_of
+from hiergen.demo.clips import Film, embedded_clips
+from hiergen.demo.inputs import choose_clip, examples_of
+from hiergen.demo.library import ModelNotes
 from hiergen.demo.pictures import digit_examples
 from hiergen.demo.stage import as_uri
 from hiergen.demo.tabs.reconstruct import (
@@ -90,3 +92,45 @@ def test_the_tokens_of_all_windows_of_a_picture_are_counted(library) -> None:
     assert result.source.size == result.steps[-1].picture.size == (72, 40)
     assert result.codes == ()
     assert "The tokens" not in draw_details(result)
+
+
+def test_a_clip_from_more_and_more_components_beside_the_clip(library) -> None:
+    entry = library.get("clips")
+    clip, told = choose_clip(entry, None, 2, max_pixels=1)
+    assert told == ""
+    assert torch.equal(clip[0], embedded_clips("digits", 8, 48)[2])
+    result = reconstruct(entry.tokenizer, clip)
+    assert [step.prefix.count for step in result.steps] == [1, 2, 4, 8, 16, 24]
+    assert result.steps[-1].caption.startswith("128 tokens, 3,072 numbers, ")
+    assert result.steps[2].name == "4 components"
+    assert [step.news for step in result.steps[:3]] == ["+ component 1", "+ component 2", "+ components 3 to 4"]
+    with torch.no_grad():
+        whole = entry.tokenizer.decode(entry.tokenizer.encode(clip)).clamp(-1, 1)
+    assert result.steps[-1].psnr_db == pytest.approx(
+        float(-10 * ((whole - clip) / 2).square().mean().log10()), abs=1e-3
+    )
+    assert result.source == Film.of(clip[0])
+    assert result.steps[-1].picture == Film.of(whole[0])
+    stage = draw_reconstruction(result, line=told)
+    assert stage.count("<figure>") == 6
+    assert as_uri(Film.of(clip[0]).beside(Film.of(whole[0])).encoded()) in stage
+    assert as_uri(Film.of(whole[0]).encoded()) in stage
+    assert "<figcaption><span>the clip</span><span>from 24 components</span></figcaption>" in stage
+    details = draw_details(result)
+    assert "What more components added (grey: nothing)" in details
+    assert "+ components 17 to 24" in details
+    assert "| 24 | 128 tokens, 3,072 numbers | " in describe(result)
+
+
+def test_a_clip_is_called_unlike_where_the_data_are_known(library) -> None:
+    entry = library.get("clips")
+    clip = torch.rand(1, 3, 8, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    result = reconstruct(entry.tokenizer, clip)
+    far = dataclasses.replace(result, steps=(dataclasses.replace(result.steps[-1], psnr_db=-9.0),))
+    assert warn_of_unlike(entry, far) == ""
+    known = dataclasses.replace(entry, notes=ModelNotes(about="Random weights.", clips="digits"))
+    assert warn_of_unlike(known, far).startswith("This clip is unlike what the model knows: -9.0 dB")
+    own = reconstruct(known.tokenizer, embedded_clips("digits", 8, 48)[:1])
+    assert warn_of_unlike(known, own) == ""
+    with pytest.raises(ValueError, match="example is 10, expected 0 to 9"):
+        choose_clip(entry, None, 10, max_pixels=1)
