@@ -40,10 +40,12 @@ class ImagePipelineOutput(BaseOutput):
     Attributes:
         images: PIL images; a tensor `(b, 3, h, w)` in [-1, 1] for `output_type="pt"`, an array `(b, h, w, 3)` in [0, 1] for "np".
         pyramid: The tokens they were decoded from.
+        kept: Which of its `best_of` candidates each image is, `(b,)` int64 from 0, in the order in which callbacks see them; None of one.
     """
 
     images: list[Image.Image] | Tensor | np.ndarray
     pyramid: TokenPyramid
+    kept: Tensor | None = None
 
 
 class ImagePipeline(ImageEditing, ScoringPipeline):
@@ -60,31 +62,38 @@ class ImagePipeline(ImageEditing, ScoringPipeline):
         callback: StepCallback | None,
         shown: Sequence[str],
         known: Known | None,
-    ) -> TokenPyramid:
-        """Return the tokens of each image: of `best_of` that are drawn, those that gain most by what they are told.
+    ) -> tuple[TokenPyramid, Tensor | None]:
+        """Return the tokens of each image, of `best_of` that are drawn those that gain most by what they are told, and which these are.
 
         Raises:
             ValueError: If `best_of` is below 1; or above 1 beside given tokens, or where candidates cannot be compared.
         """
         if check_count("best_of", best_of) == 1:
-            return self._generate(condition, settings, rng, callback, shown, known)
+            return self._generate(condition, settings, rng, callback, shown, known), None
         if known is not None:
             raise ValueError(f"best_of is {best_of} beside tokens that are given, expected 1")
         self._check_gains(best_of, condition)
         each = condition.repeat_interleave(best_of)
         draws = rng.repeated(best_of) if isinstance(rng, SampleRng) else rng
         pyramid = self._generate(each, settings, draws, callback, shown, None)
-        firsts = torch.arange(0, len(each), best_of)
-        if self.interrupt:
-            # What is unfinished cannot be compared.
-            return pyramid[firsts]
-        return pyramid[firsts + self._gains(pyramid, each).unflatten(0, (-1, best_of)).argmax(dim=1)]
+        kept = torch.zeros(len(condition), dtype=torch.long)
+        # What is unfinished cannot be compared.
+        if not self.interrupt:
+            kept = self._gains(pyramid, each).unflatten(0, (-1, best_of)).argmax(dim=1).cpu()
+        return pyramid[torch.arange(0, len(each), best_of) + kept], kept
 
-    def _output(self, decoded: Tensor, pyramid: TokenPyramid, output_type: str, return_dict: bool) -> Any:
+    def _output(
+        self,
+        decoded: Tensor,
+        pyramid: TokenPyramid,
+        output_type: str,
+        return_dict: bool,
+        kept: Tensor | None = None,
+    ) -> Any:
         images = (
             to_pictures(decoded) if output_type == "pil" else to_arrays(decoded) if output_type == "np" else decoded
         )
-        return ImagePipelineOutput(images, pyramid) if return_dict else (images, pyramid)
+        return ImagePipelineOutput(images, pyramid, kept) if return_dict else (images, pyramid)
 
     def _previews(self, pyramid: TokenPyramid | None) -> dict[str, Any]:
         return {"images": lambda: None if pyramid is None else self._decode(pyramid)}
@@ -141,10 +150,10 @@ class ClassToImagePipeline(ImagePipeline):
         """
         condition, rng = self._condition(class_labels, num_images_per_label, num_images, generator, output_type)
         shown = callback_on_step_end_tensor_inputs
-        pyramid = self._best(best_of, condition, settings, rng, callback_on_step_end, shown, known)
+        pyramid, kept = self._best(best_of, condition, settings, rng, callback_on_step_end, shown, known)
         decoded = self._decode(pyramid)
         self.maybe_free_model_hooks()
-        return self._output(decoded, pyramid, output_type, return_dict)
+        return self._output(decoded, pyramid, output_type, return_dict, kept)
 
 
 class TextToImagePipeline(PromptedPipeline, ImagePipeline):
@@ -222,7 +231,7 @@ class TextToImagePipeline(PromptedPipeline, ImagePipeline):
             total = len(condition)
         rng: Rng | None = read_generators(generator, total, self.unit)
         shown = callback_on_step_end_tensor_inputs
-        pyramid = self._best(best_of, condition, settings, rng, callback_on_step_end, shown, known)
+        pyramid, kept = self._best(best_of, condition, settings, rng, callback_on_step_end, shown, known)
         decoded = self._decode(pyramid)
         self.maybe_free_model_hooks()
-        return self._output(decoded, pyramid, output_type, return_dict)
+        return self._output(decoded, pyramid, output_type, return_dict, kept)

@@ -109,7 +109,7 @@ def test_an_uploaded_clip_is_reconstructed(client, tmp_path) -> None:
 
 
 def test_what_comes_out_of_generate_is_lossless_and_complete(client) -> None:
-    kind, answer = call(client, "generate", ["one-dimensional", 3, 2, 1.5, 1, 7, "", ""])
+    kind, answer = call(client, "generate", ["one-dimensional", 3, 2, 1.5, 1, 7, "", "", 1])
     assert kind == "complete"
     assert answer[2].startswith("Done: 16 tokens")
     assert len(answer[1]) == 5
@@ -118,9 +118,9 @@ def test_what_comes_out_of_generate_is_lossless_and_complete(client) -> None:
 
 def test_programs_ask_in_words(client) -> None:
     asked = ["words", 0, 1, 2.0, 1, 7]
-    kind, answer = call(client, "generate", [*asked, "red heart", "hat"])
+    kind, answer = call(client, "generate", [*asked, "red heart", "hat", 2])
     assert (kind, len(answer[1])) == ("complete", 2)
-    kind, answer = call(client, "generate", [*asked, "", ""])
+    kind, answer = call(client, "generate", [*asked, "", "", 1])
     assert kind == "error"
     kind, answer = call(client, "edit", ["words", None, 0, None, None, "paint", 0, 0.5, 0, 2.0, 7, "red heart", ""])
     assert (kind, len(answer[1])) == ("complete", 1)
@@ -201,9 +201,13 @@ def test_two_models_are_compared(client) -> None:
     ("name", "data", "sentence"),
     [
         ("reconstruct", ["one-dimensional", None, 77], "Example is 77, expected 0 to 9"),
-        ("generate", ["one-dimensional", 3, 2, 1.5, 1, 2**40, "", ""], "is greater than maximum value|expected 0 to"),
-        ("generate", ["one-dimensional", 99, 2, 1.5, 1, 0, "", ""], "not in the list of choices|expected 0 to 9"),
-        ("generate", ["one-dimensional", 3, 999, 1.5, 1, 0, "", ""], "greater than maximum value"),
+        (
+            "generate",
+            ["one-dimensional", 3, 2, 1.5, 1, 2**40, "", "", 1],
+            "is greater than maximum value|expected 0 to",
+        ),
+        ("generate", ["one-dimensional", 99, 2, 1.5, 1, 0, "", "", 1], "not in the list of choices|expected 0 to 9"),
+        ("generate", ["one-dimensional", 3, 999, 1.5, 1, 0, "", "", 1], "greater than maximum value"),
         ("reconstruct", ["../../../etc", None, 0], "not in the list of choices"),
         ("shapes", ["shapes", 1, None, 0, 1.0, 12, 0], "not in the list of choices"),
     ],

@@ -98,8 +98,10 @@ def test_the_best_of_several_is_the_one_that_gains_most_by_its_class(pipe: Class
     gains = pipe.score(candidates, labels).total - pipe.score(candidates).total
     for image, rows in enumerate((slice(0, 3), slice(3, 6))):
         assert torch.equal(best[image], candidates.concat()[rows][gains[rows].argmax()])
-    alone = pipe(3, generator=[torch.Generator().manual_seed(4)], best_of=3, output_type="pt").pyramid.concat()
-    assert torch.equal(alone[0], best[0])
+    alone = pipe(3, generator=[torch.Generator().manual_seed(4)], best_of=3, output_type="pt")
+    assert torch.equal(alone.pyramid.concat()[0], best[0])
+    assert alone.kept.tolist() == [gains[:3].argmax()]
+    assert pipe(3).kept is None
     assert torch.equal(drawn(best_of=1), drawn())
 
     def stop(pipe, step, timestep, tensors):

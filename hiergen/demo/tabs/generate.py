@@ -24,7 +24,8 @@ from hiergen.pipelines.prefixes import list_prefixes
 from hiergen.pyramid import TokenPyramid
 from hiergen.telling import counted
 
-MAX_IMAGES = 8
+#: Most pictures of a request, and most candidates of each.
+MAX_IMAGES, MAX_CANDIDATES = 8, 4
 #: Number of finished results of a model, and of looks at a picture that comes out of noise, the last one included.
 NUM_READY, NUM_LOOKS = 8, 6
 #: Number of finished results that are made at once.
@@ -43,6 +44,7 @@ class GenerateRequest:
         seed: Seed of all random draws.
         prompt: What a model of texts is told.
         negative_prompt: What its guidance moves away from; "" is no text.
+        best_of: Number of candidates of each picture, of which the best is kept.
     """
 
     label: int = 0
@@ -52,9 +54,11 @@ class GenerateRequest:
     seed: int = 0
     prompt: str = ""
     negative_prompt: str = ""
+    best_of: int = 1
 
     def __post_init__(self) -> None:
-        check_ranges(self, count=(1, MAX_IMAGES), guidance_scale=GUIDANCE, temperature=(0, 4), seed=SEED)
+        numbers = {"count": (1, MAX_IMAGES), "best_of": (1, MAX_CANDIDATES)}
+        check_ranges(self, **numbers, guidance_scale=GUIDANCE, temperature=(0, 4), seed=SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,7 @@ def generate(entry: DemoModel, request: GenerateRequest, *, seconds: float) -> I
 def _generate(entry: DemoModel, requests: Sequence[GenerateRequest], *, seconds: float) -> Iterator[Progress]:
     """Yield the progress of one batch for requests that differ in class or prompt and seed alone; each draws as if it were alone."""
     first, device = requests[0], entry.model.device
-    chosen = {**entry.notes.sampling, "guidance_scale": first.guidance_scale}
+    chosen = {**entry.notes.sampling, "guidance_scale": first.guidance_scale, "best_of": first.best_of}
     if has_setting(entry, "temperature"):
         chosen["temperature"] = first.temperature
     chosen |= told(entry, first)[1] | {f"num_images_per_{'prompt' if entry.takes_words else 'label'}": first.count}
@@ -162,7 +166,16 @@ class _Watcher:
         if isinstance(self._entry.generator, FlowTransformer):
             steps = self._entry.model.num_timesteps
             looks, name, size = self._looks, f"step {steps}", f"of {steps}"
+        if made.kept is not None:
+            looks = [_kept(look, made.kept.tolist()) for look in looks]
         self._report(Progress(0, 0, (*looks, _look(made.images, name, size)), is_done=True))
+
+
+def _kept(look: Look, kept: Sequence[int]) -> Look:
+    """Return a look at the candidates that were kept, by their numbers among those of each picture."""
+    best_of = len(look.pictures) // len(kept)
+    chosen = tuple(look.pictures[picture * best_of + number] for picture, number in enumerate(kept))
+    return dataclasses.replace(look, pictures=chosen)
 
 
 def _look(images: torch.Tensor, name: str, size: str) -> Look:
@@ -216,7 +229,8 @@ def _result(entry: DemoModel, request: GenerateRequest, last: Progress) -> dict[
     name = title_of(entry, request)
     size = list_prefixes(entry.tokenizer)[-1]
     way = ", all at once, out of noise" if isinstance(entry.generator, FlowTransformer) else ""
-    line = f"{name}, seed {request.seed}: {size}{' per picture' if request.count > 1 else ''}{way}."
+    best = f", the best of {request.best_of}" if request.best_of > 1 else ""
+    line = f"{name}, seed {request.seed}{best}: {size}{' per picture' if request.count > 1 else ''}{way}."
     chosen = {**dataclasses.asdict(request), "path": menu_path(entry, request.label)}
     place = "generate", entry.title
     return result(draw_views(entry, request, last.looks), title=name, line=line, chosen=chosen, place=place)
@@ -248,17 +262,26 @@ def add_tab(page: Page, library: Library) -> None:
                 temperature = gr.Slider(
                     0, 2, value=1, step=0.05, label="Temperature", interactive=has_setting(first, "temperature")
                 )
+                best_of = gr.Slider(
+                    *(1, MAX_CANDIDATES),
+                    value=1,
+                    step=1,
+                    label="Candidates for each, of which the best is kept",
+                    visible=first.model.compares_candidates,
+                    elem_id="generate-best-of",
+                )
                 seed, is_new = add_seed("generate")
             strip, made = page.strip(ready[titles[0]], name="generate-strip")
             about = gr.Markdown(first.about, elem_classes="about")
 
     def run(title: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        entry, (*asked, amount, scale, warmth, number) = library.get(title), values
+        entry, (*asked, amount, scale, warmth, candidates, number) = library.get(title), values
         request = GenerateRequest(
             **asking.read(entry, asked),
             count=int(amount),
             guidance_scale=float(scale),
             temperature=float(warmth),
+            best_of=int(candidates),
             seed=to_seed(number),
         )
         yield from _updates(entry, request, generate(entry, request, seconds=settings.max_seconds))
@@ -268,6 +291,7 @@ def add_tab(page: Page, library: Library) -> None:
         return (
             gr.Slider(value=entry.usual_guidance(1.5)),
             gr.Slider(interactive=has_setting(entry, "temperature")),
+            gr.Slider(value=1, visible=entry.model.compares_candidates),
             entry.about,
             ready[title][0]["stage"] if ready[title] else draw_empty(invitation(entry)),
             {"items": ready[title], "at": 0},
@@ -288,16 +312,18 @@ def add_tab(page: Page, library: Library) -> None:
             chosen["seed"],
             chosen["guidance_scale"],
             chosen["count"],
+            gr.Slider(value=chosen["best_of"], visible=library.get(title).model.compares_candidates),
             *asking.show(library.get(title), chosen),
         )
 
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    model.input(change, model, [guidance, temperature, about, stage, strip, *asking.outputs], **quick)
+    changed = [guidance, temperature, best_of, about, stage, strip, *asking.outputs]
+    model.input(change, model, changed, **quick)
     asking.connect(library, model)
-    shown = [seed, guidance, count, *asking.outputs]
+    shown = [seed, guidance, count, best_of, *asking.outputs]
     page.chooses(strip, made, [stage, status]).then(restore, [model, made], shown, **quick)
     page.links["generate"] = again, [model, is_new, temperature, about, strip, *shown]
-    inputs = [model, *asking.inputs, count, guidance, temperature, seed]
+    inputs = [model, *asking.inputs, count, guidance, temperature, best_of, seed]
     outputs = [stage, status, made]
     page.starts(start, stop, explained(run), inputs, outputs, seed=(seed, is_new), strip=strip, also=asking.prompt)
     _answer_programs(page, library)
@@ -337,9 +363,10 @@ def _answer_programs(page: Page, library: Library) -> None:
         seed: float,
         prompt: str,
         negative_prompt: str,
+        best_of: float,
     ) -> Iterator[tuple[Any, ...]]:
         numbers = int(label), int(count), float(guidance_scale), float(temperature), to_seed(seed)
-        request = GenerateRequest(*numbers, prompt, negative_prompt)
+        request = GenerateRequest(*numbers, prompt, negative_prompt, int(best_of))
         with picture_files() as png:
             for now in generate(library.get(title), request, seconds=page.settings.max_seconds):
                 if now.is_done:
@@ -356,6 +383,7 @@ def _answer_programs(page: Page, library: Library) -> None:
         gr.Number(0, precision=0, visible=False),
         gr.Textbox("", visible=False),
         gr.Textbox("", visible=False),
+        gr.Slider(1, MAX_CANDIDATES, value=1, step=1, visible=False),
     ]
     files = [gr.Image(visible=False, format="png"), gr.Gallery(visible=False, format="png"), gr.Markdown(visible=False)]
     page.answers(explained(answer), values, files, api_name="generate")

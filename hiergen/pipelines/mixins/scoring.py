@@ -158,24 +158,34 @@ class ScoringPipeline(HiergenPipeline):
         each = self._one_each(class_labels, pyramid.batch_size)
         return self._per_batch(measure, pyramid, each, batch_size).mean(dim=1)
 
+    @property
+    def compares_candidates(self) -> bool:
+        """Whether images can be asked for with `best_of`: a flow or a generator of exact likelihood, whose condition was dropped in training."""
+        return not self._obstacle()
+
+    def _obstacle(self) -> str:
+        """Return why it is not known what candidates gain by their condition; "" where it is."""
+        kind = type(self.generator)
+        if not self.generator.makes_unconditional:
+            return (
+                f"what this {kind.__name__} is told was never dropped in training, "
+                "so what a candidate gains by it is not known"
+            )
+        if not isinstance(self.generator, FlowTransformer) and kind.id_logits is Generator.id_logits:
+            return f"a {kind.__name__} has no exact likelihood to compare by"
+        return ""
+
     def _check_gains(self, best_of: int, told: Any) -> None:
         """Check that candidates can be compared by what they gain by their condition.
 
         Raises:
             ValueError: If there is no condition, it was never dropped in training, or the generator is no flow and has no exact likelihood.
         """
-        kind, what = type(self.generator), self.told_by
         if isinstance(told, Unconditional):
+            what = self.told_by
             raise ValueError(f"best_of is {best_of} without {what}, by which candidates are compared: expected 1")
-        if not self.generator.makes_unconditional:
-            raise ValueError(
-                f"best_of is {best_of}, but what this {kind.__name__} is told was never dropped in training, "
-                "so what a candidate gains by it is not known: expected 1"
-            )
-        if not isinstance(self.generator, FlowTransformer) and kind.id_logits is Generator.id_logits:
-            raise ValueError(
-                f"best_of is {best_of}, but a {kind.__name__} has no exact likelihood to compare by: expected 1"
-            )
+        if obstacle := self._obstacle():
+            raise ValueError(f"best_of is {best_of}, but {obstacle}: expected 1")
 
     def _gains(self, pyramid: TokenPyramid, told: Tensor | TextCondition) -> Float[Tensor, " b"]:
         """Return what tokens gain by their condition: log-likelihood over that without one, or of a flow the error that it saves."""

@@ -101,7 +101,7 @@ def test_finished_results_are_what_their_settings_make(library) -> None:
     one = ready[3]
     assert one["chosen"] == {
         "label": 3, "count": 1, "guidance_scale": 1.5, "temperature": 1.0, "seed": 3, "path": [3],
-        "prompt": "", "negative_prompt": "",
+        "prompt": "", "negative_prompt": "", "best_of": 1,
     }  # fmt: skip
     (picture,) = entry.model(3, generator=torch.Generator().manual_seed(3), guidance_scale=1.5).images
     assert as_uri(picture) in one["stage"]
@@ -122,6 +122,7 @@ def test_a_class_that_is_not_there(library, label) -> None:
     ("values", "message"),
     [
         ({"count": 9}, "count is 9, expected 1 to 8"),
+        ({"best_of": 5}, "best_of is 5, expected 1 to 4"),
         ({"guidance_scale": math.nan}, "guidance_scale is nan, expected 0 to 20"),
         ({"temperature": -1.0}, "temperature is -1.0, expected 0 to 4"),
         ({"seed": 2**32}, "seed is 4294967296, expected 0 to 4294967295"),
@@ -176,3 +177,18 @@ def test_an_empty_field_of_the_seed_is_said_to_be_empty() -> None:
     assert to_seed(7.0) == 7
     with pytest.raises(ValueError, match="the field for the seed is empty, expected a whole number"):
         to_seed(None)
+
+
+@pytest.mark.parametrize("name", ["one-dimensional", "words"])
+def test_of_several_candidates_the_best_is_shown_from_its_first_step_on(library, name) -> None:
+    entry = library.get(name)
+    request = GenerateRequest(label=3, count=2, seed=5, prompt="red heart", best_of=3)
+    *before, last = generate(entry, request, seconds=60.0)
+    assert {len(look.pictures) for now in before for look in now.looks} == {6}
+    assert {len(look.pictures) for look in last.looks} == {2}
+    asked, each = ("red heart", "num_images_per_prompt") if entry.takes_words else (3, "num_images_per_label")
+    sampling = {**entry.notes.sampling, "guidance_scale": 1.5, each: 2}
+    made = entry.model(asked, generator=torch.Generator().manual_seed(5), best_of=3, **sampling)
+    assert list(last.looks[-1].pictures) == made.images
+    for shown, look in zip(before[-1].looks, last.looks, strict=False):
+        assert look.pictures == tuple(shown.pictures[3 * image + k] for image, k in enumerate(made.kept))
