@@ -180,8 +180,11 @@ def test_an_empty_field_of_the_seed_is_said_to_be_empty() -> None:
 
 
 @pytest.mark.parametrize("name", ["one-dimensional", "words"])
-def test_of_several_candidates_the_best_is_shown_from_its_first_step_on(library, name) -> None:
+def test_of_several_candidates_the_best_is_shown_from_its_first_step_on(library, name, monkeypatch) -> None:
     entry = library.get(name)
+    # A new model of levels reads no class yet, so that no candidate gains by it: here those of large ids do.
+    if not entry.takes_words:
+        monkeypatch.setattr(type(entry.model), "_gains", lambda pipe, pyramid, told: pyramid.concat().sum(dim=1))
     request = GenerateRequest(label=3, count=2, seed=5, prompt="red heart", best_of=3)
     *before, last = generate(entry, request, seconds=60.0)
     assert {len(look.pictures) for now in before for look in now.looks} == {6}
@@ -190,5 +193,6 @@ def test_of_several_candidates_the_best_is_shown_from_its_first_step_on(library,
     sampling = {**entry.notes.sampling, "guidance_scale": 1.5, each: 2}
     made = entry.model(asked, generator=torch.Generator().manual_seed(5), best_of=3, **sampling)
     assert list(last.looks[-1].pictures) == made.images
+    assert made.kept.any()
     for shown, look in zip(before[-1].looks, last.looks, strict=False):
         assert look.pictures == tuple(shown.pictures[3 * image + k] for image, k in enumerate(made.kept))
