@@ -1,4 +1,4 @@
-"""The interface of datasets: samples by index, each a pure function of (seed, epoch, index)."""
+"""The interface of datasets: samples by index, each a pure function of (seed, visit, index)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-#: (index, epoch): the number of a sample, and how often it was visited before.
+#: (index, visit): the number of a sample, and a number that each of its visits has for itself, such as the epoch.
 Sample = tuple[int, int]
 
 
@@ -29,7 +29,7 @@ class Dataset(abc.ABC):
 
     @abc.abstractmethod
     def batch(self, samples: Sequence[Sample], *, seed: int) -> dict[str, Tensor]:
-        """Return samples, stacked; the augmentation of each is a function of (seed, epoch, index) alone."""
+        """Return samples, stacked; the augmentation of each is a function of (seed, visit, index) alone."""
 
     @property
     @abc.abstractmethod

@@ -1,7 +1,7 @@
 """The order of samples as a pure function of (seed, position), so that any run can start at any position.
 
-Position p of the endless stream belongs to epoch p // n; every epoch is its own permutation. Nothing is saved but the position,
-and workers hold no state.
+Position p of the endless stream belongs to epoch p // n; every epoch is its own permutation, or its own draw by the samples' weights.
+Nothing is saved but the position, and workers hold no state.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -30,13 +31,31 @@ class SampleStream(TorchDataset[dict[str, Tensor]]):
 
     The global batch does not depend on the number of processes.
 
+    Args:
+        weights: How often each sample is visited, relative to the others, `(n,)`, positive; None visits each once per epoch. With weights
+            an epoch still has n visits, of which a sample has its share, rounded up or down at random.
+
     Raises:
-        ValueError: If the dataset is empty or `batch_size` is not a multiple of `world_size`.
+        ValueError: If the dataset is empty, `batch_size` is not a multiple of `world_size`, or `weights` are not one positive number
+            per sample.
     """
 
-    def __init__(self, dataset: Dataset, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: Float64[Tensor, " n"] | None = None,
+    ) -> None:
         if len(dataset) == 0:
             raise ValueError("the dataset holds no samples")
+        if weights is not None and (weights.shape != (len(dataset),) or not bool((weights > 0).all())):
+            raise ValueError(
+                f"weights have shape {tuple(weights.shape)}, expected a positive number for each of {len(dataset)} samples"
+            )
         if batch_size % world_size:
             raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {world_size} processes")
         self._dataset = dataset
@@ -44,13 +63,19 @@ class SampleStream(TorchDataset[dict[str, Tensor]]):
         self._share = batch_size // world_size
         self._seed = seed
         self._rank = rank
+        self._weights = weights
 
     def samples(self, step: int) -> list[Sample]:
-        """Return the (index, epoch) pairs of this process at one step."""
+        """Return the (index, visit) pairs of this process at one step."""
         start = step * self._batch_size + self._rank * self._share
         size = len(self._dataset)
-        pairs = [divmod(position, size) for position in range(start, start + self._share)]
-        return [(int(_permutation(self._seed, epoch, size)[offset]), epoch) for epoch, offset in pairs]
+        found = []
+        for position in range(start, start + self._share):
+            epoch, offset = divmod(position, size)
+            index = int(_order(self._seed, epoch, size, self._weights)[offset])
+            # By weights a sample may come twice in an epoch, and then differs by its position.
+            found.append((index, epoch if self._weights is None else position))
+        return found
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         return self._dataset.batch(self.samples(step), seed=self._seed)
@@ -107,5 +132,13 @@ def explain_worker_death() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(derive_seed(seed, "epoch", epoch))).permutation(size)
+def _order(seed: int, epoch: int, size: int, weights: Tensor | None) -> np.ndarray:
+    """Return the samples of an epoch; weights are cached by identity, as tensors are hashed."""
+    rng = np.random.Generator(np.random.Philox(derive_seed(seed, "epoch", epoch)))
+    order = rng.permutation(size)
+    if weights is None:
+        return order
+    # Systematic sampling: evenly spaced points on the line of all weights, laid end to end.
+    ends = weights.numpy()[order].cumsum()
+    points = (np.arange(size) + rng.random()) * (ends[-1] / size)
+    return rng.permutation(order[np.searchsorted(ends[:-1], points, side="right")])

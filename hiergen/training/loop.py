@@ -157,7 +157,12 @@ class _Run:
         config, accelerator = self.config, self.accelerator
         rank, world = share_of_data(config, accelerator)
         stream = SampleStream(
-            self.task.dataset, batch_size=config.batch_size, seed=config.seed, rank=rank, world_size=world
+            self.task.dataset,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=rank,
+            world_size=world,
+            weights=self.task.weights,
         )
         with (
             contextlib.closing(self.log),

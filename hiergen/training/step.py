@@ -198,13 +198,14 @@ class Stepper:
             return
         bad = [key for key, value in line.items() if not abs(value) < float("inf")]
         began = int(self._last_bad)
-        stream = SampleStream(self._task.dataset, batch_size=config.batch_size, seed=config.seed)
+        data = self._task.dataset
+        stream = SampleStream(data, batch_size=config.batch_size, seed=config.seed, weights=self._task.weights)
         pairs = stream.samples(began // config.batch_size)
         shown = ", ".join(str(index) for index, _ in pairs[:16]) + (", ..." if len(pairs) > 16 else "")
         raise FloatingPointError(
             f"{skipped} steps had a non-finite gradient, at most {config.max_skipped} are tolerated; "
             f"not finite at {int(line['samples'])} samples: {', '.join(bad) or 'nothing but gradients'}; "
-            f"the last such batch began at sample {began}: samples {shown} of the dataset, epoch {pairs[0][1]}"
+            f"the last such batch began at sample {began}: samples {shown} of the dataset, epoch {began // len(data)}"
         )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import torch
 import toy
 from accelerate import Accelerator, DistributedType
 
+from hiergen.data.stream import SampleStream
 from hiergen.training import loop
 from hiergen.training.checkpoints import run_state
 from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
@@ -128,14 +130,15 @@ def test_a_run_of_which_half_the_steps_were_skipped_ends_well_and_the_next_does_
                 fit(config)
 
 
-def test_too_many_bad_steps_stop_the_run_and_name_the_term(tmp_path) -> None:
-    config = toy.toy_run(str(tmp_path), task=toy.ToyConfig(poison=tuple(range(12))), max_skipped=3)
+@pytest.mark.parametrize("first_weight", [1.0, 30.0])
+def test_too_many_bad_steps_stop_the_run_and_name_the_term(tmp_path, first_weight) -> None:
+    task = toy.ToyConfig(poison=tuple(range(12)), first_weight=first_weight)
+    config = toy.toy_run(str(tmp_path), task=task, max_skipped=3)
     with pytest.raises(FloatingPointError, match=r"non-finite gradient, at most 3 are tolerated.*toy/loss") as stop:
         fit(config)
-    from hiergen.data.stream import SampleStream
-
-    last = SampleStream(toy.Numbers(37), batch_size=8, seed=0).samples(3)
-    assert f"began at sample 24: samples {', '.join(str(index) for index, _ in last)} of" in str(stop.value)
+    last = SampleStream(toy.Numbers(37), batch_size=8, seed=0, weights=task.build().weights).samples(3)
+    shown = ", ".join(str(index) for index, _ in last)
+    assert f"began at sample 24: samples {shown} of the dataset, epoch 0" in str(stop.value)
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path) -> None:
@@ -208,8 +211,6 @@ def test_the_exported_model_holds_the_averaged_weights(tmp_path) -> None:
 
 
 def test_every_sample_is_seen_once_an_epoch(tmp_path) -> None:
-    from hiergen.data.stream import SampleStream
-
     stream = SampleStream(toy.Numbers(37), batch_size=8, seed=3)
     pairs = [pair for step in range(37) for pair in stream.samples(step)]
     for epoch in range(8):
@@ -219,8 +220,6 @@ def test_every_sample_is_seen_once_an_epoch(tmp_path) -> None:
 
 
 def test_the_global_batch_does_not_depend_on_the_number_of_processes() -> None:
-    from hiergen.data.stream import SampleStream
-
     whole = SampleStream(toy.Numbers(37), batch_size=8, seed=3).samples(5)
     shares = [SampleStream(toy.Numbers(37), batch_size=8, seed=3, rank=r, world_size=4).samples(5) for r in range(4)]
     assert [pair for share in shares for pair in share] == whole
@@ -228,6 +227,40 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes() -> None:
         SampleStream(toy.Numbers(37), batch_size=8, seed=3, world_size=3)
     with pytest.raises(ValueError, match="holds no samples"):
         SampleStream(toy.Numbers(0), batch_size=8, seed=3)
+
+
+def test_by_weights_every_sample_has_its_share_of_an_epoch() -> None:
+    weights = torch.tensor([6.0, 0.5, 1.0, 1.0, 1.5], dtype=torch.float64)
+    stream = SampleStream(toy.Numbers(5), batch_size=10, seed=3, weights=weights)
+    pairs = [pair for step in range(400) for pair in stream.samples(step)]
+    # No two visits have the same draws, though a sample comes more than once in an epoch.
+    assert len(set(pairs)) == len(pairs) == 4000
+    epochs = [[index for index, _ in pairs[start : start + 5]] for start in range(0, 4000, 5)]
+    for index, share in enumerate((weights / 2).tolist()):
+        counts = torch.tensor([epoch.count(index) for epoch in epochs])
+        assert math.floor(share) <= counts.min() <= counts.max() <= math.ceil(share)
+        assert abs(counts.double().mean() - share) < 0.06
+    shares = [
+        SampleStream(toy.Numbers(5), batch_size=10, seed=3, weights=weights, rank=r, world_size=2).samples(7)
+        for r in range(2)
+    ]
+    assert shares[0] + shares[1] == pairs[70:80]
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, float("nan"), 1.0]])
+def test_weights_that_are_not_one_positive_number_per_sample_are_refused(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"weights .*expected a positive number for each of 3 samples"):
+        SampleStream(toy.Numbers(3), batch_size=1, seed=0, weights=torch.tensor(weights, dtype=torch.float64))
+
+
+def test_a_run_visits_samples_by_the_weights_of_its_task(tmp_path, monkeypatch) -> None:
+    config = toy.toy_run(str(tmp_path), task=toy.ToyConfig(first_weight=30.0))
+    task = toy.ToyTask(config.task)
+    monkeypatch.setattr(toy.ToyConfig, "build", lambda _: task)
+    fit(config)
+    stream = SampleStream(task.dataset, batch_size=8, seed=0, weights=task.weights)
+    assert task.seen == [index for step in range(12) for index, _ in stream.samples(step)]
+    assert task.seen.count(0) > 30
 
 
 def test_what_moves_parameters_elsewhere_and_missing_trackers_are_refused(tmp_path) -> None:

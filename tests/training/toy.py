@@ -51,6 +51,7 @@ class ToyConfig(TaskConfig):
     """`stop_at`: raise SIGTERM at this call of the loss. `poison`: calls whose loss is NaN. `is_random`: dropout and noise.
 
     `poison_gradient`, `poison_critic`: calls of which the loss is finite, but what flows back to the toy or the critic is NaN.
+    `first_weight`: how often the first sample is visited, where others are once.
     """
 
     size: int = 37
@@ -59,6 +60,7 @@ class ToyConfig(TaskConfig):
     poison_gradient: tuple[int, ...] = ()
     poison_critic: tuple[int, ...] = ()
     is_random: bool = True
+    first_weight: float = 1.0
 
     def build(self) -> Task:
         return ToyTask(self)
@@ -72,6 +74,8 @@ class ToyTask(Task):
         if not config.is_random:
             self.toy.drop.p = 0.0
         self.dataset = Numbers(config.size)
+        if config.first_weight != 1:
+            self.weights = torch.tensor([config.first_weight] + [1.0] * (config.size - 1), dtype=torch.float64)
         self.calls = 0
         self.seen: list[int] = []
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from hiergen.data.dataset import Dataset
@@ -25,12 +26,14 @@ class Task(abc.ABC):
     Attributes:
         players: Modules by name, in the order of their updates; the first is the one that the run is about.
         dataset: The samples.
+        weights: How often each sample is visited, relative to the others, `(n,)`; None visits each once per epoch.
         validation: Held-out samples that are scored at every checkpoint interval, or None.
         unshardable: Why the parameters cannot be shared out over processes, or None if they can.
     """
 
     players: dict[str, nn.Module]
     dataset: Dataset
+    weights: Float64[Tensor, " n"] | None = None
     validation: Dataset | None = None
     unshardable: str | None = None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from hiergen.data.codes import INDEX, CodeSet
@@ -73,6 +74,8 @@ class GeneratorTask(Task):
         self.generator.check_tokenizer(codes.specs)
         _check_scale(self.generator, codes)
         self.players = {"generator": self.generator}
+        if config.balance:
+            self.weights = _balanced(codes, config.balance, config.class_table)
         self._random_until = config.random_until
         if config.random_until is not None and not hasattr(self.generator, "random_share"):
             raise ValueError(
@@ -128,6 +131,20 @@ def _open(config: GeneratorTaskConfig, folder: str) -> CodeSet:
     """Return a cache, with its captions where the generator reads them."""
     codes = CodeSet.open(folder)
     return codes if config.captions is None else caption_codes(codes, folder, config.captions)
+
+
+def _balanced(codes: CodeSet, balance: float, class_table: str | None) -> Float64[Tensor, " n"]:
+    """Return how often each sample is visited, for `GeneratorTaskConfig.balance`.
+
+    Class-balanced sampling with a temperature, as Mahajan et al. (arXiv:1805.00932) have it at a balance of 0.5.
+    """
+    if class_table is not None:
+        coarsest = ClassHierarchy.from_table(class_table, codes.classes).levels[0]
+    else:
+        coarsest = ClassHierarchy.from_names(codes.classes).levels[0]
+    of_leaf = torch.tensor([len(coarsest.names) + leaf if x is None else x for leaf, x in enumerate(coarsest.of_leaf)])
+    groups = of_leaf[codes.labels]
+    return groups.bincount()[groups].double() ** -balance
 
 
 #: The generators that standardize tokens by their mean and deviation.

@@ -7,7 +7,7 @@ import dataclasses
 import shlex
 from typing import TYPE_CHECKING, Any, Literal
 
-from hiergen.checked import Checked, Count, CountOrZero, NotNegative
+from hiergen.checked import Checked, Count, CountOrZero, NotNegative, Share
 from hiergen.data.config import DataConfig
 from hiergen.data.shapes.config import ShapeDataConfig
 from hiergen.data.text.config import CaptionConfig, TextDataConfig
@@ -63,6 +63,10 @@ class GeneratorTaskConfig(TaskConfig):
             learns every level: it can then be asked for a group, or an attribute, alone.
         class_table: CSV file of the classes' groups, coarse to fine, in place of their names (`ClassHierarchy.from_table`).
         captions: How the captions that `hiergen encode` wrote beside the codes are read, for a generator of texts; None trains one of classes.
+        balance: How evenly groups of classes are visited: 0 as often as they have samples, 1 all equally often, and in between in
+            proportion to their number to the power `1 - balance`. A group is the coarsest level of the classes' paths (their names, or
+            `class_table`), or the class itself where they have none. Rare groups are learned sooner, and samples without a condition
+            then have these shares.
         validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
             interval; None for none.
         tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
@@ -77,6 +81,7 @@ class GeneratorTaskConfig(TaskConfig):
     class_paths: bool = False
     class_table: str | None = None
     captions: CaptionConfig | None = None
+    balance: Share = 0.0
     validation_codes: str | None = None
     tokenizer: str | None = None
     random_until: tuple[CountOrZero, CountOrZero] | None = None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +152,50 @@ def test_random_orders_are_refused_where_there_are_none(codes, tmp_path) -> None
         ValueError, match=r"random_until is \(2, 1\), expected two numbers of which the second is not less"
     ):
         GeneratorTaskConfig(random_until=(2, 1))
+
+
+CLASSES = ("food/fruit | flat", "food/drink | flat", "faces/happy | flat", "faces/happy | round")
+
+
+def _unbalanced(folder: Path, classes: Sequence[str] = CLASSES) -> list[int]:
+    """Write codes of which the classes have 1, 1, 3 and 5 samples, and return their labels."""
+    labels = [0, 1, 2, 2, 2, 3, 3, 3, 3, 3]
+    tokens = torch.randn(10, 4, 2, generator=torch.Generator().manual_seed(0))
+
+    def encode(start: int, stop: int) -> tuple[list[TokenPyramid], torch.Tensor]:
+        return [TokenPyramid((tokens[start:stop],), SPECS)], torch.tensor(labels[start:stop])
+
+    write_codes(folder, encode, num_samples=10, classes=list(classes), source="s")
+    return labels
+
+
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+@pytest.mark.parametrize("by", ["names", "table", "classes"])
+def test_balance_gives_each_group_its_share_of_visits(balance, by, tmp_path) -> None:
+    classes = CLASSES if by == "names" else ("pear", "juice", "grin", "smile")
+    labels = torch.tensor(_unbalanced(tmp_path / "codes", classes))
+    table = None
+    if by == "table":
+        table = str(tmp_path / "classes.csv")
+        Path(table).write_text("class,group\npear,food\njuice,food\ngrin,faces\nsmile,faces\n")
+    config = GeneratorTaskConfig(
+        preset="flow-tiny", codes=str(tmp_path / "codes"), overrides=SMALL, balance=balance, class_table=table
+    )
+    weights = config.build().weights
+    found = torch.zeros(4, dtype=torch.float64).index_add(0, labels, weights / weights.sum())
+    # The groups have 2 and 8 samples.
+    expected = {0.5: [1 / 3, 2 / 3], 1.0: [1 / 2, 1 / 2]}[balance]
+    if by != "classes":
+        found = found.view(2, 2).sum(1)
+    else:
+        roots = torch.tensor([1.0, 1.0, 3.0, 5.0]).sqrt()
+        expected = {0.5: (roots / roots.sum()).tolist(), 1.0: [1 / 4] * 4}[balance]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_without_balance_every_sample_comes_once_per_epoch(tmp_path) -> None:
+    _unbalanced(tmp_path / "codes")
+    config = GeneratorTaskConfig(preset="flow-tiny", codes=str(tmp_path / "codes"), overrides=SMALL)
+    assert config.build().weights is None
+    with pytest.raises(ValueError, match="balance"):
+        dataclasses.replace(config, balance=1.5)
