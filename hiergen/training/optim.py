@@ -36,9 +36,12 @@ _Beta = Annotated[float, Range(0, 1, excludes_high=True)]
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Checked):
-    """AdamW with linear warm-up and a schedule.
+    """AdamW or Muon, with linear warm-up and a schedule.
 
     Attributes:
+        name: "adamw"; or "muon", which steps the matrices that AdamW decays (so no embeddings) by Muon, and all else by AdamW, with one
+            learning rate. It cannot train parameters that are shared out.
+        momentum: Decay of Muon's momentum.
         lr: Peak learning rate.
         betas: Decay of AdamW's two moments.
         eps: Number added to the root of the second moment.
@@ -51,6 +54,8 @@ class OptimConfig(Checked):
         clip_norm: Largest norm of each player's gradient; None for no clipping.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
+    momentum: _Beta = 0.95
     lr: NotNegative = 1e-4
     betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     eps: Positive = 1e-8
@@ -70,7 +75,7 @@ def decays(name: str, parameter: nn.Parameter, *, exempt: tuple[str, ...] = ()) 
 def make_optimizer(
     module: nn.Module, config: OptimConfig, *, multipliers: Mapping[str, float] | None = None
 ) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters, in groups: decayed and not, and these two for each factor of the learning rate.
+    """Return AdamW, or Muon, over the trainable parameters, in groups: decayed and not, and these two for each factor of the learning rate.
 
     Args:
         module: The module.
@@ -81,6 +86,8 @@ def make_optimizer(
     # Settings are read, and help is shown, without PyTorch.
     import torch
 
+    from hiergen.training.muon import Muon
+
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     exempt = config.no_decay
     factors = {name: _factor(name, multipliers or {}) for name, _ in trainable}
@@ -88,16 +95,21 @@ def make_optimizer(
     for factor in sorted(set(factors.values())):
         own = [(name, p) for name, p in trainable if factors[name] == factor]
         extra = {} if factor == 1 else {"multiplier": factor, "lr": config.lr * factor}
+        decayed = [p for name, p in own if decays(name, p, exempt=exempt)]
+        others = [p for name, p in own if not decays(name, p, exempt=exempt)]
+        if config.name == "muon":
+            matrices = [p for p in decayed if p.ndim == 2]
+            decayed = [p for p in decayed if p.ndim > 2]
+            groups.append(
+                {"params": matrices, "weight_decay": config.weight_decay, "momentum": config.momentum, **extra}
+            )
         groups += [
-            {
-                "params": [p for name, p in own if decays(name, p, exempt=exempt)],
-                "weight_decay": config.weight_decay,
-                **extra,
-            },
-            {"params": [p for name, p in own if not decays(name, p, exempt=exempt)], "weight_decay": 0.0, **extra},
+            {"params": decayed, "weight_decay": config.weight_decay, **extra},
+            {"params": others, "weight_decay": 0.0, **extra},
         ]
     # Fused, because only the fused step takes `found_inf`: a bad step is skipped on the device, without asking the host.
-    return torch.optim.AdamW(
+    kind = Muon if config.name == "muon" else torch.optim.AdamW
+    return kind(
         [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     )
 

@@ -62,11 +62,15 @@ class Stepper:
                 _checkpoint_activations(module)
         self._is_sharded = is_sharded(config, accelerator)
         self._is_split = is_split(config, accelerator)
-        if (self._is_sharded or self._is_split) and task.unshardable is not None:
-            asked = "tensor" if self._is_split else "full"
-            raise ValueError(f"sharding is {asked!r}, expected 'none' for this task: {task.unshardable}")
-        self.losses = {name: self._wrap(PlayerLoss(task, name)) for name in task.players}
         self._optim = {name: task.optim(name) or config.optim for name in task.players}
+        asked = "tensor" if self._is_split else "full"
+        if (self._is_sharded or self._is_split) and task.unshardable is not None:
+            raise ValueError(f"sharding is {asked!r}, expected 'none' for this task: {task.unshardable}")
+        if (self._is_sharded or self._is_split) and any(optim.name == "muon" for optim in self._optim.values()):
+            raise ValueError(
+                f"sharding is {asked!r}, expected 'none' with optim.name 'muon', which reads whole matrices"
+            )
+        self.losses = {name: self._wrap(PlayerLoss(task, name)) for name in task.players}
         self.optimizers = {
             name: make_optimizer(module, self._optim[name], multipliers=task.rate_multipliers(name))
             for name, module in task.players.items()

@@ -19,6 +19,7 @@ from hiergen.training import loop
 from hiergen.training.checkpoints import run_state
 from hiergen.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from hiergen.training.loop import RunInterruptedError, fit
+from hiergen.training.optim import OptimConfig
 from hiergen.training.processes.launch import check_distributed
 from hiergen.training.reporting.run_log import MEASURED, RunLog
 
@@ -48,6 +49,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         (4, {"num_workers": 1}),
         (5, {"accumulation": 2, "background_checkpoints": True}),
         (10, {"ema_decay": None}),
+        (4, {"optim": OptimConfig(name="muon", lr=1e-2, warmup_samples=16)}),
     ],
 )
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path, stop_at, changes) -> None:
