@@ -64,9 +64,9 @@ class GeneratorTaskConfig(TaskConfig):
         class_table: CSV file of the classes' groups, coarse to fine, in place of their names (`ClassHierarchy.from_table`).
         captions: How the captions that `hiergen encode` wrote beside the codes are read, for a generator of texts; None trains one of classes.
         balance: How evenly groups of classes are visited: 0 as often as they have samples, 1 all equally often, and in between in
-            proportion to their number to the power `1 - balance`. A group is the coarsest level of the classes' paths (their names, or
-            `class_table`), or the class itself where they have none. Rare groups are learned sooner, and samples without a condition
-            then have these shares.
+            proportion to their number to the power `1 - balance`. A group is the coarsest level of the classes' paths, which are their
+            names or stand in `class_table`, or the class itself where there are none. Rare groups are learned sooner, and samples
+            without a condition then have these shares.
         validation_codes: Folder of held-out codes of the same tokenizer, whose losses are logged as "val/..." at every checkpoint
             interval; None for none.
         tokenizer: Folder of the tokenizer that made the codes: with it samples of the first classes are drawn at every checkpoint,
