@@ -52,9 +52,12 @@ class SampleStream(TorchDataset[dict[str, Tensor]]):
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("the dataset holds no samples")
-        if weights is not None and (weights.shape != (len(dataset),) or not bool((weights > 0).all())):
+        if weights is not None and (
+            weights.shape != (len(dataset),) or not bool(((weights > 0) & weights.isfinite()).all())
+        ):
             raise ValueError(
-                f"weights have shape {tuple(weights.shape)}, expected a positive number for each of {len(dataset)} samples"
+                f"weights have shape {tuple(weights.shape)} and are {float(weights.min()):g} to {float(weights.max()):g}, "
+                f"expected a finite positive number for each of {len(dataset)} samples"
             )
         if batch_size % world_size:
             raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {world_size} processes")

@@ -249,9 +249,9 @@ def test_by_weights_every_sample_has_its_share_of_an_epoch() -> None:
     assert shares[0] + shares[1] == pairs[70:80]
 
 
-@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, float("nan"), 1.0]])
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, float("nan"), 1.0], [1.0, float("inf"), 1.0]])
 def test_weights_that_are_not_one_positive_number_per_sample_are_refused(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"weights .*expected a positive number for each of 3 samples"):
+    with pytest.raises(ValueError, match=r"weights .*expected a finite positive number for each of 3 samples"):
         SampleStream(toy.Numbers(3), batch_size=1, seed=0, weights=torch.tensor(weights, dtype=torch.float64))
 
 
